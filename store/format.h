@@ -1,0 +1,127 @@
+/* format.h - the on-disk structures of a store and nothing else. FORMAT.md is the specification;
+ * this file must agree with it to the byte. All integers are little-endian and fixed-width.
+ *
+ *   offset 0   front: u64 N, then N bytes of JSON (a safetensors header of the logical tensors,
+ *              with "__metadata__": {"format": "codecllm", ...}), padded with spaces
+ *   ...        chunks: each starts on a CWS_CHUNK_ALIGN boundary, zero padding between
+ *   index      on a CWS_CHUNK_ALIGN boundary: header, original header, tensors, chunks, code tables
+ *   trailer    the last CWS_TRAILER_BYTES bytes of the file
+ */
+#ifndef CWS_FORMAT_H
+#define CWS_FORMAT_H
+
+#include <stdint.h>
+
+#define CWS_MAGIC "\x8b" "CWS\r\n\x1a\n" /* 8 bytes; high bit, CR LF and ^Z catch text-mode damage */
+#define CWS_FORMAT_VERSION 0u
+#define CWS_CHUNK_ALIGN 64u
+#define CWS_CHUNK_BYTES (256u * 1024u)        /* default logical bytes of a chunk */
+#define CWS_CHUNK_BYTES_MAX (16u << 20)       /* a reader rejects a larger chunk */
+#define CWS_HEADER_BYTES_MAX 100000000u       /* safetensors' own limit */
+#define CWS_TILE_LANES 32u
+#define CWS_CODE_BITS_MAX 11u
+#define CWS_STREAM_PAD 8u                     /* zero bytes behind the bit streams of a chunk */
+
+/* Compatible: a reader that does not know the bit may ignore it. Incompatible: it must refuse. */
+#define CWS_COMPAT_KNOWN UINT64_C(0)
+#define CWS_INCOMPAT_LOSSY (UINT64_C(1) << 0) /* some tensor is q8/q6: the logical file is not the packed one */
+#define CWS_INCOMPAT_KNOWN (CWS_INCOMPAT_LOSSY)
+
+enum cws_codec_id { /* on disk: u8, pinned */
+    CWS_CODEC_RAW = 0,   /* stored bytes are the logical bytes */
+    CWS_CODEC_ZSTD = 1,  /* one zstd frame, content size present */
+    CWS_CODEC_SPLIT = 2, /* floats: exponent byte Huffman-coded, the rest raw byte planes */
+    CWS_CODEC_QUANT = 3, /* int8 symbols Huffman-coded, a scale per row (q8, q6) */
+};
+
+enum cws_dtype { /* on disk: u8, pinned; safetensors names in cws_dtype_name() */
+    CWS_BOOL = 0, CWS_U8 = 1, CWS_I8 = 2, CWS_U16 = 3, CWS_I16 = 4, CWS_U32 = 5, CWS_I32 = 6,
+    CWS_U64 = 7, CWS_I64 = 8, CWS_F8_E4M3 = 9, CWS_F8_E5M2 = 10, CWS_F16 = 11, CWS_BF16 = 12,
+    CWS_F32 = 13, CWS_F64 = 14,
+    CWS_DTYPE_COUNT = 15,
+};
+
+struct cws_trailer { /* the last bytes of the file */
+    uint8_t magic[8];
+    uint32_t version;
+    uint32_t trailer_bytes;   /* 128 */
+    uint64_t compat;
+    uint64_t incompat;
+    uint64_t file_bytes;      /* == st_size */
+    uint64_t logical_bytes;   /* size of the logical (unpacked) file */
+    uint64_t front_bytes;     /* 8 + N */
+    uint64_t index_offset;
+    uint64_t index_bytes;     /* index_offset + index_bytes <= file_bytes - trailer_bytes */
+    uint64_t front_xxh3;      /* XXH3-64, seed 0, of bytes [0, front_bytes) */
+    uint64_t index_xxh3;      /* XXH3-64, seed 0, of the index */
+    uint64_t content_hash[2]; /* sum over tensors of cws_tensor_record.content_hash, modulo 2^128; low word first */
+    uint64_t reserved;        /* 0 */
+    uint64_t trailer_xxh3;    /* XXH3-64, seed 0, of the 120 bytes before this field */
+};
+_Static_assert(sizeof(struct cws_trailer) == 128, "trailer layout");
+
+struct cws_index_header { /* at index_offset; the five parts follow without gaps, in this order */
+    uint64_t header_bytes; /* original safetensors header, verbatim, incl. its 8-byte length; padded to 8 */
+    uint32_t tensor_count; /* then tensor records, in order of logical offset, zero-sized ones in header order */
+    uint32_t table_count;  /* 128 bytes each: 256 four-bit code lengths, low nibble first */
+    uint64_t chunk_count;  /* chunk records, in order of logical offset */
+    uint64_t reserved;     /* 0 */
+};
+_Static_assert(sizeof(struct cws_index_header) == 32, "index header layout");
+
+struct cws_tensor_record {
+    uint64_t first_chunk;     /* index into the chunk records; chunks of a tensor are consecutive */
+    uint64_t chunk_count;     /* ceil(tensor bytes / chunk_bytes) */
+    uint64_t content_hash[2]; /* of the decoded bytes, fixed key; low word first */
+    uint64_t row_elems;       /* CWS_CODEC_QUANT: elements that share a scale; otherwise 0 */
+    uint32_t chunk_bytes;     /* logical bytes of every chunk but the last; multiple of 16, of the element size */
+    uint32_t table;           /* code table, or UINT32_MAX for none */
+    uint8_t dtype;            /* enum cws_dtype, equal to the header's */
+    uint8_t codec;            /* the codec of its chunks; a single chunk may still be RAW */
+    uint8_t quant_bits;       /* 8 or 6 for CWS_CODEC_QUANT, else 0 */
+    uint8_t reserved[5];      /* 0 */
+};
+_Static_assert(sizeof(struct cws_tensor_record) == 56, "tensor record layout");
+
+struct cws_chunk_record {
+    uint64_t offset;       /* in the file, multiple of CWS_CHUNK_ALIGN */
+    uint32_t stored_bytes;
+    uint32_t logical_bytes;
+    uint64_t xxh3;         /* XXH3-64 of the stored bytes, seed = index of this record in the chunk table */
+    uint8_t codec;         /* the tensor's codec or CWS_CODEC_RAW */
+    uint8_t reserved[7];   /* 0 */
+    uint64_t content_hash[2]; /* this chunk's share of the tensor's sum */
+};
+_Static_assert(sizeof(struct cws_chunk_record) == 48, "chunk record layout");
+
+/* Head of the stored bytes of a SPLIT or QUANT chunk. The sections follow in this order, each on a
+ * 16-byte boundary from the head (zero padding): raw byte planes that are not constant (SPLIT;
+ * elem_count bytes each, plane 0 = the lowest byte of the rotated element); bit-packed scale codes
+ * (QUANT); tile directory = u32 first_word[tile_count], u16 shortest[tile_count], then
+ * 32 lane-length excesses per tile (u8, or u16 with CWS_CODED_WIDE); bit streams: stream_words u32 words +
+ * CWS_STREAM_PAD zero bytes, which end the chunk.
+ *   tile    = 32 * lane_symbols consecutive elements (the last one of a chunk may be partial)
+ *   lane l  = elements e of a tile with (e / 8) % 32 == l, in rising order; its bit length is shortest[tile] + excess
+ *   streams = a tile's 32 lane streams joined bit to bit, least significant bit first, from word first_word[tile]
+ *             of the stream section; the tile's end is padded with zero bits to a 32-bit word */
+struct cws_coded_head {
+    uint32_t elem_count;
+    uint16_t lane_symbols;  /* 64, 128, 256 or 512 */
+    uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element */
+    uint8_t flags;          /* CWS_CODED_* */
+    uint32_t tile_count;    /* ceil(elem_count / (32 * lane_symbols)) */
+    uint32_t stream_words;
+    uint8_t const_planes;   /* SPLIT: bit p set = plane p is not stored, all its bytes are const_value[p] */
+    uint8_t const_value[7]; /* 0 where the bit is clear */
+    uint16_t scale_base;    /* QUANT: scale code of row r = scale_base + its packed field */
+    uint8_t scale_bits;     /* QUANT: width of a packed field, 0..14, fields least significant bit first */
+    uint8_t reserved[5];    /* 0 */
+};
+_Static_assert(sizeof(struct cws_coded_head) == 32, "coded head layout");
+#define CWS_CODED_WIDE 1u /* lane-length excesses are u16 */
+
+/* A QUANT scale is the f32 whose bits are (code << 18): 5 mantissa bits, always positive and finite.
+ * decoded element = round-to-nearest-even to the tensor's dtype of (f32)(symbol - 128) * scale. */
+#define CWS_SCALE_SHIFT 18
+
+#endif

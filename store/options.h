@@ -1,0 +1,41 @@
+/* options.h - every CODEC_* environment variable, in one table: name, default, meaning, parser. `codecllm doctor`,
+ * the shim's CODEC_VERBOSE line and README's table come from here. */
+#ifndef CWS_OPTIONS_H
+#define CWS_OPTIONS_H
+#include "error.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum cws_io_engine { CWS_IO_AUTO, CWS_IO_URING, CWS_IO_PREADV };
+enum cws_policy_id { CWS_POLICY_NEXT, CWS_POLICY_LRU };
+
+struct cws_options {
+    bool active;                 /* CODEC_VRAM_BUDGET is set */
+    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET: 2G, 512M, 50% (of physical memory on the host backend), plain bytes;
+                                  * "0:2G,1:4G" per device: the host backend takes the first entry */
+    uint64_t host_budget_bytes;  /* CODEC_HOST_BUDGET; 0: default */
+    enum cws_policy_id policy;   /* CODEC_POLICY=next|lru */
+    bool prefetch;               /* CODEC_PREFETCH=0|1, default 1 */
+    enum cws_io_engine io;       /* CODEC_IO=uring|preadv */
+    bool stats;                  /* CODEC_STATS=1 */
+    int verbose;                 /* CODEC_VERBOSE=0|1|2 */
+    const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL: probe */
+};
+
+/* Reads the environment. CWS_E_USAGE with one line naming variable, value and what is accepted; *out is then the
+ * default. Never allocates. */
+CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_error *err);
+
+/* Calls visit for each CODEC_* name in the environment that no row of the table knows. */
+void cws_options_unknown(void (*visit)(void *arg, const char *name_and_value), void *arg);
+
+/* Row i of the table (static strings), for doctor and --help; false past the end. `value` is getenv() or NULL. */
+struct cws_option_row {
+    const char *name, *fallback, *meaning, *value;
+};
+bool cws_options_row(size_t i, struct cws_option_row *out);
+
+/* "2G", "512M", "64K", "1048576", "1.5G": powers of 1024. 0 or CWS_E_USAGE. */
+int cws_parse_bytes(const char *text, size_t len, uint64_t *out);
+#endif

@@ -1,0 +1,44 @@
+/* writer.h - pack one safetensors file into a store, and unpack a store. Streaming: memory is bounded by
+ * (jobs + 2) x a few MiB plus the header, however large the model; the largest tensor is read twice.
+ * The output is created under a temporary name in the same directory, written, fsynced, renamed over `out_path`, and
+ * the directory fsynced; on any error it is removed and an earlier file is left as it was. Symbolic links are followed
+ * on the input, never on the output: an output path that is a symbolic link is refused, not written through.
+ * Reproducible: the same input and options give the same bytes, whatever `jobs` is. */
+#ifndef CWS_WRITER_H
+#define CWS_WRITER_H
+#include "codec.h"
+#include "error.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+struct cws_pack_options {
+    enum cws_mode mode;
+    unsigned jobs;              /* threads; 0: all cores this process may use */
+    bool convert;               /* --dtype: cast float tensors to `dtype` first (round to nearest even) */
+    enum cws_dtype dtype;       /* BF16, F16 or F32 */
+    const char *const *exclude; /* fnmatch globs of tensor names to store raw and unconverted; NULL-terminated, or NULL */
+    void (*progress)(void *arg, uint64_t done, uint64_t total); /* logical bytes; may be NULL; never concurrent */
+    void *arg;
+    const volatile int *cancel; /* may be NULL; non-zero: stop, clean up, return -ECANCELED */
+};
+struct cws_pack_result {
+    uint64_t input_bytes, logical_bytes, stored_bytes, tensor_count, chunk_count;
+};
+
+/* Errors: CWS_E_INPUT (the input breaks the safetensors rules: message names the tensor and the offset),
+ * CWS_E_CHANGED (the input changed while packing), CWS_E_USAGE, -errno. *result is set on success only. */
+CWS_MUST_CHECK int cws_pack_file(const char *in_path, const char *out_path, const struct cws_pack_options *options,
+                                 struct cws_pack_result *result, struct cws_error *err);
+
+/* Writes the logical file. For a lossless store it is the packed file to the bit. Verifies every chunk and content
+ * hash as it goes. */
+CWS_MUST_CHECK int cws_unpack_file(const char *in_path, const char *out_path, unsigned jobs,
+                                   void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+                                   const volatile int *cancel, struct cws_error *err);
+
+/* Copies a plain file with the same guarantees (temporary, fsync, rename). For the other files of a model directory. */
+CWS_MUST_CHECK int cws_copy_file(const char *in_path, const char *out_path, struct cws_error *err);
+
+/* Writes `bytes` bytes as a file with the same guarantees. */
+CWS_MUST_CHECK int cws_write_file(const char *out_path, const void *data, size_t bytes, struct cws_error *err);
+#endif
