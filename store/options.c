@@ -1,0 +1,218 @@
+#include "options.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+
+extern char **environ;
+
+/* The one table. A parser returns 0 and sets its field, or CWS_E_USAGE and leaves it. */
+struct option {
+    const char *name, *fallback, *meaning, *accepts;
+    int (*parse)(struct cws_options *o, const char *value);
+};
+
+int cws_parse_bytes(const char *text, size_t len, uint64_t *out)
+{
+    uint64_t whole = 0, fraction = 0, fraction_unit = 1;
+    size_t i = 0, digits = 0;
+
+    for (; i < len && text[i] >= '0' && text[i] <= '9'; i++, digits++) {
+        if (whole > (UINT64_MAX - 9) / 10)
+            return CWS_E_USAGE;
+        whole = whole * 10 + (uint64_t)(text[i] - '0');
+    }
+    if (i < len && text[i] == '.') {
+        for (i++; i < len && text[i] >= '0' && text[i] <= '9'; i++, digits++) {
+            if (fraction_unit < 1000000) { /* finer digits than this do not matter to a byte count */
+                fraction = fraction * 10 + (uint64_t)(text[i] - '0');
+                fraction_unit *= 10;
+            }
+        }
+    }
+    if (digits == 0)
+        return CWS_E_USAGE;
+    unsigned shift = 0;
+    if (i < len) {
+        switch (text[i]) {
+        case 'k': case 'K': shift = 10; break;
+        case 'm': case 'M': shift = 20; break;
+        case 'g': case 'G': shift = 30; break;
+        case 't': case 'T': shift = 40; break;
+        case 'b': case 'B': i--; break; /* plain bytes: "512B" */
+        default: return CWS_E_USAGE;
+        }
+        i++;
+        if (shift && i < len && text[i] == 'i') /* KiB, MiB, GiB */
+            i++;
+        if (i < len && (text[i] == 'B' || text[i] == 'b'))
+            i++;
+    }
+    if (i != len || (shift == 0 && fraction) || whole > (UINT64_MAX >> shift))
+        return CWS_E_USAGE;
+    uint64_t bytes = whole << shift;
+    uint64_t extra = ((UINT64_C(1) << shift) * fraction) / fraction_unit; /* 2^40 * 10^6 < 2^64 */
+    if (bytes > UINT64_MAX - extra)
+        return CWS_E_USAGE;
+    *out = bytes + extra;
+    return 0;
+}
+
+static uint64_t physical_bytes(void)
+{
+    struct sysinfo info;
+    return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit : 0;
+}
+
+/* SIZE, PERCENT% or the first entry of "0:SIZE,1:SIZE". */
+static int parse_budget(struct cws_options *o, const char *value)
+{
+    const char *end = value + strlen(value);
+    const char *comma = strchr(value, ',');
+    const char *colon = strchr(value, ':');
+    if (comma && !colon)
+        return CWS_E_USAGE;
+    if (colon) {
+        for (const char *entry = value;;) { /* every entry must be well formed, not only the one used */
+            const char *stop = strchr(entry, ',');
+            const char *mark = strchr(entry, ':');
+            uint64_t ignored;
+            if (!stop)
+                stop = end;
+            if (!mark || mark == entry || mark > stop || strspn(entry, "0123456789") != (size_t)(mark - entry) ||
+                cws_parse_bytes(mark + 1, (size_t)(stop - mark - 1), &ignored))
+                return CWS_E_USAGE;
+            if (stop == end)
+                break;
+            entry = stop + 1;
+        }
+        value = colon + 1;
+        end = comma ? comma : end;
+    }
+    size_t len = (size_t)(end - value);
+    uint64_t bytes;
+    if (len > 1 && value[len - 1] == '%') {
+        uint64_t percent;
+        if (cws_parse_bytes(value, len - 1, &percent) || percent == 0 || percent > 100)
+            return CWS_E_USAGE;
+        bytes = physical_bytes() / 100 * percent;
+    } else if (cws_parse_bytes(value, len, &bytes) || bytes == 0) {
+        return CWS_E_USAGE;
+    }
+    o->budget_bytes = bytes;
+    o->active = true;
+    return 0;
+}
+
+static int parse_host_budget(struct cws_options *o, const char *value)
+{
+    return cws_parse_bytes(value, strlen(value), &o->host_budget_bytes);
+}
+
+static int parse_policy(struct cws_options *o, const char *value)
+{
+    if (strcmp(value, "next") == 0)
+        o->policy = CWS_POLICY_NEXT;
+    else if (strcmp(value, "lru") == 0)
+        o->policy = CWS_POLICY_LRU;
+    else
+        return CWS_E_USAGE;
+    return 0;
+}
+
+static int parse_flag(const char *value, bool *out)
+{
+    if ((value[0] != '0' && value[0] != '1') || value[1])
+        return CWS_E_USAGE;
+    *out = value[0] == '1';
+    return 0;
+}
+
+static int parse_prefetch(struct cws_options *o, const char *value) { return parse_flag(value, &o->prefetch); }
+static int parse_stats(struct cws_options *o, const char *value) { return parse_flag(value, &o->stats); }
+
+static int parse_verbose(struct cws_options *o, const char *value)
+{
+    if (value[0] < '0' || value[0] > '2' || value[1])
+        return CWS_E_USAGE;
+    o->verbose = value[0] - '0';
+    return 0;
+}
+
+static int parse_io(struct cws_options *o, const char *value)
+{
+    if (strcmp(value, "uring") == 0)
+        o->io = CWS_IO_URING;
+    else if (strcmp(value, "preadv") == 0)
+        o->io = CWS_IO_PREADV;
+    else
+        return CWS_E_USAGE;
+    return 0;
+}
+
+static int parse_pager(struct cws_options *o, const char *value)
+{
+    static const char *const rungs[] = {"uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"};
+    for (size_t i = 0; i < sizeof rungs / sizeof *rungs; i++) {
+        if (strcmp(value, rungs[i]) == 0) {
+            o->pager = rungs[i];
+            return 0;
+        }
+    }
+    return CWS_E_USAGE;
+}
+
+static const struct option table[] = {
+    {"CODEC_VRAM_BUDGET", "unset: paging off", "decoded weights kept at most; without a GPU, in host memory",
+     "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:4G)", parse_budget},
+    {"CODEC_HOST_BUDGET", "automatic", "compressed bytes cached in host memory at most (GPU paging)", "a size (8G, 512M)",
+     parse_host_budget},
+    {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},
+    {"CODEC_PREFETCH", "1", "decode ahead of the program", "0 or 1", parse_prefetch},
+    {"CODEC_IO", "automatic", "how the store is read: uring (io_uring) or preadv", "uring or preadv", parse_io},
+    {"CODEC_PAGER", "automatic", "force one paging rung", "uffd-dev, uffd, uffd-user, sigsegv or eager", parse_pager},
+    {"CODEC_STATS", "0", "print the counters when the program ends", "0 or 1", parse_stats},
+    {"CODEC_VERBOSE", "0", "say what is done: 1 once, 2 per event", "0, 1 or 2", parse_verbose},
+};
+enum { ROW_COUNT = sizeof table / sizeof *table };
+
+int cws_options_from_env(struct cws_options *out, struct cws_error *err)
+{
+    static const struct cws_options defaults = {.policy = CWS_POLICY_NEXT, .prefetch = true, .io = CWS_IO_AUTO};
+    *out = defaults;
+    for (size_t i = 0; i < ROW_COUNT; i++) {
+        const char *value = getenv(table[i].name);
+        if (!value || !*value) /* empty means unset, as in most tools */
+            continue;
+        if (table[i].parse(out, value)) {
+            *out = defaults;
+            return cws_fail(err, CWS_E_USAGE, "%s=%s: not understood; use %s", table[i].name, value, table[i].accepts);
+        }
+    }
+    return 0;
+}
+
+void cws_options_unknown(void (*visit)(void *arg, const char *name_and_value), void *arg)
+{
+    for (char **entry = environ; entry && *entry; entry++) {
+        if (strncmp(*entry, "CODEC_", 6) != 0)
+            continue;
+        size_t len = strcspn(*entry, "=");
+        bool known = false;
+        for (size_t i = 0; i < ROW_COUNT && !known; i++)
+            known = strlen(table[i].name) == len && strncmp(table[i].name, *entry, len) == 0;
+        if (!known)
+            visit(arg, *entry);
+    }
+}
+
+bool cws_options_row(size_t i, struct cws_option_row *out)
+{
+    if (i >= ROW_COUNT)
+        return false;
+    out->name = table[i].name;
+    out->fallback = table[i].fallback;
+    out->meaning = table[i].meaning;
+    out->value = getenv(table[i].name);
+    return true;
+}

@@ -1,0 +1,144 @@
+/* Description: environment variables and sizes are understood exactly, or refused with a line that names them;
+ * error codes have texts and the line is cut, never overrun. */
+#include "store/error.h"
+#include "store/options.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+static int bytes(const char *text, uint64_t *out) { return cws_parse_bytes(text, strlen(text), out); }
+
+static void sizes_are_powers_of_1024(void **state)
+{
+    (void)state;
+    static const struct { const char *text; uint64_t value; } good[] = {
+        {"0", 0}, {"1", 1}, {"1048576", 1048576}, {"64K", 65536}, {"64k", 65536}, {"4M", 4u << 20}, {"2G", UINT64_C(2) << 30},
+        {"1T", UINT64_C(1) << 40}, {"1.5G", UINT64_C(3) << 29}, {"2GiB", UINT64_C(2) << 30}, {"2GB", UINT64_C(2) << 30},
+        {"512B", 512}, {"0.25K", 256}, {"18446744073709551600", UINT64_C(18446744073709551600)},
+    };
+    static const char *const bad[] = {"", "G", ".", "1.5", "2X", "2GG", "-1", " 1", "1 ", "0x10", "17179869184G", "99999999999999999999", "1e9", "iB"};
+    uint64_t value;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(bytes(good[i].text, &value), 0);
+        assert_true(value == good[i].value);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        if (bytes(bad[i], &value) != CWS_E_USAGE)
+            fail_msg("'%s' was accepted", bad[i]);
+    }
+}
+
+static int clear(void **state)
+{
+    (void)state;
+    struct cws_option_row row;
+    for (size_t i = 0; cws_options_row(i, &row); i++)
+        unsetenv(row.name);
+    return 0;
+}
+
+static void unset_budget_means_inactive(void **state)
+{
+    (void)state;
+    struct cws_options o;
+    assert_int_equal(cws_options_from_env(&o, NULL), 0);
+    assert_false(o.active);
+    assert_true(o.prefetch);
+    assert_int_equal(o.policy, CWS_POLICY_NEXT);
+}
+
+static void budget_forms(void **state)
+{
+    (void)state;
+    struct cws_options o;
+    struct cws_error err;
+    setenv("CODEC_VRAM_BUDGET", "2G", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    assert_true(o.active && o.budget_bytes == UINT64_C(2) << 30);
+    setenv("CODEC_VRAM_BUDGET", "0:512M,1:4G", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    assert_true(o.budget_bytes == UINT64_C(512) << 20);
+    setenv("CODEC_VRAM_BUDGET", "50%", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    uint64_t half = o.budget_bytes;
+    setenv("CODEC_VRAM_BUDGET", "100%", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    assert_true(half > 0 && o.budget_bytes / 2 - half < 4096);
+    static const char *const bad[] = {"0", "0%", "101%", "%", "lots", "2G,4G", "0:2G,x", "0:2G,1:", ":2G", "a:2G", "-2G"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        setenv("CODEC_VRAM_BUDGET", bad[i], 1);
+        if (cws_options_from_env(&o, &err) != CWS_E_USAGE)
+            fail_msg("'%s' was accepted", bad[i]);
+        assert_false(o.active);
+        assert_non_null(strstr(err.message, "CODEC_VRAM_BUDGET"));
+        assert_non_null(strstr(err.message, bad[i]));
+    }
+}
+
+static void each_row_refuses_nonsense(void **state)
+{
+    (void)state;
+    struct cws_option_row row;
+    for (size_t i = 0; cws_options_row(i, &row); i++) {
+        struct cws_options o;
+        struct cws_error err;
+        setenv(row.name, "nonsense", 1);
+        assert_int_equal(cws_options_from_env(&o, &err), CWS_E_USAGE);
+        assert_non_null(strstr(err.message, row.name));
+        setenv(row.name, "", 1);
+        assert_int_equal(cws_options_from_env(&o, &err), 0);
+        unsetenv(row.name);
+    }
+}
+
+static void visit_unknown(void *arg, const char *text) { strncat(arg, text, 60); }
+
+static void unknown_names_are_found(void **state)
+{
+    (void)state;
+    char found[200] = "";
+    setenv("CODEC_VRAM_BUDGTE", "1", 1);
+    setenv("CODEC_IO", "uring", 1);
+    cws_options_unknown(visit_unknown, found);
+    unsetenv("CODEC_VRAM_BUDGTE");
+    assert_string_equal(found, "CODEC_VRAM_BUDGTE=1");
+}
+
+static void errors_are_cut_and_keep_errno(void **state)
+{
+    (void)state;
+    struct cws_error err;
+    char longer[2000];
+    memset(longer, 'x', sizeof longer - 1);
+    longer[sizeof longer - 1] = 0;
+    errno = 7;
+    assert_int_equal(cws_fail(&err, CWS_E_CORRUPT, "%s", longer), CWS_E_CORRUPT);
+    assert_int_equal(strlen(err.message), sizeof err.message - 1);
+    assert_int_equal(cws_fail_errno(&err, ENOENT, "%s: open", "a.cws"), -ENOENT);
+    assert_string_equal(err.message, "a.cws: open: No such file or directory");
+    assert_int_equal(cws_fail_errno(&err, EIO, "%s", longer), -EIO);
+    assert_int_equal(cws_fail(NULL, CWS_E_BUG, "unused"), CWS_E_BUG);
+    assert_int_equal(errno, 7);
+    assert_string_equal(cws_strerror(-ENOENT), "No such file or directory");
+    assert_string_equal(cws_strerror(CWS_E_CORRUPT), "store is corrupt");
+    assert_non_null(cws_strerror(-20700));
+    assert_non_null(cws_strerror(5));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sizes_are_powers_of_1024),
+        cmocka_unit_test_setup(unset_budget_means_inactive, clear),
+        cmocka_unit_test_setup_teardown(budget_forms, clear, clear),
+        cmocka_unit_test_setup_teardown(each_row_refuses_nonsense, clear, clear),
+        cmocka_unit_test_setup_teardown(unknown_names_are_found, clear, clear),
+        cmocka_unit_test(errors_are_cut_and_keep_errno),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
