@@ -55,7 +55,7 @@ struct cws_trailer { /* the last bytes of the file */
     uint64_t front_xxh3;      /* XXH3-64, seed 0, of bytes [0, front_bytes) */
     uint64_t index_xxh3;      /* XXH3-64, seed 0, of the index */
     uint64_t content_hash[2]; /* sum over tensors of cws_tensor_record.content_hash, modulo 2^128; low word first */
-    uint64_t reserved;        /* 0 */
+    uint64_t reserved[2];     /* 0 */
     uint64_t trailer_xxh3;    /* XXH3-64, seed 0, of the 120 bytes before this field */
 };
 _Static_assert(sizeof(struct cws_trailer) == 128, "trailer layout");
@@ -95,33 +95,41 @@ struct cws_chunk_record {
 _Static_assert(sizeof(struct cws_chunk_record) == 48, "chunk record layout");
 
 /* Head of the stored bytes of a SPLIT or QUANT chunk. The sections follow in this order, each on a
- * 16-byte boundary from the head (zero padding): raw byte planes that are not constant (SPLIT;
- * elem_count bytes each, plane 0 = the lowest byte of the rotated element); bit-packed scale codes
- * (QUANT); tile directory = u32 first_word[tile_count], u16 shortest[tile_count], then
- * 32 lane-length excesses per tile (u8, or u16 with CWS_CODED_WIDE); bit streams: stream_words u32 words +
- * CWS_STREAM_PAD zero bytes, which end the chunk.
+ * 16-byte boundary from the head (zero padding): raw byte planes that are not constant (SPLIT; elem_count
+ * bytes each, each plane a section of its own, lowest first); bit-packed scale codes (QUANT); tile directory =
+ * u32 first_word[tile_count], u16 shortest[tile_count], then 32 lane-length excesses per tile (u8, or u16 with
+ * CWS_CODED_WIDE); bit streams: stream_words u32 words + CWS_STREAM_PAD zero bytes, which end the chunk.
+ *   element = SPLIT: the top 16 bits of an element of 2, 4 or 8 bytes are rotated left by one bit, which puts the sign
+ *             below them; its highest byte is then the symbol, byte p (0 = lowest) is plane p. An element of 1 byte
+ *             is its own symbol, not rotated.
  *   tile    = 32 * lane_symbols consecutive elements (the last one of a chunk may be partial)
  *   lane l  = elements e of a tile with (e / 8) % 32 == l, in rising order; its bit length is shortest[tile] + excess
  *   streams = a tile's 32 lane streams joined bit to bit, least significant bit first, from word first_word[tile]
- *             of the stream section; the tile's end is padded with zero bits to a 32-bit word */
+ *             of the stream section; the tile's end is padded with zero bits to a 32-bit word. Tiles follow each
+ *             other without gaps: first_word[0] = 0, and the last tile ends at stream_words
+ * SPLIT is for float dtypes, QUANT for F16, BF16 and F32; elem_count >= 1. */
 struct cws_coded_head {
     uint32_t elem_count;
     uint16_t lane_symbols;  /* 64, 128, 256 or 512 */
-    uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element */
+    uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element, equal to the dtype's */
     uint8_t flags;          /* CWS_CODED_* */
     uint32_t tile_count;    /* ceil(elem_count / (32 * lane_symbols)) */
     uint32_t stream_words;
     uint8_t const_planes;   /* SPLIT: bit p set = plane p is not stored, all its bytes are const_value[p] */
     uint8_t const_value[7]; /* 0 where the bit is clear */
     uint16_t scale_base;    /* QUANT: scale code of row r = scale_base + its packed field */
-    uint8_t scale_bits;     /* QUANT: width of a packed field, 0..14, fields least significant bit first */
+    uint8_t scale_bits;     /* QUANT: width of a packed field, 0..13, fields least significant bit first; the rows are
+                             * those that have an element in the chunk; unused bits of the last byte are 0 */
     uint8_t reserved[5];    /* 0 */
 };
 _Static_assert(sizeof(struct cws_coded_head) == 32, "coded head layout");
 #define CWS_CODED_WIDE 1u /* lane-length excesses are u16 */
 
-/* A QUANT scale is the f32 whose bits are (code << 18): 5 mantissa bits, always positive and finite.
+/* A QUANT scale is the f32 whose bits are (code << 18): 5 mantissa bits, positive, normal and finite, so that the
+ * product below is exact and never subnormal.
  * decoded element = round-to-nearest-even to the tensor's dtype of (f32)(symbol - 128) * scale. */
 #define CWS_SCALE_SHIFT 18
+#define CWS_SCALE_MIN 0x20u   /* 2^-126 */
+#define CWS_SCALE_MAX 0x1fdfu /* the largest finite one */
 
 #endif
