@@ -39,7 +39,10 @@ int cws_store_probe_fd(int fd);
  * `path` in the fd form is for messages only. */
 CWS_MUST_CHECK int cws_store_open(const char *path, struct cws_store **out, struct cws_error *err);
 CWS_MUST_CHECK int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err);
-void cws_store_close(struct cws_store *s); /* NULL is fine; no cursor may be left */
+/* A store is reference-counted: open gives one reference, close drops one and frees at the last. NULL is fine.
+ * No cursor may be left at the last close. Any thread. */
+void cws_store_retain(struct cws_store *s);
+void cws_store_close(struct cws_store *s);
 
 const char *cws_store_path(const struct cws_store *s);
 uint64_t cws_store_logical_bytes(const struct cws_store *s);
