@@ -1,0 +1,194 @@
+/* cmd_doctor.c - codecllm doctor: what works on this machine, what does not and why, and every variable in force. */
+#include "../store/codec.h"
+#include "../store/options.h"
+#include "../store/reader.h"
+#include "../uvm/view.h"
+#include "machine.h"
+#include "say.h"
+#include "verbs.h"
+
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+static void line(const char *key, const char *fmt, ...) CWS_PRINTF(2, 3);
+static void line(const char *key, const char *fmt, ...)
+{
+    va_list args;
+    printf("%-22s ", key);
+    va_start(args, fmt);
+    vprintf(fmt, args);
+    va_end(args);
+    putchar('\n');
+}
+
+static void number_line(const char *key, const char *path, const char *meaning)
+{
+    uint64_t value;
+    if (cws_machine_number(path, &value))
+        line(key, "%llu%s%s", (unsigned long long)value, *meaning ? "  " : "", meaning);
+    else
+        line(key, "not known to this kernel");
+}
+
+static void show_machine(void)
+{
+    struct utsname name;
+    char features[128];
+    uint64_t limit;
+    struct rlimit memlock;
+    puts("Machine");
+    if (uname(&name) == 0)
+        line("  system", "%s %s %s", name.sysname, name.release, name.machine);
+    cws_machine_cpu_features(features, sizeof features);
+    line("  processors", "%ld, %s", sysconf(_SC_NPROCESSORS_ONLN), features);
+    line("  memory", "%s", cws_size_text((uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE)).text);
+    if (cws_machine_cgroup_limit(&limit))
+        line("  cgroup limit", "%s", cws_size_text(limit).text);
+    else
+        line("  cgroup limit", "none");
+    if (getrlimit(RLIMIT_MEMLOCK, &memlock) == 0) {
+        if (memlock.rlim_cur == RLIM_INFINITY)
+            line("  memlock limit", "none");
+        else
+            line("  memlock limit", "%s", cws_size_text(memlock.rlim_cur).text);
+    }
+    number_line("  vm.max_map_count", "/proc/sys/vm/max_map_count", "");
+}
+
+static void show_store(void)
+{
+    int ring = cws_reader_probe_uring();
+    puts("\nReading and decoding");
+    if (ring == 0)
+        line("  io_uring", "works");
+    else
+        line("  io_uring", "refused (%s): preadv threads are used", cws_strerror(ring));
+    printf("%-22s", "  decoders");
+    for (unsigned i = 0; cws_decoder_name(i); i++)
+        printf(" %s%s", cws_decoder_name(i), i == 0 ? " (in use)" : "");
+    putchar('\n');
+}
+
+static bool show_paging(const struct cws_options *options)
+{
+    static const char *const rungs[] = {"uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"};
+    const char *used = NULL;
+    uint64_t unprivileged;
+    puts("\nPaging on the host");
+    for (size_t i = 0; i < sizeof rungs / sizeof *rungs; i++) {
+        struct cws_error err = {0};
+        char key[24];
+        int rc = cws_pager_probe(rungs[i], &err);
+        bool wanted = options->pager ? strcmp(options->pager, rungs[i]) == 0 : used == NULL;
+        snprintf(key, sizeof key, "  %s", rungs[i]);
+        if (rc == 0 && wanted)
+            used = rungs[i];
+        if (rc == 0)
+            line(key, "works%s", wanted ? options->pager ? " (in use: CODEC_PAGER)" : " (in use)" : "");
+        else
+            line(key, "no: %s", err.message[0] ? err.message : cws_strerror(rc));
+    }
+    if (cws_machine_number("/proc/sys/vm/unprivileged_userfaultfd", &unprivileged))
+        line("  sysctl", "vm.unprivileged_userfaultfd = %llu", (unsigned long long)unprivileged);
+    if (!used) {
+        line("  verdict", "paging cannot work here");
+        return false;
+    }
+    if (strcmp(used, "eager") == 0) {
+        line("  verdict", "no paging: packed files are decoded whole when they are mapped, and no budget holds");
+        return false;
+    }
+    line("  verdict", "works, by %s", used);
+    return true;
+}
+
+static void show_cuda(void)
+{
+    struct cws_cuda cuda;
+    puts("\nCUDA");
+    cws_machine_cuda(&cuda);
+    if (!cuda.driver) {
+        line("  driver", "no CUDA driver: host paging");
+    } else {
+        line("  driver", "%d.%d", cuda.version / 1000, cuda.version % 1000 / 10);
+        if (cuda.result != 0)
+            line("  devices", "cuInit failed with %d: host paging", cuda.result);
+        else if (cuda.device_count == 0)
+            line("  devices", "none: host paging");
+        for (int i = 0; i < cuda.device_count && i < (int)(sizeof cuda.devices / sizeof *cuda.devices); i++)
+            line("  device", "%d: %s, %s, VMM %s", i, cuda.devices[i].name, cws_size_text(cuda.devices[i].memory_bytes).text,
+                 cuda.devices[i].vmm ? "yes" : "no");
+    }
+#ifdef CWS_HAVE_CUDA
+    line("  GPU decoder", "built in");
+#else
+    line("  GPU decoder", "not in this build: weights are decoded on the host");
+#endif
+}
+
+static void unknown_variable(void *arg, const char *name_and_value)
+{
+    char text[256];
+    (void)arg;
+    line("  unknown", "%s", cws_printable(name_and_value, text, sizeof text));
+}
+
+/* False when a value cannot be understood. */
+static bool show_options(struct cws_options *options, int rc, const struct cws_error *err)
+{
+    struct cws_option_row row;
+    (void)options;
+    puts("\nVariables");
+    for (size_t i = 0; cws_options_row(i, &row); i++) {
+        char key[40], value[256];
+        snprintf(key, sizeof key, "  %s", row.name);
+        if (row.value && *row.value)
+            line(key, "%s", cws_printable(row.value, value, sizeof value));
+        else
+            line(key, "(%s)", row.fallback);
+    }
+    cws_options_unknown(unknown_variable, NULL);
+    if (rc)
+        line("  verdict", "%s", err->message);
+    return rc == 0;
+}
+
+static int run_doctor(int argc, char **argv)
+{
+    static const struct option longs[] = {{NULL, 0, NULL, 0}};
+    struct cws_options options;
+    struct cws_error err = {0};
+    if (getopt_long(argc, argv, ":", longs, NULL) != -1)
+        return cws_say_usage("doctor", "unknown option %s", argv[optind - 1]);
+    if (optind != argc)
+        return cws_say_usage("doctor", "takes no arguments");
+    int rc = cws_options_from_env(&options, &err);
+    show_machine();
+    show_store();
+    bool paging = show_paging(&options);
+    show_cuda();
+    bool understood = show_options(&options, rc, &err);
+    return paging && understood ? CWS_EXIT_FINE : CWS_EXIT_FINDING;
+}
+
+const struct cws_verb cws_verb_doctor = {
+    .name = "doctor",
+    .summary = "tell what works on this machine, and the variables in force",
+    .run = run_doctor,
+    .help =
+        "Usage: codecllm doctor\n"
+        "\n"
+        "Tells how packed files can be read and paged on this machine, what does not work and why, what the\n"
+        "CUDA driver offers, and the value of every CODEC_* variable. Changes nothing.\n"
+        "\n"
+        "Exit status: 0 paging works, 1 it cannot work or a variable is not understood.\n"
+        "\n"
+        "Examples:\n"
+        "  codecllm doctor\n"
+        "  CODEC_PAGER=sigsegv codecllm doctor\n",
+};

@@ -1,0 +1,413 @@
+/* cmd_pack.c - codecllm pack: one safetensors file, or a model directory, into a store or a directory of stores. */
+#include "../store/store.h"
+#include "../store/writer.h"
+#include "json_replace.h"
+#include "model_dir.h"
+#include "output_dir.h"
+#include "progress.h"
+#include "say.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct pack {
+    const char *in, *out;
+    struct cws_pack_options options;
+    const char *dtype_name; /* as config.json writes it, or NULL */
+    bool quiet;
+    struct cws_progress progress;
+    double begin_s;
+    uint64_t input_bytes, stored_bytes, elems; /* of the weights packed so far */
+    size_t stores, copies;
+};
+
+static int interrupted(const struct pack *job, struct cws_error *err)
+{
+    return *job->options.cancel ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
+}
+
+/* The number of elements and of tensor bytes of a store that was just written. */
+static int measure_store(const char *path, uint64_t *elems, uint64_t *tensor_bytes, struct cws_error *err)
+{
+    struct cws_store *store;
+    int rc = cws_store_open(path, &store, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < cws_store_tensor_count(store); i++) {
+        const struct cws_tensor_info *t = cws_store_tensor(store, i);
+        *elems += t->elems;
+        *tensor_bytes += t->end - t->begin;
+    }
+    cws_store_close(store);
+    return 0;
+}
+
+static int pack_store(struct pack *job, const char *in, const char *out, uint64_t bytes, struct cws_error *err)
+{
+    struct cws_pack_result result;
+    uint64_t tensor_bytes = 0;
+    cws_progress_item(&job->progress, in, bytes);
+    int rc = cws_pack_file(in, out, &job->options, &result, err);
+    if (rc == -ECANCELED)
+        return interrupted(job, err);
+    if (!rc)
+        rc = measure_store(out, &job->elems, &tensor_bytes, err);
+    if (rc)
+        return rc;
+    job->input_bytes += result.input_bytes;
+    job->stored_bytes += result.stored_bytes;
+    job->stores++;
+    return 0;
+}
+
+/* --- the texts of a model directory that name a dtype or a size --------------------------------- */
+
+/* The whole of a small file, NUL-terminated, in fresh memory. */
+static int read_text(const char *path, char **out, size_t *out_len, struct cws_error *err)
+{
+    enum { TEXT_BYTES_MAX = 64 << 20 };
+    FILE *file = fopen(path, "re");
+    struct stat st;
+    if (!file)
+        return cws_fail_errno(err, errno, "%s: cannot open", path);
+    int rc = fstat(fileno(file), &st) == 0 ? 0 : cws_fail_errno(err, errno, "%s", path);
+    if (!rc && st.st_size > TEXT_BYTES_MAX)
+        rc = cws_fail(err, CWS_E_INPUT, "%s: larger than 64 MiB; not a configuration", path);
+    char *text = rc ? NULL : malloc((size_t)st.st_size + 1);
+    if (!rc && !text)
+        rc = cws_fail(err, -ENOMEM, "%s: out of memory", path);
+    if (!rc) {
+        *out_len = fread(text, 1, (size_t)st.st_size, file);
+        text[*out_len] = '\0';
+        json_error_t why;
+        json_t *root = ferror(file) ? NULL : json_loadb(text, *out_len, 0, &why);
+        if (ferror(file))
+            rc = cws_fail_errno(err, errno, "%s: cannot read", path);
+        else if (!root)
+            rc = cws_fail(err, CWS_E_INPUT, "%s: line %d: %s", path, why.line, why.text);
+        json_decref(root);
+    }
+    fclose(file);
+    if (rc)
+        free(text);
+    else
+        *out = text;
+    return rc;
+}
+
+static int is_float_dtype(const char *value, size_t len)
+{
+    static const char *const names[] = {"\"float64\"", "\"float32\"", "\"float16\"", "\"bfloat16\""};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strlen(names[i]) == len && memcmp(names[i], value, len) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+static int is_number(const char *value, size_t len)
+{
+    return len > 0 && value[0] >= '0' && value[0] <= '9';
+}
+
+/* config.json with every dtype it gives to weights set to the one that was asked for. */
+static int write_config(struct pack *job, const char *in, const char *out, struct cws_error *err)
+{
+    static const char *const keys[] = {"dtype", "torch_dtype"};
+    char quoted[16], *text, *next;
+    size_t len, count;
+    int rc = read_text(in, &text, &len, err);
+    snprintf(quoted, sizeof quoted, "\"%s\"", job->dtype_name);
+    for (size_t i = 0; !rc && i < sizeof keys / sizeof *keys; i++) {
+        if (cws_json_replace(text, len, keys[i], is_float_dtype, quoted, &next, &len, &count)) {
+            free(text);
+            return cws_fail(err, -ENOMEM, "%s: out of memory", in);
+        }
+        free(text);
+        text = next;
+    }
+    if (rc)
+        return rc;
+    rc = cws_write_file(out, text, len, err);
+    free(text);
+    return rc;
+}
+
+/* Tensor bytes of the shards that an index names, as they are in the output. */
+static int sum_shards(const char *index_text, size_t len, const char *out_index, uint64_t *total, struct cws_error *err)
+{
+    json_t *root = json_loadb(index_text, len, 0, NULL), *seen = json_object(), *value;
+    const char *tensor, *slash = strrchr(out_index, '/');
+    int rc = seen ? 0 : cws_fail(err, -ENOMEM, "%s: out of memory", out_index);
+    json_object_foreach(json_object_get(root, "weight_map"), tensor, value) {
+        const char *shard = json_string_value(value);
+        char *path;
+        uint64_t elems = 0;
+        if (rc || !shard || json_object_get(seen, shard))
+            continue;
+        json_object_set_new(seen, shard, json_true());
+        if (asprintf(&path, "%.*s%s", (int)(slash - out_index + 1), out_index, shard) < 0) {
+            rc = cws_fail(err, -ENOMEM, "%s: out of memory", out_index);
+            continue;
+        }
+        rc = measure_store(path, &elems, total, err);
+        free(path);
+    }
+    json_decref(root);
+    json_decref(seen);
+    return rc;
+}
+
+/* The index with metadata.total_size as it is after the cast. */
+static int write_index(const char *in, const char *out, struct cws_error *err)
+{
+    char number[24], *text, *next;
+    size_t len, count;
+    uint64_t total = 0;
+    int rc = read_text(in, &text, &len, err);
+    if (rc)
+        return rc;
+    rc = sum_shards(text, len, out, &total, err);
+    snprintf(number, sizeof number, "%llu", (unsigned long long)total);
+    if (!rc && cws_json_replace(text, len, "total_size", is_number, number, &next, &len, &count))
+        rc = cws_fail(err, -ENOMEM, "%s: out of memory", in);
+    free(text);
+    if (rc)
+        return rc;
+    rc = cws_write_file(out, next, len, err);
+    free(next);
+    return rc;
+}
+
+/* --- directories -------------------------------------------------------------------------------- */
+
+static int check_model(const struct pack *job, const struct cws_model_dir *dir, uint64_t *total, struct cws_error *err)
+{
+    bool missing;
+    size_t weights = 0;
+    int rc = cws_model_dir_check_indexes(dir, &missing, err);
+    *total = 0;
+    for (size_t i = 0; !rc && i < dir->count; i++) {
+        if (dir->entries[i].is_store)
+            rc = cws_fail(err, CWS_E_USAGE, "%s/%s: is packed already; unpack it first", dir->root, dir->entries[i].path);
+        if (dir->entries[i].kind == CWS_MODEL_WEIGHTS) {
+            weights++;
+            *total += dir->entries[i].bytes;
+        }
+    }
+    if (!rc && weights == 0)
+        rc = cws_fail(err, CWS_E_USAGE, "%s: holds no *.safetensors file; convert other weight files to safetensors first",
+                      job->in);
+    return rc;
+}
+
+static int pack_entry(struct pack *job, const struct cws_model_entry *entry, const char *in, const char *out,
+                      struct cws_error *err)
+{
+    switch (entry->kind) {
+    case CWS_MODEL_DIRECTORY:
+        return mkdir(out, 0777) == 0 ? 0 : cws_fail_errno(err, errno, "%s: cannot make the directory", out);
+    case CWS_MODEL_WEIGHTS:
+        return pack_store(job, in, out, entry->bytes, err);
+    case CWS_MODEL_INDEX:
+        job->copies++;
+        return job->options.convert ? write_index(in, out, err) : cws_copy_file(in, out, err);
+    case CWS_MODEL_CONFIG:
+        job->copies++;
+        return job->options.convert ? write_config(job, in, out, err) : cws_copy_file(in, out, err);
+    case CWS_MODEL_OTHER:
+        job->copies++;
+        return cws_copy_file(in, out, err);
+    }
+    return cws_fail(err, CWS_E_BUG, "%s: unknown kind of entry", in);
+}
+
+/* Everything but the indexes in the first pass: an index is written from the shards that it names. */
+static int pack_entries(struct pack *job, const struct cws_model_dir *dir, const char *to, struct cws_error *err)
+{
+    for (int indexes = 0; indexes < 2; indexes++) {
+        for (size_t i = 0; i < dir->count; i++) {
+            const struct cws_model_entry *entry = &dir->entries[i];
+            if ((entry->kind == CWS_MODEL_INDEX) != indexes)
+                continue;
+            char *in = cws_path_join(dir->root, entry->path), *out = cws_path_join(to, entry->path);
+            int rc = interrupted(job, err);
+            if (!rc)
+                rc = pack_entry(job, entry, in, out, err);
+            free(in);
+            free(out);
+            if (rc)
+                return rc;
+        }
+    }
+    return 0;
+}
+
+static int pack_directory(struct pack *job, struct cws_error *err)
+{
+    struct cws_model_dir dir;
+    struct cws_output_dir output;
+    uint64_t total;
+    int rc = cws_model_dir_scan(job->in, !job->quiet, &dir, err);
+    if (rc)
+        return rc;
+    rc = check_model(job, &dir, &total, err);
+    if (!rc)
+        rc = cws_output_dir_begin(job->in, job->out, &output, err);
+    if (!rc) {
+        cws_progress_begin(&job->progress, "pack", total);
+        rc = pack_entries(job, &dir, output.temporary, err);
+        cws_progress_end(&job->progress);
+        if (rc)
+            cws_output_dir_abort(&output);
+        else
+            rc = cws_output_dir_commit(&output, err);
+    }
+    cws_model_dir_free(&dir);
+    return rc;
+}
+
+static int pack_single(struct pack *job, const struct stat *in, struct cws_error *err)
+{
+    struct stat out;
+    if (stat(job->out, &out) == 0) {
+        if (S_ISDIR(out.st_mode))
+            return cws_fail(err, CWS_E_USAGE, "%s: is a directory; name the file to write", job->out);
+        if (out.st_dev == in->st_dev && out.st_ino == in->st_ino)
+            return cws_fail(err, CWS_E_USAGE, "%s: is the input itself; name another output", job->out);
+    }
+    int fd = open(job->in, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return cws_fail_errno(err, errno, "%s: cannot open", job->in);
+    int store = cws_store_probe_fd(fd);
+    close(fd);
+    if (store == 1)
+        return cws_fail(err, CWS_E_USAGE, "%s: is packed already; unpack it first", job->in);
+    cws_progress_begin(&job->progress, "pack", (uint64_t)in->st_size);
+    int rc = pack_store(job, job->in, job->out, (uint64_t)in->st_size, err);
+    cws_progress_end(&job->progress);
+    return rc;
+}
+
+/* --- the verb ------------------------------------------------------------------------------------- */
+
+static void say_summary(const struct pack *job)
+{
+    double seconds = cws_now_s() - job->begin_s;
+    char also[64] = "";
+    if (job->stores > 1 || job->copies)
+        snprintf(also, sizeof also, " (%zu packed, %zu copied)", job->stores, job->copies);
+    cws_say("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %.2f s, %.0f MB/s%s", job->out,
+            cws_size_text(job->input_bytes).text, cws_size_text(job->stored_bytes).text,
+            job->stored_bytes ? (double)job->input_bytes / (double)job->stored_bytes : 0,
+            job->elems ? 8.0 * (double)job->stored_bytes / (double)job->elems : 0, seconds,
+            (double)job->input_bytes / 1e6 / (seconds > 0 ? seconds : 1e-9), also);
+}
+
+static int parse_mode(struct pack *job, const char *text)
+{
+    static const char *const names[] = {"lossless", "q8", "q6"};
+    static const enum cws_mode modes[] = {CWS_MODE_LOSSLESS, CWS_MODE_Q8, CWS_MODE_Q6};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            job->options.mode = modes[i];
+            return 0;
+        }
+    }
+    return CWS_E_USAGE;
+}
+
+static int parse_dtype(struct pack *job, const char *text)
+{
+    static const char *const names[] = {"bf16", "f16", "f32"};
+    static const char *const config_names[] = {"bfloat16", "float16", "float32"};
+    static const enum cws_dtype dtypes[] = {CWS_BF16, CWS_F16, CWS_F32};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            job->options.convert = true;
+            job->options.dtype = dtypes[i];
+            job->dtype_name = config_names[i];
+            return 0;
+        }
+    }
+    return CWS_E_USAGE;
+}
+
+static int run_pack(int argc, char **argv)
+{
+    static const struct option longs[] = {{"mode", required_argument, NULL, 'm'},  {"dtype", required_argument, NULL, 'd'},
+                                          {"jobs", required_argument, NULL, 'j'},  {"exclude", required_argument, NULL, 'x'},
+                                          {"quiet", no_argument, NULL, 'q'},       {NULL, 0, NULL, 0}};
+    struct pack job = {.begin_s = cws_now_s()};
+    const char **exclude = calloc((size_t)argc + 1, sizeof *exclude);
+    size_t excluded = 0;
+    int c, bad = exclude ? 0 : CWS_EXIT_FAILURE;
+    while (!bad && (c = getopt_long(argc, argv, ":m:d:j:x:q", longs, NULL)) != -1) {
+        switch (c) {
+        case 'm': bad = parse_mode(&job, optarg) ? cws_say_usage("pack", "--mode %s: use lossless, q8 or q6", optarg) : 0; break;
+        case 'd': bad = parse_dtype(&job, optarg) ? cws_say_usage("pack", "--dtype %s: use bf16, f16 or f32", optarg) : 0; break;
+        case 'j': bad = cws_parse_jobs(optarg, &job.options.jobs) ? cws_say_usage("pack", "--jobs %s: use 1 to 1024", optarg) : 0; break;
+        case 'x': exclude[excluded++] = optarg; break;
+        case 'q': job.quiet = true; break;
+        case ':': bad = cws_say_usage("pack", "%s needs a value", argv[optind - 1]); break;
+        default: bad = cws_say_usage("pack", "unknown option %s", argv[optind - 1]); break;
+        }
+    }
+    if (!bad && argc - optind != 2)
+        bad = cws_say_usage("pack", "needs an input and an output");
+    if (!bad) {
+        struct cws_error err = {0};
+        struct stat st;
+        job.in = argv[optind];
+        job.out = argv[optind + 1];
+        job.options.exclude = excluded ? exclude : NULL;
+        job.options.progress = cws_progress_update;
+        job.options.arg = &job.progress;
+        job.options.cancel = cws_interrupt_flag();
+        int rc = stat(job.in, &st) == 0      ? 0
+                 : errno == ENOENT           ? cws_fail(&err, -ENOENT, "%s: no such file or directory", job.in)
+                                             : cws_fail_errno(&err, errno, "%s: cannot open", job.in);
+        if (!rc)
+            rc = S_ISDIR(st.st_mode)   ? pack_directory(&job, &err)
+                 : S_ISREG(st.st_mode) ? pack_single(&job, &st, &err)
+                                       : cws_fail(&err, CWS_E_USAGE, "%s: is neither a file nor a directory", job.in);
+        if (rc)
+            bad = cws_say_error(job.in, &err);
+        else if (!job.quiet)
+            say_summary(&job);
+    }
+    free(exclude);
+    return bad;
+}
+
+const struct cws_verb cws_verb_pack = {
+    .name = "pack",
+    .summary = "compress a safetensors file or a model directory",
+    .run = run_pack,
+    .help =
+        "Usage: codecllm pack [OPTIONS] IN OUT\n"
+        "\n"
+        "Packs a safetensors file, or every *.safetensors file of a model directory (sharded ones too;\n"
+        "all other files are copied). OUT appears only when it is complete. Lossless unless --mode says\n"
+        "otherwise: 'codecllm unpack' gives back the same file to the bit.\n"
+        "\n"
+        "Options:\n"
+        "  --mode MODE      lossless (default), q8 or q6 (smaller, not exact)\n"
+        "  --dtype TYPE     cast float tensors to bf16, f16 or f32 first; config.json follows\n"
+        "  --exclude GLOB   leave tensors whose name matches as they are (may be repeated)\n"
+        "  --jobs N         threads (default: all cores)\n"
+        "  -q, --quiet      no bar and no summary\n"
+        "\n"
+        "Examples:\n"
+        "  codecllm pack ./TinyLlama ./TinyLlama.packed\n"
+        "  codecllm pack model.safetensors model.packed.safetensors\n"
+        "  codecllm pack --mode q8 --exclude 'lm_head.*' ./TinyLlama ./TinyLlama.q8\n",
+};

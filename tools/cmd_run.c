@@ -1,0 +1,135 @@
+/* cmd_run.c - codecllm run: the shim under a program, without installing anything. Ends by becoming the program, so its exit
+ * status is the program's; 126 and 127 as env(1) has them. */
+#include "../store/options.h"
+#include "model_dir.h"
+#include "say.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <glob.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Where the library may lie, seen from the directory of this command: a build tree or an installation prefix, a relocated pair
+ * of files, and the Python package of the environment that the command was installed into. */
+static const char *const places[] = {
+    "../lib/libcodecshim.so",
+    "libcodecshim.so",
+    "../lib/python3*/site-packages/codecllm/libcodecshim.so",
+    "../lib/python3*/dist-packages/codecllm/libcodecshim.so",
+    "../local/lib/python3*/dist-packages/codecllm/libcodecshim.so",
+    "../lib64/python3*/site-packages/codecllm/libcodecshim.so",
+    "../codecllm/libcodecshim.so",
+};
+
+/* Path of the library in fresh memory, or NULL. */
+static char *find_shim(char *directory, size_t size)
+{
+    ssize_t len = readlink("/proc/self/exe", directory, size - 1);
+    if (len <= 0)
+        return NULL;
+    directory[len] = '\0';
+    char *slash = strrchr(directory, '/');
+    if (!slash)
+        return NULL;
+    *slash = '\0';
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        char *pattern = cws_path_join(directory, places[i]), *found = NULL;
+        glob_t matches;
+        if (access(pattern, R_OK) == 0)
+            found = realpath(pattern, NULL);
+        else if (strchr(places[i], '*') && glob(pattern, 0, NULL, &matches) == 0) {
+            found = realpath(matches.gl_pathv[0], NULL);
+            globfree(&matches);
+        }
+        free(pattern);
+        if (found)
+            return found;
+    }
+    return NULL;
+}
+
+/* Puts the library in front of what LD_PRELOAD has. 0 or an exit status. */
+static int preload(const char *shim)
+{
+    const char *before = getenv("LD_PRELOAD");
+    char *value;
+    if (strpbrk(shim, " :")) {
+        cws_say("%s: LD_PRELOAD cannot hold a path with a space or a colon; move the library", shim);
+        return 126;
+    }
+    if (before && strstr(before, shim))
+        return 0;
+    if (asprintf(&value, "%s%s%s", shim, before && *before ? ":" : "", before ? before : "") < 0 ||
+        setenv("LD_PRELOAD", value, 1) != 0) {
+        cws_say("out of memory");
+        return 126;
+    }
+    free(value);
+    return 0;
+}
+
+static int run_run(int argc, char **argv)
+{
+    static const struct option longs[] = {{"budget", required_argument, NULL, 'b'}, {NULL, 0, NULL, 0}};
+    struct cws_options options;
+    struct cws_error err = {0};
+    char directory[4096];
+    int c;
+    while ((c = getopt_long(argc, argv, "+:b:", longs, NULL)) != -1) {
+        if (c == ':')
+            return cws_say_usage("run", "%s needs a value", argv[optind - 1]);
+        if (c != 'b')
+            return cws_say_usage("run", "unknown option %s", argv[optind - 1]);
+        if (setenv("CODEC_VRAM_BUDGET", optarg, 1) != 0) {
+            cws_say("out of memory");
+            return CWS_EXIT_FAILURE;
+        }
+    }
+    if (optind == argc)
+        return cws_say_usage("run", "the program to run is missing");
+    if (cws_options_from_env(&options, &err)) {
+        cws_say("%s", err.message);
+        return CWS_EXIT_FAILURE;
+    }
+    char *shim = find_shim(directory, sizeof directory);
+    if (!shim) {
+        cws_say("libcodecshim.so was not found beside %s, in ../lib or in a Python package below it; install or build it",
+                directory);
+        return CWS_EXIT_FAILURE;
+    }
+    int rc = preload(shim);
+    free(shim);
+    if (rc)
+        return rc;
+    if (!options.active)
+        cws_say("note: no --budget and no CODEC_VRAM_BUDGET: packed files are served without a limit");
+    fflush(NULL);
+    signal(SIGPIPE, SIG_DFL);
+    execvp(argv[optind], argv + optind);
+    int why = errno;
+    cws_say("%s: cannot run: %s", argv[optind], cws_strerror(-why));
+    return why == ENOENT ? 127 : 126;
+}
+
+const struct cws_verb cws_verb_run = {
+    .name = "run",
+    .summary = "run a program that sees packed files as plain ones",
+    .run = run_run,
+    .help =
+        "Usage: codecllm run [--budget SIZE] -- PROGRAM [ARGUMENTS]\n"
+        "\n"
+        "Runs a program with libcodecshim.so in LD_PRELOAD, so that it sees packed files as the plain\n"
+        "safetensors files they were, decoded as they are touched. SIZE (2G, 512M, 50%) bounds the\n"
+        "decoded weights and is the same as setting CODEC_VRAM_BUDGET.\n"
+        "\n"
+        "Exit status: the program's; 127 it was not found, 126 it could not be run, 2 wrong arguments.\n"
+        "\n"
+        "Examples:\n"
+        "  codecllm run --budget 2G -- python infer.py --model ./TinyLlama.packed\n"
+        "  CODEC_STATS=1 codecllm run --budget 512M -- python -m my.server\n",
+};

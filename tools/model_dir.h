@@ -1,0 +1,50 @@
+/* model_dir.h - what is in a model directory as Hugging Face lays it out: files to pack, an index of shards, the rest.
+ * Symbolic links are followed, as every hub cache is made of them. Version-control and download state (.git, .cache) is
+ * left out. Directories may nest CWS_MODEL_DEPTH levels. Threads: one. */
+#ifndef CWS_MODEL_DIR_H
+#define CWS_MODEL_DIR_H
+#include "../store/error.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CWS_MODEL_DEPTH 8
+
+enum cws_model_kind {
+    CWS_MODEL_DIRECTORY,
+    CWS_MODEL_WEIGHTS, /* NAME.safetensors, packed or not */
+    CWS_MODEL_INDEX,   /* NAME.safetensors.index.json */
+    CWS_MODEL_CONFIG,  /* config.json */
+    CWS_MODEL_OTHER,
+};
+
+struct cws_model_entry {
+    char *path; /* below the root; a directory comes before what is in it */
+    enum cws_model_kind kind;
+    bool is_store; /* a regular file that is a codecllm store, whatever its name */
+    uint64_t bytes;
+};
+
+struct cws_model_dir {
+    char *root;
+    struct cws_model_entry *entries; /* by path */
+    size_t count;
+    size_t left_out; /* sockets, pipes, devices, .git, .cache: each was said on stderr when scan was told to */
+};
+
+/* Lists `root`. On an error nothing is left to free. Errors: -errno with the path in the line; CWS_E_INPUT: nested too
+ * deep or a link that goes nowhere. */
+CWS_MUST_CHECK int cws_model_dir_scan(const char *root, bool say_left_out, struct cws_model_dir *out,
+                                      struct cws_error *err);
+void cws_model_dir_free(struct cws_model_dir *dir);
+
+/* Checks every index in the directory: it must be JSON with a "weight_map" of names of files that are there, beside it.
+ * A name with '/' or ".." in it is refused. CWS_E_INPUT with index and shard in the line. *out_missing: true when the
+ * fault is a file that is not there. */
+CWS_MUST_CHECK int cws_model_dir_check_indexes(const struct cws_model_dir *dir, bool *out_missing,
+                                               struct cws_error *err);
+
+/* "a/b" in fresh memory; ends the process with a line when there is none. */
+char *cws_path_join(const char *a, const char *b);
+
+#endif

@@ -1,0 +1,134 @@
+#include "say.h"
+#include "progress.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Long enough for a path, a tensor name and the library's line; longer text is cut, never split over two writes. */
+enum { LINE_BYTES = 8192 };
+
+static void say_line(const char *lead, const char *fmt, va_list args)
+{
+    char line[LINE_BYTES];
+    int used = snprintf(line, sizeof line, "codecllm: %s%s", lead ? lead : "", lead ? ": " : "");
+    size_t at = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
+    int more = vsnprintf(line + at, sizeof line - at, fmt, args);
+    at += more < 0 ? 0 : (size_t)more;
+    if (at > sizeof line - 2)
+        at = sizeof line - 2;
+    line[at] = '\n';
+    cws_progress_erase();
+    fflush(stdout); /* keeps findings and talk in order when both go to one place */
+    fwrite(line, 1, at + 1, stderr);
+}
+
+void cws_say(const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    say_line(NULL, fmt, args);
+    va_end(args);
+}
+
+int cws_say_error(const char *path, const struct cws_error *err)
+{
+    const char *message = err->message[0] ? err->message : cws_strerror(err->code);
+    if (strstr(message, path))
+        cws_say("%s", message);
+    else
+        cws_say("%s: %s", path, message);
+    return CWS_EXIT_FAILURE;
+}
+
+int cws_say_usage(const char *verb, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    say_line(verb, fmt, args);
+    va_end(args);
+    cws_say("try 'codecllm %s%s--help'", verb ? verb : "", verb ? " " : "");
+    return CWS_EXIT_FAILURE;
+}
+
+struct cws_size_text cws_size_text(uint64_t bytes)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    struct cws_size_text out;
+    double value = (double)bytes;
+    size_t unit = 0;
+    while (value >= 1024.0 && unit + 1 < sizeof units / sizeof *units) {
+        value /= 1024.0;
+        unit++;
+    }
+    if (unit == 0)
+        snprintf(out.text, sizeof out.text, "%u B", (unsigned)bytes);
+    else
+        snprintf(out.text, sizeof out.text, value < 10 ? "%.2f %s" : "%.1f %s", value, units[unit]);
+    return out;
+}
+
+/* Bytes of the well-formed printable UTF-8 character at s, or 0. C1 controls count as unprintable. */
+static size_t printable_bytes(const unsigned char *s)
+{
+    if (s[0] < 0x80)
+        return s[0] >= 0x20 && s[0] != 0x7f;
+    size_t len = s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < len; i++) {
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    }
+    if (len == 2 && s[0] == 0xc2 && s[1] < 0xa0)
+        return 0;
+    return len;
+}
+
+char *cws_printable(const char *name, char *buf, size_t size)
+{
+    const unsigned char *s = (const unsigned char *)name;
+    size_t at = 0;
+    while (*s) {
+        size_t len = printable_bytes(s);
+        size_t need = len ? len : 4;
+        if (at + need + 4 > size) {
+            memcpy(buf + at, "...", 3);
+            at += 3;
+            break;
+        }
+        if (len) {
+            memcpy(buf + at, s, len);
+            s += len;
+        } else {
+            static const char hex[] = "0123456789abcdef";
+            const char escape[4] = {'\\', 'x', hex[*s >> 4], hex[*s & 15]};
+            memcpy(buf + at, escape, sizeof escape);
+            s++;
+        }
+        at += need;
+    }
+    buf[at] = '\0';
+    return buf;
+}
+
+int cws_parse_jobs(const char *text, unsigned *out)
+{
+    char *end;
+    errno = 0;
+    unsigned long value = strtoul(text, &end, 10);
+    if (errno || end == text || *end || text[0] < '0' || text[0] > '9' || value < 1 || value > 1024)
+        return CWS_E_USAGE;
+    *out = (unsigned)value;
+    return 0;
+}
+
+double cws_now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
