@@ -81,13 +81,17 @@ struct cws_plan {
     float q6_step;          /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */
     bool needs_count;
     unsigned rounds;
+    unsigned stored_planes; /* SPLIT: byte planes that are not constant in the sample */
+    unsigned scale_bits;    /* QUANT: packed width of a scale code, as in the sample */
     uint8_t lengths[256];   /* code lengths, 0 = symbol absent */
     uint8_t packed[128];    /* the same as stored in the index */
     double symbol_entropy;  /* bits, after finish; 0 for RAW and ZSTD */
 };
 
-/* Starts a plan. shape: dims; ndim 0 is a scalar. Only tensors of >= 2 dimensions with rows of at
- * least 32 elements are quantised; others, and those with a NaN or infinity, stay lossless. */
+/* Starts a plan. shape: dims; ndim 0 is a scalar; their product must not overflow. Quantised are F16, BF16 and F32 tensors of
+ * >= 2 dimensions and >= 4096 elements, in rows of at least 32 elements (the last dimension, or the last few where it
+ * is shorter; never all of them); others, and those with a NaN, an infinity or a magnitude over half of the dtype's
+ * largest, stay lossless. */
 void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype, const uint64_t *shape, size_t ndim);
 
 /* Chooses the codec from at most 1 MiB taken at even spacing out of the tensor (the caller gathers it, whole
@@ -95,7 +99,8 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
 void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes);
 
 /* Adds the symbols of one chunk to histogram[256]. first_elem: index in the tensor. Thread-safe (plan is const).
- * Returns 0, or 1 if QUANT met a NaN or infinity: call cws_plan_refuse_quant, clear the histogram, count again. */
+ * Returns 0, or 1 if QUANT met a value it refuses: call cws_plan_refuse_quant, then cws_plan_sample again, clear the
+ * histogram and, if needs_count, count again. */
 int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256]);
 void cws_plan_refuse_quant(struct cws_plan *p);
 

@@ -1,0 +1,40 @@
+/* codec_fast.h - what a fast decoder implements; codec_decode.c drives it. Inputs have passed cws_coded_check(). */
+#ifndef CWS_CODEC_FAST_H
+#define CWS_CODEC_FAST_H
+#include "codec_check.h"
+#include "huffman.h"
+
+#define CWS_LANE_SYMBOLS_MAX 512u
+#define CWS_TILE_ELEMS_MAX (CWS_TILE_LANES * CWS_LANE_SYMBOLS_MAX)
+#define CWS_TILE_ROW 256u /* elements: 8 of each lane */
+/* Lanes are kept apart by more than a multi-symbol store can run over. */
+#define CWS_LANE_STRIDE(lane_symbols) ((lane_symbols) + 16u)
+#define CWS_LANES_BYTES (CWS_TILE_LANES * CWS_LANE_STRIDE(CWS_LANE_SYMBOLS_MAX) + 64u)
+#define CWS_LINEAR_BYTES (CWS_TILE_ELEMS_MAX + 64u)
+
+struct cws_tile {            /* one tile on its way from bits to elements */
+    const uint8_t *lanes;    /* lane l at l * stride */
+    unsigned stride;
+    unsigned elems;
+    uint8_t *linear;         /* room for the symbols in element order, CWS_LINEAR_BYTES */
+    const uint8_t *plane[7]; /* elems bytes each */
+};
+
+struct cws_decoder_ops {
+    const char *name;
+    bool (*runs_here)(void);
+    /* Decodes the 32 lanes of a tile of `elems` elements; lane l starts where lane l - 1 ends, the first at first_bit.
+     * Reads at most 8 bytes past end_bit. False: some lane does not hold exactly its symbols. */
+    bool (*lanes)(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
+                  const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride);
+    /* SPLIT: symbols and planes to elements. dst: elems * elem_bytes bytes, any alignment. */
+    void (*split)(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst);
+    /* Symbols to element order, then count of them from `first` times scale to F16, BF16 or F32. */
+    void (*linear)(const struct cws_tile *tile);
+    void (*quant)(const uint8_t *symbols, unsigned count, float scale, enum cws_dtype dtype, uint8_t *dst);
+};
+
+extern const struct cws_decoder_ops cws_decoder_portable;
+extern const struct cws_decoder_ops cws_decoder_avx2;
+
+#endif

@@ -1,0 +1,169 @@
+#include "huffman.h"
+
+#include <math.h>
+#include <string.h>
+
+#define SYMBOLS 256
+#define LIMIT CWS_CODE_BITS_MAX
+
+/* Heap sort would do; 256 items and determinism make insertion sort the simplest right choice. */
+static unsigned sort_present(const uint64_t histogram[SYMBOLS], uint8_t order[SYMBOLS])
+{
+    unsigned n = 0;
+    for (unsigned s = 0; s < SYMBOLS; s++) {
+        if (histogram[s] == 0)
+            continue;
+        unsigned i = n++;
+        for (; i > 0 && histogram[order[i - 1]] > histogram[s]; i--)
+            order[i] = order[i - 1];
+        order[i] = (uint8_t)s;
+    }
+    return n;
+}
+
+/* Package-merge. List k (k = 0: the deepest) merges the leaves with the pairs of list k - 1; the 2n - 2 cheapest items
+ * of the last list are taken, and a taken package takes the two items it was made from. Taken items are
+ * always a prefix of their list, so a flag per item (leaf or package) is all that must be kept. */
+static void package_merge(const uint64_t *weight, unsigned n, unsigned *depth)
+{
+    static const unsigned lists = LIMIT;
+    bool leaf[LIMIT][2 * SYMBOLS];
+    uint64_t previous[2 * SYMBOLS], current[2 * SYMBOLS];
+    unsigned previous_len = 0;
+
+    for (unsigned k = 0; k < lists; k++) {
+        unsigned packages = previous_len / 2, l = 0, p = 0, len = 0;
+        while (l < n || p < packages) {
+            uint64_t w = p < packages ? previous[2 * p] + previous[2 * p + 1] : UINT64_MAX;
+            bool take_leaf = l < n && weight[l] <= w; /* on a tie the leaf: flatter codes, and deterministic */
+            leaf[k][len] = take_leaf;
+            current[len++] = take_leaf ? weight[l] : w;
+            if (take_leaf)
+                l++;
+            else
+                p++;
+        }
+        memcpy(previous, current, len * sizeof *current);
+        previous_len = len;
+    }
+    unsigned take = 2 * n - 2;
+    for (unsigned k = lists; k-- > 0 && take > 0;) {
+        unsigned leaves = 0;
+        for (unsigned i = 0; i < take; i++)
+            leaves += leaf[k][i];
+        for (unsigned i = 0; i < leaves; i++)
+            depth[i]++;
+        take = 2 * (take - leaves);
+    }
+}
+
+uint64_t cws_huffman_lengths(const uint64_t histogram[256], uint8_t lengths[256])
+{
+    uint8_t order[SYMBOLS];
+    memset(lengths, 0, SYMBOLS);
+    unsigned n = sort_present(histogram, order);
+    if (n < 2) {
+        unsigned only = n ? order[0] : 0;
+        lengths[only] = 1;
+        lengths[only ? 0 : 1] = 1;
+        return histogram[only];
+    }
+    uint64_t weight[SYMBOLS];
+    unsigned depth[SYMBOLS] = {0};
+    for (unsigned i = 0; i < n; i++)
+        weight[i] = histogram[order[i]];
+    package_merge(weight, n, depth);
+    uint64_t cost = 0;
+    for (unsigned i = 0; i < n; i++) {
+        lengths[order[i]] = (uint8_t)depth[i];
+        cost += weight[i] * depth[i];
+    }
+    return cost;
+}
+
+double cws_entropy_bits(const uint64_t histogram[256])
+{
+    double total = 0, sum = 0;
+    for (unsigned s = 0; s < SYMBOLS; s++)
+        total += (double)histogram[s];
+    for (unsigned s = 0; s < SYMBOLS; s++)
+        if (histogram[s])
+            sum += (double)histogram[s] * log2(total / (double)histogram[s]);
+    return total > 0 ? sum / total : 0;
+}
+
+void cws_huffman_pack(const uint8_t lengths[256], uint8_t packed[128])
+{
+    for (unsigned i = 0; i < 128; i++)
+        packed[i] = (uint8_t)(lengths[2 * i] | lengths[2 * i + 1] << 4);
+}
+
+int cws_huffman_unpack(const uint8_t packed[128], uint8_t lengths[256], struct cws_error *err)
+{
+    unsigned kraft = 0;
+    for (unsigned s = 0; s < SYMBOLS; s++) {
+        unsigned len = packed[s / 2] >> (s % 2 * 4) & 15;
+        if (len > LIMIT)
+            return cws_fail(err, CWS_E_CORRUPT, "code table: symbol %u has a code of %u bits, at most %u are allowed", s,
+                            len, LIMIT);
+        lengths[s] = (uint8_t)len;
+        if (len)
+            kraft += 1u << (LIMIT - len);
+    }
+    if (kraft != 1u << LIMIT)
+        return cws_fail(err, CWS_E_CORRUPT, "code table: the code is not complete (Kraft sum %u of %u)", kraft, 1u << LIMIT);
+    return 0;
+}
+
+static unsigned reverse(unsigned code, unsigned len)
+{
+    unsigned r = 0;
+    for (unsigned i = 0; i < len; i++)
+        r |= (code >> i & 1) << (len - 1 - i);
+    return r;
+}
+
+void cws_huffman_codes(const uint8_t lengths[256], uint16_t codes[256])
+{
+    unsigned next = 0;
+    memset(codes, 0, SYMBOLS * sizeof *codes);
+    for (unsigned len = 1; len <= LIMIT; len++, next <<= 1)
+        for (unsigned s = 0; s < SYMBOLS; s++)
+            if (lengths[s] == len)
+                codes[s] = (uint16_t)reverse(next++, len);
+}
+
+size_t cws_decode_table_bytes(void)
+{
+    return sizeof(struct cws_decode_table);
+}
+
+int cws_decode_table_init(struct cws_decode_table *t, const uint8_t packed[128], struct cws_error *err)
+{
+    uint8_t lengths[SYMBOLS];
+    uint16_t codes[SYMBOLS];
+    uint8_t symbol[1u << LIMIT]; /* the first symbol of each window */
+    int rc = cws_huffman_unpack(packed, lengths, err);
+    if (rc != 0)
+        return rc;
+    cws_huffman_codes(lengths, codes);
+    for (unsigned s = 0; s < SYMBOLS; s++)
+        if (lengths[s])
+            for (unsigned w = codes[s]; w < 1u << LIMIT; w += 1u << lengths[s])
+                symbol[w] = (uint8_t)s;
+    for (unsigned w = 0; w < 1u << LIMIT; w++) {
+        uint64_t e = UINT64_C(1) << CWS_ENTRY_BOUNDS_SHIFT;
+        unsigned used = 0, count = 0;
+        while (count < CWS_ENTRY_SYMBOLS && used < LIMIT) {
+            unsigned s = symbol[w >> used]; /* the bits past the window read as 0: whole only if it ends inside */
+            if (used + lengths[s] > LIMIT)
+                break;
+            used += lengths[s];
+            e |= (uint64_t)s << (8 * count++);
+            e |= UINT64_C(1) << (CWS_ENTRY_BOUNDS_SHIFT + used);
+        }
+        e |= (uint64_t)used << CWS_ENTRY_BITS_SHIFT | (uint64_t)count << CWS_ENTRY_COUNT_SHIFT;
+        t->entry[w] = e;
+    }
+    return 0;
+}

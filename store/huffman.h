@@ -1,0 +1,34 @@
+/* huffman.h - the prefix code shared by SPLIT and QUANT: lengths, their packed form, canonical codes and the
+ * decoding table. Pure functions, no allocation. cws_huffman_lengths() is declared in codec.h.
+ *
+ * Canonical code: symbols sorted by (length, symbol) get rising codes, as in RFC 1951; a code is written
+ * from its most significant bit on into a stream that is filled from the least significant bit on, so codes
+ * are kept bit-reversed. Codes are complete: every bit string decodes. */
+#ifndef CWS_HUFFMAN_H
+#define CWS_HUFFMAN_H
+#include "codec.h"
+
+/* Two four-bit lengths per byte, low nibble first. */
+void cws_huffman_pack(const uint8_t lengths[256], uint8_t packed[128]);
+
+/* 0, or CWS_E_CORRUPT when a length is over CWS_CODE_BITS_MAX or the code is not complete. */
+CWS_MUST_CHECK int cws_huffman_unpack(const uint8_t packed[128], uint8_t lengths[256], struct cws_error *err);
+
+/* Bit-reversed canonical codes; 0 for absent symbols. */
+void cws_huffman_codes(const uint8_t lengths[256], uint16_t codes[256]);
+
+/* Entry w tells what the CWS_CODE_BITS_MAX bits w decode to: up to CWS_ENTRY_SYMBOLS whole symbols.
+ *   bits 0..39   the symbols, first one lowest
+ *   bits 40..51  boundaries: bit 40 + b is set when a symbol ends after b bits, and for b = 0. The k-th set bit
+ *                tells how many bits k symbols take
+ *   bits 55..58  bits used by all of them; 59 and 60 are 0, so that entry >> 55 is a 64-bit shift count modulo 64
+ *   bits 61..63  how many there are (1..5) */
+#define CWS_ENTRY_SYMBOLS 5
+#define CWS_ENTRY_BOUNDS_SHIFT 40
+#define CWS_ENTRY_BITS_SHIFT 55
+#define CWS_ENTRY_COUNT_SHIFT 61
+struct cws_decode_table {
+    uint64_t entry[1u << CWS_CODE_BITS_MAX];
+};
+
+#endif

@@ -1,0 +1,316 @@
+#include "codec_encode.h"
+#include "codec_quant.h"
+#include "huffman.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+
+#define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
+#define REPEAT_BYTES (64u << 10)  /* of the sample, what is searched for repeated words */
+#define STEP_ELEMS (128u << 10)   /* of the sample, what the q6 step is searched on */
+#define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
+#define TARGET_MARGIN 0.004       /* left free by the search, for what a sample does not show */
+#define GAIN_MIN 0.01             /* a smaller gain is not worth decoding */
+#define ROUNDS_MAX 12
+
+static uint64_t gcd(uint64_t a, uint64_t b)
+{
+    while (b) {
+        uint64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
+
+static void set_lossless(struct cws_plan *p)
+{
+    p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
+    p->needs_count = p->codec == CWS_CODEC_SPLIT;
+    p->lane_symbols = 128;
+    p->chunk_bytes = CWS_CHUNK_BYTES;
+    p->row_elems = 0;
+    p->quant_bits = 0;
+    p->q6_step = 0;
+    p->rounds = 0;
+    p->stored_planes = p->elem_bytes - 1;
+    p->scale_bits = 0;
+}
+
+static void set_raw(struct cws_plan *p)
+{
+    set_lossless(p);
+    p->codec = CWS_CODEC_RAW;
+    p->needs_count = false;
+    p->symbol_entropy = 0;
+}
+
+/* Elements that share a scale, 0: not to be quantised. */
+static uint64_t quant_row(const struct cws_plan *p, const uint64_t *shape, size_t ndim)
+{
+    uint64_t row = 1;
+    if ((p->dtype != CWS_F16 && p->dtype != CWS_BF16 && p->dtype != CWS_F32) || p->elems < CWS_QUANT_ELEMS_MIN)
+        return 0;
+    for (size_t d = ndim; d-- > 1 && row < CWS_QUANT_ROW_MIN;)
+        row *= shape[d];
+    return row >= CWS_QUANT_ROW_MIN ? row : 0;
+}
+
+void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype, const uint64_t *shape, size_t ndim)
+{
+    memset(p, 0, sizeof *p);
+    p->dtype = dtype;
+    p->mode = mode;
+    p->elem_bytes = cws_dtype_bytes(dtype);
+    p->elems = 1;
+    for (size_t d = 0; d < ndim; d++)
+        p->elems *= shape[d];
+    set_lossless(p);
+    if (mode == CWS_MODE_LOSSLESS)
+        return;
+    uint64_t row = quant_row(p, shape, ndim);
+    if (row == 0)
+        return;
+    uint64_t row_bytes = row * p->elem_bytes, unit = row_bytes / gcd(row_bytes, 16) * 16;
+    p->codec = CWS_CODEC_QUANT;
+    p->row_elems = row;
+    p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
+    p->lane_symbols = 256;
+    p->needs_count = true;
+    if (row_bytes <= CWS_CHUNK_BYTES && unit <= CWS_CHUNK_BYTES)
+        p->chunk_bytes = (uint32_t)(CWS_CHUNK_BYTES / unit * unit);
+}
+
+void cws_plan_refuse_quant(struct cws_plan *p)
+{
+    set_lossless(p);
+}
+
+/* Adds the split symbols; four tables, so that a run of one symbol does not wait for its own counter. */
+static void count_split(unsigned elem_bytes, const uint8_t *elems, size_t count, uint64_t histogram[256])
+{
+    uint32_t table[4][256] = {{0}};
+    size_t i = 0;
+    if (elem_bytes == 1) {
+        for (; i + 4 <= count; i += 4)
+            for (unsigned k = 0; k < 4; k++)
+                table[k][elems[i + k]]++;
+        for (; i < count; i++)
+            table[0][elems[i]]++;
+    } else {
+        const uint8_t *top = elems + elem_bytes - 2;
+        for (; i < count; i++) {
+            uint16_t v;
+            memcpy(&v, top + i * elem_bytes, 2);
+            table[i & 3][v >> 7 & 0xff]++;
+        }
+    }
+    for (unsigned s = 0; s < 256; s++)
+        histogram[s] += (uint64_t)table[0][s] + table[1][s] + table[2][s] + table[3][s];
+}
+
+static int count_quant(const struct cws_plan *p, float step, const uint8_t *elems, size_t count, uint64_t first_elem,
+                       uint64_t histogram[256])
+{
+    uint8_t symbols[4096];
+    for (size_t done = 0; done < count;) {
+        uint64_t left = p->row_elems - (first_elem + done) % p->row_elems;
+        size_t n = count - done < left ? count - done : (size_t)left;
+        const uint8_t *row_elems = elems + done * p->elem_bytes;
+        struct cws_quant_row row;
+        if (cws_quant_measure(p->dtype, row_elems, n, &row) != 0)
+            return 1;
+        uint32_t code = cws_quant_scale_code(&row, step);
+        for (size_t at = 0; at < n; at += sizeof symbols) {
+            size_t part = n - at < sizeof symbols ? n - at : sizeof symbols;
+            cws_quant_symbols(p->dtype, row_elems + at * p->elem_bytes, part, code, symbols);
+            count_split(1, symbols, part, histogram);
+        }
+        done += n;
+    }
+    return 0;
+}
+
+int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256])
+{
+    if (p->codec == CWS_CODEC_QUANT)
+        return count_quant(p, p->q6_step, chunk, bytes / p->elem_bytes, first_elem, histogram);
+    if (p->codec == CWS_CODEC_SPLIT)
+        count_split(p->elem_bytes, chunk, bytes / p->elem_bytes, histogram);
+    return 0;
+}
+
+/* Stored bits of the tensor but for its symbols: records, heads, directories, planes, scales, padding. */
+static double overhead_bits(const struct cws_plan *p)
+{
+    double elems = (double)p->elems, tile = CWS_TILE_LANES * (double)p->lane_symbols;
+    double chunks = ceil(elems * p->elem_bytes / p->chunk_bytes), tiles = ceil(elems / tile);
+    double bytes = 128 + chunks * (sizeof(struct cws_chunk_record) + sizeof(struct cws_coded_head) + CWS_STREAM_PAD + 48);
+    bytes += tiles * (4 + 2 + CWS_TILE_LANES + 2);
+    if (p->codec == CWS_CODEC_SPLIT)
+        bytes += elems * p->stored_planes;
+    else
+        bytes += elems / (double)p->row_elems * p->scale_bits / 8 + chunks * 16;
+    return 8 * bytes;
+}
+
+static size_t zstd_trial(const uint8_t *sample, size_t bytes)
+{
+    size_t n = bytes < TRIAL_BYTES ? bytes : TRIAL_BYTES, bound = ZSTD_compressBound(n);
+    void *out = malloc(bound);
+    if (!out)
+        return bytes;
+    size_t got = ZSTD_compress(out, bound, sample + (bytes - n) / 2, n, CWS_ZSTD_LEVEL);
+    free(out);
+    return ZSTD_isError(got) ? bytes : (size_t)((double)got / (double)n * (double)bytes);
+}
+
+/* Do words of the size of an element (8 bytes for small ones) come back? Cheap, and no weights of a trained
+ * model do; only then is zstd worth a trial on floats. */
+static bool repeats(const struct cws_plan *p, const uint8_t *sample, size_t bytes)
+{
+    enum { SLOTS = 4096 };
+    uint64_t *last = calloc(SLOTS, sizeof *last);
+    size_t width = p->elem_bytes == 4 ? 4 : 8, n = (bytes < REPEAT_BYTES ? bytes : REPEAT_BYTES) / width, hits = 0;
+    const uint8_t *from = sample + (bytes - n * width) / 2 / width * width;
+    if (!last)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t v = 0;
+        memcpy(&v, from + i * width, width);
+        uint64_t *slot = &last[v * UINT64_C(0x9e3779b97f4a7c15) >> 52];
+        hits += *slot == v;
+        *slot = v;
+    }
+    free(last);
+    return hits > n / 16;
+}
+
+static unsigned varying_planes(unsigned elem_bytes, const uint8_t *sample, size_t elems)
+{
+    uint64_t first = 0, differ = 0;
+    memcpy(&first, sample, elem_bytes);
+    for (size_t i = 1; i < elems; i++) {
+        uint64_t v = 0;
+        memcpy(&v, sample + i * elem_bytes, elem_bytes);
+        differ |= v ^ first;
+    }
+    unsigned low = 8 * elem_bytes - 16, planes = (differ >> low & 0x807f) != 0; /* the plane with the sign */
+    for (unsigned b = 0; b < low; b += 8)
+        planes += (differ >> b & 0xff) != 0;
+    return planes;
+}
+
+static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t bytes)
+{
+    double raw = (double)bytes;
+    if (p->codec == CWS_CODEC_ZSTD) {
+        if ((double)zstd_trial(sample, bytes) > raw * (1 - GAIN_MIN))
+            set_raw(p);
+        return;
+    }
+    uint64_t histogram[256] = {0};
+    size_t elems = bytes / p->elem_bytes;
+    count_split(p->elem_bytes, sample, elems, histogram);
+    p->stored_planes = p->elem_bytes > 1 ? varying_planes(p->elem_bytes, sample, elems) : 0;
+    double split = (double)elems * (cws_entropy_bits(histogram) / 8 + p->stored_planes);
+    if (repeats(p, sample, bytes)) {
+        double zstd = (double)zstd_trial(sample, bytes);
+        if (zstd < 0.9 * split && zstd < raw * (1 - GAIN_MIN)) {
+            p->codec = CWS_CODEC_ZSTD;
+            p->needs_count = false;
+            return;
+        }
+    }
+    if (split > raw * (1 - GAIN_MIN))
+        set_raw(p);
+}
+
+/* Bits per weight of the elements at this step, or -1 when they cannot be quantised. */
+static double step_bits(const struct cws_plan *p, float step, const uint8_t *sample, size_t elems)
+{
+    uint64_t histogram[256] = {0};
+    uint8_t lengths[256];
+    if (count_quant(p, step, sample, elems, 0, histogram) != 0)
+        return -1;
+    return (double)cws_huffman_lengths(histogram, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
+}
+
+/* The least step, in units of a row's rms, that meets the target: the rate falls as the step grows. */
+static float search_step(const struct cws_plan *p, const uint8_t *sample, size_t elems)
+{
+    if (step_bits(p, 0, sample, elems) <= TARGET_BITS - TARGET_MARGIN)
+        return 0;
+    float low = 0, high = 4;
+    for (unsigned i = 0; i < 14; i++) {
+        float middle = i < 3 ? high / 4 : (low + high) / 2; /* first down to the usual size */
+        if (middle <= low)
+            middle = (low + high) / 2;
+        if (step_bits(p, middle, sample, elems) > TARGET_BITS - TARGET_MARGIN)
+            low = middle;
+        else
+            high = middle;
+    }
+    return high;
+}
+
+static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes)
+{
+    size_t elems = bytes / p->elem_bytes;
+    uint32_t least = UINT32_MAX, most = 0;
+    for (size_t done = 0; done < elems; done += (size_t)p->row_elems) {
+        size_t n = elems - done < p->row_elems ? elems - done : (size_t)p->row_elems;
+        struct cws_quant_row row;
+        if (cws_quant_measure(p->dtype, sample + done * p->elem_bytes, n, &row) != 0) {
+            cws_plan_refuse_quant(p);
+            sample_lossless(p, sample, bytes);
+            return;
+        }
+        uint32_t code = cws_quant_scale_code(&row, 0);
+        if (code != 0) {
+            least = code < least ? code : least;
+            most = code > most ? code : most;
+        }
+    }
+    p->scale_bits = 0;
+    for (uint32_t range = most > least ? most - least : 0; range; range >>= 1)
+        p->scale_bits++;
+    if (p->mode == CWS_MODE_Q6) {
+        size_t take = elems;
+        if (take > STEP_ELEMS)
+            take = p->row_elems < STEP_ELEMS ? STEP_ELEMS / p->row_elems * p->row_elems : STEP_ELEMS;
+        p->q6_step = search_step(p, sample, take);
+    }
+}
+
+void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes)
+{
+    if (sample_bytes < p->elem_bytes)
+        set_raw(p);
+    else if (p->codec == CWS_CODEC_QUANT)
+        sample_quant(p, sample, sample_bytes);
+    else if (p->codec != CWS_CODEC_RAW)
+        sample_lossless(p, sample, sample_bytes);
+}
+
+int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256])
+{
+    if (p->codec != CWS_CODEC_SPLIT && p->codec != CWS_CODEC_QUANT)
+        return 0;
+    double symbols = (double)cws_huffman_lengths(histogram, p->lengths);
+    double total = symbols + overhead_bits(p), per_weight = total / (double)p->elems;
+    cws_huffman_pack(p->lengths, p->packed);
+    p->symbol_entropy = cws_entropy_bits(histogram);
+    if (p->mode == CWS_MODE_Q6 && p->codec == CWS_CODEC_QUANT && per_weight > TARGET_BITS && p->rounds < ROUNDS_MAX) {
+        /* A step twice as long costs one bit less. No exp2(): its last digit is not the same everywhere. */
+        float base = p->q6_step > 0 ? p->q6_step : 0.02f;
+        p->q6_step = base * (float)(1 + 0.75 * (per_weight - TARGET_BITS + TARGET_MARGIN * (1 + p->rounds)));
+        p->rounds++;
+        return 1;
+    }
+    if (total > 8.0 * p->elem_bytes * (double)p->elems * (1 - GAIN_MIN))
+        set_raw(p);
+    return 0;
+}
