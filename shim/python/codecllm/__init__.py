@@ -1,0 +1,67 @@
+"""CodecLLM: run unmodified PyTorch programs from compressed model files inside a memory budget.
+
+    CODEC_VRAM_BUDGET=2G python infer.py        # nothing to import: codecllm.pth loads the library
+    import codecllm; codecllm.stats()           # what paging did so far, in this process
+
+The package has no dependencies and no logic of its own: the work is done by libcodecshim.so and the codecllm command.
+"""
+
+import os
+import sys
+
+__all__ = ["Error", "command_path", "shim_path", "stats"]
+
+
+class Error(RuntimeError):
+    """Something of CodecLLM cannot be used here; the text says what and what to do."""
+
+
+def shim_path():
+    """Path of libcodecshim.so, the library that LD_PRELOAD takes."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "libcodecshim.so")
+
+
+def command_path():
+    """Path of the codecllm command that was installed with this package."""
+    import shutil
+    import sysconfig
+
+    for scripts in (sysconfig.get_path("scripts"), os.path.dirname(sys.executable)):
+        path = os.path.join(scripts, "codecllm")
+        if os.access(path, os.X_OK):
+            return path
+    path = shutil.which("codecllm")
+    if path is None:
+        raise Error("the codecllm command was not found beside this Python nor in PATH; install the package again")
+    return path
+
+
+def stats():
+    """The counters of paging in this process, as a dict: faults, decoded_bytes, evictions, resident_bytes,
+    written_bytes, peak_bytes, reads, read_bytes and more. Raises codecllm.Error when the library is not loaded."""
+    import ctypes
+    import json
+
+    try:
+        function = ctypes.CDLL(None).codecllm_stats_json
+    except AttributeError:
+        raise Error(
+            "libcodecshim.so is not loaded in this process; start it with CODEC_VRAM_BUDGET set, or by 'codecllm run'"
+        ) from None
+    function.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    function.restype = ctypes.c_size_t
+    size = 4096
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        need = function(buffer, size)
+        if need < size:
+            return json.loads(buffer.value)
+        size = need + 1
+
+
+def __getattr__(name):
+    if name == "__version__":  # looked up when asked for, because importlib.metadata is slow to import
+        from importlib.metadata import version
+
+        return version("codecllm")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

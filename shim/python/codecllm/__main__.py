@@ -1,0 +1,12 @@
+"""python -m codecllm: the codecllm command."""
+
+import os
+import sys
+
+from codecllm import Error, command_path
+
+try:
+    command = command_path()
+    os.execv(command, ["codecllm"] + sys.argv[1:])
+except (Error, OSError) as why:
+    sys.exit(f"codecllm: {why}")

@@ -1,0 +1,118 @@
+"""Puts libcodecshim.so under this interpreter, by starting it once more with LD_PRELOAD.
+
+codecllm.pth imports this module while the interpreter starts, and only when CODEC_VRAM_BUDGET is set. Nothing of the program
+has run yet and nothing was read from stdin, so a second start with the same arguments is the same program. Whatever
+prevents it is said in one line, because a program that silently runs without its budget is worse than one that stops;
+the program itself then runs as if this package were not there.
+
+(Python versions that read NAME.start files beside or instead of the import lines of .pth files, PEP 829, call the same
+module; the .pth line stays for the versions before.)
+"""
+
+import os
+import re
+import sys
+
+# Process id of the start that asked for the library: the same process without it means that it did not load. Not called
+# CODEC_..., since those names are the user's.
+GUARD = "_CODECLLM_STARTED"
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_SIZE = re.compile(_NUMBER + r"(?:[kKmMgGtT]i?[bB]?)|\d+\.?0*[bB]?", re.ASCII)
+
+
+def _size_is_valid(text):
+    if not _SIZE.fullmatch(text):
+        return False
+    unit = {"k": 10, "m": 20, "g": 30, "t": 40}.get(text.rstrip("iIbB")[-1:].lower(), 0)
+    return float(re.match(_NUMBER, text).group()) < 2.0 ** (64 - unit)
+
+
+def _is_zero(text):
+    return float(re.match(_NUMBER, text).group()) == 0
+
+
+def budget_is_valid(text):
+    """The forms that store/options.c accepts: 2G, 512M, 50%, 0:2G,1:4G."""
+    if ":" in text:
+        entries = [entry.partition(":") for entry in text.split(",")]
+        return all(re.fullmatch("[0-9]+", device) and _size_is_valid(size) for device, _, size in entries) and not _is_zero(
+            entries[0][2]
+        )
+    if text.endswith("%"):
+        return re.fullmatch("[0-9]{1,9}", text[:-1]) is not None and 1 <= int(text[:-1]) <= 100
+    return _size_is_valid(text) and not _is_zero(text)
+
+
+def _say(text):
+    try:
+        os.write(2, f"codecllm: {text}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass
+
+
+def _off(why):
+    _say(f"paging is OFF, CODEC_VRAM_BUDGET has no effect: {why}")
+
+
+def _loaded():
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            return b"/libcodecshim.so" in maps.read()
+    except OSError:
+        return "libcodecshim.so" in os.environ.get("LD_PRELOAD", "")
+
+
+def _arguments():
+    """The arguments this interpreter was started with, as they were."""
+    if hasattr(sys, "orig_argv"):  # Python 3.10
+        return sys.orig_argv
+    with open("/proc/self/cmdline", "rb") as cmdline:
+        return cmdline.read().split(b"\0")[:-1]
+
+
+def _is_interpreter():
+    """False when Python is embedded in another program, which must not be started a second time."""
+    try:
+        return bool(sys.executable) and os.path.samefile(sys.executable, "/proc/self/exe")
+    except OSError:
+        return False
+
+
+def boot():
+    budget = os.environ.get("CODEC_VRAM_BUDGET", "")
+    started = os.environ.pop(GUARD, None)
+    if not budget:
+        return
+    if not budget_is_valid(budget):
+        _say(
+            f"CODEC_VRAM_BUDGET={budget}: not understood; use a size (2G, 512M), a percentage (50%) "
+            "or a list per device (0:2G,1:4G)"
+        )
+        os._exit(2)  # an exception here would be a page of traceback from site.py
+    if _loaded():
+        return
+    shim = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libcodecshim.so")
+    if started == str(os.getpid()):
+        return _off(f"{shim} was in LD_PRELOAD but was not loaded")
+    if not os.path.exists(shim):
+        return _off(f"{shim} is missing; install the package again")
+    if " " in shim or ":" in shim:
+        return _off(f"LD_PRELOAD cannot hold the path {shim}, which has a space or a colon")
+    if not _is_interpreter():
+        return _off(f"this Python is embedded in another program; start that with LD_PRELOAD={shim}")
+    before = os.environ.get("LD_PRELOAD", "")
+    os.environ["LD_PRELOAD"] = f"{shim}:{before}" if before else shim
+    os.environ[GUARD] = str(os.getpid())
+    try:
+        os.execv(sys.executable, _arguments())
+    except OSError as why:
+        del os.environ[GUARD]
+        if before:
+            os.environ["LD_PRELOAD"] = before
+        else:
+            del os.environ["LD_PRELOAD"]
+        _off(f"{sys.executable} could not be started again: {why}")
+
+
+boot()

@@ -1,0 +1,14 @@
+. "$HERE/safetensors.inc"
+# what differs between machines is not shown here
+codecllm doctor >out
+echo "exit status $?"
+grep -E '^[A-Z]' out
+grep -E '^  CODEC_' out
+CODEC_VRAM_BUDGET=2G CODEC_PAGER=sigsegv CODEC_VRAM_BUGDET=1G codecllm doctor >out
+grep -E 'CODEC_VRAM|CODEC_PAGER|unknown|verdict' out
+CODEC_IO=floppy codecllm doctor >out
+echo "exit status $?"
+grep -E 'CODEC_IO' out
+CODEC_PAGER=eager codecllm doctor >out
+echo "exit status $?"
+grep verdict out

@@ -1,0 +1,7 @@
+. "$HERE/safetensors.inc"
+codecllm --version
+codecllm --help
+for verb in pack unpack inspect verify doctor run; do
+    echo "--- $verb"
+    codecllm $verb --help
+done

@@ -1,0 +1,68 @@
+"""What the Python tests share: the built command and library, the small model, and programs run in a clean environment.
+
+CWS_BUILD_DIR names the build to test (default: build/ in the repository)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+def clean_environment(**more):
+    """The environment without variables of ours and without a preloaded library."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("CODEC_", "_CODECLLM")) and k != "LD_PRELOAD"}
+    env.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", PYTHONWARNINGS="ignore")
+    env.update({k: str(v) for k, v in more.items()})
+    return env
+
+
+def run(*command, env=None, check=True, timeout=100, **options):
+    """subprocess.run with captured text; a failure shows both streams."""
+    done = subprocess.run(
+        [str(c) for c in command],
+        env=clean_environment() if env is None else env,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        **options,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(f"{command}: exit status {done.returncode}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def build_dir():
+    path = Path(os.environ.get("CWS_BUILD_DIR", ROOT / "build"))
+    if not (path / "bin" / "codecllm").exists():
+        pytest.fail(f"{path}: no build; run 'cmake --preset release && cmake --build --preset release' or set CWS_BUILD_DIR")
+    return path
+
+
+@pytest.fixture(scope="session")
+def command(build_dir):
+    return build_dir / "bin" / "codecllm"
+
+
+@pytest.fixture(scope="session")
+def shim(build_dir):
+    return build_dir / "lib" / "libcodecshim.so"
+
+
+@pytest.fixture(scope="session")
+def bard():
+    """The small model as it was published."""
+    return ROOT / "tests" / "models" / "bard"
+
+
+@pytest.fixture(scope="session")
+def packed_bard(command, bard, tmp_path_factory):
+    """The small model, packed without loss."""
+    out = tmp_path_factory.mktemp("packed") / "bard"
+    run(command, "pack", "--quiet", bard, out)
+    return out

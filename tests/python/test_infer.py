@@ -1,0 +1,58 @@
+"""tools/infer.py, plain transformers, on the packed model inside a budget: the same tokens, the same bits of the logits, and a
+peak that the kernel confirms."""
+
+import argparse
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import bench_infer
+from conftest import run
+
+BLOCKS_IN_FLIGHT = 16 << 20  # far above what the pager may have in flight, far below the model
+
+
+def infer(model, **options):
+    args = argparse.Namespace(prompt="ROMEO:\nWhat light", tokens=24, threads=0)
+    return bench_infer.run_infer(str(model), args, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(bard):
+    return infer(bard)
+
+
+@pytest.fixture(scope="module")
+def logical_bytes(command, packed_bard):
+    return json.loads(run(command, "inspect", "--json", packed_bard).stdout)["totals"]["logical_bytes"]
+
+
+def test_plain_run_is_a_fair_reference(plain):
+    assert len(plain["tokens"]) == 24
+    assert len(set(plain["tokens"])) > 5, "a model that repeats one token would hide faults"
+    assert len(plain["logits"]) > 2048
+    assert plain["peak_bytes"] == 0, "nothing of ours is in a plain run"
+
+
+@pytest.mark.parametrize("percent", [100, 50, 25])
+def test_same_tokens_and_bits_within_a_budget(command, packed_bard, plain, logical_bytes, percent):
+    budget = logical_bytes * percent // 100
+    packed = infer(packed_bard, prefix=(str(command), "run", "--"), budget=budget)
+    assert packed["tokens"] == plain["tokens"]
+    assert packed["logits"] == plain["logits"]
+    assert packed["stats"]["faults"] > 0, "the views were not used"
+    assert 0 < packed["peak_bytes"] <= budget + BLOCKS_IN_FLIGHT
+    if percent < 100:
+        assert packed["stats"]["evictions"] > 0, "the budget did not bind"
+
+
+def test_without_the_shim_a_packed_model_is_refused(packed_bard, tmp_path):
+    """A program that reads a packed file as if it were plain must fail, not compute with compressed bytes."""
+    import sys
+
+    done = run(sys.executable, bench_infer.ROOT + "/tools/infer.py", "--model", packed_bard, "--device", "cpu", check=False)
+    assert done.returncode != 0
+    assert "Error" in done.stderr

@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Runs infer.py from a plain model and, under the shim, from its packed form at several budgets; compares tokens and logits
+bit for bit and prints a table.
+
+    python tools/bench_infer.py --model DIR [--packed DIR] [--budgets 100,50,25] [--tokens 16]
+
+The peak is measured from outside: the resident bytes of the views' entries in /proc/PID/smaps, sampled while the program
+runs (the pager names its views "codecllm view"). Cold runs start with the model's files out of the page cache.
+"""
+
+import argparse
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VIEW_NAME = b"codecllm view"
+
+
+def find_command(given=None):
+    for path in (given, os.path.join(ROOT, "build", "bin", "codecllm"), shutil.which("codecllm")):
+        if path and os.access(path, os.X_OK):
+            return os.path.abspath(path)
+    sys.exit("bench_infer.py: the codecllm command was not found; build it or name it with --command")
+
+
+def view_rss(pid):
+    """Resident bytes of the views of a process now; 0 when it is gone."""
+    total, ours = 0, False
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as smaps:
+            for line in smaps:
+                if line[:1] in b"0123456789abcdef":  # a mapping's first line; keys of its details start upper-case
+                    ours = VIEW_NAME in line
+                elif ours and line.startswith(b"Rss:"):
+                    total += int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return total
+
+
+class Sampler(threading.Thread):
+    """The most view_rss() of a process until stop()."""
+
+    def __init__(self, pid, interval_s=0.002):
+        super().__init__(daemon=True)
+        self.pid, self.interval_s, self.peak_bytes, self.samples = pid, interval_s, 0, 0
+        self.over = threading.Event()
+
+    def run(self):
+        while not self.over.wait(self.interval_s):
+            self.peak_bytes = max(self.peak_bytes, view_rss(self.pid))
+            self.samples += 1
+
+    def stop(self):
+        self.over.set()
+        self.join()
+
+
+def forget_cache(directory):
+    """Takes a model's files out of the page cache."""
+    for path in glob.glob(os.path.join(directory, "*.safetensors")):
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def parse_stats(text):
+    """Counters of the CODEC_STATS=1 table: rows of a name and a number of bytes or events."""
+    found = {}
+    for line in text.splitlines():
+        match = re.match(r"(?:codecllm: )?\s*([a-z][a-z_ ]*?)[:\s]\s*([0-9]+)\b", line)
+        if match:
+            found[match.group(1).strip().replace(" ", "_")] = int(match.group(2))
+    return found
+
+
+def run_infer(model, args, prefix=(), budget=None, logits=None):
+    """One run of infer.py. Returns its report with "peak_bytes", "stats" and "logits"."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report, logits = os.path.join(scratch, "report"), os.path.join(scratch, "logits")
+        command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--prompt", args.prompt,
+                   "--max-new-tokens", str(args.tokens), "--min-new-tokens", str(args.tokens), "--device", "cpu",
+                   "--logits", logits, "--report", report]  # fmt: skip
+        if args.threads:
+            command += ["--threads", str(args.threads)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CODEC_")}
+        if budget:
+            environment.update(CODEC_VRAM_BUDGET=str(budget), CODEC_STATS="1")
+        environment.update(pair.split("=", 1) for pair in args.env)
+        with open(os.path.join(scratch, "stderr"), "w+b") as stderr:
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+            sampler = Sampler(process.pid)
+            sampler.start()
+            code = process.wait()
+            sampler.stop()
+            stderr.seek(0)
+            talk = stderr.read().decode(errors="replace")
+        if code != 0:
+            sys.exit(f"bench_infer.py: {' '.join(command)}: exit status {code}\n{talk[-4000:]}")
+        with open(report) as file:
+            result = json.load(file)
+        with open(logits, "rb") as file:
+            result["logits"] = file.read()
+    result.update(peak_bytes=sampler.peak_bytes, samples=sampler.samples, stats=parse_stats(talk))
+    return result
+
+
+def logical_bytes(command, packed):
+    text = subprocess.run([command, "inspect", "--json", packed], check=True, capture_output=True).stdout
+    return json.loads(text)["totals"]["logical_bytes"]
+
+
+def size(count):
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"
+
+
+def print_table(rows):
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip(), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Compare infer.py from plain and from packed files.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="plain model directory")
+    parser.add_argument("--packed", metavar="DIR", help="packed form (default: made for the run, then removed)")
+    parser.add_argument("--budgets", default="100,50,25", help="in percent of the logical size (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--prompt", default="ROMEO:")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of torch")
+    parser.add_argument("--cold", action="store_true", help="also run each with the files out of the page cache")
+    parser.add_argument("--command", metavar="PATH", help="the codecllm command (default: build/bin, then PATH)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the runs under the shim")
+    parser.add_argument("--json", metavar="FILE", help="write all results")
+    args = parser.parse_args()
+    command = find_command(args.command)
+
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(args.model))) as scratch:
+        packed = args.packed or os.path.join(scratch, "packed")
+        if not args.packed:
+            subprocess.run([command, "pack", args.model, packed], check=True)
+        logical = logical_bytes(command, packed)
+        shim_args, plain_env, args.env = args.env, [], []
+        plain = run_infer(args.model, args)
+        print(f"{args.model}: {size(logical)} logical, {args.tokens} tokens", flush=True)
+        heads = ["budget", "cache", "same", "tokens/s", "of plain", "faults", "read", "evictions", "peak (smaps)", "load s",
+                 "first token s"]  # fmt: skip
+        rows = [heads, ["plain", "warm", "-", f"{plain['tokens_per_s']:.2f}", "1.00", "-", "-", "-", "-",
+                        f"{plain['load_s']:.2f}", f"{plain['first_token_s']:.2f}"]]  # fmt: skip
+        results, wrong = [{**plain, "logits": None, "budget": None}], 0
+        args.env = shim_args
+        for percent in args.budgets.split(","):
+            for cold in (False, True) if args.cold else (False,):
+                budget = logical * int(percent) // 100
+                if cold:
+                    forget_cache(packed)
+                run = run_infer(packed, args, (command, "run", "--"), budget)
+                same = run["tokens"] == plain["tokens"] and run["logits"] == plain["logits"]
+                wrong += not same
+                stats = run["stats"]
+                rows.append([f"{percent} % ({size(budget)})", "cold" if cold else "warm", "yes" if same else "NO",
+                             f"{run['tokens_per_s']:.2f}", f"{run['tokens_per_s'] / plain['tokens_per_s']:.2f}",
+                             str(stats.get("faults", "-")), size(stats["read_bytes"]) if "read_bytes" in stats else "-",
+                             str(stats.get("evictions", "-")), size(run["peak_bytes"]), f"{run['load_s']:.2f}",
+                             f"{run['first_token_s']:.2f}"])  # fmt: skip
+                results.append({**run, "logits": None, "budget": budget, "cold": cold, "same": same})
+        print_table(rows)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"logical_bytes": logical, "runs": results}, file, indent=1)
+    if wrong:
+        sys.exit(f"bench_infer.py: {wrong} run(s) differ from the plain one")
+
+
+if __name__ == "__main__":
+    main()
