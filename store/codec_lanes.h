@@ -22,14 +22,12 @@
 #define WINDOW_MASK ((1u << CWS_CODE_BITS_MAX) - 1)
 #define SENTINEL (UINT64_C(1) << 63)
 
-/* How many bits the first k symbols of an entry take. */
-ALWAYS_INLINE unsigned entry_bits(uint64_t entry, unsigned k)
+/* How many bits the first k symbols of a window take. */
+ALWAYS_INLINE unsigned symbols_bits(uint64_t bounds, unsigned k)
 {
 #if defined(__BMI2__)
-    uint64_t bounds = entry >> CWS_ENTRY_BOUNDS_SHIFT & 0xfff;
     return (unsigned)_tzcnt_u64(_pdep_u64(UINT64_C(1) << k, bounds));
 #else
-    uint64_t bounds = entry >> CWS_ENTRY_BOUNDS_SHIFT;
     while (k-- > 0)
         bounds &= bounds - 1;
     return (unsigned)__builtin_ctzll(bounds);
@@ -45,7 +43,7 @@ ALWAYS_INLINE uint64_t refill(const uint8_t *streams, uint64_t at)
 
 /* Decodes CWS_LANE_GROUP lanes; at[], out[] and end[] are per lane. No load starts past end_bit, whatever the bits
  * say. On return at[] tells where each lane's symbols really ended. */
-ALWAYS_INLINE bool lane_group(const uint64_t *entry, const uint8_t *streams, uint64_t end_bit,
+ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_t *streams, uint64_t end_bit,
                               uint64_t at[CWS_LANE_GROUP], uint8_t *out[CWS_LANE_GROUP], uint8_t *const end[CWS_LANE_GROUP])
 {
     uint64_t buffer[CWS_LANE_GROUP];
@@ -59,10 +57,10 @@ ALWAYS_INLINE bool lane_group(const uint64_t *entry, const uint8_t *streams, uin
             buffer[g] = refill(streams, at[g]);
         UNROLL for (int i = 0; i < LOOKUPS; i++) {
             UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
-                uint64_t e = entry[buffer[g] & WINDOW_MASK];
-                memcpy(out[g], &e, 8);
-                buffer[g] >>= e >> CWS_ENTRY_BITS_SHIFT & 63;
-                out[g] += e >> CWS_ENTRY_COUNT_SHIFT;
+                const struct cws_decode_entry *e = &table->entry[buffer[g] & WINDOW_MASK];
+                memcpy(out[g], e, 8);
+                buffer[g] >>= e->bits & 63;
+                out[g] += e->count;
             }
         }
         UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
@@ -81,11 +79,10 @@ ALWAYS_INLINE bool lane_group(const uint64_t *entry, const uint8_t *streams, uin
             buffer[g] = refill(streams, at[g]);
         UNROLL for (int i = 0; i < LOOKUPS; i++) {
             UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
-                uint64_t e = entry[buffer[g] & WINDOW_MASK];
-                uint64_t room = (uint64_t)(end[g] - out[g]), k = e >> CWS_ENTRY_COUNT_SHIFT;
-                k = k < room ? k : room;
-                memcpy(out[g], &e, 8);
-                buffer[g] >>= entry_bits(e, (unsigned)k);
+                const struct cws_decode_entry *e = &table->entry[buffer[g] & WINDOW_MASK];
+                uint64_t room = (uint64_t)(end[g] - out[g]), k = e->count < room ? e->count : room;
+                memcpy(out[g], e, 8);
+                buffer[g] >>= symbols_bits(table->bounds[buffer[g] & WINDOW_MASK], (unsigned)k);
                 out[g] += k;
             }
         }
@@ -110,7 +107,7 @@ static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *st
             lane_out[g] = out + (l + g) * stride;
             lane_end[g] = lane_out[g] + elems / CWS_TILE_ROW * 8 + last;
         }
-        if (!lane_group(table->entry, streams, end_bit, at, lane_out, lane_end))
+        if (!lane_group(table, streams, end_bit, at, lane_out, lane_end))
             return false;
         UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
             if (at[g] != stop[g])

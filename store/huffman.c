@@ -152,18 +152,18 @@ int cws_decode_table_init(struct cws_decode_table *t, const uint8_t packed[128],
             for (unsigned w = codes[s]; w < 1u << LIMIT; w += 1u << lengths[s])
                 symbol[w] = (uint8_t)s;
     for (unsigned w = 0; w < 1u << LIMIT; w++) {
-        uint64_t e = UINT64_C(1) << CWS_ENTRY_BOUNDS_SHIFT;
-        unsigned used = 0, count = 0;
-        while (count < CWS_ENTRY_SYMBOLS && used < LIMIT) {
-            unsigned s = symbol[w >> used]; /* the bits past the window read as 0: whole only if it ends inside */
-            if (used + lengths[s] > LIMIT)
+        struct cws_decode_entry e = {{0}, 0, 0, 0};
+        unsigned bounds = 1;
+        while (e.count < CWS_ENTRY_SYMBOLS && e.bits < LIMIT) {
+            unsigned s = symbol[w >> e.bits]; /* the bits past the window read as 0: whole only if it ends inside */
+            if (e.bits + lengths[s] > LIMIT)
                 break;
-            used += lengths[s];
-            e |= (uint64_t)s << (8 * count++);
-            e |= UINT64_C(1) << (CWS_ENTRY_BOUNDS_SHIFT + used);
+            e.bits = (uint8_t)(e.bits + lengths[s]);
+            e.symbol[e.count++] = (uint8_t)s;
+            bounds |= 1u << e.bits;
         }
-        e |= (uint64_t)used << CWS_ENTRY_BITS_SHIFT | (uint64_t)count << CWS_ENTRY_COUNT_SHIFT;
         t->entry[w] = e;
+        t->bounds[w] = (uint16_t)bounds;
     }
     return 0;
 }

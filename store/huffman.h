@@ -17,18 +17,19 @@ CWS_MUST_CHECK int cws_huffman_unpack(const uint8_t packed[128], uint8_t lengths
 /* Bit-reversed canonical codes; 0 for absent symbols. */
 void cws_huffman_codes(const uint8_t lengths[256], uint16_t codes[256]);
 
-/* Entry w tells what the CWS_CODE_BITS_MAX bits w decode to: up to CWS_ENTRY_SYMBOLS whole symbols.
- *   bits 0..39   the symbols, first one lowest
- *   bits 40..51  boundaries: bit 40 + b is set when a symbol ends after b bits, and for b = 0. The k-th set bit
- *                tells how many bits k symbols take
- *   bits 55..58  bits used by all of them; 59 and 60 are 0, so that entry >> 55 is a 64-bit shift count modulo 64
- *   bits 61..63  how many there are (1..5) */
+/* Entry w tells what the CWS_CODE_BITS_MAX bits w decode to: up to CWS_ENTRY_SYMBOLS whole symbols. */
 #define CWS_ENTRY_SYMBOLS 5
-#define CWS_ENTRY_BOUNDS_SHIFT 40
-#define CWS_ENTRY_BITS_SHIFT 55
-#define CWS_ENTRY_COUNT_SHIFT 61
+struct cws_decode_entry { /* 8 bytes, stored whole where the symbols go: the fast loops have loads to spare, not shifts */
+    uint8_t symbol[CWS_ENTRY_SYMBOLS];
+    uint8_t zero;
+    uint8_t bits;  /* used by all of them */
+    uint8_t count; /* how many there are, 1..5 */
+};
 struct cws_decode_table {
-    uint64_t entry[1u << CWS_CODE_BITS_MAX];
+    struct cws_decode_entry entry[1u << CWS_CODE_BITS_MAX];
+    /* Bit b is set when a symbol ends after b bits, and bit 0: the k-th set bit tells how many bits k symbols take.
+     * For the end of a lane, where an entry holds more symbols than are left. */
+    uint16_t bounds[1u << CWS_CODE_BITS_MAX];
 };
 
 #endif

@@ -29,7 +29,7 @@ static void set_lossless(struct cws_plan *p)
 {
     p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
-    p->lane_symbols = 128;
+    p->lane_symbols = 256;
     p->chunk_bytes = CWS_CHUNK_BYTES;
     p->row_elems = 0;
     p->quant_bits = 0;
@@ -192,14 +192,17 @@ static unsigned varying_planes(unsigned elem_bytes, const uint8_t *sample, size_
 {
     uint64_t first = 0, differ = 0;
     memcpy(&first, sample, elem_bytes);
-    for (size_t i = 1; i < elems; i++) {
+    unsigned low = 8 * elem_bytes - 16, planes = 0;
+    for (size_t i = 1; i < elems && planes < elem_bytes - 1; i++) {
         uint64_t v = 0;
         memcpy(&v, sample + i * elem_bytes, elem_bytes);
+        if (((v ^ first) & ~differ) == 0)
+            continue;
         differ |= v ^ first;
+        planes = (differ >> low & 0x807f) != 0; /* the plane with the sign */
+        for (unsigned b = 0; b < low; b += 8)
+            planes += (differ >> b & 0xff) != 0;
     }
-    unsigned low = 8 * elem_bytes - 16, planes = (differ >> low & 0x807f) != 0; /* the plane with the sign */
-    for (unsigned b = 0; b < low; b += 8)
-        planes += (differ >> b & 0xff) != 0;
     return planes;
 }
 
