@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VIEW_NAME = b"codecllm view"
@@ -83,8 +82,10 @@ def parse_stats(text):
     return found
 
 
-def run_infer(model, args, prefix=(), budget=None, logits=None):
-    """One run of infer.py. Returns its report with "peak_bytes", "stats" and "logits"."""
+def run_infer(model, args, prefix=(), budget=None, variables=()):
+    """One run of infer.py. Returns its report with "peak_bytes", "stats" and "logits".
+
+    variables: NAME=VALUE pairs for its environment."""
     with tempfile.TemporaryDirectory() as scratch:
         report, logits = os.path.join(scratch, "report"), os.path.join(scratch, "logits")
         command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--prompt", args.prompt,
@@ -95,7 +96,7 @@ def run_infer(model, args, prefix=(), budget=None, logits=None):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CODEC_")}
         if budget:
             environment.update(CODEC_VRAM_BUDGET=str(budget), CODEC_STATS="1")
-        environment.update(pair.split("=", 1) for pair in args.env)
+        environment.update(pair.split("=", 1) for pair in variables)
         with open(os.path.join(scratch, "stderr"), "w+b") as stderr:
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
             sampler = Sampler(process.pid)
@@ -153,7 +154,6 @@ def main():
         if not args.packed:
             subprocess.run([command, "pack", args.model, packed], check=True)
         logical = logical_bytes(command, packed)
-        shim_args, plain_env, args.env = args.env, [], []
         plain = run_infer(args.model, args)
         print(f"{args.model}: {size(logical)} logical, {args.tokens} tokens", flush=True)
         heads = ["budget", "cache", "same", "tokens/s", "of plain", "faults", "read", "evictions", "peak (smaps)", "load s",
@@ -161,13 +161,12 @@ def main():
         rows = [heads, ["plain", "warm", "-", f"{plain['tokens_per_s']:.2f}", "1.00", "-", "-", "-", "-",
                         f"{plain['load_s']:.2f}", f"{plain['first_token_s']:.2f}"]]  # fmt: skip
         results, wrong = [{**plain, "logits": None, "budget": None}], 0
-        args.env = shim_args
         for percent in args.budgets.split(","):
             for cold in (False, True) if args.cold else (False,):
                 budget = logical * int(percent) // 100
                 if cold:
                     forget_cache(packed)
-                run = run_infer(packed, args, (command, "run", "--"), budget)
+                run = run_infer(packed, args, (command, "run", "--"), budget, args.env)
                 same = run["tokens"] == plain["tokens"] and run["logits"] == plain["logits"]
                 wrong += not same
                 stats = run["stats"]

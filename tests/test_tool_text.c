@@ -1,0 +1,128 @@
+/* The command's small text functions: values replaced in JSON, names made printable, sizes, thread counts. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "../tools/json_replace.h"
+#include "../tools/say.h"
+
+static int any(const char *value, size_t len)
+{
+    (void)value;
+    return len > 0;
+}
+
+static int is_float32(const char *value, size_t len)
+{
+    return len == 9 && memcmp(value, "\"float32\"", 9) == 0;
+}
+
+static void expect(const char *text, const char *key, int (*matches)(const char *, size_t), const char *replacement,
+                   const char *expected, size_t expected_count)
+{
+    size_t len = strlen(text), count;
+    char *copy = malloc(len), *out; /* no NUL behind it: the function must keep to the length */
+    assert_non_null(copy);
+    memcpy(copy, text, len);
+    assert_int_equal(cws_json_replace(copy, len, key, matches, replacement, &out, &len, &count), 0);
+    assert_string_equal(out, expected);
+    assert_int_equal(len, strlen(expected));
+    assert_int_equal(count, expected_count);
+    free(out);
+    free(copy);
+}
+
+static void replace_changes_values_and_keeps_every_other_byte(void **state)
+{
+    (void)state;
+    expect("{\"dtype\" :\t\"float32\",\n \"eps\": 1e-06 }", "dtype", is_float32, "\"bfloat16\"",
+           "{\"dtype\" :\t\"bfloat16\",\n \"eps\": 1e-06 }", 1);
+    expect("{\"a\":{\"dtype\":\"float32\"},\"b\":[{\"dtype\":\"float32\"}]}", "dtype", is_float32, "\"x\"",
+           "{\"a\":{\"dtype\":\"x\"},\"b\":[{\"dtype\":\"x\"}]}", 2);
+    expect("{\"total_size\":123456}", "total_size", any, "7", "{\"total_size\":7}", 1);
+    expect("{\"total_size\":1", "total_size", any, "1234567890", "{\"total_size\":1234567890", 1);
+}
+
+static void replace_leaves_other_keys_strings_and_values_alone(void **state)
+{
+    (void)state;
+    static const char *const same[] = {
+        "{\"compute_dtype\":\"float32\",\"dtypes\":\"float32\"}",
+        "{\"note\":\"dtype\",\"list\":[\"dtype\",\"float32\"]}",
+        "{\"dtype\":null,\"x\":{\"dtype\":[\"float32\"]}}",
+        "{\"dtype\":\"float16\"}",
+        "{\"note\":\"\\\"dtype\\\":\\\"float32\\\"\"}",
+        "\"dtype\"", "\"dtype", "\"dtype\\", "{\"dtype\":", "",
+    };
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        expect(same[i], "dtype", is_float32, "\"bfloat16\"", same[i], 0);
+}
+
+static void printable_shows_what_could_drive_a_terminal(void **state)
+{
+    (void)state;
+    char buf[64];
+    assert_string_equal(cws_printable("model.weight", buf, sizeof buf), "model.weight");
+    assert_string_equal(cws_printable("a\x1b[2J\n", buf, sizeof buf), "a\\x1b[2J\\x0a");
+    assert_string_equal(cws_printable("caf\xc3\xa9", buf, sizeof buf), "caf\xc3\xa9");
+    assert_string_equal(cws_printable("\xc3(", buf, sizeof buf), "\\xc3(");
+    assert_string_equal(cws_printable("\xc2\x9b", buf, sizeof buf), "\\xc2\\x9b"); /* a C1 control: CSI in one character */
+    assert_string_equal(cws_printable("\xe2\x82", buf, sizeof buf), "\\xe2\\x82");
+}
+
+static void printable_keeps_to_its_buffer(void **state)
+{
+    (void)state;
+    for (size_t size = 8; size < 40; size++) {
+        char *buf = malloc(size);
+        assert_non_null(buf);
+        cws_printable("0123456789\x01\x02\x03\xc3\xa9\xc3\xa9\xe2\x82\xac", buf, size);
+        assert_true(strlen(buf) < size);
+        assert_memory_equal(buf, "0123456789", size < 14 ? size - 8 : 6);
+        free(buf);
+    }
+    char buf[8];
+    assert_string_equal(cws_printable("abcdefghij", buf, sizeof buf), "abcd...");
+}
+
+static void sizes_read_well(void **state)
+{
+    (void)state;
+    assert_string_equal(cws_size_text(0).text, "0 B");
+    assert_string_equal(cws_size_text(1023).text, "1023 B");
+    assert_string_equal(cws_size_text(1024).text, "1.00 KiB");
+    assert_string_equal(cws_size_text(9761168).text, "9.31 MiB");
+    assert_string_equal(cws_size_text(UINT64_C(2200119864)).text, "2.05 GiB");
+    assert_string_equal(cws_size_text(UINT64_MAX).text, "16.0 EiB");
+}
+
+static void jobs_are_one_to_1024(void **state)
+{
+    (void)state;
+    static const char *const bad[] = {"", "0", "1025", "-1", "+1", " 1", "1 ", "1x", "x", "99999999999999999999"};
+    unsigned jobs = 77;
+    assert_int_equal(cws_parse_jobs("1024", &jobs), 0);
+    assert_int_equal(jobs, 1024);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(cws_parse_jobs(bad[i], &jobs), CWS_E_USAGE);
+        assert_int_equal(jobs, 1024);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(replace_changes_values_and_keeps_every_other_byte),
+        cmocka_unit_test(replace_leaves_other_keys_strings_and_values_alone),
+        cmocka_unit_test(printable_shows_what_could_drive_a_terminal),
+        cmocka_unit_test(printable_keeps_to_its_buffer),
+        cmocka_unit_test(sizes_read_well),
+        cmocka_unit_test(jobs_are_one_to_1024),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

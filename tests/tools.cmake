@@ -1,0 +1,14 @@
+cws_test(NAME test_tool_text SOURCES test_tool_text.c ../tools/json_replace.c ../tools/say.c ../tools/progress.c LIBS cws_store)
+
+# Transcript tests of the command: tests/cli/NAME.sh with what it must print.
+if(CWS_TESTS AND TARGET codecllm)
+  file(GLOB transcripts CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cli/*.sh)
+  foreach(script ${transcripts})
+    get_filename_component(name ${script} NAME_WE)
+    if(name STREQUAL "run")
+      continue()
+    endif()
+    add_test(NAME cli_${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/cli/run.sh ${PROJECT_BINARY_DIR} ${name})
+    set_tests_properties(cli_${name} PROPERTIES TIMEOUT 120)
+  endforeach()
+endif()
