@@ -41,6 +41,10 @@ enum cws_dtype { /* on disk: u8, pinned; safetensors names in cws_dtype_name() *
     CWS_DTYPE_COUNT = 15,
 };
 
+/* The front's JSON starts with exactly these bytes, so that a store without its trailer can still be told. */
+#define CWS_FRONT_MARK "{\"__metadata__\":{\"format\":\"codecllm\""
+
+#define CWS_TRAILER_BYTES 128
 struct cws_trailer { /* the last bytes of the file */
     uint8_t magic[8];
     uint32_t version;
@@ -49,20 +53,20 @@ struct cws_trailer { /* the last bytes of the file */
     uint64_t incompat;
     uint64_t file_bytes;      /* == st_size */
     uint64_t logical_bytes;   /* size of the logical (unpacked) file */
-    uint64_t front_bytes;     /* 8 + N */
+    uint64_t front_bytes;     /* 8 + N, a multiple of CWS_CHUNK_ALIGN */
     uint64_t index_offset;
     uint64_t index_bytes;     /* index_offset + index_bytes <= file_bytes - trailer_bytes */
     uint64_t front_xxh3;      /* XXH3-64, seed 0, of bytes [0, front_bytes) */
     uint64_t index_xxh3;      /* XXH3-64, seed 0, of the index */
-    uint64_t content_hash[2]; /* sum over tensors of cws_tensor_record.content_hash, modulo 2^128; low word first */
+    uint64_t content_hash[2]; /* content hash of the tensors' hashes, 16 bytes each, as one string: order-sensitive */
     uint64_t reserved[2];     /* 0 */
     uint64_t trailer_xxh3;    /* XXH3-64, seed 0, of the 120 bytes before this field */
 };
-_Static_assert(sizeof(struct cws_trailer) == 128, "trailer layout");
+_Static_assert(sizeof(struct cws_trailer) == CWS_TRAILER_BYTES, "trailer layout");
 
-struct cws_index_header { /* at index_offset; the five parts follow without gaps, in this order */
+struct cws_index_header { /* at index_offset; then, without gaps: original header, tensor records, chunk records, code tables */
     uint64_t header_bytes; /* original safetensors header, verbatim, incl. its 8-byte length; padded to 8 */
-    uint32_t tensor_count; /* then tensor records, in order of logical offset, zero-sized ones in header order */
+    uint32_t tensor_count; /* records by begin, then end, then position in the header; as many as the header has tensors */
     uint32_t table_count;  /* 128 bytes each: 256 four-bit code lengths, low nibble first */
     uint64_t chunk_count;  /* chunk records, in order of logical offset */
     uint64_t reserved;     /* 0 */

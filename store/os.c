@@ -1,0 +1,156 @@
+#include "os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(long) == 8, "64-bit only: offsets travel in one register");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "little-endian only: stored integers are used in place");
+
+/* syscall() reports through errno, which belongs to the program whose fault is being served. */
+static long direct(long result, int saved_errno)
+{
+    if (result < 0) {
+        result = -errno;
+        errno = saved_errno;
+    }
+    return result;
+}
+
+int cws_os_openat(int dir, const char *path, int flags, unsigned mode)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_openat, dir, path, flags | O_CLOEXEC, mode), saved);
+}
+
+int cws_os_dup(int fd)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0), saved);
+}
+
+int cws_os_close(int fd)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_close, fd), saved);
+}
+
+int cws_os_fstat(int fd, struct stat *out)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_fstat, fd, out), saved);
+}
+
+int cws_os_fstatat(int dir, const char *path, struct stat *out, int flags)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_newfstatat, dir, path, out, flags), saved);
+}
+
+ssize_t cws_os_pread(int fd, void *data, size_t bytes, uint64_t offset)
+{
+    int saved = errno;
+    return direct(syscall(SYS_pread64, fd, data, bytes, offset), saved);
+}
+
+ssize_t cws_os_pwrite(int fd, const void *data, size_t bytes, uint64_t offset)
+{
+    int saved = errno;
+    return direct(syscall(SYS_pwrite64, fd, data, bytes, offset), saved);
+}
+
+int cws_os_fsync(int fd)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_fsync, fd), saved);
+}
+
+int cws_os_ftruncate(int fd, uint64_t bytes)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_ftruncate, fd, bytes), saved);
+}
+
+int cws_os_renameat(int dir, const char *from, const char *to)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_renameat, dir, from, dir, to), saved);
+}
+
+int cws_os_unlinkat(int dir, const char *path)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_unlinkat, dir, path, 0), saved);
+}
+
+int cws_os_flock(int fd, int operation)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_flock, fd, operation), saved);
+}
+
+int cws_os_gettid(void)
+{
+    return (int)syscall(SYS_gettid);
+}
+
+/* Some file systems answer EAGAIN even to a blocking read; a device that never recovers must still end. */
+enum { RETRIES_MAX = 10000 };
+
+static int may_retry(int code, unsigned *retries)
+{
+    if (code != -EINTR && code != -EAGAIN)
+        return 0;
+    if (code == -EAGAIN)
+        sched_yield();
+    return ++*retries < RETRIES_MAX;
+}
+
+int cws_os_read_full(int fd, void *data, size_t bytes, uint64_t offset, size_t *out_got)
+{
+    size_t got = 0;
+    unsigned retries = 0;
+    int code = 0;
+    while (got < bytes) {
+        ssize_t n = cws_os_pread(fd, (char *)data + got, bytes - got, offset + got);
+        if (n > 0) {
+            got += (size_t)n;
+        } else if (n == 0) {
+            break;
+        } else if (!may_retry((int)n, &retries)) {
+            code = (int)n;
+            break;
+        }
+    }
+    *out_got = got;
+    return code;
+}
+
+int cws_os_write_full(int fd, const void *data, size_t bytes, uint64_t offset)
+{
+    size_t done = 0;
+    unsigned retries = 0;
+    while (done < bytes) {
+        ssize_t n = cws_os_pwrite(fd, (const char *)data + done, bytes - done, offset + done);
+        if (n > 0)
+            done += (size_t)n;
+        else if (n == 0)
+            return -ENOSPC;
+        else if (!may_retry((int)n, &retries))
+            return (int)n;
+    }
+    return 0;
+}
+
+unsigned cws_os_cpu_count(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        int count = CPU_COUNT(&set);
+        return count > 0 ? (unsigned)count : 1;
+    }
+    long online = sysconf(_SC_NPROCESSORS_ONLN); /* more CPUs than cpu_set_t holds */
+    return online > 0 ? (unsigned)online : 1;
+}
