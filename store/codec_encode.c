@@ -3,19 +3,63 @@
 #include "huffman.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
 #include <zstd_errors.h>
 
-#define TILE_ROW 256u
-#define TILE_MAX (CWS_TILE_LANES * 512u)
-
 struct cws_encode_scratch {
     ZSTD_CCtx *zstd;
-    uint8_t symbols[TILE_MAX];
+    uint8_t symbols[CWS_TILE_MAX];
     uint16_t scale_code[CWS_CHUNK_BYTES / 2 / CWS_QUANT_ROW_MIN + 2];
 };
+
+static const struct cws_encoder_ops *const encoders[] = {
+#if defined(__x86_64__)
+    &cws_encoder_avx512,
+#endif
+    &cws_encoder_portable,
+};
+#define ENCODERS (sizeof encoders / sizeof *encoders)
+
+/* Racing first uses choose the same one. */
+static _Atomic(const struct cws_encoder_ops *) chosen;
+
+static const struct cws_encoder_ops *runnable(unsigned i)
+{
+    for (unsigned e = 0; e < ENCODERS; e++)
+        if (encoders[e]->runs_here() && i-- == 0)
+            return encoders[e];
+    return NULL;
+}
+
+const struct cws_encoder_ops *cws_encoder(void)
+{
+    const struct cws_encoder_ops *ops = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!ops) {
+        ops = runnable(0);
+        atomic_store_explicit(&chosen, ops, memory_order_relaxed);
+    }
+    return ops;
+}
+
+const char *cws_encoder_name(unsigned i)
+{
+    const struct cws_encoder_ops *ops = runnable(i);
+    return ops ? ops->name : NULL;
+}
+
+int cws_encoder_force(const char *name)
+{
+    const struct cws_encoder_ops *ops = NULL;
+    for (unsigned i = 0; name && (ops = runnable(i)) && strcmp(ops->name, name) != 0; i++)
+        continue;
+    if (name && !ops)
+        return CWS_E_UNSUPPORTED;
+    atomic_store_explicit(&chosen, ops, memory_order_relaxed);
+    return 0;
+}
 
 /* Where the sections of a chunk go; the sizes do not depend on the bits but for the last. */
 struct layout {
@@ -28,9 +72,8 @@ struct coder {
     struct cws_encode_scratch *scratch;
     struct cws_coded_head head;
     struct layout at;
-    uint32_t code[256]; /* code | bits << 16, or ABSENT */
+    struct cws_encode_table table;
 };
-#define ABSENT 0x80000000u
 
 static uint64_t directory_bytes(uint64_t tiles, bool wide)
 {
@@ -46,7 +89,7 @@ size_t cws_chunk_bound(const struct cws_plan *p, size_t logical_bytes)
         size_t elems = logical_bytes / p->elem_bytes, tiles = elems / (CWS_TILE_LANES * p->lane_symbols) + 1;
         size_t before = p->codec == CWS_CODEC_SPLIT ? (p->elem_bytes - 1) * (elems + 16) : 2 * (elems / CWS_QUANT_ROW_MIN + 2);
         bound = sizeof(struct cws_coded_head) + before + directory_bytes(tiles, true) + elems * CWS_CODE_BITS_MAX / 8 +
-                4 * tiles + CWS_STREAM_PAD + 64;
+                4 * tiles + CWS_STREAM_PAD + 128;
     }
     return (bound > logical_bytes ? bound : logical_bytes) + 64;
 }
@@ -113,13 +156,7 @@ static void split_symbols(const struct coder *c, const uint8_t *chunk, size_t fi
     if (bytes == 1) {
         memcpy(symbols, from, count);
     } else if (bytes == 2 && c->at.plane[0]) {
-        uint8_t *plane = c->at.plane[0] + first;
-        for (size_t i = 0; i < count; i++) {
-            uint16_t v;
-            memcpy(&v, from + 2 * i, 2);
-            plane[i] = (uint8_t)(v << 1 | v >> 15);
-            symbols[i] = (uint8_t)(v >> 7);
-        }
+        cws_encoder()->split2(from, count, c->at.plane[0] + first, symbols);
     } else {
         for (size_t i = 0; i < count; i++) {
             uint64_t v = rotate(load_elem(from + i * bytes, bytes), bytes);
@@ -143,60 +180,6 @@ static void quant_symbols(const struct coder *c, const uint8_t *chunk, uint64_t 
                           c->scratch->scale_code[elem / p->row_elems - first_row], symbols + done);
         done += n;
     }
-}
-
-struct bits {
-    uint8_t *to;
-    uint64_t buffer;
-    unsigned used; /* 0..7 after each append */
-};
-
-static inline void append(struct bits *b, uint64_t word, unsigned bits)
-{
-    b->buffer |= word << b->used;
-    b->used += bits;
-    memcpy(b->to, &b->buffer, 8);
-    b->to += b->used >> 3;
-    b->buffer = b->used >= 64 ? 0 : b->buffer >> (b->used & ~7u);
-    b->used &= 7;
-}
-
-/* Appends the lane's symbols, four at a time: at most 44 bits. Returns its length; ORs the entries into *seen. */
-static uint32_t encode_lane(const uint32_t code[256], const uint8_t *symbols, unsigned lane, unsigned elems, struct bits *b,
-                            uint32_t *seen)
-{
-    uint32_t total = 0;
-    for (unsigned r = 8 * lane; r < elems; r += TILE_ROW) {
-        unsigned n = elems - r < 8 ? elems - r : 8;
-        for (unsigned i = 0; i < n; i += 4) {
-            uint64_t word = 0;
-            unsigned bits = 0, stop = n - i < 4 ? n - i : 4;
-            for (unsigned k = 0; k < stop; k++) {
-                uint32_t e = code[symbols[r + i + k]];
-                *seen |= e;
-                word |= (uint64_t)(e & 0xffff) << bits;
-                bits += e >> 16 & 15;
-            }
-            append(b, word, bits);
-            total += bits;
-        }
-    }
-    return total;
-}
-
-/* One tile's bits at `to`; returns the end of its last word, NULL if a symbol has no code. */
-static uint8_t *encode_tile(const uint32_t code[256], const uint8_t *symbols, unsigned elems, uint8_t *to,
-                            uint32_t lane_bits[CWS_TILE_LANES])
-{
-    struct bits b = {to, 0, 0};
-    uint32_t seen = 0;
-    for (unsigned l = 0; l < CWS_TILE_LANES; l++)
-        lane_bits[l] = encode_lane(code, symbols, l, elems, &b, &seen);
-    if (seen & ABSENT)
-        return NULL;
-    memcpy(b.to, &b.buffer, 8); /* the rest of the last word is zero */
-    size_t bytes = (size_t)(b.to - to) + (b.used != 0);
-    return to + (bytes + 3) / 4 * 4;
 }
 
 /* Writes a tile's directory entry. False: its lanes differ by more than a narrow excess can tell. */
@@ -287,7 +270,7 @@ static int encode_streams(struct coder *c, const uint8_t *chunk, uint64_t first_
         else
             quant_symbols(c, chunk, first_elem, first, count, c->scratch->symbols);
         memcpy(c->at.first_word + 4 * (size_t)t, &word, 4);
-        to = encode_tile(c->code, c->scratch->symbols, (unsigned)count, to, lane_bits);
+        to = cws_encoder()->tile(&c->table, c->scratch->symbols, (unsigned)count, to, lane_bits);
         if (!to)
             return CWS_E_BUG;
         if (!put_lanes(c, t, lane_bits))
@@ -354,8 +337,11 @@ static void coder_init(struct coder *c, const struct cws_plan *p, size_t elems, 
     c->head.elem_bytes = (uint8_t)p->elem_bytes;
     c->head.tile_count = (uint32_t)((elems + tile_elems - 1) / tile_elems);
     cws_huffman_codes(p->lengths, codes);
-    for (unsigned s = 0; s < 256; s++)
-        c->code[s] = p->lengths[s] ? codes[s] | (uint32_t)p->lengths[s] << 16 : ABSENT;
+    for (unsigned s = 0; s < 256; s++) {
+        c->table.code[s] = p->lengths[s] ? codes[s] | (uint32_t)p->lengths[s] << 16 : CWS_CODE_ABSENT;
+        c->table.low[s] = (uint8_t)codes[s];
+        c->table.high[s] = (uint8_t)(codes[s] >> 8 | p->lengths[s] << 4);
+    }
 }
 
 int cws_chunk_encode(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, void *dst,

@@ -91,6 +91,10 @@ void cws_plan_refuse_quant(struct cws_plan *p)
 /* Adds the split symbols; four tables, so that a run of one symbol does not wait for its own counter. */
 static void count_split(unsigned elem_bytes, const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
+    if (elem_bytes == 2) {
+        cws_encoder()->count2(elems, count, histogram);
+        return;
+    }
     uint32_t table[4][256] = {{0}};
     size_t i = 0;
     if (elem_bytes == 1) {
