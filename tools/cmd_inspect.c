@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 struct inspect {
     const char *tensor; /* --tensor */
@@ -258,7 +257,7 @@ static int run_inspect(int argc, char **argv)
     static const struct option longs[] = {
         {"json", no_argument, NULL, 'J'}, {"tensor", required_argument, NULL, 't'}, {NULL, 0, NULL, 0}};
     struct inspect job = {0};
-    struct stat st;
+    struct cws_error err = {0};
     int c;
     while ((c = getopt_long(argc, argv, ":t:", longs, NULL)) != -1) {
         switch (c) {
@@ -275,7 +274,10 @@ static int run_inspect(int argc, char **argv)
         cws_say("out of memory");
         return CWS_EXIT_FAILURE;
     }
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+    int directory = cws_path_is_directory(path, &err);
+    if (directory < 0)
+        job.worst = cws_say_error(path, &err);
+    else if (directory)
         inspect_directory(&job, path);
     else
         inspect_store(&job, path);

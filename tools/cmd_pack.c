@@ -275,24 +275,23 @@ static int pack_directory(struct pack *job, struct cws_error *err)
     return rc;
 }
 
-static int pack_single(struct pack *job, const struct stat *in, struct cws_error *err)
+static int pack_single(struct pack *job, struct cws_error *err)
 {
-    struct stat out;
-    if (stat(job->out, &out) == 0) {
-        if (S_ISDIR(out.st_mode))
-            return cws_fail(err, CWS_E_USAGE, "%s: is a directory; name the file to write", job->out);
-        if (out.st_dev == in->st_dev && out.st_ino == in->st_ino)
-            return cws_fail(err, CWS_E_USAGE, "%s: is the input itself; name another output", job->out);
-    }
+    struct stat st = {0};
+    int rc = cws_output_file_check(job->in, job->out, err);
+    if (rc)
+        return rc;
     int fd = open(job->in, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return cws_fail_errno(err, errno, "%s: cannot open", job->in);
-    int store = cws_store_probe_fd(fd);
+    int store = fstat(fd, &st) == 0 ? cws_store_probe_fd(fd) : -errno;
     close(fd);
     if (store == 1)
         return cws_fail(err, CWS_E_USAGE, "%s: is packed already; unpack it first", job->in);
-    cws_progress_begin(&job->progress, "pack", (uint64_t)in->st_size);
-    int rc = pack_store(job, job->in, job->out, (uint64_t)in->st_size, err);
+    if (store < 0)
+        return cws_fail(err, store, "%s: cannot read: %s", job->in, cws_strerror(store));
+    cws_progress_begin(&job->progress, "pack", (uint64_t)st.st_size);
+    rc = pack_store(job, job->in, job->out, (uint64_t)st.st_size, err);
     cws_progress_end(&job->progress);
     return rc;
 }
@@ -365,20 +364,15 @@ static int run_pack(int argc, char **argv)
         bad = cws_say_usage("pack", "needs an input and an output");
     if (!bad) {
         struct cws_error err = {0};
-        struct stat st;
         job.in = argv[optind];
         job.out = argv[optind + 1];
         job.options.exclude = excluded ? exclude : NULL;
         job.options.progress = cws_progress_update;
         job.options.arg = &job.progress;
         job.options.cancel = cws_interrupt_flag();
-        int rc = stat(job.in, &st) == 0      ? 0
-                 : errno == ENOENT           ? cws_fail(&err, -ENOENT, "%s: no such file or directory", job.in)
-                                             : cws_fail_errno(&err, errno, "%s: cannot open", job.in);
-        if (!rc)
-            rc = S_ISDIR(st.st_mode)   ? pack_directory(&job, &err)
-                 : S_ISREG(st.st_mode) ? pack_single(&job, &st, &err)
-                                       : cws_fail(&err, CWS_E_USAGE, "%s: is neither a file nor a directory", job.in);
+        int rc = cws_path_is_directory(job.in, &err);
+        if (rc >= 0)
+            rc = rc ? pack_directory(&job, &err) : pack_single(&job, &err);
         if (rc)
             bad = cws_say_error(job.in, &err);
         else if (!job.quiet)

@@ -53,17 +53,12 @@ static int unpack_store(struct unpack *job, const char *in, const char *out, uin
     return rc == -ECANCELED ? interrupted(job, err) : rc;
 }
 
-static int unpack_single(struct unpack *job, const struct stat *in, struct cws_error *err)
+static int unpack_single(struct unpack *job, struct cws_error *err)
 {
-    struct stat out;
     uint64_t logical;
-    if (stat(job->out, &out) == 0) {
-        if (S_ISDIR(out.st_mode))
-            return cws_fail(err, CWS_E_USAGE, "%s: is a directory; name the file to write", job->out);
-        if (out.st_dev == in->st_dev && out.st_ino == in->st_ino)
-            return cws_fail(err, CWS_E_USAGE, "%s: is the input itself; name another output", job->out);
-    }
-    int rc = look_at_store(job, job->in, &logical, err);
+    int rc = cws_output_file_check(job->in, job->out, err);
+    if (!rc)
+        rc = look_at_store(job, job->in, &logical, err);
     if (rc)
         return rc;
     cws_progress_begin(&job->progress, "unpack", logical);
@@ -162,7 +157,6 @@ static int run_unpack(int argc, char **argv)
         {"jobs", required_argument, NULL, 'j'}, {"quiet", no_argument, NULL, 'q'}, {NULL, 0, NULL, 0}};
     struct unpack job = {.begin_s = cws_now_s()};
     struct cws_error err = {0};
-    struct stat st;
     int c;
     while ((c = getopt_long(argc, argv, ":j:q", longs, NULL)) != -1) {
         switch (c) {
@@ -180,11 +174,9 @@ static int run_unpack(int argc, char **argv)
     job.in = argv[optind];
     job.out = argv[optind + 1];
     job.cancel = cws_interrupt_flag();
-    int rc = stat(job.in, &st) == 0 ? 0
-             : errno == ENOENT      ? cws_fail(&err, -ENOENT, "%s: no such file or directory", job.in)
-                                    : cws_fail_errno(&err, errno, "%s: cannot open", job.in);
-    if (!rc)
-        rc = S_ISDIR(st.st_mode) ? unpack_directory(&job, &err) : unpack_single(&job, &st, &err);
+    int rc = cws_path_is_directory(job.in, &err);
+    if (rc >= 0)
+        rc = rc ? unpack_directory(&job, &err) : unpack_single(&job, &err);
     if (rc)
         return cws_say_error(job.in, &err);
     if (!job.quiet)

@@ -5,14 +5,10 @@
 #include "say.h"
 #include "verbs.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 struct verify {
     unsigned jobs;
@@ -153,8 +149,11 @@ static int run_verify(int argc, char **argv)
         return cws_say_usage("verify", "needs a packed file or directory");
     v.cancel = cws_interrupt_flag();
     for (; optind < argc && !*v.cancel; optind++) {
-        struct stat st;
-        if (stat(argv[optind], &st) == 0 && S_ISDIR(st.st_mode))
+        struct cws_error err = {0};
+        int directory = cws_path_is_directory(argv[optind], &err);
+        if (directory < 0)
+            note(&v, cws_say_error(argv[optind], &err));
+        else if (directory)
             verify_directory(&v, argv[optind]);
         else
             verify_store(&v, argv[optind], false);

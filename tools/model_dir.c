@@ -23,6 +23,16 @@ char *cws_path_join(const char *a, const char *b)
     return out;
 }
 
+int cws_path_is_directory(const char *path, struct cws_error *err)
+{
+    struct stat st;
+    if (stat(path, &st) != 0)
+        return cws_fail_errno(err, errno, "%s", path);
+    if (S_ISDIR(st.st_mode))
+        return 1;
+    return S_ISREG(st.st_mode) ? 0 : cws_fail(err, CWS_E_USAGE, "%s: is neither a file nor a directory", path);
+}
+
 static bool ends_with(const char *s, const char *suffix)
 {
     size_t a = strlen(s), b = strlen(suffix);

@@ -88,6 +88,10 @@ int cws_output_dir_begin(const char *in, const char *out, struct cws_output_dir 
         d->final[n - 1] = '\0';
     if (!rc && !(parent = parent_of(d->final)))
         rc = cws_fail(err, -ENOMEM, "%s: out of memory", out);
+    const char *name = rc ? "" : strrchr(d->final, '/');
+    name = name && name[0] ? name + 1 : d->final;
+    if (!rc && (!*name || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)) /* rename(2) cannot replace these */
+        rc = cws_fail(err, CWS_E_USAGE, "%s: cannot be replaced by a new directory; give the output a name", out);
     if (!rc)
         rc = check_free(d->final, err);
     if (!rc)
@@ -136,5 +140,17 @@ int cws_output_dir_commit(struct cws_output_dir *d, struct cws_error *err)
     free(d->temporary);
     free(d->final);
     *d = (struct cws_output_dir){0};
+    return 0;
+}
+
+int cws_output_file_check(const char *in, const char *out, struct cws_error *err)
+{
+    struct stat from, to;
+    if (stat(out, &to) != 0) /* nothing there, or something that writing will name */
+        return 0;
+    if (S_ISDIR(to.st_mode))
+        return cws_fail(err, CWS_E_USAGE, "%s: is a directory; name the file to write", out);
+    if (stat(in, &from) == 0 && from.st_dev == to.st_dev && from.st_ino == to.st_ino)
+        return cws_fail(err, CWS_E_USAGE, "%s: is the input itself; name another output", out);
     return 0;
 }

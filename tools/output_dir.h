@@ -18,4 +18,7 @@ CWS_MUST_CHECK int cws_output_dir_commit(struct cws_output_dir *d, struct cws_er
 /* Removes the temporary directory with all that is in it. Frees *d. */
 void cws_output_dir_abort(struct cws_output_dir *d);
 
+/* Refuses a single file's output that is a directory or the input itself. CWS_E_USAGE. */
+CWS_MUST_CHECK int cws_output_file_check(const char *in, const char *out, struct cws_error *err);
+
 #endif
