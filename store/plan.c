@@ -8,7 +8,7 @@
 #include <zstd.h>
 
 #define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
-#define REPEAT_BYTES (64u << 10)  /* of the sample, what is searched for repeated words */
+#define REPEAT_BYTES (16u << 10)  /* of the sample, what is searched for repeated words */
 #define STEP_ELEMS (128u << 10)   /* of the sample, what the q6 step is searched on */
 #define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
 #define TARGET_MARGIN 0.004       /* left free by the search, for what a sample does not show */
@@ -77,7 +77,7 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     p->codec = CWS_CODEC_QUANT;
     p->row_elems = row;
     p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
-    p->lane_symbols = 256;
+    p->lane_symbols = 512;
     p->needs_count = true;
     if (row_bytes <= CWS_CHUNK_BYTES && unit <= CWS_CHUNK_BYTES)
         p->chunk_bytes = (uint32_t)(CWS_CHUNK_BYTES / unit * unit);
