@@ -29,7 +29,7 @@ static bool tightest(const char *root, char *group, const char *file, uint64_t *
     bool any = false;
     for (;;) {
         char path[4400];
-        uint64_t limit;
+        uint64_t limit = UINT64_MAX;
         snprintf(path, sizeof path, "%s%s/%s", root, group, file);
         if (cws_machine_number(path, &limit) && limit < UINT64_C(1) << 60 && (!any || limit < *out)) {
             *out = limit; /* version 1 writes a number near 2^63 for "no limit" */
@@ -50,7 +50,7 @@ bool cws_machine_cgroup_limit(uint64_t *out_bytes)
     if (!file)
         return false;
     while (fgets(line, sizeof line, file)) {
-        uint64_t limit;
+        uint64_t limit = UINT64_MAX;
         char *group = strrchr(line, ':');
         line[strcspn(line, "\n")] = '\0';
         if (!group)

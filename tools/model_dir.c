@@ -14,7 +14,7 @@
 
 char *cws_path_join(const char *a, const char *b)
 {
-    char *out;
+    char *out = NULL;
     size_t len = strlen(a);
     if (asprintf(&out, "%s%s%s", a, len && a[len - 1] == '/' ? "" : "/", b) < 0) {
         cws_say("out of memory");
@@ -81,8 +81,8 @@ static int scan(struct cws_model_dir *dir, const char *below, unsigned depth, bo
 static int scan_entry(struct cws_model_dir *dir, const char *path, unsigned depth, bool say, struct cws_error *err)
 {
     char *full = cws_path_join(dir->root, path);
-    const char *base = strrchr(full, '/') + 1;
-    struct cws_model_entry *entry;
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    struct cws_model_entry *entry = NULL;
     struct stat st;
     int rc = 0;
     if (stat(full, &st) != 0) {
