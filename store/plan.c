@@ -151,12 +151,15 @@ static double overhead_bits(const struct cws_plan *p)
 {
     double elems = (double)p->elems, tile = CWS_TILE_LANES * (double)p->lane_symbols;
     double chunks = ceil(elems * p->elem_bytes / p->chunk_bytes), tiles = ceil(elems / tile);
-    double bytes = 128 + chunks * (sizeof(struct cws_chunk_record) + sizeof(struct cws_coded_head) + CWS_STREAM_PAD + 48);
+    /* Padding: half of the most there can be, but all of it once, for tensors of a single chunk. */
+    double padding = (CWS_CHUNK_ALIGN + 2 * 16) / 2;
+    double bytes = 128 + sizeof(struct cws_tensor_record) + padding;
+    bytes += chunks * (sizeof(struct cws_chunk_record) + sizeof(struct cws_coded_head) + CWS_STREAM_PAD + padding);
     bytes += tiles * (4 + 2 + CWS_TILE_LANES + 2);
     if (p->codec == CWS_CODEC_SPLIT)
         bytes += elems * p->stored_planes;
     else
-        bytes += elems / (double)p->row_elems * p->scale_bits / 8 + chunks * 16;
+        bytes += elems / (double)p->row_elems * p->scale_bits / 8;
     return 8 * bytes;
 }
 
