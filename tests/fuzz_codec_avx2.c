@@ -1,0 +1,2 @@
+#define FUZZ_DECODER "avx2"
+#include "fuzz_codec.h"

@@ -1,0 +1,2 @@
+#define FUZZ_DECODER "portable"
+#include "fuzz_codec.h"
