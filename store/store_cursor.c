@@ -98,6 +98,12 @@ unsigned cws_cursor_depth(const struct cws_store_cursor *c)
     return c->depth;
 }
 
+void cws_cursor_drain(struct cws_store_cursor *c)
+{
+    cws_reader_drain(c->reader);
+    c->kept_chunk = UINT64_MAX;
+}
+
 /* --- one chunk ----------------------------------------------------------------------------------- */
 
 void cws_cursor_start(struct cws_store_cursor *c, unsigned slot, uint64_t chunk, bool with_gap)
@@ -236,10 +242,8 @@ static int read_chunks(struct cws_store_cursor *c, uint64_t begin, uint64_t end,
         code = decode_part(c, t, chunk, stored, begin, end, dst, err);
         slot = (slot + 1) % c->depth;
     }
-    if (code) {
-        c->kept_chunk = UINT64_MAX;
-        cws_reader_drain(c->reader);
-    }
+    if (code)
+        cws_cursor_drain(c);
     return code;
 }
 

@@ -45,6 +45,7 @@ int cws_store_changed(const struct cws_store *s, struct cws_error *err);
 /* store_cursor.c, one chunk at a time: start reading into a slot (0 .. depth-1), then check it and decode parts of it.
  * with_gap: the zero bytes behind the chunk are read and checked too. */
 unsigned cws_cursor_depth(const struct cws_store_cursor *c);
+void cws_cursor_drain(struct cws_store_cursor *c); /* waits for all that was started, forgets it */
 void cws_cursor_start(struct cws_store_cursor *c, unsigned slot, uint64_t chunk, bool with_gap);
 CWS_MUST_CHECK int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws_tensor_info *t, uint64_t chunk,
                                     bool with_gap, const uint8_t **out_stored, struct cws_error *err);

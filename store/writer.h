@@ -1,5 +1,5 @@
 /* writer.h - pack one safetensors file into a store, and unpack a store. Streaming: memory is bounded by
- * (jobs + 2) x a few MiB plus the header, however large the model; the largest tensor is read twice.
+ * jobs x a few MiB, 64 MiB and the header, however large the model; a tensor of more than 64 MiB is read twice.
  * The output is created under a temporary name in the same directory, written, fsynced, renamed over `out_path`, and
  * the directory fsynced; on any error it is removed and an earlier file is left as it was. Symbolic links are followed
  * on the input, never on the output: an output path that is a symbolic link is refused, not written through.
@@ -14,7 +14,7 @@
 struct cws_pack_options {
     enum cws_mode mode;
     unsigned jobs;              /* threads; 0: all cores this process may use */
-    bool convert;               /* --dtype: cast float tensors to `dtype` first (round to nearest even) */
+    bool convert;               /* --dtype: cast F16, BF16, F32 and F64 tensors to `dtype` first (round to nearest even) */
     enum cws_dtype dtype;       /* BF16, F16 or F32 */
     const char *const *exclude; /* fnmatch globs of tensor names to store raw and unconverted; NULL-terminated, or NULL */
     void (*progress)(void *arg, uint64_t done, uint64_t total); /* logical bytes; may be NULL; never concurrent */

@@ -1,0 +1,164 @@
+#include "pack_input.h"
+#include "convert.h"
+#include "header_text.h"
+#include "os.h"
+#include "store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int read_exactly(const struct cws_pack_input *in, void *dst, size_t bytes, uint64_t offset, struct cws_error *err)
+{
+    size_t got;
+    int code = cws_os_read_full(in->fd, dst, bytes, offset, &got);
+    if (code)
+        return cws_fail_errno(err, -code, "%s: cannot read offset %" PRIu64, in->path, offset);
+    if (got < bytes)
+        return cws_fail(err, CWS_E_CHANGED, "%s: the file became shorter while it was read (it ends at offset %" PRIu64 ")", in->path,
+                        offset + got);
+    return 0;
+}
+
+static int read_header(struct cws_pack_input *in, struct cws_error *err)
+{
+    uint64_t file_bytes = (uint64_t)in->opened.st_size, header_bytes;
+    uint8_t first[8] = {0};
+    int code = file_bytes < sizeof first ? 0 : read_exactly(in, first, sizeof first, 0, err);
+    if (!code)
+        code = cws_header_length(in->path, first, file_bytes, &header_bytes, err);
+    if (code)
+        return code;
+    in->header_text = malloc(header_bytes);
+    if (!in->header_text)
+        return cws_fail(err, -ENOMEM, "%s: not enough memory for a header of %" PRIu64 " bytes", in->path, header_bytes);
+    code = read_exactly(in, in->header_text, header_bytes, 0, err);
+    if (!code && memcmp(first, in->header_text, sizeof first) != 0)
+        code = cws_fail(err, CWS_E_CHANGED, "%s: the file changed while it was read", in->path);
+    return code ? code : cws_header_parse(in->path, in->header_text, header_bytes, file_bytes, &in->source, err);
+}
+
+static int find_excluded(struct cws_pack_input *in, const struct cws_pack_options *options, struct cws_error *err)
+{
+    in->excluded = calloc(in->source->tensor_count + 1, sizeof *in->excluded);
+    if (!in->excluded)
+        return cws_fail(err, -ENOMEM, "%s: not enough memory", in->path);
+    for (size_t i = 0; i < in->source->tensor_count; i++)
+        for (const char *const *glob = options->exclude; glob && *glob && !in->excluded[i]; glob++)
+            in->excluded[i] = fnmatch(*glob, in->source->tensors[i].name, 0) == 0;
+    return 0;
+}
+
+/* The header after conversion: the same names, metadata and order, other dtypes and offsets. */
+static int convert_header(struct cws_pack_input *in, enum cws_dtype dtype, struct cws_error *err)
+{
+    const struct cws_header *from = in->source;
+    size_t count = from->tensor_count, converted = 0;
+    struct cws_header *to = malloc(sizeof *to);
+    in->shapes = malloc((count + 1) * sizeof *in->shapes);
+    if (!to || !in->shapes) {
+        free(to);
+        return cws_fail(err, -ENOMEM, "%s: not enough memory", in->path);
+    }
+    *to = *from;
+    to->tensors = in->shapes;
+    in->logical = to;
+    uint64_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct cws_header_tensor *t = &to->tensors[i];
+        *t = from->tensors[i];
+        if (!in->excluded[i] && cws_convert_possible(t->dtype, dtype)) {
+            t->dtype = dtype;
+            converted++;
+        }
+        t->begin = at;
+        if (__builtin_mul_overflow(t->elems, (uint64_t)cws_dtype_bytes(t->dtype), &t->end) ||
+            __builtin_add_overflow(t->end, at, &t->end) || t->end > INT64_MAX)
+            return cws_fail(err, CWS_E_INPUT, "%s: too large to be converted", in->path);
+        at = t->end;
+    }
+    to->data_bytes = at;
+    if (!converted) {
+        free(to);
+        in->logical = in->source;
+        return 0;
+    }
+    free(in->header_text);
+    in->header_text = NULL;
+    return cws_header_write(in->path, to, &in->header_text, &to->header_bytes, err);
+}
+
+static int open_input(struct cws_pack_input *in, const struct cws_pack_options *options, struct cws_error *err)
+{
+    in->fd = cws_os_openat(AT_FDCWD, in->path, O_RDONLY | O_NONBLOCK, 0);
+    if (in->fd < 0)
+        return cws_fail_errno(err, -in->fd, "%s: cannot open", in->path);
+    int code = cws_os_fstat(in->fd, &in->opened);
+    if (code)
+        return cws_fail_errno(err, -code, "%s: cannot stat", in->path);
+    if (!S_ISREG(in->opened.st_mode))
+        return cws_fail(err, CWS_E_INPUT, "%s: not a regular file", in->path);
+    code = cws_store_probe_fd(in->fd);
+    if (code < 0)
+        return cws_fail_errno(err, -code, "%s: cannot read", in->path);
+    if (code == 1)
+        return cws_fail(err, CWS_E_USAGE, "%s: already a codecllm store; to pack it anew, unpack it first", in->path);
+    code = read_header(in, err);
+    if (code)
+        return code;
+    in->logical = in->source;
+    code = find_excluded(in, options, err);
+    return code || !options->convert ? code : convert_header(in, options->dtype, err);
+}
+
+int cws_pack_input_open(struct cws_pack_input *in, const char *path, const struct cws_pack_options *options, struct cws_error *err)
+{
+    *in = (struct cws_pack_input){.path = path, .fd = -1};
+    int code = open_input(in, options, err);
+    if (code)
+        cws_pack_input_close(in);
+    return code;
+}
+
+void cws_pack_input_close(struct cws_pack_input *in)
+{
+    if (in->fd >= 0)
+        cws_os_close(in->fd);
+    if (in->logical != in->source)
+        free(in->logical);
+    cws_header_destroy(in->source);
+    free(in->header_text);
+    free(in->shapes);
+    free(in->excluded);
+    *in = (struct cws_pack_input){.fd = -1};
+}
+
+int cws_pack_input_read(const struct cws_pack_input *in, size_t t, uint64_t begin, size_t bytes, void *dst, void *scratch,
+                        struct cws_error *err)
+{
+    const struct cws_header_tensor *from = &in->source->tensors[t], *to = &in->logical->tensors[t];
+    uint64_t file_offset = in->source->header_bytes + from->begin;
+    if (from->dtype == to->dtype)
+        return read_exactly(in, dst, bytes, file_offset + begin, err);
+    unsigned from_bytes = cws_dtype_bytes(from->dtype), to_bytes = cws_dtype_bytes(to->dtype);
+    size_t count = bytes / to_bytes;
+    int code = read_exactly(in, scratch, count * from_bytes, file_offset + begin / to_bytes * from_bytes, err);
+    if (!code)
+        cws_convert(from->dtype, to->dtype, scratch, dst, count);
+    return code;
+}
+
+int cws_pack_input_changed(const struct cws_pack_input *in, struct cws_error *err)
+{
+    struct stat now;
+    const struct stat *then = &in->opened;
+    int code = cws_os_fstat(in->fd, &now);
+    if (code)
+        return cws_fail_errno(err, -code, "%s: cannot stat", in->path);
+    if (now.st_size != then->st_size || now.st_mtim.tv_sec != then->st_mtim.tv_sec || now.st_mtim.tv_nsec != then->st_mtim.tv_nsec)
+        return cws_fail(err, CWS_E_CHANGED, "%s: the file changed while it was packed; pack it again when it is at rest", in->path);
+    return 0;
+}
