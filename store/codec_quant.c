@@ -1,75 +1,34 @@
-#include "codec_quant.h"
+#include "codec_quant_body.h"
 
-#include <math.h>
-#include <string.h>
+#include <stdatomic.h>
 
-#define BLOCK 1024 /* elements converted at a time; stays in the first-level cache */
-#define SUMS 16    /* partial sums, in a fixed order whatever the vector width */
+static const struct cws_quant_ops portable = {measure, symbols_of};
 
-static float from_bits(uint32_t v)
+/* Racing first uses choose the same one. */
+static const struct cws_quant_ops *ops(void)
 {
-    float f;
-    memcpy(&f, &v, 4);
-    return f;
-}
-
-static uint32_t to_bits(float f)
-{
-    uint32_t v;
-    memcpy(&v, &f, 4);
-    return v;
-}
-
-static inline float from_f16(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 0x3ff;
-    uint32_t normal = (e + 112) << 23 | m << 13;
-    uint32_t special = 0x7f800000 | m << 13;
-    uint32_t small = to_bits((float)(int)m * 0x1p-24f);
-    uint32_t v = e == 0 ? small : e == 31 ? special : normal;
-    return from_bits(v | sign);
-}
-
-static void to_float(enum cws_dtype dtype, const uint8_t *elems, size_t count, float *out)
-{
-    if (dtype == CWS_F32) {
-        memcpy(out, elems, 4 * count);
-        return;
-    }
-    for (size_t i = 0; i < count; i++) {
-        uint16_t h;
-        memcpy(&h, elems + 2 * i, 2);
-        out[i] = dtype == CWS_BF16 ? from_bits((uint32_t)h << 16) : from_f16(h);
-    }
+    static _Atomic(const struct cws_quant_ops *) chosen;
+    const struct cws_quant_ops *o = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (o)
+        return o;
+    o = &portable;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2"))
+        o = &cws_quant_avx2;
+#endif
+    atomic_store_explicit(&chosen, o, memory_order_relaxed);
+    return o;
 }
 
 int cws_quant_measure(enum cws_dtype dtype, const uint8_t *elems, size_t count, struct cws_quant_row *out)
 {
-    float x[BLOCK];
-    uint32_t largest = 0;
-    double sum[SUMS] = {0};
-    unsigned elem_bytes = cws_dtype_bytes(dtype);
-    for (size_t done = 0; done < count; done += BLOCK) {
-        size_t n = count - done < BLOCK ? count - done : BLOCK, i = 0;
-        to_float(dtype, elems + done * elem_bytes, n, x);
-        for (size_t k = 0; k < n; k++) {
-            uint32_t magnitude = to_bits(x[k]) & 0x7fffffff;
-            largest = magnitude > largest ? magnitude : largest;
-        }
-        for (; i + SUMS <= n; i += SUMS)
-            for (unsigned k = 0; k < SUMS; k++)
-                sum[k] += (double)x[i + k] * (double)x[i + k];
-        for (unsigned k = 0; i < n; i++, k++)
-            sum[k] += (double)x[i] * (double)x[i];
-    }
-    if (largest > (dtype == CWS_F16 ? to_bits(32752.0f) : 0x7effffffu))
-        return 1;
-    double total = 0;
-    for (unsigned k = 0; k < SUMS; k++)
-        total += sum[k];
-    out->absmax = from_bits(largest);
-    out->rms = count ? (float)sqrt(total / (double)count) : 0;
-    return 0;
+    return ops()->measure(dtype, elems, count, out);
+}
+
+void cws_quant_symbols(enum cws_dtype dtype, const uint8_t *elems, size_t count, uint32_t code, uint8_t *symbols)
+{
+    ops()->symbols(dtype, elems, count, code, symbols);
 }
 
 uint32_t cws_quant_scale_code(const struct cws_quant_row *row, float step)
@@ -83,24 +42,4 @@ uint32_t cws_quant_scale_code(const struct cws_quant_row *row, float step)
     if (code < CWS_SCALE_MIN)
         code = CWS_SCALE_MIN;
     return code < CWS_SCALE_MAX ? code : CWS_SCALE_MAX;
-}
-
-void cws_quant_symbols(enum cws_dtype dtype, const uint8_t *elems, size_t count, uint32_t code, uint8_t *symbols)
-{
-    float x[BLOCK], scale = from_bits(code << CWS_SCALE_SHIFT);
-    unsigned elem_bytes = cws_dtype_bytes(dtype);
-    if (code == 0) {
-        memset(symbols, 128, count);
-        return;
-    }
-    for (size_t done = 0; done < count; done += BLOCK) {
-        size_t n = count - done < BLOCK ? count - done : BLOCK;
-        to_float(dtype, elems + done * elem_bytes, n, x);
-        for (size_t i = 0; i < n; i++) {
-            float q = x[i] / scale;
-            q = q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q;
-            /* Adding 1.5 * 2^23 leaves no fraction bits: the sum is rounded to the nearest integer, half to even. */
-            symbols[done + i] = (uint8_t)(to_bits(q + 0x1.8p23f) + 128);
-        }
-    }
 }

@@ -20,4 +20,11 @@ uint32_t cws_quant_scale_code(const struct cws_quant_row *row, float step);
 /* symbols[i] = clamp(round-half-even(x / scale), -127, 127) + 128; all 128 when code is 0. */
 void cws_quant_symbols(enum cws_dtype dtype, const uint8_t *elems, size_t count, uint32_t code, uint8_t *symbols);
 
+/* The two loops, per instruction set; same results to the bit. */
+struct cws_quant_ops {
+    int (*measure)(enum cws_dtype dtype, const uint8_t *elems, size_t count, struct cws_quant_row *out);
+    void (*symbols)(enum cws_dtype dtype, const uint8_t *elems, size_t count, uint32_t code, uint8_t *symbols);
+};
+extern const struct cws_quant_ops cws_quant_avx2;
+
 #endif

@@ -8,6 +8,7 @@
 #include <zstd.h>
 
 #define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
+#define SPLIT_BYTES (128u << 10)  /* of the sample, what the exponents' entropy is estimated from */
 #define REPEAT_BYTES (16u << 10)  /* of the sample, what is searched for repeated words */
 #define STEP_ELEMS (128u << 10)   /* of the sample, what the q6 step is searched on */
 #define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
@@ -88,37 +89,52 @@ void cws_plan_refuse_quant(struct cws_plan *p)
     set_lossless(p);
 }
 
-/* Adds the split symbols; four tables, so that a run of one symbol does not wait for its own counter. */
+/* Four tables, so that a run of one symbol does not wait for its own counter. */
+struct tally {
+    uint32_t table[4][256];
+};
+
+static void tally_bytes(struct tally *t, const uint8_t *symbols, size_t count)
+{
+    size_t i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (unsigned k = 0; k < 4; k++)
+            t->table[k][symbols[i + k]]++;
+    for (; i < count; i++)
+        t->table[0][symbols[i]]++;
+}
+
+static void tally_add(const struct tally *t, uint64_t histogram[256])
+{
+    for (unsigned s = 0; s < 256; s++)
+        histogram[s] += (uint64_t)t->table[0][s] + t->table[1][s] + t->table[2][s] + t->table[3][s];
+}
+
 static void count_split(unsigned elem_bytes, const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
+    struct tally t = {{{0}}};
     if (elem_bytes == 2) {
         cws_encoder()->count2(elems, count, histogram);
         return;
     }
-    uint32_t table[4][256] = {{0}};
-    size_t i = 0;
     if (elem_bytes == 1) {
-        for (; i + 4 <= count; i += 4)
-            for (unsigned k = 0; k < 4; k++)
-                table[k][elems[i + k]]++;
-        for (; i < count; i++)
-            table[0][elems[i]]++;
+        tally_bytes(&t, elems, count);
     } else {
         const uint8_t *top = elems + elem_bytes - 2;
-        for (; i < count; i++) {
+        for (size_t i = 0; i < count; i++) {
             uint16_t v;
             memcpy(&v, top + i * elem_bytes, 2);
-            table[i & 3][v >> 7 & 0xff]++;
+            t.table[i & 3][v >> 7 & 0xff]++;
         }
     }
-    for (unsigned s = 0; s < 256; s++)
-        histogram[s] += (uint64_t)table[0][s] + table[1][s] + table[2][s] + table[3][s];
+    tally_add(&t, histogram);
 }
 
 static int count_quant(const struct cws_plan *p, float step, const uint8_t *elems, size_t count, uint64_t first_elem,
                        uint64_t histogram[256])
 {
     uint8_t symbols[4096];
+    struct tally t = {{{0}}};
     for (size_t done = 0; done < count;) {
         uint64_t left = p->row_elems - (first_elem + done) % p->row_elems;
         size_t n = count - done < left ? count - done : (size_t)left;
@@ -130,10 +146,11 @@ static int count_quant(const struct cws_plan *p, float step, const uint8_t *elem
         for (size_t at = 0; at < n; at += sizeof symbols) {
             size_t part = n - at < sizeof symbols ? n - at : sizeof symbols;
             cws_quant_symbols(p->dtype, row_elems + at * p->elem_bytes, part, code, symbols);
-            count_split(1, symbols, part, histogram);
+            tally_bytes(&t, symbols, part);
         }
         done += n;
     }
+    tally_add(&t, histogram);
     return 0;
 }
 
@@ -222,8 +239,10 @@ static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t by
         return;
     }
     uint64_t histogram[256] = {0};
-    size_t elems = bytes / p->elem_bytes;
-    count_split(p->elem_bytes, sample, elems, histogram);
+    size_t elems = bytes / p->elem_bytes, pieces = bytes > SPLIT_BYTES ? 8 : 1;
+    size_t piece = pieces > 1 ? SPLIT_BYTES / 8 / p->elem_bytes : elems;
+    for (size_t i = 0; i < pieces; i++)
+        count_split(p->elem_bytes, sample + elems / pieces * i * p->elem_bytes, piece, histogram);
     p->stored_planes = p->elem_bytes > 1 ? varying_planes(p->elem_bytes, sample, elems) : 0;
     double split = (double)elems * (cws_entropy_bits(histogram) / 8 + p->stored_planes);
     if (repeats(p, sample, bytes)) {
@@ -248,22 +267,24 @@ static double step_bits(const struct cws_plan *p, float step, const uint8_t *sam
     return (double)cws_huffman_lengths(histogram, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
 }
 
-/* The least step, in units of a row's rms, that meets the target: the rate falls as the step grows. */
+/* The least step, in units of a row's rms, that about meets the target. Twice the step is one bit less, so a few corrections
+ * get there; the full count has the last word. */
 static float search_step(const struct cws_plan *p, const uint8_t *sample, size_t elems)
 {
-    if (step_bits(p, 0, sample, elems) <= TARGET_BITS - TARGET_MARGIN)
+    const double target = TARGET_BITS - TARGET_MARGIN;
+    float step = 0.07f, best = 0; /* weights near a normal distribution need 0.07 */
+    if (step_bits(p, 0, sample, elems) <= target)
         return 0;
-    float low = 0, high = 4;
-    for (unsigned i = 0; i < 14; i++) {
-        float middle = i < 3 ? high / 4 : (low + high) / 2; /* first down to the usual size */
-        if (middle <= low)
-            middle = (low + high) / 2;
-        if (step_bits(p, middle, sample, elems) > TARGET_BITS - TARGET_MARGIN)
-            low = middle;
-        else
-            high = middle;
+    for (unsigned i = 0; i < 6; i++) {
+        double over = step_bits(p, step, sample, elems) - target;
+        if (over <= 0 && (best == 0 || step < best))
+            best = step;
+        if (over <= 0 && over > -0.002)
+            break;
+        double factor = 1 + 0.7 * (over + 0.0005);
+        step *= (float)(factor < 0.25 ? 0.25 : factor);
     }
-    return high;
+    return best > 0 ? best : step;
 }
 
 static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes)
