@@ -234,12 +234,12 @@ static void inspect_directory(struct inspect *job, const char *root)
         if (dir.entries[i].is_store)
             inspect_store(job, path);
         else if (dir.entries[i].kind == CWS_MODEL_WEIGHTS)
-            cws_say("%s: not a readable store, not shown; 'codecllm verify' tells why", path);
+            cws_say_line("%s: not a readable store, not shown; 'codecllm verify' tells why", path);
         free(path);
     }
     cws_model_dir_free(&dir);
     if (job->files == 0 && job->worst == CWS_EXIT_FINE) {
-        cws_say("%s: holds no packed file", root);
+        cws_say_line("%s: holds no packed file", root);
         job->worst = CWS_EXIT_FAILURE;
     } else if (job->files > 1 && !job->json && !job->tensor) {
         const struct cws_inspect_totals *all = &job->all;
@@ -271,7 +271,7 @@ static int run_inspect(int argc, char **argv)
         return cws_say_usage("inspect", "needs one packed file or directory");
     const char *path = argv[optind];
     if (job.json && !(job.list = json_array())) {
-        cws_say("out of memory");
+        cws_say_line("out of memory");
         return CWS_EXIT_FAILURE;
     }
     int directory = cws_path_is_directory(path, &err);
@@ -282,12 +282,12 @@ static int run_inspect(int argc, char **argv)
     else
         inspect_store(&job, path);
     if (job.tensor && job.files && !job.found) {
-        cws_say("%s: no tensor is called '%s'", path, job.tensor);
+        cws_say_line("%s: no tensor is called '%s'", path, job.tensor);
         job.worst = CWS_EXIT_FAILURE;
     }
     if (job.json && job.files && (!job.tensor || job.found) &&
         cws_inspect_json_print(job.list, job.tensor ? NULL : &job.all) != 0) {
-        cws_say("out of memory");
+        cws_say_line("out of memory");
         job.worst = CWS_EXIT_FAILURE;
     }
     json_decref(job.list);

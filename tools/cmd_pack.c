@@ -304,7 +304,7 @@ static void say_summary(const struct pack *job)
     char also[64] = "";
     if (job->stores > 1 || job->copies)
         snprintf(also, sizeof also, " (%zu packed, %zu copied)", job->stores, job->copies);
-    cws_say("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %.2f s, %.0f MB/s%s", job->out,
+    cws_say_line("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %.2f s, %.0f MB/s%s", job->out,
             cws_size_text(job->input_bytes).text, cws_size_text(job->stored_bytes).text,
             job->stored_bytes ? (double)job->input_bytes / (double)job->stored_bytes : 0,
             job->elems ? 8.0 * (double)job->stored_bytes / (double)job->elems : 0, seconds,

@@ -59,14 +59,14 @@ static int preload(const char *shim)
     const char *before = getenv("LD_PRELOAD");
     char *value;
     if (strpbrk(shim, " :")) {
-        cws_say("%s: LD_PRELOAD cannot hold a path with a space or a colon; move the library", shim);
+        cws_say_line("%s: LD_PRELOAD cannot hold a path with a space or a colon; move the library", shim);
         return 126;
     }
     if (before && strstr(before, shim))
         return 0;
     if (asprintf(&value, "%s%s%s", shim, before && *before ? ":" : "", before ? before : "") < 0 ||
         setenv("LD_PRELOAD", value, 1) != 0) {
-        cws_say("out of memory");
+        cws_say_line("out of memory");
         return 126;
     }
     free(value);
@@ -86,19 +86,19 @@ static int run_run(int argc, char **argv)
         if (c != 'b')
             return cws_say_usage("run", "unknown option %s", argv[optind - 1]);
         if (setenv("CODEC_VRAM_BUDGET", optarg, 1) != 0) {
-            cws_say("out of memory");
+            cws_say_line("out of memory");
             return CWS_EXIT_FAILURE;
         }
     }
     if (optind == argc)
         return cws_say_usage("run", "the program to run is missing");
     if (cws_options_from_env(&options, &err)) {
-        cws_say("%s", err.message);
+        cws_say_line("%s", err.message);
         return CWS_EXIT_FAILURE;
     }
     char *shim = find_shim(directory, sizeof directory);
     if (!shim) {
-        cws_say("libcodecshim.so was not found beside %s, in ../lib or in a Python package below it; install or build it",
+        cws_say_line("libcodecshim.so was not found beside %s, in ../lib or in a Python package below it; install or build it",
                 directory);
         return CWS_EXIT_FAILURE;
     }
@@ -107,12 +107,12 @@ static int run_run(int argc, char **argv)
     if (rc)
         return rc;
     if (!options.active)
-        cws_say("note: no --budget and no CODEC_VRAM_BUDGET: packed files are served without a limit");
+        cws_say_line("note: no --budget and no CODEC_VRAM_BUDGET: packed files are served without a limit");
     fflush(NULL);
     signal(SIGPIPE, SIG_DFL);
     execvp(argv[optind], argv + optind);
     int why = errno;
-    cws_say("%s: cannot run: %s", argv[optind], cws_strerror(-why));
+    cws_say_line("%s: cannot run: %s", argv[optind], cws_strerror(-why));
     return why == ENOENT ? 127 : 126;
 }
 

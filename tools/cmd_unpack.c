@@ -144,11 +144,11 @@ static void say_summary(const struct unpack *job)
     char also[64] = "";
     if (job->stores > 1 || job->copies)
         snprintf(also, sizeof also, " (%zu unpacked, %zu copied)", job->stores, job->copies);
-    cws_say("%s: %s -> %s, %.2f s, %.0f MB/s%s", job->out, cws_size_text(job->stored_bytes).text,
+    cws_say_line("%s: %s -> %s, %.2f s, %.0f MB/s%s", job->out, cws_size_text(job->stored_bytes).text,
             cws_size_text(job->logical_bytes).text, seconds,
             (double)job->logical_bytes / 1e6 / (seconds > 0 ? seconds : 1e-9), also);
     if (job->lossy)
-        cws_say("%s: note: packed with q8 or q6, so these are not the bits of the original weights", job->out);
+        cws_say_line("%s: note: packed with q8 or q6, so these are not the bits of the original weights", job->out);
 }
 
 static int run_unpack(int argc, char **argv)

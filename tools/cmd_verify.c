@@ -70,7 +70,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
     v->faults = 0;
     if (cws_store_open(path, &store, &err)) {
         if (in_directory && err.code == CWS_E_NOT_STORE)
-            cws_say("%s: not packed, not checked", path);
+            cws_say_line("%s: not packed, not checked", path);
         else
             report_open(v, path, &err);
         return;
@@ -83,7 +83,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
     cws_progress_end(&v->progress);
     double seconds = cws_now_s() - begin_s;
     if (*v->cancel) {
-        cws_say("%s: interrupted", path);
+        cws_say_line("%s: interrupted", path);
         note(v, CWS_EXIT_FAILURE);
     } else if (rc < 0) {
         note(v, cws_say_error(path, &err));
@@ -93,7 +93,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
     } else if (!v->quiet) {
         printf("%s: fine: %zu tensors, %llu chunks, %s\n", path, cws_store_tensor_count(store),
                (unsigned long long)cws_store_chunk_count(store), cws_size_text(logical).text);
-        cws_say("%s: verified in %.2f s, %.0f MB/s", path, seconds, (double)logical / 1e6 / (seconds > 0 ? seconds : 1e-9));
+        cws_say_line("%s: verified in %.2f s, %.0f MB/s", path, seconds, (double)logical / 1e6 / (seconds > 0 ? seconds : 1e-9));
     }
     cws_store_close(store);
 }
@@ -122,7 +122,7 @@ static void verify_directory(struct verify *v, const char *root)
         free(path);
     }
     if (seen == 0 && v->worst == CWS_EXIT_FINE) {
-        cws_say("%s: holds no packed file", root);
+        cws_say_line("%s: holds no packed file", root);
         note(v, CWS_EXIT_FAILURE);
     }
     cws_model_dir_free(&dir);

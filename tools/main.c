@@ -78,7 +78,7 @@ static int finish(int status)
     if (!failed)
         return status;
     if (why != EPIPE) /* the reader has gone away on purpose, as `head` does */
-        cws_say("standard output: cannot write: %s", why ? cws_strerror(-why) : "write error");
+        cws_say_line("standard output: cannot write: %s", why ? cws_strerror(-why) : "write error");
     return CWS_EXIT_FAILURE;
 }
 

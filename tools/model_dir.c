@@ -17,7 +17,7 @@ char *cws_path_join(const char *a, const char *b)
     char *out = NULL;
     size_t len = strlen(a);
     if (asprintf(&out, "%s%s%s", a, len && a[len - 1] == '/' ? "" : "/", b) < 0) {
-        cws_say("out of memory");
+        cws_say_line("out of memory");
         exit(2);
     }
     return out;
@@ -106,7 +106,7 @@ static int scan_entry(struct cws_model_dir *dir, const char *path, unsigned dept
     } else {
         dir->left_out++;
         if (say)
-            cws_say("%s: left out: %s", full, S_ISDIR(st.st_mode) ? "not part of the model" : "not a file");
+            cws_say_line("%s: left out: %s", full, S_ISDIR(st.st_mode) ? "not part of the model" : "not a file");
     }
     free(full);
     return rc;

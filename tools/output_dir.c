@@ -116,7 +116,7 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 void cws_output_dir_abort(struct cws_output_dir *d)
 {
     if (d->temporary && nftw(d->temporary, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) != 0)
-        cws_say("%s: could not be removed: %s; remove it by hand", d->temporary, cws_strerror(-errno));
+        cws_say_line("%s: could not be removed: %s; remove it by hand", d->temporary, cws_strerror(-errno));
     free(d->temporary);
     free(d->final);
     *d = (struct cws_output_dir){0};

@@ -28,7 +28,7 @@ static void say_line(const char *lead, const char *fmt, va_list args)
     fwrite(line, 1, at + 1, stderr);
 }
 
-void cws_say(const char *fmt, ...)
+void cws_say_line(const char *fmt, ...)
 {
     va_list args;
     va_start(args, fmt);
@@ -40,9 +40,9 @@ int cws_say_error(const char *path, const struct cws_error *err)
 {
     const char *message = err->message[0] ? err->message : cws_strerror(err->code);
     if (strstr(message, path))
-        cws_say("%s", message);
+        cws_say_line("%s", message);
     else
-        cws_say("%s: %s", path, message);
+        cws_say_line("%s: %s", path, message);
     return CWS_EXIT_FAILURE;
 }
 
@@ -52,7 +52,7 @@ int cws_say_usage(const char *verb, const char *fmt, ...)
     va_start(args, fmt);
     say_line(verb, fmt, args);
     va_end(args);
-    cws_say("try 'codecllm %s%s--help'", verb ? verb : "", verb ? " " : "");
+    cws_say_line("try 'codecllm %s%s--help'", verb ? verb : "", verb ? " " : "");
     return CWS_EXIT_FAILURE;
 }
 

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* "codecllm: " + text + newline on stderr. */
-void cws_say(const char *fmt, ...) CWS_PRINTF(1, 2);
+void cws_say_line(const char *fmt, ...) CWS_PRINTF(1, 2);
 
 /* "codecllm: path: message", without naming the path twice when the message already does. Returns CWS_EXIT_FAILURE. */
 int cws_say_error(const char *path, const struct cws_error *err);
