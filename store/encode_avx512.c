@@ -24,7 +24,7 @@ static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *
 }
 
 #define COMMON 12         /* symbols that are counted by comparing */
-#define PROBE 2048        /* elements that tell which they are */
+#define PROBE 1024        /* elements that tell which they are */
 #define COVER_MIN 0.97    /* below, comparing does not pay */
 #define FLUSH 255         /* rounds until a byte counter is full */
 
@@ -144,6 +144,42 @@ static inline struct groups join(__m512i low, __m512i high)
 
 #define ROWS_MAX (CWS_TILE_MAX / CWS_TILE_ROW)
 
+#define QUARTERS 4 /* of a tile, 8 lanes each, appended side by side: one append waits for the one before */
+
+/* Appends word[][l] for each lane. A quarter's first bit is known from the lengths, so its bytes can be made apart, with
+ * the right shift, and joined: only the byte at a seam belongs to two. */
+static uint8_t *append_quarters(uint64_t (*word)[CWS_TILE_LANES], uint8_t (*bits)[CWS_TILE_LANES], unsigned rows,
+                                const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
+{
+    uint8_t apart[QUARTERS][CWS_TILE_MAX / QUARTERS * CWS_CODE_BITS_MAX / 8 + 16];
+    struct cws_bits b[QUARTERS];
+    unsigned first = 0;
+    for (unsigned q = 0; q < QUARTERS; q++) {
+        b[q] = (struct cws_bits){q ? apart[q] : to, 0, first & 7};
+        for (unsigned l = 8 * q; l < 8 * q + 8; l++)
+            first += lane_bits[l];
+    }
+    struct cws_bits b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+    for (unsigned l = 0; l < 8; l++)
+        for (unsigned r = 0; r < rows; r++) {
+            cws_bits_append(&b0, word[r][l], bits[r][l]);
+            cws_bits_append(&b1, word[r][l + 8], bits[r][l + 8]);
+            cws_bits_append(&b2, word[r][l + 16], bits[r][l + 16]);
+            cws_bits_append(&b3, word[r][l + 24], bits[r][l + 24]);
+        }
+    b[1] = b1, b[2] = b2, b[3] = b3;
+    for (unsigned q = 1; q < QUARTERS; q++) {
+        memcpy(b[q].to, &b[q].buffer, 8);
+        size_t whole = (size_t)(b[q].to - apart[q]);
+        apart[q][0] |= (uint8_t)b0.buffer; /* a quarter has 64 bits or more, so byte 0 is written */
+        memcpy(b0.to, apart[q], whole);
+        b0.to += whole;
+        b0.buffer = b[q].buffer;
+        b0.used = b[q].used;
+    }
+    return cws_bits_end(&b0, to);
+}
+
 /* One word per 8 symbols where all of them fit 56 bits, else two. Lanes are appended one after the other, so the words are
  * kept by row and read by column. */
 static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbols, unsigned elems, uint8_t *to,
@@ -156,7 +192,9 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
         return cws_encoder_portable.tile(table, symbols, elems, to, lane_bits);
     unsigned rows = elems / CWS_TILE_ROW;
     struct lut low = lut_load(table->low), high = lut_load(table->high);
-    __m512i least = _mm512_set1_epi8(-1), longest = _mm512_setzero_si512();
+    __m512i least = _mm512_set1_epi8(-1), longest = _mm512_setzero_si512(), sum[QUARTERS];
+    for (unsigned q = 0; q < QUARTERS; q++)
+        sum[q] = longest;
     for (unsigned r = 0; r < rows; r++)
         for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
             __m512i s = _mm512_loadu_si512(symbols + r * CWS_TILE_ROW + 8 * l);
@@ -166,22 +204,18 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
             least = _mm512_min_epu8(least, h);
             __m512i total = _mm512_add_epi64(g.first_bits, g.second_bits);
             longest = _mm512_max_epu64(longest, total);
+            sum[l / 8] = _mm512_add_epi64(sum[l / 8], total);
             _mm512_store_si512(&word[r][l], _mm512_or_si512(g.first, _mm512_sllv_epi64(g.second, g.first_bits)));
             _mm_storel_epi64((__m128i *)&bits[r][l], _mm512_cvtepi64_epi8(total));
         }
     if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0)
         return NULL; /* no length: no code */
-    struct cws_bits b = {to, 0, 0};
     if (_mm512_reduce_max_epu64(longest) <= 56) {
-        for (unsigned l = 0; l < CWS_TILE_LANES; l++) {
-            const uint8_t *start = b.to;
-            unsigned start_used = b.used;
-            for (unsigned r = 0; r < rows; r++)
-                cws_bits_append(&b, word[r][l], bits[r][l]);
-            lane_bits[l] = (uint32_t)(8 * (b.to - start)) + b.used - start_used;
-        }
-        return cws_bits_end(&b, to);
+        for (unsigned q = 0; q < QUARTERS; q++)
+            _mm256_storeu_si256((__m256i *)(lane_bits + 8 * q), _mm512_cvtepi64_epi32(sum[q]));
+        return append_quarters(word, bits, rows, lane_bits, to);
     }
+    struct cws_bits b = {to, 0, 0};
     for (unsigned r = 0; r < rows; r++)
         for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
             __m512i s = _mm512_loadu_si512(symbols + r * CWS_TILE_ROW + 8 * l);

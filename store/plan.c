@@ -8,7 +8,7 @@
 #include <zstd.h>
 
 #define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
-#define SPLIT_BYTES (128u << 10)  /* of the sample, what the exponents' entropy is estimated from */
+#define SPLIT_BYTES (32u << 10)  /* of the sample, what the exponents' entropy is estimated from */
 #define REPEAT_BYTES (16u << 10)  /* of the sample, what is searched for repeated words */
 #define STEP_ELEMS (128u << 10)   /* of the sample, what the q6 step is searched on */
 #define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
@@ -239,8 +239,8 @@ static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t by
         return;
     }
     uint64_t histogram[256] = {0};
-    size_t elems = bytes / p->elem_bytes, pieces = bytes > SPLIT_BYTES ? 8 : 1;
-    size_t piece = pieces > 1 ? SPLIT_BYTES / 8 / p->elem_bytes : elems;
+    size_t elems = bytes / p->elem_bytes, pieces = bytes > SPLIT_BYTES ? 4 : 1;
+    size_t piece = pieces > 1 ? SPLIT_BYTES / 4 / p->elem_bytes : elems;
     for (size_t i = 0; i < pieces; i++)
         count_split(p->elem_bytes, sample + elems / pieces * i * p->elem_bytes, piece, histogram);
     p->stored_planes = p->elem_bytes > 1 ? varying_planes(p->elem_bytes, sample, elems) : 0;
