@@ -79,6 +79,8 @@ static int fail_first(struct packing *p, int code, const struct cws_error *err)
     pthread_mutex_lock(&p->lock);
     if (!p->error.code) {
         p->error = *err;
+        if (!err->message[0]) /* not all of the codec's failures have words */
+            cws_fail(&p->error, code, "%s: cannot pack: %s", p->in.path, cws_strerror(code));
         p->error.code = code;
     }
     pthread_mutex_unlock(&p->lock);

@@ -1,0 +1,13 @@
+# The file format: parser, reader, store, writer. Fault injection replaces these functions at link time (inject.h).
+set(INJECT_WRAPS malloc calloc realloc aligned_alloc mmap pthread_create cws_os_pread cws_os_pwrite cws_os_fsync cws_os_renameat
+  cws_os_openat cws_os_dup cws_os_fstat cws_os_fstatat io_uring_queue_init_params io_uring_submit __io_uring_get_cqe)
+list(TRANSFORM INJECT_WRAPS PREPEND "-Wl,--wrap=")
+
+cws_test(NAME test_safetensors SOURCES test_safetensors.c sample_model.c LIBS cws_store m)
+cws_test(NAME test_store SOURCES test_store.c sample_model.c LIBS cws_store m)
+foreach(name test_reader test_writer)
+  cws_test(NAME ${name} SOURCES ${name}.c sample_model.c inject.c LIBS cws_store cws_dep_uring m)
+  if(TARGET ${name})
+    target_link_options(${name} PRIVATE ${INJECT_WRAPS})
+  endif()
+endforeach()
