@@ -125,12 +125,13 @@ static unsigned reverse(unsigned code, unsigned len)
 
 void cws_huffman_codes(const uint8_t lengths[256], uint16_t codes[256])
 {
-    unsigned next = 0;
-    memset(codes, 0, SYMBOLS * sizeof *codes);
-    for (unsigned len = 1; len <= LIMIT; len++, next <<= 1)
-        for (unsigned s = 0; s < SYMBOLS; s++)
-            if (lengths[s] == len)
-                codes[s] = (uint16_t)reverse(next++, len);
+    unsigned next[16] = {0}, count[16] = {0};
+    for (unsigned s = 0; s < SYMBOLS; s++)
+        count[lengths[s]]++;
+    for (unsigned len = 2; len <= LIMIT; len++)
+        next[len] = (next[len - 1] + count[len - 1]) << 1;
+    for (unsigned s = 0; s < SYMBOLS; s++)
+        codes[s] = lengths[s] ? (uint16_t)reverse(next[lengths[s]]++, lengths[s]) : 0;
 }
 
 size_t cws_decode_table_bytes(void)
