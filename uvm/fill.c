@@ -1,0 +1,174 @@
+/* Filling a block: ABSENT -> FILLING -> CLEAN or WRITTEN, or FAILED. */
+#include "pager.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Decodes bytes [begin, end) of the view (page multiples) to the start of the slot's staging. Zeros behind the end of the source. */
+static int decode(struct cws_view *v, unsigned slot, size_t begin, size_t end, struct cws_error *err)
+{
+    int code = cws_slot_need(slot, end - begin);
+    if (code)
+        return cws_fail(err, code, "no memory to decode %zu bytes of a mapped store", end - begin);
+    uint8_t *dst = cws_pager.slots[slot].staging;
+    uint64_t from = v->offset + begin, to = v->offset + end;
+    uint64_t stop = to < v->source->bytes ? to : v->source->bytes;
+    if (stop > from)
+        code = v->source->ops->fill(v->source, slot, from, stop, dst, err);
+    else
+        stop = from;
+    if (!code && stop < to)
+        memset(dst + (stop - from), 0, to - stop);
+    return code;
+}
+
+/* The result of a claimed fill, under the lock. */
+static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why why, uint64_t reserved, int code)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_block *b = &v->blocks[block];
+    p->in_flight -= reserved;
+    if (code) {
+        p->errors++;
+        cws_busy_end_locked(b, CWS_FAILED);
+        return;
+    }
+    b->node.bytes = (uint32_t)reserved;
+    p->decoded += reserved;
+    if (why == CWS_FILL_WRITE_FAULT) {
+        cws_budget_written_locked(reserved);
+        p->write_faults++;
+        cws_busy_end_locked(b, CWS_WRITTEN);
+        return;
+    }
+    p->resident += reserved;
+    b->prefetched = why == CWS_FILL_AHEAD;
+    p->prefetched += why == CWS_FILL_AHEAD;
+    p->policy.ops->on_fill(&p->policy, &b->node, why == CWS_FILL_AHEAD);
+    cws_busy_end_locked(b, CWS_CLEAN);
+}
+
+static void say_failed(struct cws_view *v, uint32_t block, const struct cws_error *err)
+{
+    cws_say("%s; the program gets SIGBUS when it touches bytes %" PRIu64 " to %" PRIu64 " of the file", err->message,
+            v->offset + cws_block_begin(v, block), v->offset + cws_block_end(v, block));
+}
+
+int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_block *b = &v->blocks[block];
+    size_t begin = cws_block_begin(v, block), end = cws_block_end(v, block);
+    struct cws_error own = {0};
+
+    cws_lock_take(&p->lock);
+    cws_busy_wait_locked(b);
+    if (cws_block_state(b) != CWS_ABSENT) {
+        cws_lock_drop(&p->lock);
+        return 0;
+    }
+    cws_busy_begin_locked(b, CWS_FILLING);
+    unsigned slot = cws_slot_take_locked();
+    uint64_t bytes = cws_pages_mapped_bytes(v, begin, end);
+    if (!cws_budget_reserve_locked(bytes, why == CWS_FILL_AHEAD)) {
+        cws_slot_give_locked(slot);
+        cws_busy_end_locked(b, CWS_ABSENT);
+        cws_lock_drop(&p->lock);
+        return 0;
+    }
+    if (why == CWS_FILL_FAULT || why == CWS_FILL_WRITE_FAULT) {
+        p->faults++;
+        cws_readahead_fault_locked(v, block);
+    }
+    cws_lock_drop(&p->lock);
+
+    cws_phase(CWS_PHASE_RESERVED, v, block);
+    int code = decode(v, slot, begin, end, &own);
+    cws_phase(CWS_PHASE_DECODED, v, block);
+    if (!code) {
+        code = p->rung->publish(v, &p->slots[slot], begin, end, why == CWS_FILL_WRITE_FAULT, /* missing_only */ false);
+        if (code)
+            cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
+    }
+    if (code) {
+        p->rung->drop(v, begin, end); /* a part may be there */
+        p->rung->poison(v, begin, end);
+        say_failed(v, block, &own);
+        if (err)
+            *err = own;
+    }
+    cws_phase(CWS_PHASE_PUBLISHED, v, block);
+
+    cws_lock_take(&p->lock);
+    commit_locked(v, block, why, bytes, code);
+    cws_slot_give_locked(slot);
+    cws_lock_drop(&p->lock);
+    return code;
+}
+
+void cws_make_written_locked(struct cws_view *v, uint32_t block)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_block *b = &v->blocks[block];
+    cws_policy_remove(&p->policy, &b->node);
+    p->resident -= b->node.bytes;
+    cws_budget_written_locked(b->node.bytes);
+    p->write_faults++;
+    b->prefetched = false;
+    cws_block_set(b, CWS_WRITTEN);
+    p->rung->allow_write(v, cws_block_begin(v, block), cws_block_end(v, block));
+}
+
+int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, bool replace, struct cws_error *err)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_block *b = &v->blocks[block];
+    struct cws_error own = {0};
+
+    cws_lock_take(&p->lock);
+    enum cws_block_state state = cws_block_state(b);
+    bool claim = state != CWS_CHANGING;
+    if (claim) {
+        cws_busy_wait_locked(b);
+        state = cws_block_state(b);
+        if (state != CWS_CLEAN && state != CWS_WRITTEN) {
+            cws_lock_drop(&p->lock);
+            return 0;
+        }
+        cws_policy_remove(&p->policy, &b->node);
+        cws_busy_begin_locked(b, CWS_FILLING);
+    } else {
+        state = (enum cws_block_state)b->under;
+    }
+    unsigned slot = cws_slot_take_locked();
+    cws_lock_drop(&p->lock);
+
+    int code = decode(v, slot, begin, end, &own);
+    if (!code) {
+        if (replace && p->rung->userfault)
+            p->rung->drop(v, begin, end);
+        code = p->rung->publish(v, &p->slots[slot], begin, end, state == CWS_WRITTEN, !replace);
+        if (code)
+            cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
+    }
+    if (code) { /* what the program asked to forget cannot come back; the rest of the block stays as it is */
+        if (replace)
+            p->rung->drop(v, begin, end);
+        p->rung->poison(v, begin, end);
+        say_failed(v, block, &own);
+    }
+    if (err)
+        *err = own;
+
+    cws_lock_take(&p->lock);
+    p->decoded += code ? 0 : end - begin;
+    p->errors += code != 0;
+    cws_slot_give_locked(slot);
+    if (claim) {
+        cws_busy_end_locked(b, state);
+        if (state == CWS_CLEAN && b->holds == 0)
+            cws_policy_restore(&p->policy, &b->node);
+    }
+    cws_lock_drop(&p->lock);
+    return code;
+}

@@ -1,0 +1,209 @@
+/* pager.h - the inside of uvm/: the one pager, its views, and what the modules offer each other. Only uvm/ and its tests include it.
+ *
+ * Suffix _locked: the caller holds the pager lock. "May drop the lock" is said where it is so. Every thread that calls in here has its signals
+ * blocked (cws_signals_block), but for the contract functions of view.h, which do it themselves. */
+#ifndef CWS_PAGER_H
+#define CWS_PAGER_H
+#include "block.h"
+#include "lock.h"
+#include "policy.h"
+#include "rung.h"
+#include "source.h"
+#include "sys.h"
+#include "view.h"
+#include <pthread.h>
+
+enum {
+    CWS_SLOTS_MAX = 4,      /* decoders at work at the same time */
+    CWS_STREAMS = 4,        /* sequential readers followed in one view */
+    CWS_QUEUE_ENTRIES = 64, /* readahead waiting for a worker; a power of two */
+    CWS_VIEWS_MAX = 8192,
+    CWS_BLOCKS_RESIDENT_MAX = 16384, /* far below vm.max_map_count: the sigsegv rung needs up to two mappings for each */
+};
+#define CWS_BLOCK_BYTES_MIN ((uint64_t)64 << 10)
+#define CWS_BLOCK_BYTES_MAX ((uint64_t)1 << 20)
+#define CWS_BUDGET_UNLIMITED (UINT64_MAX / 4)
+
+#define CWS_ATTR_MAPPED 0x80u /* set: the page is the view's. Cleared: it was unmapped, or is somebody else's by now */
+#define CWS_ATTR_PROT 0x07u   /* PROT_READ | PROT_WRITE as the program asked */
+
+struct cws_stream { /* pager lock. One sequential reader: a fault in [begin, end] continues it */
+    uint32_t begin, end; /* block indexes; end is the last one asked for ahead */
+    uint32_t window;     /* how far to go ahead, in blocks */
+};
+
+struct cws_view {
+    uint8_t *base;
+    size_t bytes;    /* multiple of the page size */
+    uint64_t offset; /* of base in the source */
+    struct cws_source *source;
+    uint32_t block_bytes, block_count;
+    struct cws_block *blocks;
+    int prot;            /* of every page while attrs is NULL */
+    uint8_t *attrs;      /* one per page, or NULL: all mapped with `prot`. Changed by the owner of a CHANGING block, under the pager lock */
+    bool unmapped;       /* no page is mapped (says so where there is no array) */
+    size_t mapped_pages; /* pager lock */
+    int uffd;            /* -1: none */
+    uint32_t slot, slot_generation; /* names the view in epoll and in the queue */
+    _Atomic uint32_t users;         /* pager lock; who looked the view up and still uses it. Destruction waits for 0 */
+    struct cws_stream streams[CWS_STREAMS];
+    uint32_t next_stream;
+    struct cws_view *next_ending; /* views lock; list of views that an unmap ends */
+};
+
+struct cws_slot { /* one decoder: its private memory; the source's cursor of the same number belongs to it */
+    uint8_t *staging;
+    size_t staging_bytes;
+};
+
+struct cws_ahead { /* a queued guess */
+    uint32_t view_slot, view_generation, block;
+};
+
+/* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN blocks.
+ * resident + in_flight <= budget, unless nothing that is resident may be dropped. */
+struct cws_pager {
+    struct cws_lock views_lock, lock;
+    _Atomic bool running; /* changed under the views lock */
+    bool child;    /* in a forked child: no workers */
+    const struct cws_rung *rung;
+    struct cws_options options;
+    uint64_t budget, block_bytes;
+    struct cws_policy policy;
+    uint64_t resident, in_flight, written, peak;
+    uint64_t faults, write_faults, decoded, evictions, prefetched, errors, dead_reads, dead_read_bytes;
+    bool warned_written;
+    _Atomic uint32_t busy;     /* busy blocks; fork waits for 0 */
+    _Atomic uint32_t forking;  /* nothing becomes busy while set */
+    _Atomic uint32_t evicting; /* counts evictions that ended, to wait for one */
+    uint32_t evictions_running;
+    struct cws_slot slots[CWS_SLOTS_MAX];
+    unsigned slot_count;
+    uint32_t slots_taken; /* bit per slot */
+    _Atomic uint32_t slot_word;
+    struct cws_ahead queue[CWS_QUEUE_ENTRIES];
+    uint32_t queue_head, queue_tail;
+    int epoll_fd, kick_fd, pagemap_fd, hole_fd;
+    pthread_t workers[CWS_SLOTS_MAX];
+    unsigned worker_count;
+    _Atomic bool stop;
+    struct cws_signal_mask fork_mask;
+};
+extern struct cws_pager cws_pager;
+
+/* --- pages of a view (view_pages.c) ------------------------------------------------------------------ */
+
+static inline size_t cws_block_begin(const struct cws_view *v, uint32_t block) { return (size_t)block * v->block_bytes; }
+static inline size_t cws_block_end(const struct cws_view *v, uint32_t block)
+{
+    size_t end = ((size_t)block + 1) * v->block_bytes;
+    return end < v->bytes ? end : v->bytes;
+}
+static inline uint32_t cws_block_of(const struct cws_view *v, size_t at) { return (uint32_t)(at / v->block_bytes); }
+
+/* The attributes of the page at byte `at`. */
+unsigned cws_page_attr(const struct cws_view *v, size_t at);
+/* The next run of mapped pages with equal protection in [at, end): true, [*out_begin, *out_end) and *out_prot; false: none is left. */
+bool cws_page_run(const struct cws_view *v, size_t at, size_t end, size_t *out_begin, size_t *out_end, int *out_prot);
+size_t cws_pages_mapped_bytes(const struct cws_view *v, size_t begin, size_t end);
+/* The views lock is held. Allocates the attribute array if there is none: 0 or -ENOMEM. */
+CWS_MUST_CHECK int cws_pages_need_attrs(struct cws_view *v);
+/* Is there memory behind this page (present or in swap)? From pagemap; true when that cannot be read. */
+bool cws_page_present(const void *addr);
+
+/* --- which view (view_index.c) ----------------------------------------------------------------------- */
+
+/* The caller holds both locks. -ENOMEM: too many views. */
+CWS_MUST_CHECK int cws_index_insert_locked(struct cws_view *v);
+void cws_index_remove_locked(struct cws_view *v);
+/* The first view that ends behind addr and begins before addr + len; NULL: none. */
+struct cws_view *cws_index_find_locked(const void *addr, size_t len);
+struct cws_view *cws_index_at_locked(size_t i); /* by address; NULL past the last */
+size_t cws_index_count_locked(void);
+/* The view that an epoll event or a queue entry means, or NULL when it ended. */
+struct cws_view *cws_index_slot_locked(uint32_t slot, uint32_t generation);
+
+static inline void cws_view_use_locked(struct cws_view *v) { atomic_fetch_add(&v->users, 1); }
+static inline void cws_view_unuse_locked(struct cws_view *v)
+{
+    if (atomic_fetch_sub(&v->users, 1) == 1)
+        cws_wake(&v->users);
+}
+
+/* --- budget (budget.c) ------------------------------------------------------------------------------- */
+
+/* Reserves `bytes` of the budget, dropping clean blocks. May drop the lock. False, only for_prefetch: no room worth it. */
+bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch);
+/* Bytes became or are no longer written; warns once past the budget. */
+void cws_budget_written_locked(uint64_t bytes);
+/* Block state changes that touch the busy count. End wakes whoever faulted meanwhile. */
+void cws_busy_begin_locked(struct cws_block *b, enum cws_block_state to);
+void cws_busy_end_locked(struct cws_block *b, enum cws_block_state to);
+/* Waits until the block is not busy (and no fork is on its way). Drops the lock while it waits. */
+void cws_busy_wait_locked(struct cws_block *b);
+/* A free decoder. Drops the lock while it waits. */
+unsigned cws_slot_take_locked(void);
+void cws_slot_give_locked(unsigned slot);
+/* Makes slot memory of at least `bytes`. 0 or -ENOMEM. No lock. */
+CWS_MUST_CHECK int cws_slot_need(unsigned slot, size_t bytes);
+
+/* --- filling (fill.c) -------------------------------------------------------------------------------- */
+
+enum cws_fill_why { CWS_FILL_FAULT, CWS_FILL_WRITE_FAULT, CWS_FILL_HOLD, CWS_FILL_AHEAD };
+
+/* Decodes and publishes one block. The caller uses the view and holds no lock.
+ * 0: the block was filled, or is no longer ABSENT for another reason: look again; for AHEAD also when there was no room.
+ * Else the code of the failed decode: the block is FAILED, the line was written to stderr. */
+int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err);
+/* A write to a CLEAN block was announced: it becomes WRITTEN and writable. */
+void cws_make_written_locked(struct cws_view *v, uint32_t block);
+/* Decodes the block again and puts back those pages of [begin, end) (byte offsets in the view, in this block) that are missing, or with
+ * `replace` all of them. The state stays. The block was CLEAN or WRITTEN, or is CHANGING and owned by the caller. No lock is held. */
+int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, bool replace, struct cws_error *err);
+
+/* --- readahead (readahead.c), workers (workers.c) ---------------------------------------------------- */
+
+void cws_readahead_fault_locked(struct cws_view *v, uint32_t block);
+/* Queues one guess if the block is ABSENT and there is room: whether it was. */
+bool cws_readahead_push_locked(struct cws_view *v, uint32_t block);
+/* Lets workers look at the queue. */
+void cws_workers_kick(unsigned jobs);
+CWS_MUST_CHECK int cws_workers_start(struct cws_error *err);
+void cws_workers_stop(void);
+/* A fault message of a uffd rung was read for byte `at` of view v, which the caller uses. */
+void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect);
+
+/* --- the rest ---------------------------------------------------------------------------------------- */
+
+/* "codecllm: TEXT\n" to stderr by one write(2). Safe in a handler. */
+void cws_say(const char *fmt, ...) CWS_PRINTF(1, 2);
+/* Prints the line and aborts the process: threads that wait for a page must never see zeros. */
+_Noreturn void cws_die(const char *fmt, ...) CWS_PRINTF(1, 2);
+/* Installs the SIGSEGV handling that the sigsegv rung needs (view_signal.c). 0 or -errno. Async-signal-safe. */
+int cws_signal_install(void);
+/* pthread_atfork, once (fork.c). */
+void cws_fork_register(void);
+/* epoll and the view's uffd. 0 or -errno. */
+int cws_workers_watch(struct cws_view *v);
+
+/* Points where a test may stop a thread or make it fail. Compiled in with CWS_INJECT. */
+enum cws_phase {
+    CWS_PHASE_RESERVED,  /* the block is FILLING; before decoding */
+    CWS_PHASE_DECODED,   /* before publishing */
+    CWS_PHASE_PUBLISHED, /* pages are visible, the state is still FILLING */
+    CWS_PHASE_EVICTING,  /* before pages are dropped */
+    CWS_PHASE_DROPPED,   /* pages are dropped, the state is still EVICTING */
+    CWS_PHASE_EVENT,     /* a worker has read a fault message */
+};
+#ifdef CWS_INJECT
+extern void (*_Atomic cws_phase_hook)(enum cws_phase phase, struct cws_view *v, uint32_t block);
+static inline void cws_phase(enum cws_phase phase, struct cws_view *v, uint32_t block)
+{
+    void (*hook)(enum cws_phase, struct cws_view *, uint32_t) = atomic_load_explicit(&cws_phase_hook, memory_order_acquire);
+    if (hook)
+        hook(phase, v, block);
+}
+#else
+static inline void cws_phase(enum cws_phase phase, struct cws_view *v, uint32_t block) { (void)phase, (void)v, (void)block; }
+#endif
+#endif

@@ -1,0 +1,81 @@
+#include "policy.h"
+
+#include <stddef.h>
+
+static struct cws_policy_list *list_of(struct cws_policy *p, unsigned place)
+{
+    return place == CWS_PLACE_KEPT ? &p->kept : &p->window;
+}
+
+static void list_init(struct cws_policy_list *l)
+{
+    l->head.prev = l->head.next = &l->head;
+    l->bytes = 0;
+}
+
+void cws_policy_init(struct cws_policy *p, enum cws_policy_id id, uint64_t budget_bytes, uint64_t unit_bytes)
+{
+    *p = (struct cws_policy){
+        .ops = id == CWS_POLICY_LRU ? &cws_policy_lru : &cws_policy_next,
+        .budget_bytes = budget_bytes,
+        .unit_bytes = unit_bytes,
+    };
+    /* Large enough for what all threads need at the same instant and for readahead; all the rest is for keepers. */
+    uint64_t units = budget_bytes / unit_bytes / 8;
+    p->window_bytes = (units < 4 ? 4 : units > 16 ? 16 : units) * unit_bytes;
+    list_init(&p->window);
+    list_init(&p->kept);
+}
+
+void cws_policy_append(struct cws_policy *p, struct cws_policy_node *n, enum cws_policy_place place)
+{
+    struct cws_policy_list *l = list_of(p, place);
+    n->place = (uint8_t)place;
+    n->keeper = place == CWS_PLACE_KEPT;
+    n->next = &l->head;
+    n->prev = l->head.prev;
+    n->prev->next = n;
+    l->head.prev = n;
+    l->bytes += n->bytes;
+}
+
+void cws_policy_remove(struct cws_policy *p, struct cws_policy_node *n)
+{
+    if (n->place == CWS_PLACE_OUT)
+        return;
+    list_of(p, n->place)->bytes -= n->bytes;
+    n->prev->next = n->next;
+    n->next->prev = n->prev;
+    n->prev = n->next = NULL;
+    n->place = CWS_PLACE_OUT;
+}
+
+void cws_policy_restore(struct cws_policy *p, struct cws_policy_node *n)
+{
+    if (n->place == CWS_PLACE_OUT)
+        cws_policy_append(p, n, n->keeper ? CWS_PLACE_KEPT : CWS_PLACE_WINDOW);
+}
+
+void cws_policy_forget(struct cws_policy *p, struct cws_policy_node *n)
+{
+    cws_policy_remove(p, n);
+    if (n->seen)
+        p->seen_bytes -= n->bytes;
+    n->seen = false;
+}
+
+static bool list_check(const struct cws_policy_list *l, unsigned place)
+{
+    uint64_t bytes = 0;
+    for (const struct cws_policy_node *n = l->head.next; n != &l->head; n = n->next) {
+        if (n->place != place || n->next->prev != n)
+            return false;
+        bytes += n->bytes;
+    }
+    return bytes == l->bytes;
+}
+
+bool cws_policy_check(const struct cws_policy *p)
+{
+    return list_check(&p->window, CWS_PLACE_WINDOW) && list_check(&p->kept, CWS_PLACE_KEPT);
+}

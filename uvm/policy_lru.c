@@ -1,0 +1,30 @@
+/* lru: the least recently asked for goes first. The baseline: a cyclic scan that does not fit gets no hit at all. */
+#include "policy.h"
+
+#include <stddef.h>
+
+static void on_fill(struct cws_policy *p, struct cws_policy_node *n, bool prefetched)
+{
+    (void)prefetched;
+    if (!n->seen)
+        p->seen_bytes += n->bytes;
+    n->seen = true;
+    cws_policy_append(p, n, CWS_PLACE_WINDOW);
+}
+
+static void on_fault(struct cws_policy *p, struct cws_policy_node *n)
+{
+    if (n->place == CWS_PLACE_OUT)
+        return;
+    cws_policy_remove(p, n);
+    cws_policy_append(p, n, CWS_PLACE_WINDOW);
+}
+
+static struct cws_policy_node *pick_victim(struct cws_policy *p, bool for_prefetch)
+{
+    if (p->window.head.next == &p->window.head || (for_prefetch && p->window.bytes <= p->window_bytes))
+        return NULL;
+    return p->window.head.next;
+}
+
+const struct cws_policy_ops cws_policy_lru = {"lru", on_fill, on_fault, pick_victim};

@@ -1,0 +1,46 @@
+/* rung.h - how faults of view memory are caught and answered: one table per rung. Callers own the block (it is busy) or hold the pager lock.
+ * Ranges are byte offsets in the view; runs of unmapped pages inside are left alone, whatever is there now. */
+#ifndef CWS_RUNG_H
+#define CWS_RUNG_H
+#include "../store/error.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct cws_view;
+struct cws_slot;
+
+struct cws_rung {
+    const char *name;
+    bool userfault;     /* faults come as messages to the workers; view memory is not inherited by a raw fork */
+    bool needs_signal;  /* faults come as SIGSEGV */
+    bool whole;         /* everything is decoded when it is mapped; nothing is ever dropped */
+    /* Does it work on this machine? Leaves nothing behind. */
+    int (*probe)(const struct cws_rung *self, struct cws_error *err);
+    /* After the memory [base, base + bytes) is there, before anybody knows of it. */
+    int (*open)(struct cws_view *v, struct cws_error *err);
+    /* After the last page is unmapped. */
+    void (*close)(struct cws_view *v);
+    /* Makes [begin, end) present at once from `from` (slot staging + some offset) and with the right protection: writable as the program asked, or
+     * never. missing_only: pages that are there stay. Consumes the staging if it likes. Wakes who faulted. 0 or -errno. */
+    int (*publish)(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only);
+    /* Makes [begin, end) absent. */
+    void (*drop)(struct cws_view *v, size_t begin, size_t end);
+    /* Ends the write protection of [begin, end) and wakes who waits for it. Called with the pager lock. */
+    void (*allow_write)(struct cws_view *v, size_t begin, size_t end);
+    /* Makes every touch of [begin, end), which is absent, raise SIGBUS; wakes. */
+    void (*poison)(struct cws_view *v, size_t begin, size_t end);
+    /* Lets threads that faulted in [begin, end) try again. */
+    void (*wake)(struct cws_view *v, size_t begin, size_t end);
+    /* Applies the program's protection to [begin, end), whose block is in `state` (enum cws_block_state). 0 or -errno. */
+    int (*protect)(struct cws_view *v, size_t begin, size_t end, int prot, unsigned state);
+    int (*create_uffd)(void); /* userfault rungs: descriptor or -errno */
+};
+
+extern const struct cws_rung cws_rung_uffd_dev, cws_rung_uffd, cws_rung_uffd_user, cws_rung_sigsegv, cws_rung_eager;
+
+/* Maps the SIGBUS hole over [begin, end) (sigsegv, eager, and where there is no UFFDIO_POISON). */
+void cws_rung_map_hole(struct cws_view *v, size_t begin, size_t end);
+/* Shared by the rungs without userfaultfd. */
+int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only);
+#endif

@@ -1,0 +1,62 @@
+/* sys.h - the memory system calls of the pager, made raw. The shim replaces munmap, mprotect, read and their like by hooks that
+ * call into this folder, so nothing here may reach them through libc; and a fault handler must not touch errno.
+ * Every function returns the call's result or -errno. Threads: any; safe in a signal handler. */
+#ifndef CWS_SYS_H
+#define CWS_SYS_H
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define CWS_PAGE_BYTES ((size_t)4096) /* checked against the system's at pager start */
+
+static inline long cws_sys_result(long rc, int saved_errno)
+{
+    long result = rc == -1 ? -(long)errno : rc;
+    errno = saved_errno;
+    return result;
+}
+#define CWS_SYSCALL(...) \
+    __extension__({ int saved_ = errno; cws_sys_result(syscall(__VA_ARGS__), saved_); })
+
+/* Returns the address, or -errno in the top page. */
+static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int fd)
+{
+    return CWS_SYSCALL(SYS_mmap, addr, len, prot, flags, fd, 0L);
+}
+static inline int cws_sys_munmap(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munmap, addr, len); }
+static inline int cws_sys_mprotect(void *addr, size_t len, int prot) { return (int)CWS_SYSCALL(SYS_mprotect, addr, len, prot); }
+static inline int cws_sys_madvise(void *addr, size_t len, int advice) { return (int)CWS_SYSCALL(SYS_madvise, addr, len, advice); }
+/* Moves pages to a fixed address, replacing what is there. */
+static inline int cws_sys_move(void *from, size_t len, void *to)
+{
+    long rc = CWS_SYSCALL(SYS_mremap, from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+    return rc < 0 && rc > -4096 ? (int)rc : 0;
+}
+static inline long cws_sys_read(int fd, void *dst, size_t len) { return CWS_SYSCALL(SYS_read, fd, dst, len); }
+static inline long cws_sys_pread(int fd, void *dst, size_t len, uint64_t at)
+{
+    return CWS_SYSCALL(SYS_pread64, fd, dst, len, (long)at);
+}
+static inline long cws_sys_write(int fd, const void *src, size_t len) { return CWS_SYSCALL(SYS_write, fd, src, len); }
+static inline int cws_sys_open(const char *path, int flags) { return (int)CWS_SYSCALL(SYS_openat, AT_FDCWD, path, flags, 0); }
+static inline int cws_sys_close(int fd) { return (int)CWS_SYSCALL(SYS_close, fd); }
+static inline int cws_sys_ioctl(int fd, unsigned long request, void *arg) { return (int)CWS_SYSCALL(SYS_ioctl, fd, request, arg); }
+
+/* All signals are blocked while the pager works, so that no signal handler of the program can touch a view in the middle. */
+struct cws_signal_mask { uint64_t bits; };
+static inline struct cws_signal_mask cws_signals_block(void)
+{
+    struct cws_signal_mask all = {~UINT64_C(0)}, saved = {0};
+    CWS_SYSCALL(SYS_rt_sigprocmask, SIG_BLOCK, &all.bits, &saved.bits, sizeof saved.bits);
+    return saved;
+}
+static inline void cws_signals_restore(struct cws_signal_mask saved)
+{
+    CWS_SYSCALL(SYS_rt_sigprocmask, SIG_SETMASK, &saved.bits, (void *)0, sizeof saved.bits);
+}
+#endif

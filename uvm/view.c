@@ -1,0 +1,528 @@
+/* Views: map, munmap, protect, advise, remap. What changes pages claims their blocks first (CHANGING), so that no fill, eviction or fault is at work on
+ * them; README.md has the order of locks. */
+#include "pager.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+static size_t page_up(size_t n) { return (n + CWS_PAGE_BYTES - 1) / CWS_PAGE_BYTES * CWS_PAGE_BYTES; }
+static bool range_is_bad(const void *addr, size_t len)
+{
+    return (uintptr_t)addr % CWS_PAGE_BYTES || page_up(len) < len || (uintptr_t)addr + page_up(len) < (uintptr_t)addr;
+}
+
+/* --- claiming ---------------------------------------------------------------------------------------- */
+
+/* Makes every block of [first, last] that is not GONE the caller's. The views lock is held, the pager lock is not. */
+static void claim_range(struct cws_view *v, uint32_t first, uint32_t last)
+{
+    cws_lock_take(&cws_pager.lock);
+    for (uint32_t i = first; i <= last; i++) {
+        struct cws_block *b = &v->blocks[i];
+        cws_busy_wait_locked(b);
+        if (cws_block_state(b) == CWS_GONE)
+            continue;
+        cws_policy_remove(&cws_pager.policy, &b->node);
+        cws_busy_begin_locked(b, CWS_CHANGING);
+    }
+    cws_lock_drop(&cws_pager.lock);
+}
+
+static void release_block_locked(struct cws_block *b, enum cws_block_state to)
+{
+    if (cws_block_state(b) != CWS_CHANGING)
+        return;
+    cws_busy_end_locked(b, to);
+    if (to == CWS_CLEAN && b->holds == 0)
+        cws_policy_restore(&cws_pager.policy, &b->node);
+}
+
+/* Gives the blocks back as they were. */
+static void release_range(struct cws_view *v, uint32_t first, uint32_t last)
+{
+    cws_lock_take(&cws_pager.lock);
+    for (uint32_t i = first; i <= last; i++)
+        release_block_locked(&v->blocks[i], (enum cws_block_state)v->blocks[i].under);
+    cws_lock_drop(&cws_pager.lock);
+}
+
+static struct cws_view *find(const uint8_t *addr, size_t len)
+{
+    cws_lock_take(&cws_pager.lock);
+    struct cws_view *v = cws_index_find_locked(addr, len);
+    cws_lock_drop(&cws_pager.lock);
+    return v;
+}
+
+/* The part of view v inside [addr, end), as byte offsets in the view. */
+static void part_of(const struct cws_view *v, const uint8_t *addr, const uint8_t *end, size_t *from, size_t *to)
+{
+    *from = addr > v->base ? (size_t)(addr - v->base) : 0;
+    *to = end < v->base + v->bytes ? (size_t)(end - v->base) : v->bytes;
+}
+
+/* --- unmapping --------------------------------------------------------------------------------------- */
+
+/* The accounts and the state of a claimed block some of whose pages are unmapped now. */
+static void forget_pages_locked(struct cws_view *v, uint32_t block)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_block *b = &v->blocks[block];
+    if (cws_block_state(b) != CWS_CHANGING)
+        return;
+    enum cws_block_state was = (enum cws_block_state)b->under;
+    uint64_t left = cws_pages_mapped_bytes(v, cws_block_begin(v, block), cws_block_end(v, block));
+    if (was == CWS_CLEAN)
+        p->resident -= b->node.bytes - left;
+    if (was == CWS_WRITTEN)
+        p->written -= b->node.bytes - left;
+    if (was == CWS_CLEAN || was == CWS_WRITTEN) {
+        if (b->node.seen)
+            p->policy.seen_bytes -= b->node.bytes - left;
+        b->node.bytes = (uint32_t)left;
+    }
+    if (left == 0) {
+        cws_policy_forget(&p->policy, &b->node);
+        b->holds = 0;
+    }
+    release_block_locked(b, left ? was : CWS_GONE);
+}
+
+static void end_view(struct cws_view *v)
+{
+    uint32_t users;
+    while ((users = atomic_load(&v->users)) != 0)
+        cws_wait(&v->users, users);
+    cws_pager.rung->close(v);
+    if (v->source->ops->counters) {
+        /* The last view of a source takes its counters with it. */
+        uint64_t reads = 0, bytes = 0;
+        bool shared = false;
+        struct cws_view *other;
+        cws_lock_take(&cws_pager.lock);
+        for (size_t i = 0; (other = cws_index_at_locked(i)) != NULL; i++)
+            shared |= other->source == v->source;
+        if (!shared) {
+            v->source->ops->counters(v->source, &reads, &bytes);
+            cws_pager.dead_reads += reads;
+            cws_pager.dead_read_bytes += bytes;
+        }
+        cws_lock_drop(&cws_pager.lock);
+    }
+    cws_source_release(v->source);
+    free(v->blocks);
+    free(v->attrs);
+    free(v);
+}
+
+/* Claims everything of [addr, end), so that nothing is at work there. -ENOMEM: nothing is claimed. */
+static int unmap_prepare(uint8_t *addr, uint8_t *end)
+{
+    struct cws_view *v;
+    size_t from, to;
+    for (uint8_t *at = addr; at < end && (v = find(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
+        part_of(v, addr, end, &from, &to);
+        if (to - from < v->bytes && cws_pages_need_attrs(v))
+            return -ENOMEM;
+    }
+    for (uint8_t *at = addr; at < end && (v = find(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
+        part_of(v, addr, end, &from, &to);
+        claim_range(v, cws_block_of(v, from), cws_block_of(v, to - 1));
+    }
+    return 0;
+}
+
+/* munmap for a range that touches views. The views lock is held. */
+static int unmap_views(uint8_t *addr, size_t len)
+{
+    struct cws_pager *p = &cws_pager;
+    uint8_t *end = addr + len;
+    struct cws_view *v, *ending = NULL;
+    int code = unmap_prepare(addr, end);
+    if (code)
+        return code;
+    /* From here to the removal nobody may believe in the views: the address can be somebody else's the moment it is free. */
+    cws_lock_take(&p->lock);
+    code = cws_sys_munmap(addr, len);
+    for (uint8_t *at = addr; at < end && (v = cws_index_find_locked(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
+        size_t from, to;
+        part_of(v, addr, end, &from, &to);
+        if (!code) {
+            v->mapped_pages -= cws_pages_mapped_bytes(v, from, to) / CWS_PAGE_BYTES;
+            p->policy.total_bytes -= cws_pages_mapped_bytes(v, from, to);
+            if (v->attrs)
+                memset(v->attrs + from / CWS_PAGE_BYTES, 0, (to - from) / CWS_PAGE_BYTES);
+            else
+                v->unmapped = true;
+        }
+        for (uint32_t i = cws_block_of(v, from); i <= cws_block_of(v, to - 1); i++)
+            forget_pages_locked(v, i);
+        if (!code)
+            p->rung->wake(v, from, to); /* who faulted there finds out for himself */
+        if (v->mapped_pages == 0) {
+            v->next_ending = ending;
+            ending = v;
+        }
+    }
+    for (v = ending; v; v = v->next_ending)
+        cws_index_remove_locked(v);
+    cws_lock_drop(&p->lock);
+    while (ending) {
+        v = ending;
+        ending = v->next_ending;
+        end_view(v);
+    }
+    return code;
+}
+
+int cws_view_munmap(void *addr, size_t len)
+{
+    if (range_is_bad(addr, len) || len == 0)
+        return -EINVAL;
+    len = page_up(len);
+    struct cws_signal_mask mask = cws_signals_block();
+    cws_lock_take(&cws_pager.views_lock);
+    int code = unmap_views(addr, len);
+    cws_lock_drop(&cws_pager.views_lock);
+    cws_signals_restore(mask);
+    return code;
+}
+
+/* --- mapping ----------------------------------------------------------------------------------------- */
+
+static int check_map(const struct cws_source *s, size_t length, int prot, uint64_t offset, struct cws_error *err)
+{
+    if (prot != PROT_READ && prot != (PROT_READ | PROT_WRITE))
+        return cws_fail(err, CWS_E_UNSUPPORTED, "a view can be mapped for reading, or for reading and writing (protection %#x was asked for)",
+                        (unsigned)prot);
+    if (offset % CWS_PAGE_BYTES || length == 0)
+        return cws_fail(err, CWS_E_USAGE, "a view starts at a multiple of the page size and is not empty (offset %" PRIu64 ", length %zu)",
+                        offset, length);
+    uint64_t end = (s->bytes + CWS_PAGE_BYTES - 1) / CWS_PAGE_BYTES * CWS_PAGE_BYTES;
+    if (page_up(length) < length || offset > end || page_up(length) > end - offset)
+        return cws_fail(err, CWS_E_RANGE, "bytes %" PRIu64 " to %" PRIu64 " are behind the end of the file of %" PRIu64 " bytes", offset,
+                        offset + length, s->bytes);
+    return 0;
+}
+
+static uint32_t block_bytes_for(size_t bytes)
+{
+    uint64_t most = cws_pager.budget < bytes ? cws_pager.budget : bytes, size = cws_pager.block_bytes;
+    while (most / size > CWS_BLOCKS_RESIDENT_MAX && size < (UINT64_C(1) << 30))
+        size *= 2;
+    return (uint32_t)size;
+}
+
+static struct cws_view *new_view(struct cws_source *s, size_t bytes, int prot, uint64_t offset)
+{
+    struct cws_view *v = calloc(1, sizeof *v);
+    if (!v)
+        return NULL;
+    v->bytes = bytes;
+    v->offset = offset;
+    v->prot = prot;
+    v->uffd = -1;
+    v->mapped_pages = bytes / CWS_PAGE_BYTES;
+    v->block_bytes = block_bytes_for(bytes);
+    v->block_count = (uint32_t)((bytes + v->block_bytes - 1) / v->block_bytes);
+    v->blocks = calloc(v->block_count, sizeof *v->blocks);
+    if (!v->blocks) {
+        free(v);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < v->block_count; i++)
+        v->blocks[i].view = v;
+    v->source = s;
+    cws_source_retain(s);
+    return v;
+}
+
+/* Puts the view into the index and under the workers' eyes. */
+static int announce(struct cws_view *v, struct cws_error *err)
+{
+    struct cws_pager *p = &cws_pager;
+    cws_lock_take(&p->lock);
+    int code = cws_index_insert_locked(v);
+    if (!code)
+        p->policy.total_bytes += v->bytes;
+    cws_lock_drop(&p->lock);
+    if (code)
+        return cws_fail(err, code, "more than %d views at a time", CWS_VIEWS_MAX);
+    if (v->uffd >= 0 && (code = cws_workers_watch(v)) != 0) {
+        cws_lock_take(&p->lock);
+        cws_index_remove_locked(v);
+        p->policy.total_bytes -= v->bytes;
+        cws_lock_drop(&p->lock);
+        return cws_fail_errno(err, -code, "epoll does not take a userfaultfd");
+    }
+    return 0;
+}
+
+static int map_locked(struct cws_view *v, void *hint, int flags, struct cws_error *err)
+{
+    struct cws_pager *p = &cws_pager;
+    int how = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), code = 0;
+    if ((how & MAP_FIXED) && cws_view_overlaps(hint, v->bytes))
+        code = unmap_views(hint, v->bytes);
+    if (code)
+        return cws_fail_errno(err, -code, "cannot replace a view");
+    long at = cws_sys_mmap(hint, v->bytes, v->prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how, -1);
+    if (at < 0 && at > -4096)
+        return cws_fail_errno(err, (int)-at, "cannot reserve %zu bytes of address space for a view", v->bytes);
+    v->base = (uint8_t *)at;
+    code = (how & MAP_FIXED_NOREPLACE) && v->base != hint ? -EEXIST : 0; /* kernels before 4.17 take it for a hint */
+    if (code)
+        cws_fail_errno(err, -code, "cannot map a view at %p", hint);
+    if (!code)
+        code = p->rung->open(v, err);
+    if (!code)
+        code = announce(v, err);
+    if (code) {
+        cws_sys_munmap(v->base, v->bytes);
+        p->rung->close(v);
+    }
+    return code;
+}
+
+int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int prot, int flags, uint64_t offset, void **out_addr,
+                        struct cws_error *err)
+{
+    struct cws_pager *p = &cws_pager;
+    *out_addr = NULL;
+    int code = check_map(s, length, prot, offset, err);
+    if (code)
+        return code;
+    struct cws_signal_mask mask = cws_signals_block();
+    cws_lock_take(&p->views_lock);
+    struct cws_view *v = NULL;
+    if (!p->running)
+        code = cws_fail(err, CWS_E_USAGE, "the pager is not running");
+    else if (!(v = new_view(s, page_up(length), prot, offset)))
+        code = cws_fail(err, -ENOMEM, "no memory for the state of a view of %zu bytes", length);
+    if (!code)
+        code = map_locked(v, hint, flags, err);
+    if (!code && p->rung->whole) /* a block that fails was reported and raises SIGBUS when it is touched, as on every rung */
+        for (uint32_t i = 0; i < v->block_count; i++)
+            (void)!cws_fill(v, i, CWS_FILL_HOLD, NULL);
+    if (!code) {
+        *out_addr = v->base;
+    } else if (v) {
+        cws_source_release(v->source);
+        free(v->blocks);
+        free(v);
+    }
+    cws_lock_drop(&p->views_lock);
+    cws_signals_restore(mask);
+    return code;
+}
+
+/* --- protection -------------------------------------------------------------------------------------- */
+
+static int keep_first(int code, int next) { return code ? code : next; }
+
+typedef int range_fn(struct cws_view *v, uint32_t block, size_t from, size_t to, int argument);
+typedef int raw_fn(uint8_t *addr, size_t len, int argument);
+
+static int protect_raw(uint8_t *addr, size_t len, int prot) { return cws_sys_mprotect(addr, len, prot); }
+
+static int protect_part(struct cws_view *v, uint32_t block, size_t from, size_t to, int prot)
+{
+    struct cws_block *b = &v->blocks[block];
+    size_t begin, end;
+    int before, code = 0;
+    claim_range(v, block, block);
+    for (size_t at = from; !code && cws_page_run(v, at, to, &begin, &end, &before); at = end) {
+        code = cws_pager.rung->protect(v, begin, end, prot, b->under);
+        if (code)
+            break;
+        cws_lock_take(&cws_pager.lock);
+        memset(v->attrs + begin / CWS_PAGE_BYTES, (int)(CWS_ATTR_MAPPED | (unsigned)prot), (end - begin) / CWS_PAGE_BYTES);
+        cws_lock_drop(&cws_pager.lock);
+    }
+    release_range(v, block, block);
+    return code;
+}
+
+/* Walks over [addr, addr + len): stretches of views go to `ours` block by block, all else to `raw`. Goes on after an error, returns the first. */
+static int walk(uint8_t *addr, size_t len, range_fn *ours, raw_fn *raw, int argument)
+{
+    uint8_t *end = addr + len;
+    int code = 0;
+    while (addr < end) {
+        struct cws_view *v = find(addr, (size_t)(end - addr));
+        if (!v || v->base > addr) {
+            uint8_t *stop = v ? v->base : end;
+            code = keep_first(code, raw(addr, (size_t)(stop - addr), argument));
+            addr = stop;
+            continue;
+        }
+        size_t from, to, run_begin, run_end;
+        int prot;
+        part_of(v, addr, end, &from, &to);
+        if (!cws_page_run(v, from, to, &run_begin, &run_end, &prot))
+            run_begin = run_end = to;
+        if (run_begin > from)
+            code = keep_first(code, raw(v->base + from, run_begin - from, argument));
+        for (size_t at = run_begin; at < run_end;) {
+            uint32_t block = cws_block_of(v, at);
+            size_t stop = cws_block_end(v, block) < run_end ? cws_block_end(v, block) : run_end;
+            code = keep_first(code, ours(v, block, at, stop, argument));
+            at = stop;
+        }
+        addr = v->base + (run_end > from ? run_end : to);
+    }
+    return code;
+}
+
+int cws_view_protect(void *addr, size_t len, int prot)
+{
+    if (prot & PROT_EXEC)
+        return -EACCES;
+    if (range_is_bad(addr, len) || (prot & ~(PROT_READ | PROT_WRITE)))
+        return -EINVAL;
+    if (prot & PROT_WRITE)
+        prot |= PROT_READ; /* as the hardware has it */
+    len = page_up(len);
+    struct cws_signal_mask mask = cws_signals_block();
+    cws_lock_take(&cws_pager.views_lock);
+    int code = 0;
+    struct cws_view *v;
+    uint8_t *end = (uint8_t *)addr + len;
+    for (uint8_t *at = addr; !code && at < end && (v = find(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes)
+        code = cws_pages_need_attrs(v);
+    if (!code)
+        code = walk(addr, len, protect_part, protect_raw, prot);
+    cws_lock_drop(&cws_pager.views_lock);
+    cws_signals_restore(mask);
+    return code;
+}
+
+/* --- advice ------------------------------------------------------------------------------------------ */
+
+static int advise_raw(uint8_t *addr, size_t len, int advice) { return cws_sys_madvise(addr, len, advice); }
+
+/* MADV_DONTNEED: the bytes of the file come back. */
+static int forget_part(struct cws_view *v, uint32_t block, size_t from, size_t to, int advice)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_block *b = &v->blocks[block];
+    size_t begin = cws_block_begin(v, block), end = cws_block_end(v, block);
+    (void)advice;
+    claim_range(v, block, block);
+    enum cws_block_state was = (enum cws_block_state)b->under, now = was;
+    bool all = from == begin && to == end;
+    if (cws_block_state(b) != CWS_CHANGING)
+        return 0;
+    if (was == CWS_WRITTEN || (p->rung->whole && was == CWS_CLEAN)) {
+        /* Held, or only in part: the old bytes are put back at once. Whole: at the next touch. */
+        if (!all || b->holds || p->rung->whole)
+            (void)!cws_refill(v, block, from, to, /* replace */ true, NULL);
+        else
+            now = CWS_ABSENT;
+    } else if (was == CWS_CLEAN && b->holds == 0) {
+        now = CWS_ABSENT; /* unwritten, so it may go as a whole */
+    }
+    if (now == CWS_ABSENT && was != CWS_ABSENT)
+        p->rung->drop(v, begin, end);
+    cws_lock_take(&p->lock);
+    if (now == CWS_ABSENT && was == CWS_CLEAN)
+        p->resident -= b->node.bytes;
+    if (now == CWS_ABSENT && was == CWS_WRITTEN)
+        p->written -= b->node.bytes;
+    release_block_locked(b, now);
+    cws_lock_drop(&p->lock);
+    return 0;
+}
+
+static int want_part(struct cws_view *v, uint32_t block, size_t from, size_t to, int advice)
+{
+    (void)from, (void)to, (void)advice;
+    cws_lock_take(&cws_pager.lock);
+    bool pushed = cws_pager.worker_count && cws_readahead_push_locked(v, block);
+    cws_lock_drop(&cws_pager.lock);
+    if (pushed)
+        cws_workers_kick(1);
+    return 0;
+}
+
+static int nothing_part(struct cws_view *v, uint32_t block, size_t from, size_t to, int advice)
+{
+    (void)v, (void)block, (void)from, (void)to, (void)advice;
+    return 0;
+}
+
+/* Piece by piece, so that the budget holds. */
+static int populate(uint8_t *addr, size_t len, bool for_write)
+{
+    for (size_t done = 0; done < len;) {
+        size_t piece = len - done < CWS_BLOCK_BYTES_MIN ? len - done : CWS_BLOCK_BYTES_MIN;
+        int code = cws_view_hold(addr + done, piece, for_write, NULL);
+        if (code)
+            return code == CWS_E_CORRUPT ? -EFAULT : code < -4095 ? -EIO : code;
+        cws_view_unhold(addr + done, piece);
+        done += piece;
+    }
+    return 0;
+}
+
+int cws_view_advise(void *addr, size_t len, int advice)
+{
+    range_fn *ours = nothing_part;
+    if (range_is_bad(addr, len))
+        return -EINVAL;
+    len = page_up(len);
+    switch (advice) {
+    case MADV_DONTNEED:
+    case MADV_DONTNEED_LOCKED: ours = forget_part; break;
+    case MADV_WILLNEED: ours = want_part; break;
+    case MADV_POPULATE_READ:
+    case MADV_POPULATE_WRITE: return populate(addr, len, advice == MADV_POPULATE_WRITE);
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+    case MADV_SEQUENTIAL:
+    case MADV_DONTFORK:
+    case MADV_DOFORK:
+    case MADV_MERGEABLE:
+    case MADV_UNMERGEABLE:
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+    case MADV_COLLAPSE:
+    case MADV_DONTDUMP:
+    case MADV_DODUMP:
+    case MADV_COLD:
+    case MADV_PAGEOUT: break;
+    default: return -EINVAL; /* MADV_FREE, MADV_REMOVE, MADV_WIPEONFORK: what a private file mapping says */
+    }
+    struct cws_signal_mask mask = cws_signals_block();
+    cws_lock_take(&cws_pager.views_lock);
+    int code = walk(addr, len, ours, advise_raw, advice);
+    cws_lock_drop(&cws_pager.views_lock);
+    cws_signals_restore(mask);
+    return code;
+}
+
+int cws_view_remap(void *addr, size_t old_len, size_t new_len, int flags, void **out_addr)
+{
+    if (range_is_bad(addr, old_len) || range_is_bad(addr, new_len) || new_len == 0)
+        return -EINVAL;
+    old_len = page_up(old_len);
+    new_len = page_up(new_len);
+    if (new_len > old_len || (flags & ~MREMAP_MAYMOVE) || old_len == 0)
+        return -ENOMEM;
+    int code = new_len < old_len ? cws_view_munmap((uint8_t *)addr + new_len, old_len - new_len) : 0;
+    if (!code)
+        *out_addr = addr;
+    return code;
+}

@@ -1,0 +1,61 @@
+#include "pager.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+unsigned cws_page_attr(const struct cws_view *v, size_t at)
+{
+    return v->attrs ? v->attrs[at / CWS_PAGE_BYTES] : CWS_ATTR_MAPPED | (unsigned)v->prot;
+}
+
+bool cws_page_run(const struct cws_view *v, size_t at, size_t end, size_t *out_begin, size_t *out_end, int *out_prot)
+{
+    if (v->unmapped)
+        return false;
+    while (at < end && !(cws_page_attr(v, at) & CWS_ATTR_MAPPED))
+        at += CWS_PAGE_BYTES;
+    if (at >= end)
+        return false;
+    unsigned attr = cws_page_attr(v, at);
+    *out_begin = at;
+    *out_prot = (int)(attr & CWS_ATTR_PROT);
+    if (!v->attrs)
+        at = end;
+    while (at < end && cws_page_attr(v, at) == attr)
+        at += CWS_PAGE_BYTES;
+    *out_end = at;
+    return true;
+}
+
+size_t cws_pages_mapped_bytes(const struct cws_view *v, size_t begin, size_t end)
+{
+    size_t bytes = 0, from, to;
+    int prot;
+    for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to)
+        bytes += to - from;
+    return bytes;
+}
+
+int cws_pages_need_attrs(struct cws_view *v)
+{
+    if (v->attrs)
+        return 0;
+    size_t pages = v->bytes / CWS_PAGE_BYTES;
+    uint8_t *attrs = malloc(pages);
+    if (!attrs)
+        return -ENOMEM;
+    memset(attrs, (int)(CWS_ATTR_MAPPED | (unsigned)v->prot), pages);
+    cws_lock_take(&cws_pager.lock);
+    v->attrs = attrs;
+    cws_lock_drop(&cws_pager.lock);
+    return 0;
+}
+
+bool cws_page_present(const void *addr)
+{
+    uint64_t entry;
+    if (cws_pager.pagemap_fd < 0 ||
+        cws_sys_pread(cws_pager.pagemap_fd, &entry, sizeof entry, (uintptr_t)addr / CWS_PAGE_BYTES * sizeof entry) != sizeof entry)
+        return true;
+    return (entry >> 62) != 0; /* bit 63: present, bit 62: swapped */
+}

@@ -1,0 +1,135 @@
+/* SIGSEGV on view memory: the sigsegv rung's fault path, and every forked child's. The faulting thread does the work itself. */
+#include "pager.h"
+
+#include <signal.h>
+#include <string.h>
+#include <ucontext.h>
+
+enum { STALE_MAX = 1000 };
+
+static int install_own(void);
+static int (*_Atomic installer)(void) = install_own;
+
+void cws_view_signal_installer(int (*install)(void)) { atomic_store(&installer, install ? install : install_own); }
+int cws_signal_install(void) { return atomic_load(&installer)(); }
+
+/* Did the instruction write? Where the machine does not say: true when a read would not have faulted. */
+static bool fault_was_write(const void *ucontext, bool readable)
+{
+#if defined(__x86_64__)
+    (void)readable;
+    return (((const ucontext_t *)ucontext)->uc_mcontext.gregs[REG_ERR] & 2) != 0;
+#elif defined(__aarch64__)
+    /* The syndrome register is in a record of the frame. */
+    const struct { uint32_t magic, size; } *record = (const void *)((const ucontext_t *)ucontext)->uc_mcontext.__reserved;
+    for (; record->magic && record->size; record = (const void *)((const uint8_t *)record + record->size)) {
+        if (record->magic == 0x45535201) {
+            uint64_t syndrome;
+            memcpy(&syndrome, (const uint8_t *)record + 8, sizeof syndrome);
+            return (syndrome >> 6) & 1;
+        }
+    }
+    return readable;
+#else
+    (void)ucontext;
+    return readable;
+#endif
+}
+
+/* The same instruction faults on a page that is as it should be: somebody else served it a moment ago. If it goes on, something outside has changed
+ * the mapping, and the fault is handed on rather than served for ever. */
+static bool stale(const void *addr)
+{
+    static __thread const void *last __attribute__((tls_model("initial-exec")));
+    static __thread unsigned times __attribute__((tls_model("initial-exec")));
+    times = last == addr ? times + 1 : 0;
+    last = addr;
+    return times < STALE_MAX;
+}
+
+/* The lock is held and the view is used; may drop the lock. True: try the instruction again. */
+static bool serve_locked(struct cws_view *v, size_t at, const void *ucontext)
+{
+    struct cws_pager *p = &cws_pager;
+    uint32_t block = cws_block_of(v, at);
+    struct cws_block *b = &v->blocks[block];
+    enum cws_block_state state = cws_block_state(b);
+    if (cws_block_is_busy(state)) {
+        cws_busy_wait_locked(b);
+        return true;
+    }
+    unsigned attr = cws_page_attr(v, at);
+    if (v->unmapped || !(attr & CWS_ATTR_MAPPED) || state == CWS_GONE)
+        return stale(v->base + at); /* unmapped meanwhile: the next try shows what is there now */
+    bool readable = (attr & PROT_READ) != 0;
+    bool write = fault_was_write(ucontext, readable && state != CWS_ABSENT);
+    if (!(attr & (write ? PROT_WRITE : PROT_READ)) || state == CWS_FAILED)
+        return false;
+    if (state == CWS_ABSENT) {
+        cws_lock_drop(&p->lock);
+        /* When it fails the line was written and the next try is SIGBUS. */
+        cws_fill(v, block, write ? CWS_FILL_WRITE_FAULT : CWS_FILL_FAULT, NULL);
+        cws_lock_take(&p->lock);
+        return true;
+    }
+    if (state == CWS_CLEAN && write) {
+        cws_busy_wait_locked(b);
+        if (cws_block_state(b) == CWS_CLEAN)
+            cws_make_written_locked(v, block);
+        return true;
+    }
+    return stale(v->base + at);
+}
+
+bool cws_view_signal(int signo, void *siginfo, void *ucontext)
+{
+    struct cws_pager *p = &cws_pager;
+    const siginfo_t *info = siginfo;
+    /* SIGBUS is a failed block or nobody's; a signal sent by kill() has no address. */
+    if (signo != SIGSEGV || info->si_code <= 0 || !cws_view_needs_signal() || !cws_view_overlaps(info->si_addr, 1))
+        return false;
+    struct cws_signal_mask mask = cws_signals_block();
+    bool again = true; /* the view has gone meanwhile: see what is there now */
+    cws_lock_take(&p->lock);
+    struct cws_view *v = cws_index_find_locked(info->si_addr, 1);
+    if (v) {
+        cws_view_use_locked(v);
+        again = serve_locked(v, (size_t)((uint8_t *)info->si_addr - v->base), ucontext);
+        cws_view_unuse_locked(v);
+    }
+    cws_lock_drop(&p->lock);
+    cws_signals_restore(mask);
+    return again;
+}
+
+/* --- our own handler, where no shim brings one ------------------------------------------------------- */
+
+static struct sigaction previous;
+
+static void on_segv(int signo, siginfo_t *info, void *ucontext)
+{
+    if (cws_view_signal(signo, info, ucontext))
+        return;
+    if ((previous.sa_flags & SA_SIGINFO) && previous.sa_sigaction) {
+        previous.sa_sigaction(signo, info, ucontext);
+    } else if (!(previous.sa_flags & SA_SIGINFO) && previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+        previous.sa_handler(signo);
+    } else { /* the instruction runs again and the process ends as it would have */
+        struct sigaction fallback = {.sa_handler = SIG_DFL};
+        sigaction(signo, &fallback, NULL);
+        if (info->si_code <= 0)
+            raise(signo); /* was sent by kill() and would not come again */
+    }
+}
+
+static int install_own(void)
+{
+    struct sigaction now, ours = {.sa_sigaction = on_segv, .sa_flags = SA_SIGINFO | SA_RESTART | SA_NODEFER};
+    sigfillset(&ours.sa_mask);
+    if (sigaction(SIGSEGV, NULL, &now) != 0)
+        return -errno;
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_segv)
+        return 0;
+    previous = now;
+    return sigaction(SIGSEGV, &ours, NULL) == 0 ? 0 : -errno;
+}
