@@ -204,6 +204,31 @@ static void each_padding_byte(void **state)
         }
 }
 
+/* The bits between a tile's last lane and the next word. */
+static void each_tile_padding_bit(void **state)
+{
+    (void)state;
+    unsigned padded = 0;
+    for (unsigned k = 0; k < 3; k++) { /* those with narrow excesses */
+        size_t directory, streams, tiles;
+        sections(k, &directory, &streams, &tiles);
+        for (size_t t = 0; t < tiles; t++) {
+            const uint8_t *entry = chunks[k].stored + directory;
+            uint32_t first, bits = 0;
+            uint16_t shortest;
+            memcpy(&first, entry + 4 * t, 4);
+            memcpy(&shortest, entry + 4 * tiles + 2 * t, 2);
+            for (unsigned l = 0; l < CWS_TILE_LANES; l++)
+                bits += shortest + entry[6 * tiles + CWS_TILE_LANES * t + l];
+            for (uint32_t bit = 32 * first + bits; bit % 32 != 0; bit++, padded++) {
+                uint8_t value = chunks[k].stored[streams + bit / 8] ^ (uint8_t)(1u << bit % 8);
+                assert_int_equal(damaged(k, streams + bit / 8, &value, 1), CWS_E_CORRUPT);
+            }
+        }
+    }
+    assert_true(padded > 0);
+}
+
 static void a_context_that_does_not_fit(void **state)
 {
     (void)state;
@@ -289,6 +314,7 @@ int main(void)
         cmocka_unit_test(random_stream_bits),
         cmocka_unit_test(every_truncation_and_trailing_bytes),
         cmocka_unit_test(each_padding_byte),
+        cmocka_unit_test(each_tile_padding_bit),
         cmocka_unit_test(a_context_that_does_not_fit),
         cmocka_unit_test(raw_and_zstd),
         cmocka_unit_test(code_tables),
