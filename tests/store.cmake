@@ -5,9 +5,20 @@ list(TRANSFORM INJECT_WRAPS PREPEND "-Wl,--wrap=")
 
 cws_test(NAME test_safetensors SOURCES test_safetensors.c sample_model.c LIBS cws_store m)
 cws_test(NAME test_store SOURCES test_store.c sample_model.c LIBS cws_store m)
+cws_test(NAME test_malformed SOURCES test_malformed.c sample_model.c LIBS cws_store m)
 foreach(name test_reader test_writer)
   cws_test(NAME ${name} SOURCES ${name}.c sample_model.c inject.c LIBS cws_store cws_dep_uring m)
   if(TARGET ${name})
     target_link_options(${name} PRIVATE ${INJECT_WRAPS})
   endif()
 endforeach()
+
+# Not run by the tests: writes tests/golden and tests/malformed anew.
+if(CWS_TESTS)
+  add_executable(make_golden EXCLUDE_FROM_ALL make_golden.c sample_model.c)
+  target_include_directories(make_golden PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(make_golden PRIVATE cws_store cws_dep_xxhash cws_flags Threads::Threads m)
+endif()
+
+cws_fuzz(NAME fuzz_header SOURCES fuzz_header.c LIBS cws_store m)
+cws_fuzz(NAME fuzz_index SOURCES fuzz_index.c LIBS cws_store cws_dep_xxhash m)
