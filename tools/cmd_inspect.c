@@ -138,7 +138,7 @@ static void print_symbols(const struct cws_tensor_info *t, const struct cws_symb
     uint64_t most = 1;
     for (unsigned s = 0; s < 256; s++)
         most = symbols->count[s] > most ? symbols->count[s] : most;
-    printf("\n%6s %12s %8s %9s  %s\n", quant ? "code" : "byte", "count", "share", "code bits", "");
+    printf("\n%6s %12s %8s %9s\n", quant ? "code" : "byte", "count", "share", "code bits");
     for (unsigned s = 0; s < 256; s++) {
         if (!symbols->count[s])
             continue;
@@ -163,7 +163,7 @@ static int print_tensor(const char *path, const struct cws_store *store, const s
         return rc;
     uint64_t bytes = t->end - t->begin;
     shape_text(t, shape, sizeof shape);
-    printf("File:    %s\nTensor:  %s\nType:    %s %s\nCodec:   %s, %llu chunks of %s\n", path,
+    printf("File:    %s\nTensor:  %s\nType:    %s %s\nCodec:   %s, chunks: %llu, of %s at most\n", path,
            cws_printable(t->name, name, sizeof name), cws_dtype_name(t->dtype), shape, cws_inspect_codec_name(t),
            (unsigned long long)t->record->chunk_count, cws_size_text(t->record->chunk_bytes).text);
     printf("Logical: %s (%llu B) at offset %llu\nStored:  %s (%llu B), ratio %.3f", cws_size_text(bytes).text,
@@ -192,7 +192,7 @@ static void inspect_tensor(struct inspect *job, const char *path, const struct c
     else
         (void)print_tensor(path, store, t, &err);
     if (err.code)
-        job->worst = cws_say_error(path, &err);
+        job->worst = cws_say_error(path, NULL, &err);
 }
 
 static void inspect_store(struct inspect *job, const char *path)
@@ -202,7 +202,7 @@ static void inspect_store(struct inspect *job, const char *path)
     struct cws_inspect_totals sum = {0};
     if (cws_store_open(path, &store, &err)) {
         int status = err.code == CWS_E_TRUNCATED || err.code == CWS_E_CORRUPT ? CWS_EXIT_FINDING : CWS_EXIT_FAILURE;
-        cws_say_error(path, &err);
+        cws_say_error(path, NULL, &err);
         job->worst = status > job->worst ? status : job->worst;
         return;
     }
@@ -226,7 +226,7 @@ static void inspect_directory(struct inspect *job, const char *root)
     struct cws_error err = {0};
     struct cws_model_dir dir;
     if (cws_model_dir_scan(root, false, &dir, &err)) {
-        job->worst = cws_say_error(root, &err);
+        job->worst = cws_say_error(root, NULL, &err);
         return;
     }
     for (size_t i = 0; i < dir.count; i++) {
@@ -276,7 +276,7 @@ static int run_inspect(int argc, char **argv)
     }
     int directory = cws_path_is_directory(path, &err);
     if (directory < 0)
-        job.worst = cws_say_error(path, &err);
+        job.worst = cws_say_error(path, NULL, &err);
     else if (directory)
         inspect_directory(&job, path);
     else

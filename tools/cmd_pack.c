@@ -374,7 +374,7 @@ static int run_pack(int argc, char **argv)
         if (rc >= 0)
             rc = rc ? pack_directory(&job, &err) : pack_single(&job, &err);
         if (rc)
-            bad = cws_say_error(job.in, &err);
+            bad = cws_say_error(job.in, job.out, &err);
         else if (!job.quiet)
             say_summary(&job);
     }

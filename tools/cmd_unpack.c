@@ -178,7 +178,7 @@ static int run_unpack(int argc, char **argv)
     if (rc >= 0)
         rc = rc ? unpack_directory(&job, &err) : unpack_single(&job, &err);
     if (rc)
-        return cws_say_error(job.in, &err);
+        return cws_say_error(job.in, job.out, &err);
     if (!job.quiet)
         say_summary(&job);
     return CWS_EXIT_FINE;

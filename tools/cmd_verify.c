@@ -6,6 +6,7 @@
 #include "verbs.h"
 
 #include <getopt.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,18 +27,30 @@ static void note(struct verify *v, int status)
         v->worst = status;
 }
 
+/* One line on stdout. It may quote names out of the file, so nothing that drives a terminal gets through. */
+static void print_finding(const char *fmt, ...) CWS_PRINTF(1, 2);
+static void print_finding(const char *fmt, ...)
+{
+    char text[8192], printable[8192];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    cws_progress_erase();
+    puts(cws_printable(text, printable, sizeof printable));
+}
+
 static int on_fault(void *arg, const struct cws_verify_fault *fault)
 {
     struct verify *v = arg;
-    char name[512];
     v->faults++;
-    cws_progress_erase();
-    if (fault->tensor)
-        printf("%s: tensor '%s': chunk %llu at file offset %llu (logical offset %llu): %s\n", v->path,
-               cws_printable(fault->tensor, name, sizeof name), (unsigned long long)fault->chunk,
-               (unsigned long long)fault->file_offset, (unsigned long long)fault->logical_offset, fault->message);
+    if (strstr(fault->message, v->path)) /* the library's line for a chunk: file, tensor, offsets and cause */
+        print_finding("%s", fault->message);
+    else if (fault->tensor)
+        print_finding("%s: tensor \"%s\": file offset %llu, logical offset %llu: %s", v->path, fault->tensor,
+                      (unsigned long long)fault->file_offset, (unsigned long long)fault->logical_offset, fault->message);
     else
-        printf("%s: file offset %llu: %s\n", v->path, (unsigned long long)fault->file_offset, fault->message);
+        print_finding("%s: file offset %llu: %s", v->path, (unsigned long long)fault->file_offset, fault->message);
     return *v->cancel;
 }
 
@@ -52,13 +65,13 @@ static void report_open(struct verify *v, const char *path, const struct cws_err
 {
     bool finding = err->code == CWS_E_TRUNCATED || err->code == CWS_E_CORRUPT || err->code == CWS_E_SHORT_READ;
     if (!finding) {
-        note(v, cws_say_error(path, err));
+        note(v, cws_say_error(path, NULL, err));
         return;
     }
     if (strstr(err->message, path))
-        printf("%s\n", err->message);
+        print_finding("%s", err->message);
     else
-        printf("%s: %s\n", path, err->message);
+        print_finding("%s: %s", path, err->message);
     note(v, CWS_EXIT_FINDING);
 }
 
@@ -86,13 +99,15 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
         cws_say_line("%s: interrupted", path);
         note(v, CWS_EXIT_FAILURE);
     } else if (rc < 0) {
-        note(v, cws_say_error(path, &err));
+        note(v, cws_say_error(path, NULL, &err));
     } else if (v->faults) {
-        printf("%s: %llu fault%s\n", path, (unsigned long long)v->faults, v->faults == 1 ? "" : "s");
+        print_finding("%s: %llu fault%s", path, (unsigned long long)v->faults, v->faults == 1 ? "" : "s");
         note(v, CWS_EXIT_FINDING);
     } else if (!v->quiet) {
-        printf("%s: fine: %zu tensors, %llu chunks, %s\n", path, cws_store_tensor_count(store),
-               (unsigned long long)cws_store_chunk_count(store), cws_size_text(logical).text);
+        size_t tensors = cws_store_tensor_count(store);
+        uint64_t chunks = cws_store_chunk_count(store);
+        print_finding("%s: fine: %zu tensor%s, %llu chunk%s, %s", path, tensors, tensors == 1 ? "" : "s",
+               (unsigned long long)chunks, chunks == 1 ? "" : "s", cws_size_text(logical).text);
         cws_say_line("%s: verified in %.2f s, %.0f MB/s", path, seconds, (double)logical / 1e6 / (seconds > 0 ? seconds : 1e-9));
     }
     cws_store_close(store);
@@ -105,11 +120,11 @@ static void verify_directory(struct verify *v, const char *root)
     bool missing;
     size_t seen = 0;
     if (cws_model_dir_scan(root, false, &dir, &err)) {
-        note(v, cws_say_error(root, &err));
+        note(v, cws_say_error(root, NULL, &err));
         return;
     }
     if (cws_model_dir_check_indexes(&dir, &missing, &err)) {
-        printf("%s\n", err.message);
+        print_finding("%s", err.message);
         note(v, CWS_EXIT_FINDING);
     }
     for (size_t i = 0; i < dir.count && !*v->cancel; i++) {
@@ -152,7 +167,7 @@ static int run_verify(int argc, char **argv)
         struct cws_error err = {0};
         int directory = cws_path_is_directory(argv[optind], &err);
         if (directory < 0)
-            note(&v, cws_say_error(argv[optind], &err));
+            note(&v, cws_say_error(argv[optind], NULL, &err));
         else if (directory)
             verify_directory(&v, argv[optind]);
         else

@@ -112,27 +112,28 @@ static int scan_entry(struct cws_model_dir *dir, const char *path, unsigned dept
     return rc;
 }
 
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+/* Entries in order of name, so that what is said comes in the same order on every file system. */
 static int scan(struct cws_model_dir *dir, const char *below, unsigned depth, bool say, struct cws_error *err)
 {
     char *full = below[0] ? cws_path_join(dir->root, below) : strdup(dir->root);
-    DIR *handle = full ? opendir(full) : NULL;
-    if (!handle) {
-        int rc = cws_fail_errno(err, errno, "%s: cannot list", full ? full : dir->root);
-        free(full);
-        return rc;
+    struct dirent **items = NULL;
+    int count = full ? scandir(full, &items, NULL, by_name) : -1;
+    int rc = count < 0 ? cws_fail_errno(err, errno, "%s: cannot list", full ? full : dir->root) : 0;
+    for (int i = 0; i < count; i++) {
+        const char *name = items[i]->d_name;
+        if (!rc && strcmp(name, ".") != 0 && strcmp(name, "..") != 0) {
+            char *path = below[0] ? cws_path_join(below, name) : strdup(name);
+            rc = path ? scan_entry(dir, path, depth, say, err) : cws_fail(err, -ENOMEM, "%s: out of memory", full);
+            free(path);
+        }
+        free(items[i]);
     }
-    int rc = 0;
-    struct dirent *item;
-    while (rc == 0 && (errno = 0, item = readdir(handle)) != NULL) {
-        if (strcmp(item->d_name, ".") == 0 || strcmp(item->d_name, "..") == 0)
-            continue;
-        char *path = below[0] ? cws_path_join(below, item->d_name) : strdup(item->d_name);
-        rc = path ? scan_entry(dir, path, depth, say, err) : cws_fail(err, -ENOMEM, "%s: out of memory", full);
-        free(path);
-    }
-    if (rc == 0 && errno)
-        rc = cws_fail_errno(err, errno, "%s: cannot list", full);
-    closedir(handle);
+    free(items);
     free(full);
     return rc;
 }

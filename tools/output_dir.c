@@ -49,8 +49,10 @@ static int check_apart(const char *in, const char *parent, const char *out, stru
 {
     char *a = realpath(in, NULL), *b = a ? realpath(parent, NULL) : NULL;
     int rc = 0;
-    if (!a || !b)
-        rc = cws_fail_errno(err, errno, "%s", a ? parent : in);
+    if (!a)
+        rc = cws_fail_errno(err, errno, "%s", in);
+    else if (!b)
+        rc = cws_fail_errno(err, errno, "%s: its directory", out);
     else if (strncmp(a, b, strlen(a)) == 0 && (b[strlen(a)] == '/' || b[strlen(a)] == '\0'))
         rc = cws_fail(err, CWS_E_USAGE, "%s: lies inside the input directory; name a directory beside it", out);
     free(a);

@@ -13,19 +13,18 @@
 /* Long enough for a path, a tensor name and the library's line; longer text is cut, never split over two writes. */
 enum { LINE_BYTES = 8192 };
 
+/* Names and messages may come out of a file: nothing that drives a terminal gets through. */
 static void say_line(const char *lead, const char *fmt, va_list args)
 {
-    char line[LINE_BYTES];
-    int used = snprintf(line, sizeof line, "codecllm: %s%s", lead ? lead : "", lead ? ": " : "");
-    size_t at = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
-    int more = vsnprintf(line + at, sizeof line - at, fmt, args);
-    at += more < 0 ? 0 : (size_t)more;
-    if (at > sizeof line - 2)
-        at = sizeof line - 2;
-    line[at] = '\n';
+    char text[LINE_BYTES], line[LINE_BYTES + 1];
+    int used = snprintf(text, sizeof text, "codecllm: %s%s", lead ? lead : "", lead ? ": " : "");
+    vsnprintf(text + used, sizeof text - (size_t)used, fmt, args);
+    cws_printable(text, line, sizeof line - 1);
+    size_t len = strlen(line);
+    line[len] = '\n';
     cws_progress_erase();
     fflush(stdout); /* keeps findings and talk in order when both go to one place */
-    fwrite(line, 1, at + 1, stderr);
+    fwrite(line, 1, len + 1, stderr);
 }
 
 void cws_say_line(const char *fmt, ...)
@@ -36,10 +35,10 @@ void cws_say_line(const char *fmt, ...)
     va_end(args);
 }
 
-int cws_say_error(const char *path, const struct cws_error *err)
+int cws_say_error(const char *path, const char *other, const struct cws_error *err)
 {
     const char *message = err->message[0] ? err->message : cws_strerror(err->code);
-    if (strstr(message, path))
+    if (strstr(message, path) || (other && strstr(message, other)))
         cws_say_line("%s", message);
     else
         cws_say_line("%s: %s", path, message);

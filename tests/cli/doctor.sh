@@ -6,9 +6,11 @@ grep -E '^[A-Z]' out
 grep -E '^  CODEC_' out
 CODEC_VRAM_BUDGET=2G CODEC_PAGER=sigsegv CODEC_VRAM_BUGDET=1G codecllm doctor >out
 grep -E 'CODEC_VRAM|CODEC_PAGER|unknown|verdict' out
+codecllm doctor >out
+sed -n '/verdict/s/by .*/by a rung of this machine/p' out
 CODEC_IO=floppy codecllm doctor >out
 echo "exit status $?"
-grep -E 'CODEC_IO' out
+grep -E 'CODEC_IO|verdict *CODEC' out
 CODEC_PAGER=eager codecllm doctor >out
 echo "exit status $?"
 grep verdict out

@@ -12,5 +12,5 @@ codecllm unpack packed lossy
 wc -c <lossy
 cmp -s plain lossy || echo q8 is not the same bits
 codecllm pack --quiet --mode q8 --exclude 'model.*' "$BARD/model.safetensors" raw
-codecllm inspect raw | tail -n 4 | head -n 1
+codecllm inspect raw | grep -E '^(raw|split|zstd|q8) '
 ls -A
