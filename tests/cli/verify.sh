@@ -36,3 +36,8 @@ for f in chunk front index trailer cut grown other; do
     status codecllm unpack $f plain
 done
 ls -A
+# each kind of unreadable store is told apart
+for f in version.one feature.unknown-bit truncated.file-shorter-than-said verify.content-hash; do
+    status codecllm verify "$HERE/../malformed/$f.cws"
+    status codecllm inspect --tensor x "$HERE/../malformed/$f.cws"
+done
