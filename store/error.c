@@ -35,7 +35,7 @@ const char *cws_strerror(int code)
     return "unknown error";
 }
 
-int cws_fail(struct cws_error *err, int code, const char *fmt, ...)
+void cws_error_set(struct cws_error *err, int code, const char *fmt, ...)
 {
     if (err) {
         int saved = errno;
@@ -46,10 +46,9 @@ int cws_fail(struct cws_error *err, int code, const char *fmt, ...)
         err->code = code;
         errno = saved;
     }
-    return code;
 }
 
-int cws_fail_errno(struct cws_error *err, int errnum, const char *fmt, ...)
+void cws_error_set_errno(struct cws_error *err, int errnum, const char *fmt, ...)
 {
     if (err) {
         int saved = errno;
@@ -62,5 +61,4 @@ int cws_fail_errno(struct cws_error *err, int errnum, const char *fmt, ...)
         err->code = -errnum;
         errno = saved;
     }
-    return -errnum;
 }

@@ -45,12 +45,27 @@ struct cws_error {
  * Returns a static string; never NULL. */
 const char *cws_strerror(int code);
 
-/* Records `code` and the formatted line in `err` (if not NULL) and returns `code`.
+/* Records `code` and the formatted line in `err` (if not NULL).
  * Formatting uses vsnprintf with integer, pointer and string conversions only (no allocation). */
-int cws_fail(struct cws_error *err, int code, const char *fmt, ...) CWS_PRINTF(3, 4);
+void cws_error_set(struct cws_error *err, int code, const char *fmt, ...) CWS_PRINTF(3, 4);
 
-/* As cws_fail, for a failed system call: appends ": strerror(errnum)"; returns -errnum. */
-int cws_fail_errno(struct cws_error *err, int errnum, const char *fmt, ...) CWS_PRINTF(3, 4);
+/* As above, for a failed system call: the code is -errnum, and ": strerror(errnum)" is appended. */
+void cws_error_set_errno(struct cws_error *err, int errnum, const char *fmt, ...) CWS_PRINTF(3, 4);
+
+/* `return cws_fail(err, CODE, ...)`: records and gives the code. Macros, so that a compiler or analyser of the caller
+ * sees that the value is the code, which is never 0. Arguments are evaluated once. */
+#define cws_fail(err, code, ...)                                 \
+    ({                                                           \
+        int cws_fail_code_ = (code);                             \
+        cws_error_set((err), cws_fail_code_, __VA_ARGS__);       \
+        cws_fail_code_;                                          \
+    })
+#define cws_fail_errno(err, errnum, ...)                         \
+    ({                                                           \
+        int cws_fail_errnum_ = (errnum);                         \
+        cws_error_set_errno((err), cws_fail_errnum_, __VA_ARGS__); \
+        -cws_fail_errnum_;                                       \
+    })
 
 #ifdef __cplusplus
 }
