@@ -5,7 +5,7 @@ bit for bit and prints a table.
     python tools/bench_infer.py --model DIR [--packed DIR] [--budgets 100,50,25] [--tokens 16]
 
 The peak is measured from outside: the resident bytes of the views' entries in /proc/PID/smaps, sampled while the program
-runs (the pager names its views "codecllm view"). Cold runs start with the model's files out of the page cache.
+runs. Cold runs start with the model's files out of the page cache.
 """
 
 import argparse
@@ -31,15 +31,22 @@ def find_command(given=None):
 
 
 def view_rss(pid):
-    """Resident bytes of the views of a process now; 0 when it is gone."""
-    total, ours = 0, False
+    """Resident bytes of the views of a process now; 0 when it is gone. A view is known by its name, where the kernel keeps
+    names of anonymous memory, or by being registered with userfaultfd (flags um and uw), as nothing else is in such a
+    program."""
+    total = rss = 0
+    named = False
     try:
         with open(f"/proc/{pid}/smaps", "rb") as smaps:
             for line in smaps:
-                if line[:1] in b"0123456789abcdef":  # a mapping's first line; keys of its details start upper-case
-                    ours = VIEW_NAME in line
-                elif ours and line.startswith(b"Rss:"):
-                    total += int(line.split()[1]) * 1024
+                if line.startswith(b"VmFlags:"):  # the last line of a mapping
+                    flags = line.split()
+                    if named or b"um" in flags or b"uw" in flags:
+                        total += rss
+                elif line.startswith(b"Rss:"):
+                    rss = int(line.split()[1]) * 1024
+                elif line[:1] in b"0123456789abcdef":  # the first line of a mapping; names of details start upper-case
+                    named, rss = VIEW_NAME in line, 0
     except OSError:
         pass
     return total

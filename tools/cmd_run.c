@@ -106,8 +106,10 @@ static int run_run(int argc, char **argv)
     free(shim);
     if (rc)
         return rc;
-    if (!options.active)
-        cws_say_line("note: no --budget and no CODEC_VRAM_BUDGET: packed files are served without a limit");
+    if (!options.active) { /* the library does nothing without a budget, and the program was to see plain files */
+        cws_say_line("no --budget and no CODEC_VRAM_BUDGET: using 100%% of this machine's memory");
+        setenv("CODEC_VRAM_BUDGET", "100%", 1);
+    }
     fflush(NULL);
     signal(SIGPIPE, SIG_DFL);
     execvp(argv[optind], argv + optind);
@@ -125,7 +127,7 @@ const struct cws_verb cws_verb_run = {
         "\n"
         "Runs a program with libcodecshim.so in LD_PRELOAD, so that it sees packed files as the plain\n"
         "safetensors files they were, decoded as they are touched. SIZE (2G, 512M, 50%) bounds the\n"
-        "decoded weights and is the same as setting CODEC_VRAM_BUDGET.\n"
+        "decoded weights; it is the same as setting CODEC_VRAM_BUDGET, and 100% when neither is given.\n"
         "\n"
         "Exit status: the program's; 127 it was not found, 126 it could not be run, 2 wrong arguments.\n"
         "\n"
