@@ -407,6 +407,8 @@ static void stop_encoding(void *arg)
 
 static int reserve_chunks(struct packing *p, uint64_t more, struct cws_error *err)
 {
+    if (more == 0)
+        return 0;
     if (p->chunk_count + more > p->chunk_room) {
         uint64_t room = p->chunk_room * 2 > p->chunk_count + more ? p->chunk_room * 2 : p->chunk_count + more;
         struct cws_chunk_record *chunks = realloc(p->chunks, room * sizeof *chunks);

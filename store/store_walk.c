@@ -98,12 +98,13 @@ int cws_store_walk(const struct cws_store *s, const struct cws_walk *walk, struc
     uint64_t runs = (s->chunk_count + RUN_CHUNKS - 1) / RUN_CHUNKS;
     if (runs < jobs)
         jobs = runs ? (unsigned)runs : 1;
+    unsigned depth = s->chunk_count < RUN_DEPTH ? (unsigned)s->chunk_count : RUN_DEPTH;
     struct walking w = {.store = s, .walk = walk, .done = s->parsed->header_bytes};
     pthread_mutex_init(&w.lock, NULL);
     w.walkers = calloc(jobs, sizeof *w.walkers);
     int code = w.walkers ? 0 : cws_fail(err, -ENOMEM, "%s: not enough memory for %u threads", s->path, jobs);
     for (unsigned i = 0; i < jobs && !code && s->chunk_count; i++) {
-        code = cws_store_cursor_create(s, RUN_DEPTH, &w.walkers[i].cursor, err);
+        code = cws_store_cursor_create(s, depth, &w.walkers[i].cursor, err);
         if (!code && !(w.walkers[i].decoded = malloc(s->logical_max)))
             code = cws_fail(err, -ENOMEM, "%s: not enough memory for %u threads", s->path, jobs);
     }
