@@ -70,36 +70,41 @@ static int pack_store(struct pack *job, const char *in, const char *out, uint64_
 
 /* --- the texts of a model directory that name a dtype or a size --------------------------------- */
 
-/* The whole of a small file, NUL-terminated, in fresh memory. */
+/* Checks that text is JSON, so that what is replaced in it is what a reader of it would see. */
+static int check_json(const char *path, const char *text, size_t len, struct cws_error *err)
+{
+    json_error_t why = {.line = 0};
+    json_t *root = json_loadb(text, len, 0, &why);
+    if (!root)
+        return cws_fail(err, CWS_E_INPUT, "%s: line %d: %s", path, why.line, why.text);
+    json_decref(root);
+    return 0;
+}
+
+/* The whole of a small JSON file, in fresh memory. */
 static int read_text(const char *path, char **out, size_t *out_len, struct cws_error *err)
 {
     enum { TEXT_BYTES_MAX = 64 << 20 };
     FILE *file = fopen(path, "re");
     struct stat st;
+    *out = NULL;
+    *out_len = 0;
     if (!file)
         return cws_fail_errno(err, errno, "%s: cannot open", path);
     int rc = fstat(fileno(file), &st) == 0 ? 0 : cws_fail_errno(err, errno, "%s", path);
     if (!rc && st.st_size > TEXT_BYTES_MAX)
         rc = cws_fail(err, CWS_E_INPUT, "%s: larger than 64 MiB; not a configuration", path);
-    char *text = rc ? NULL : malloc((size_t)st.st_size + 1);
-    if (!rc && !text)
+    if (!rc && !(*out = malloc((size_t)st.st_size + 1)))
         rc = cws_fail(err, -ENOMEM, "%s: out of memory", path);
     if (!rc) {
-        *out_len = fread(text, 1, (size_t)st.st_size, file);
-        text[*out_len] = '\0';
-        json_error_t why;
-        json_t *root = ferror(file) ? NULL : json_loadb(text, *out_len, 0, &why);
-        if (ferror(file))
-            rc = cws_fail_errno(err, errno, "%s: cannot read", path);
-        else if (!root)
-            rc = cws_fail(err, CWS_E_INPUT, "%s: line %d: %s", path, why.line, why.text);
-        json_decref(root);
+        *out_len = fread(*out, 1, (size_t)st.st_size, file);
+        rc = ferror(file) ? cws_fail_errno(err, errno, "%s: cannot read", path) : check_json(path, *out, *out_len, err);
     }
     fclose(file);
-    if (rc)
-        free(text);
-    else
-        *out = text;
+    if (rc) {
+        free(*out);
+        *out = NULL;
+    }
     return rc;
 }
 
