@@ -1,0 +1,390 @@
+#include "file_table.h"
+#include "../uvm/view.h"
+#include "hooks.h"
+#include "shim.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { PAGE_SLOTS = 4096, PAGES = 1024, WINDOW_BYTES = 256 * 1024, CURSOR_DEPTH = 4 };
+
+struct cws_file {
+    atomic_uint refs;
+    struct cws_shared *shared;
+    dev_t dev;
+    ino_t ino;
+    uint64_t bytes;
+    struct cws_file *next, **at; /* all files; table_lock */
+
+    pthread_mutex_t lock; /* a read with its move of the offset, and what follows */
+    struct cws_store_cursor *cursor;
+    uint8_t *window; /* decoded bytes [window_begin, window_end): small reads do not decode a chunk each */
+    uint64_t window_begin, window_end;
+};
+
+unsigned cws_files_tracked;
+
+typedef _Atomic(struct cws_file *) slot_t;
+static _Atomic(slot_t *) pages[PAGES]; /* a page appears with its first store and stays */
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER; /* writing slots, pages, the list; taking a reference */
+static struct cws_file *all_files;
+
+static slot_t *slot_at(int fd)
+{
+    if (fd < 0 || fd / PAGE_SLOTS >= PAGES)
+        return NULL;
+    slot_t *page = atomic_load_explicit(&pages[fd / PAGE_SLOTS], memory_order_acquire);
+    return page ? &page[fd % PAGE_SLOTS] : NULL;
+}
+
+bool cws_file_lookup(int fd)
+{
+    slot_t *slot = slot_at(fd);
+    return slot && atomic_load_explicit(slot, memory_order_relaxed);
+}
+
+static struct cws_file *create(struct cws_shared *shared, const struct stat *st)
+{
+    struct cws_file *f = calloc(1, sizeof *f);
+    if (!f)
+        return NULL;
+    atomic_init(&f->refs, 1);
+    f->shared = shared;
+    f->dev = st->st_dev;
+    f->ino = st->st_ino;
+    f->bytes = cws_store_logical_bytes(shared->store);
+    pthread_mutex_init(&f->lock, NULL);
+    return f;
+}
+
+void cws_file_put(struct cws_file *f)
+{
+    if (!f || atomic_fetch_sub_explicit(&f->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    pthread_mutex_lock(&table_lock);
+    if (f->at) {
+        *f->at = f->next;
+        if (f->next)
+            f->next->at = f->at;
+    }
+    pthread_mutex_unlock(&table_lock);
+    cws_store_cursor_destroy(f->cursor);
+    cws_stores_release(f->shared);
+    pthread_mutex_destroy(&f->lock);
+    free(f->window);
+    free(f);
+}
+
+/* Puts a file (its reference goes to the table) or NULL into a slot; the caller drops what was there. */
+static int install(int fd, struct cws_file *f, struct cws_file **out_before)
+{
+    slot_t *fresh = NULL;
+    *out_before = NULL;
+    if (fd < 0 || fd / PAGE_SLOTS >= PAGES)
+        return f ? -EMFILE : 0;
+    if (f && !slot_at(fd)) {
+        fresh = calloc(PAGE_SLOTS, sizeof *fresh);
+        if (!fresh)
+            return -ENOMEM;
+    }
+    pthread_mutex_lock(&table_lock);
+    if (fresh && !slot_at(fd)) {
+        atomic_store_explicit(&pages[fd / PAGE_SLOTS], fresh, memory_order_release);
+        fresh = NULL;
+    }
+    slot_t *slot = slot_at(fd);
+    if (slot) {
+        *out_before = atomic_exchange_explicit(slot, f, memory_order_relaxed);
+        cws_files_tracked += (f != NULL);
+        cws_files_tracked -= (*out_before != NULL);
+    }
+    pthread_mutex_unlock(&table_lock);
+    free(fresh);
+    return 0;
+}
+
+static struct cws_file *get_unchecked(int fd)
+{
+    pthread_mutex_lock(&table_lock);
+    slot_t *slot = slot_at(fd);
+    struct cws_file *f = slot ? atomic_load_explicit(slot, memory_order_relaxed) : NULL;
+    if (f)
+        atomic_fetch_add_explicit(&f->refs, 1, memory_order_relaxed);
+    pthread_mutex_unlock(&table_lock);
+    return f;
+}
+
+struct cws_file *cws_file_get(int fd)
+{
+    struct stat st;
+    int saved = errno;
+    struct cws_file *f = get_unchecked(fd);
+    /* Closed behind our back (by a direct system call, or inside the C library) and used again for something else? */
+    if (f && (CWS_REAL(fstat)(fd, &st) != 0 || st.st_ino != f->ino || st.st_dev != f->dev)) {
+        cws_file_put(f);
+        cws_file_forget(fd);
+        f = NULL;
+    }
+    errno = saved;
+    return f;
+}
+
+void cws_file_forget(int fd)
+{
+    struct cws_file *before;
+    if (cws_shim_is_borrowed())
+        return;
+    if (install(fd, NULL, &before) == 0)
+        cws_file_put(before);
+}
+
+void cws_file_forget_range(unsigned first, unsigned last)
+{
+    if (cws_shim_is_borrowed())
+        return;
+    for (unsigned page = first / PAGE_SLOTS; page < PAGES && page <= last / PAGE_SLOTS; page++) {
+        if (!atomic_load_explicit(&pages[page], memory_order_acquire))
+            continue;
+        for (unsigned i = 0; i < PAGE_SLOTS; i++) {
+            unsigned fd = page * PAGE_SLOTS + i;
+            if (fd >= first && fd <= last && cws_file_lookup((int)fd))
+                cws_file_forget((int)fd);
+        }
+    }
+}
+
+int cws_file_share(int from, int to)
+{
+    struct cws_file *before, *f = get_unchecked(from);
+    if (cws_shim_is_borrowed()) {
+        cws_file_put(f);
+        return 0;
+    }
+    int code = install(to, f, &before);
+    cws_file_put(code ? f : before);
+    return code;
+}
+
+static int track(int fd, struct cws_shared *shared, const struct stat *st)
+{
+    struct cws_file *before, *f = create(shared, st);
+    if (!f) {
+        cws_stores_release(shared);
+        return -ENOMEM;
+    }
+    pthread_mutex_lock(&table_lock);
+    f->next = all_files;
+    f->at = &all_files;
+    if (f->next)
+        f->next->at = &f->next;
+    all_files = f;
+    pthread_mutex_unlock(&table_lock);
+    int code = install(fd, f, &before);
+    cws_file_put(code ? f : before);
+    return code ? code : 1;
+}
+
+int cws_file_adopt(int fd, const char *path)
+{
+    struct stat st;
+    struct cws_shared *shared;
+    int saved = errno, code = 0;
+    if (cws_file_is_tracked(fd)) /* left over from a descriptor that was closed behind our back */
+        cws_file_forget(fd);
+    if (CWS_REAL(fstat)(fd, &st) == 0 && cws_stores_plausible(&st) && !cws_shim_is_borrowed()) {
+        code = cws_stores_acquire(fd, &st, path, &shared);
+        if (code > 0)
+            code = track(fd, shared, &st);
+    }
+    errno = saved;
+    return code;
+}
+
+uint64_t cws_file_bytes(const struct cws_file *f) { return f->bytes; }
+struct cws_shared *cws_file_shared(struct cws_file *f) { return f->shared; }
+
+/* --- reading ----------------------------------------------------------------------------------- */
+
+static int read_failed(struct cws_file *f, const struct cws_error *err, int code)
+{
+    f->window_end = f->window_begin;
+    cws_shim_say("%s", err->message);
+    return -cws_shim_errno(code);
+}
+
+static int need_cursor_locked(struct cws_file *f)
+{
+    struct cws_error err = {0};
+    if (f->cursor)
+        return 0;
+    int code = cws_store_cursor_create(f->shared->store, CURSOR_DEPTH, &f->cursor, &err);
+    return code ? read_failed(f, &err, code) : 0;
+}
+
+/* Where the window that holds `offset` begins: on a chunk of the store, or the windows of a file that is read from its
+ * beginning to its end would each decode two halves of chunks. */
+static uint64_t window_of(const struct cws_file *f, uint64_t offset)
+{
+    const struct cws_tensor_info *t = cws_store_tensor_at(f->shared->store, offset);
+    if (!t)
+        return offset - offset % WINDOW_BYTES;
+    uint64_t inside = offset - t->begin;
+    uint64_t unit = t->record->chunk_bytes && t->record->chunk_bytes < WINDOW_BYTES ? t->record->chunk_bytes : WINDOW_BYTES;
+    return offset - inside % unit;
+}
+
+static int fill_window_locked(struct cws_file *f, uint64_t offset)
+{
+    struct cws_error err = {0};
+    if (!f->window && !(f->window = malloc(WINDOW_BYTES)))
+        return -ENOMEM;
+    uint64_t begin = window_of(f, offset), end = begin + WINDOW_BYTES;
+    if (end > f->bytes)
+        end = f->bytes;
+    f->window_begin = f->window_end = 0;
+    int code = cws_store_read(f->cursor, begin, end, f->window, &err);
+    if (code)
+        return read_failed(f, &err, code);
+    f->window_begin = begin;
+    f->window_end = end;
+    return 0;
+}
+
+static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t offset)
+{
+    struct cws_error err = {0};
+    if (offset < 0)
+        return -EINVAL;
+    if ((uint64_t)offset >= f->bytes || bytes == 0)
+        return 0;
+    if (bytes > f->bytes - (uint64_t)offset)
+        bytes = f->bytes - (uint64_t)offset;
+    if (bytes > SSIZE_MAX)
+        bytes = SSIZE_MAX;
+    int code = need_cursor_locked(f);
+    size_t done = 0;
+    while (!code && done < bytes) {
+        uint64_t at = (uint64_t)offset + done;
+        size_t rest = bytes - done;
+        if (at >= f->window_begin && at < f->window_end) {
+            size_t part = f->window_end - at < rest ? f->window_end - at : rest;
+            memcpy((char *)data + done, f->window + (at - f->window_begin), part);
+            done += part;
+        } else if (rest >= WINDOW_BYTES && !cws_view_overlaps((char *)data + done, rest)) {
+            code = cws_store_read(f->cursor, at, at + rest, (char *)data + done, &err);
+            if (code)
+                code = read_failed(f, &err, code);
+            else
+                done += rest;
+        } else { /* also into a view: a fault is not to be taken in the middle of decoding */
+            code = fill_window_locked(f, at);
+        }
+    }
+    return done ? (ssize_t)done : code;
+}
+
+ssize_t cws_file_pread(struct cws_file *f, void *data, size_t bytes, off_t offset)
+{
+    pthread_mutex_lock(&f->lock);
+    ssize_t got = pread_locked(f, data, bytes, offset);
+    pthread_mutex_unlock(&f->lock);
+    return got;
+}
+
+static ssize_t preadv_locked(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
+{
+    ssize_t total = 0;
+    for (int i = 0; i < count; i++) {
+        ssize_t got = pread_locked(f, parts[i].iov_base, parts[i].iov_len, offset + total);
+        if (got < 0)
+            return total ? total : got;
+        total += got;
+        if ((size_t)got < parts[i].iov_len)
+            break;
+    }
+    return total;
+}
+
+ssize_t cws_file_read(struct cws_file *f, int fd, const struct iovec *parts, int count)
+{
+    int saved = errno;
+    pthread_mutex_lock(&f->lock);
+    off_t at = CWS_REAL(lseek)(fd, 0, SEEK_CUR);
+    ssize_t got = at < 0 ? -errno : preadv_locked(f, parts, count, at);
+    if (got > 0 && CWS_REAL(lseek)(fd, at + got, SEEK_SET) < 0)
+        got = -errno;
+    pthread_mutex_unlock(&f->lock);
+    errno = saved;
+    return got;
+}
+
+static off_t seek_locked(const struct cws_file *f, int fd, off_t offset, int whence)
+{
+    switch (whence) {
+    case SEEK_END:
+        if (offset > 0 && (uint64_t)offset > (uint64_t)INT64_MAX - f->bytes)
+            return -EOVERFLOW;
+        offset += (off_t)f->bytes;
+        whence = SEEK_SET;
+        break;
+    case SEEK_DATA: /* a logical file has no holes */
+    case SEEK_HOLE:
+        if (offset < 0 || (uint64_t)offset >= f->bytes)
+            return -ENXIO;
+        if (whence == SEEK_HOLE)
+            offset = (off_t)f->bytes;
+        whence = SEEK_SET;
+        break;
+    default:
+        break;
+    }
+    off_t at = CWS_REAL(lseek)(fd, offset, whence);
+    return at < 0 ? -errno : at;
+}
+
+off_t cws_file_seek(struct cws_file *f, int fd, off_t offset, int whence)
+{
+    int saved = errno;
+    pthread_mutex_lock(&f->lock);
+    off_t at = seek_locked(f, fd, offset, whence);
+    pthread_mutex_unlock(&f->lock);
+    errno = saved;
+    return at;
+}
+
+/* --- fork -------------------------------------------------------------------------------------- */
+
+void cws_files_fork_prepare(void)
+{
+    pthread_mutex_lock(&table_lock);
+    cws_stores_fork_prepare();
+}
+
+void cws_files_fork_parent(void)
+{
+    cws_stores_fork_done();
+    pthread_mutex_unlock(&table_lock);
+}
+
+void cws_files_fork_child(void)
+{
+    cws_stores_fork_done();
+    for (struct cws_file *f = all_files; f; f = f->next) {
+        if (pthread_mutex_trylock(&f->lock) == 0) {
+            if (f->cursor)
+                cws_store_cursor_after_fork(f->cursor);
+            pthread_mutex_unlock(&f->lock);
+        } else { /* a thread that does not exist here was reading: what it held is in no known state, and is left alone */
+            pthread_mutex_init(&f->lock, NULL);
+            f->cursor = NULL;
+            f->window = NULL;
+            f->window_begin = f->window_end = 0;
+        }
+    }
+    pthread_mutex_unlock(&table_lock);
+}

@@ -1,0 +1,53 @@
+/* file_table.h - the descriptors of this process that are stores, and reading their logical bytes.
+ *
+ * The offset of such a descriptor is the kernel's own offset of the real file, used as the logical one (it may lie beyond the end
+ * of the real file): so dup, fork and exec share it exactly as for any file, and nothing here has to follow them.
+ * Threads: any. None of it may be called from a signal handler but cws_file_is_tracked(). */
+#ifndef CWS_SHIM_FILE_TABLE_H
+#define CWS_SHIM_FILE_TABLE_H
+#include "stores.h"
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct cws_file;
+
+extern unsigned cws_files_tracked; /* descriptors in the table; read without a lock */
+bool cws_file_lookup(int fd);
+
+/* What every hook asks first. A process without stores pays one load. */
+static inline bool cws_file_is_tracked(int fd)
+{
+    return __builtin_expect(__atomic_load_n(&cws_files_tracked, __ATOMIC_RELAXED) != 0, 0) && cws_file_lookup(fd);
+}
+
+/* The file behind a tracked descriptor, with a reference: cws_file_put(). NULL: not tracked, or the number was closed and used
+ * again without our knowing (found by comparing device and inode; forgotten then). */
+struct cws_file *cws_file_get(int fd);
+void cws_file_put(struct cws_file *f);
+
+/* fd was just opened for reading. 1: it is a store and tracked from now on; 0: any other file; -errno: a store that cannot be
+ * shown (a line was written; the caller closes fd and fails). Keeps errno otherwise. */
+int cws_file_adopt(int fd, const char *path);
+/* `to` is now a duplicate of `from`, whichever either was before. 0, or -errno: it could not be noted, and the caller must close
+ * `to`, which would show raw bytes. */
+CWS_MUST_CHECK int cws_file_share(int from, int to);
+/* fd is about to be closed; or, for the range form, every one of [first, last]. */
+void cws_file_forget(int fd);
+void cws_file_forget_range(unsigned first, unsigned last);
+
+uint64_t cws_file_bytes(const struct cws_file *f);
+struct cws_shared *cws_file_shared(struct cws_file *f);
+
+/* As pread, read and lseek, on logical bytes; -errno on failure. A read that fails says why on stderr. */
+ssize_t cws_file_pread(struct cws_file *f, void *data, size_t bytes, off_t offset);
+ssize_t cws_file_read(struct cws_file *f, int fd, const struct iovec *parts, int count);
+off_t cws_file_seek(struct cws_file *f, int fd, off_t offset, int whence);
+
+/* Around fork(): the table and its locks are whole in the child. */
+void cws_files_fork_prepare(void);
+void cws_files_fork_parent(void);
+void cws_files_fork_child(void);
+
+#endif

@@ -1,0 +1,197 @@
+/* hook_mmap.c - a mapping of a store is a view; calls on ranges that touch views go to the pager. */
+#include "../uvm/view.h"
+#include "file_table.h"
+#include "hook_signal.h"
+#include "hooks.h"
+#include "shim.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static int result_of(int code)
+{
+    if (code >= 0)
+        return code;
+    errno = -code;
+    return -1;
+}
+
+static size_t page_bytes(void)
+{
+    static size_t bytes; /* the same from any thread */
+    if (!bytes)
+        bytes = (size_t)sysconf(_SC_PAGESIZE);
+    return bytes;
+}
+
+static size_t round_up(size_t len) { return (len + page_bytes() - 1) & ~(page_bytes() - 1); }
+
+static int check_request(size_t len, int prot, int flags, off_t offset)
+{
+    int type = flags & MAP_TYPE;
+    if (len == 0 || offset < 0 || (size_t)offset % page_bytes() || (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE))
+        return -EINVAL;
+    if (round_up(len) < len)
+        return -ENOMEM;
+    if ((prot & PROT_EXEC) || (type != MAP_PRIVATE && (prot & PROT_WRITE))) /* the descriptor is open for reading only */
+        return -EACCES;
+    return 0;
+}
+
+/* Maps [offset, offset + len) of the store, len within its last page. */
+static int map_view(struct cws_file *f, void *addr, size_t len, int prot, int flags, off_t offset, void **out)
+{
+    struct cws_error err = {0};
+    int view_prot = prot & PROT_WRITE ? PROT_READ | PROT_WRITE : PROT_READ;
+    int code = cws_view_map(cws_file_shared(f)->store, addr, len, view_prot, flags, (uint64_t)offset, out, &err);
+    if (code) {
+        if (code < -4095)
+            cws_shim_say("%s", err.message);
+        return -cws_shim_errno(code);
+    }
+    cws_stores_note_mapped(cws_file_shared(f));
+    if (!(prot & (PROT_READ | PROT_WRITE)))
+        cws_view_protect(*out, len, PROT_NONE);
+    return 0;
+}
+
+/* As for any file, a mapping may be longer than what the file has; the pages behind it cannot be touched. */
+static int map_with_tail(struct cws_file *f, void *addr, size_t len, int prot, int flags, off_t offset, void **out)
+{
+    uint64_t bytes = cws_file_bytes(f);
+    size_t inside = (uint64_t)offset < bytes ? (size_t)(bytes - (uint64_t)offset) : 0;
+    int where = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
+    void *whole = cws_hook_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | where, -1, 0);
+    if (whole == MAP_FAILED)
+        return -errno;
+    *out = whole;
+    if (inside == 0)
+        return 0;
+    int code = map_view(f, whole, round_up(inside), prot, (flags & ~MAP_FIXED_NOREPLACE) | MAP_FIXED, offset, out);
+    if (code)
+        CWS_REAL(munmap)(whole, len);
+    return code;
+}
+
+static int map_store(struct cws_file *f, void *addr, size_t len, int prot, int flags, off_t offset, void **out)
+{
+    int code = check_request(len, prot, flags, offset);
+    if (!code)
+        code = cws_shim_start_pager();
+    if (code)
+        return code;
+    uint64_t end = round_up(cws_file_bytes(f));
+    if ((uint64_t)offset + round_up(len) > end)
+        code = map_with_tail(f, addr, len, prot, flags, offset, out);
+    else
+        code = map_view(f, addr, len, prot, flags, offset, out);
+    if (!code)
+        cws_signal_refresh();
+    return code;
+}
+
+void *cws_hook_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+    if (!(flags & MAP_ANONYMOUS) && cws_file_is_tracked(fd)) {
+        struct cws_file *f = cws_file_get(fd);
+        if (f) {
+            int saved = errno;
+            void *view = MAP_FAILED;
+            int code = map_store(f, addr, len, prot, flags, offset, &view);
+            cws_file_put(f);
+            errno = code ? -code : saved;
+            return code ? MAP_FAILED : view;
+        }
+    }
+    if ((flags & MAP_FIXED) && CWS_UNLIKELY(cws_view_overlaps(addr, len))) {
+        int code = cws_view_munmap(addr, round_up(len)); /* what lay there ends */
+        if (code)
+            return (void *)(long)result_of(code);
+    }
+    return CWS_REAL(mmap)(addr, len, prot, flags, fd, offset);
+}
+CWS_SAME(mmap64, mmap);
+
+int cws_hook_munmap(void *addr, size_t len)
+{
+    struct cws_pager_stats stats;
+    if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
+        return CWS_REAL(munmap)(addr, len);
+    int code = cws_view_munmap(addr, len);
+    if (code == 0) {
+        cws_pager_stats_get(&stats);
+        if (stats.views == 0)
+            cws_stores_drop_unmapped();
+    }
+    return result_of(code);
+}
+
+void *cws_hook_mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
+{
+    void *to = NULL;
+    if (flags & MREMAP_FIXED) {
+        va_list arguments;
+        va_start(arguments, flags);
+        to = va_arg(arguments, void *);
+        va_end(arguments);
+    }
+    if (CWS_UNLIKELY(cws_view_overlaps(addr, old_len))) {
+        void *moved;
+        int code = cws_view_remap(addr, old_len, new_len, flags, &moved);
+        return code ? (void *)(long)result_of(code) : moved;
+    }
+    if ((flags & MREMAP_FIXED) && CWS_UNLIKELY(cws_view_overlaps(to, new_len))) {
+        int code = cws_view_munmap(to, round_up(new_len));
+        if (code)
+            return (void *)(long)result_of(code);
+    }
+    return CWS_REAL(mremap)(addr, old_len, new_len, flags, to);
+}
+
+int cws_hook_mprotect(void *addr, size_t len, int prot)
+{
+    if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
+        return CWS_REAL(mprotect)(addr, len, prot);
+    return result_of(cws_view_protect(addr, len, prot));
+}
+
+int cws_hook_pkey_mprotect(void *addr, size_t len, int prot, int key)
+{
+    if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
+        return CWS_REAL(pkey_mprotect)(addr, len, prot, key);
+    return result_of(key == -1 ? cws_view_protect(addr, len, prot) : -EINVAL);
+}
+
+int cws_hook_madvise(void *addr, size_t len, int advice)
+{
+    if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
+        return CWS_REAL(madvise)(addr, len, advice);
+    return result_of(cws_view_advise(addr, len, advice));
+}
+
+/* Returns its error; and POSIX_MADV_DONTNEED, unlike madvise's, must not lose what was written. */
+int cws_hook_posix_madvise(void *addr, size_t len, int advice)
+{
+    if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
+        return CWS_REAL(posix_madvise)(addr, len, advice);
+    return advice == POSIX_MADV_DONTNEED ? 0 : -cws_view_advise(addr, len, advice);
+}
+
+/* A view is private: there is nothing to write back. */
+int cws_hook_msync(void *addr, size_t len, int flags)
+{
+    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? 0 : CWS_REAL(msync)(addr, len, flags);
+}
+
+/* To keep a view in memory is what the budget forbids. */
+int cws_hook_mlock(const void *addr, size_t len)
+{
+    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? result_of(-ENOMEM) : CWS_REAL(mlock)(addr, len);
+}
+
+int cws_hook_mlock2(const void *addr, size_t len, unsigned flags)
+{
+    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? result_of(-ENOMEM) : CWS_REAL(mlock2)(addr, len, flags);
+}

@@ -1,0 +1,163 @@
+/* hook_open.c - open, close and dup: which descriptors are stores. A store opened for reading is shown as its logical file.
+ * One opened for writing with O_TRUNC is replaced, as any file is; without O_TRUNC it is refused with EROFS, because a
+ * program that changes a few bytes in place would change them in a file whose layout it does not know. */
+#include "file_table.h"
+#include "hooks.h"
+#include "shim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <unistd.h>
+
+static int fail(int code)
+{
+    errno = -code;
+    return -1;
+}
+
+/* The mode argument exists only with these flags. */
+static bool takes_mode(int flags) { return (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE; }
+
+/* What was opened, looked at: fd, or -1 with errno, fd closed then. */
+static int opened(int fd, const char *path, int flags)
+{
+    int code = 0;
+    if (fd < 0 || (flags & (O_PATH | O_DIRECTORY))) {
+        return fd;
+    } else if ((flags & O_ACCMODE) == O_RDONLY) {
+        code = cws_file_adopt(fd, path);
+    } else {
+        if (cws_file_is_tracked(fd))
+            cws_file_forget(fd);
+        if (!(flags & O_TRUNC) && cws_stores_is_writable_store(fd)) {
+            cws_shim_say("%s: a packed model cannot be changed in place; unpack it first, or write a new file", path);
+            code = -EROFS;
+        }
+    }
+    if (code < 0) {
+        CWS_REAL(close)(fd);
+        return fail(code);
+    }
+    return fd;
+}
+
+static int open_active(int dir, const char *path, int flags, mode_t mode)
+{
+    if ((flags & O_TRUNC) && path) {
+        int code = cws_stores_spare(dir, path);
+        if (code)
+            return fail(code);
+    }
+    return opened(CWS_REAL(openat)(dir, path, flags, mode), path, flags);
+}
+
+int cws_hook_open(const char *path, int flags, ...)
+{
+    mode_t mode = 0;
+    if (takes_mode(flags)) {
+        va_list arguments;
+        va_start(arguments, flags);
+        mode = va_arg(arguments, mode_t);
+        va_end(arguments);
+    }
+    return cws_shim_active() ? open_active(AT_FDCWD, path, flags, mode) : CWS_REAL(open)(path, flags, mode);
+}
+CWS_SAME(open64, open);
+CWS_SAME(__open, open);
+CWS_SAME(__open64, open);
+
+int cws_hook_openat(int dir, const char *path, int flags, ...)
+{
+    mode_t mode = 0;
+    if (takes_mode(flags)) {
+        va_list arguments;
+        va_start(arguments, flags);
+        mode = va_arg(arguments, mode_t);
+        va_end(arguments);
+    }
+    return cws_shim_active() ? open_active(dir, path, flags, mode) : CWS_REAL(openat)(dir, path, flags, mode);
+}
+CWS_SAME(openat64, openat);
+
+/* The forms that the compiler's checks call; they end the program when the mode is missing. */
+int cws_hook___open_2(const char *path, int flags)
+{
+    if (!cws_shim_active() || takes_mode(flags))
+        return CWS_REAL(__open_2)(path, flags);
+    return open_active(AT_FDCWD, path, flags, 0);
+}
+CWS_SAME(__open64_2, __open_2);
+
+int cws_hook___openat_2(int dir, const char *path, int flags)
+{
+    if (!cws_shim_active() || takes_mode(flags))
+        return CWS_REAL(__openat_2)(dir, path, flags);
+    return open_active(dir, path, flags, 0);
+}
+CWS_SAME(__openat64_2, __openat_2);
+
+int cws_hook_creat(const char *path, mode_t mode)
+{
+    if (!cws_shim_active())
+        return CWS_REAL(creat)(path, mode);
+    return open_active(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
+}
+CWS_SAME(creat64, creat);
+
+/* --- closing: forgotten first, so that another thread that gets the number next is not taken for a store ----------- */
+
+int cws_hook_close(int fd)
+{
+    if (cws_file_is_tracked(fd))
+        cws_file_forget(fd);
+    return CWS_REAL(close)(fd);
+}
+CWS_SAME(__close, close);
+
+int cws_hook_close_range(unsigned first, unsigned last, int flags)
+{
+    if (cws_files_tracked && !(flags & CLOSE_RANGE_CLOEXEC) && first <= last)
+        cws_file_forget_range(first, last);
+    return CWS_REAL(close_range)(first, last, flags);
+}
+
+void cws_hook_closefrom(int first)
+{
+    if (cws_files_tracked)
+        cws_file_forget_range(first < 0 ? 0 : (unsigned)first, ~0u);
+    CWS_REAL(closefrom)(first);
+}
+
+/* --- duplicating ------------------------------------------------------------------------------- */
+
+static int duplicated(int from, int to)
+{
+    if (to < 0 || to == from || !(cws_file_is_tracked(from) || cws_file_is_tracked(to)))
+        return to;
+    int code = cws_file_share(from, to);
+    if (code) {
+        CWS_REAL(close)(to);
+        return fail(code);
+    }
+    return to;
+}
+
+int cws_hook_dup(int fd) { return duplicated(fd, CWS_REAL(dup)(fd)); }
+
+int cws_hook_dup2(int from, int to) { return duplicated(from, CWS_REAL(dup2)(from, to)); }
+CWS_SAME(__dup2, dup2);
+
+int cws_hook_dup3(int from, int to, int flags) { return duplicated(from, CWS_REAL(dup3)(from, to, flags)); }
+
+int cws_hook_fcntl(int fd, int command, ...)
+{
+    va_list arguments;
+    va_start(arguments, command);
+    void *argument = va_arg(arguments, void *); /* as the C library does: one register, whatever the type */
+    va_end(arguments);
+    int result = CWS_REAL(fcntl)(fd, command, argument);
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result;
+}
+CWS_SAME(fcntl64, fcntl);
+CWS_SAME(__fcntl, fcntl);

@@ -1,0 +1,10 @@
+/* hook_signal.h - SIGSEGV and SIGBUS: ours first, where the pager needs it, then the program's.
+ * Threads: any; safe in a signal handler and in a fork child. */
+#ifndef CWS_SHIM_HOOK_SIGNAL_H
+#define CWS_SHIM_HOOK_SIGNAL_H
+
+/* Installs our handler if the pager needs it and it is not installed. What the program had, or sets later, is what we chain
+ * to, and what it is told when it asks. Keeps errno. */
+void cws_signal_refresh(void);
+
+#endif

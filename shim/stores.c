@@ -1,0 +1,310 @@
+#include "stores.h"
+#include "hooks.h"
+#include "shim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the list and the memory below; never held over I/O */
+static struct cws_shared *open_stores;
+
+/* What is known of files by identity, so that a program that asks for the size of the same file again and again does not
+ * make us open it again and again. Direct-mapped: a collision costs one look into a file. */
+struct known {
+    struct stat st;
+    uint64_t logical_bytes; /* 0: not a store */
+};
+enum { KNOWN_COUNT = 256 };
+static struct known known[KNOWN_COUNT];
+
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_ino == b->st_ino && a->st_dev == b->st_dev;
+}
+
+static bool same_content(const struct stat *a, const struct stat *b)
+{
+    return same_file(a, b) && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+bool cws_stores_plausible(const struct stat *st)
+{
+    return S_ISREG(st->st_mode) && st->st_size >= CWS_CHUNK_ALIGN + CWS_TRAILER_BYTES;
+}
+
+/* Does the file start as every store does? One short read at the place that the program will read next anyway. */
+static bool has_front(int fd)
+{
+    static const char mark[] = CWS_FRONT_MARK;
+    char front[8 + sizeof mark - 1];
+    ssize_t got = CWS_REAL(pread)(fd, front, sizeof front, 0);
+    return got == (ssize_t)sizeof front && memcmp(front + 8, mark, sizeof mark - 1) == 0;
+}
+
+/* --- open stores ------------------------------------------------------------------------------- */
+
+static struct cws_shared *find_locked(const struct stat *st)
+{
+    for (struct cws_shared *s = open_stores; s; s = s->next)
+        if (same_content(&s->opened, st))
+            return s;
+    return NULL;
+}
+
+static void destroy(struct cws_shared *s)
+{
+    cws_store_close(s->store);
+    free(s);
+}
+
+static int refuse(const struct cws_error *err, int code)
+{
+    cws_shim_say("%s", err->message);
+    return -cws_shim_errno(code);
+}
+
+int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out)
+{
+    struct cws_error err = {0};
+    if (!cws_stores_plausible(st))
+        return 0;
+    pthread_mutex_lock(&lock);
+    struct cws_shared *s = find_locked(st);
+    if (s)
+        s->users++;
+    pthread_mutex_unlock(&lock);
+    if (s) {
+        *out = s;
+        return 1;
+    }
+    if (!has_front(fd))
+        return 0;
+    int code = cws_shim_check_options();
+    if (code)
+        return code;
+    struct cws_store *store;
+    code = cws_store_open_fd(fd, path, &store, &err);
+    if (code == CWS_E_NOT_STORE)
+        return 0;
+    if (code)
+        return refuse(&err, code);
+    struct cws_shared *fresh = calloc(1, sizeof *fresh);
+    if (!fresh) {
+        cws_store_close(store);
+        return -ENOMEM;
+    }
+    *fresh = (struct cws_shared){.store = store, .opened = *st, .users = 1};
+    pthread_mutex_lock(&lock);
+    s = find_locked(st); /* another thread may have been faster */
+    if (s) {
+        s->users++;
+    } else {
+        fresh->next = open_stores;
+        open_stores = fresh;
+    }
+    pthread_mutex_unlock(&lock);
+    if (s)
+        destroy(fresh);
+    *out = s ? s : fresh;
+    return 1;
+}
+
+/* Takes those out of the list that nothing uses any more. */
+static struct cws_shared *collect_locked(bool views_ended)
+{
+    struct cws_shared *dead = NULL;
+    for (struct cws_shared **at = &open_stores; *at;) {
+        struct cws_shared *s = *at;
+        if (views_ended)
+            s->mapped = false;
+        if (s->users || s->mapped) {
+            at = &s->next;
+            continue;
+        }
+        *at = s->next;
+        s->next = dead;
+        dead = s;
+    }
+    return dead;
+}
+
+static void destroy_all(struct cws_shared *dead)
+{
+    while (dead) {
+        struct cws_shared *next = dead->next;
+        destroy(dead);
+        dead = next;
+    }
+}
+
+void cws_stores_release(struct cws_shared *shared)
+{
+    pthread_mutex_lock(&lock);
+    shared->users--;
+    struct cws_shared *dead = collect_locked(false);
+    pthread_mutex_unlock(&lock);
+    destroy_all(dead);
+}
+
+void cws_stores_note_mapped(struct cws_shared *shared)
+{
+    pthread_mutex_lock(&lock);
+    shared->mapped = true;
+    pthread_mutex_unlock(&lock);
+}
+
+void cws_stores_drop_unmapped(void)
+{
+    pthread_mutex_lock(&lock);
+    struct cws_shared *dead = collect_locked(true);
+    pthread_mutex_unlock(&lock);
+    destroy_all(dead);
+}
+
+/* --- asking by path ---------------------------------------------------------------------------- */
+
+static struct known *slot_of(const struct stat *st)
+{
+    uint64_t key = (uint64_t)st->st_ino * UINT64_C(0x9e3779b97f4a7c15) ^ (uint64_t)st->st_dev;
+    return &known[(key >> 32) % KNOWN_COUNT];
+}
+
+static uint64_t look_inside(int dir, const char *path, const struct stat *st, int flags)
+{
+    struct stat now;
+    struct cws_store *store;
+    uint64_t bytes = 0;
+    int nofollow = flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0;
+    int fd = CWS_REAL(openat)(dir, path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | nofollow);
+    if (fd < 0)
+        return 0;
+    if (CWS_REAL(fstat)(fd, &now) == 0 && same_content(&now, st) && has_front(fd) &&
+        cws_store_open_fd(fd, path, &store, NULL) == 0) {
+        bytes = cws_store_logical_bytes(store);
+        cws_store_close(store);
+    }
+    CWS_REAL(close)(fd);
+    return bytes;
+}
+
+uint64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags)
+{
+    int saved = errno;
+    struct known *slot = slot_of(st);
+    uint64_t bytes = 0;
+    pthread_mutex_lock(&lock);
+    struct cws_shared *s = find_locked(st);
+    bool found = s || same_content(&slot->st, st);
+    if (found)
+        bytes = s ? cws_store_logical_bytes(s->store) : slot->logical_bytes;
+    pthread_mutex_unlock(&lock);
+    if (!found) {
+        bytes = look_inside(dir, path, st, flags);
+        pthread_mutex_lock(&lock);
+        *slot = (struct known){*st, bytes};
+        pthread_mutex_unlock(&lock);
+    }
+    errno = saved;
+    return bytes;
+}
+
+/* --- writing ----------------------------------------------------------------------------------- */
+
+static bool is_in_use(const struct stat *st)
+{
+    pthread_mutex_lock(&lock);
+    struct cws_shared *s = open_stores;
+    while (s && !same_file(&s->opened, st))
+        s = s->next;
+    pthread_mutex_unlock(&lock);
+    return s != NULL;
+}
+
+/* Puts a new, empty file in the place of `path`, which names the file itself (no link). */
+static int replace_by_empty(const char *path, const struct stat *st)
+{
+    char fresh[PATH_MAX + 32];
+    int fd = -1;
+    for (unsigned attempt = 0; fd < 0 && attempt < 100; attempt++) {
+        snprintf(fresh, sizeof fresh, "%s.%d-%u.tmp", path, (int)getpid(), attempt);
+        fd = CWS_REAL(open)(fresh, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0 && errno != EEXIST)
+            break;
+    }
+    if (fd < 0)
+        return -errno;
+    /* The owner first: it takes set-id bits away. Only root can give a file away; a program that cannot gets its own file,
+     * as it would after a rename. */
+    int owner = fchown(fd, st->st_uid, st->st_gid);
+    int code = 0;
+    if ((owner != 0 && errno != EPERM) || fchmod(fd, st->st_mode & 07777) != 0 || rename(fresh, path) != 0) {
+        code = -errno;
+        unlink(fresh);
+    }
+    CWS_REAL(close)(fd);
+    return code;
+}
+
+int cws_stores_spare(int dir, const char *path)
+{
+    struct stat st;
+    char link[64], real_path[PATH_MAX];
+    int saved = errno;
+    if (!__atomic_load_n(&open_stores, __ATOMIC_RELAXED))
+        return 0;
+    if (CWS_REAL(fstatat)(dir, path, &st, 0) != 0 || !S_ISREG(st.st_mode) || !is_in_use(&st) ||
+        faccessat(dir, path, W_OK, AT_EACCESS) != 0) { /* what the open itself will answer is the program's to see */
+        errno = saved;
+        return 0;
+    }
+    int code = 0;
+    int fd = CWS_REAL(openat)(dir, path, O_PATH | O_CLOEXEC);
+    if (fd < 0) {
+        errno = saved;
+        return 0;
+    }
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t len = readlink(link, real_path, sizeof real_path - 1);
+    CWS_REAL(close)(fd);
+    if (len <= 0) {
+        code = -errno;
+    } else {
+        real_path[len] = '\0';
+        code = replace_by_empty(real_path, &st);
+    }
+    errno = saved;
+    if (code)
+        cws_shim_say("%s: a packed model that this program is using can be overwritten only by putting a new file into its "
+                     "directory, and that failed: %s; save elsewhere",
+                     path, cws_strerror(code));
+    return code;
+}
+
+bool cws_stores_is_writable_store(int fd)
+{
+    struct stat st;
+    char link[64];
+    int saved = errno;
+    bool is = false;
+    if (CWS_REAL(fstat)(fd, &st) == 0 && cws_stores_plausible(&st)) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        int again = CWS_REAL(open)(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+        if (again >= 0) {
+            is = has_front(again) && cws_store_probe_fd(again) == 1;
+            CWS_REAL(close)(again);
+        }
+    }
+    errno = saved;
+    return is;
+}
+
+void cws_stores_fork_prepare(void) { pthread_mutex_lock(&lock); }
+void cws_stores_fork_done(void) { pthread_mutex_unlock(&lock); }

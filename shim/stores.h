@@ -1,0 +1,50 @@
+/* stores.h - which files are stores: by path, by descriptor, by identity; open ones are shared.
+ *
+ * An identity is device, inode, size and both times: what stat tells of a file's content without reading it.
+ * Threads: any. None of it may be called from a signal handler. */
+#ifndef CWS_SHIM_STORES_H
+#define CWS_SHIM_STORES_H
+#include "../store/store.h"
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+/* An open store, shared by every descriptor and every view of the same file. */
+struct cws_shared {
+    struct cws_store *store;
+    struct stat opened;
+    /* stores.c: */
+    unsigned users;  /* descriptors */
+    bool mapped;     /* was mapped: kept open until the process has no view left */
+    struct cws_shared *next;
+};
+
+/* Could this be a store? Answered from the result of stat alone. */
+bool cws_stores_plausible(const struct stat *st);
+
+/* Is the open file, whose fstat is st, a store? 1, *out holds a use of it: cws_stores_release(). 0: no. -errno: it is, and
+ * cannot be opened (one line was written). `path` is for messages. */
+int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out);
+void cws_stores_release(struct cws_shared *shared);
+
+/* The logical size of the store at (dir, path), whose stat is st, or 0: not a store that could be opened. Remembered by
+ * identity. flags: AT_SYMLINK_NOFOLLOW or 0. Keeps errno. */
+uint64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags);
+
+/* A view of it was made. */
+void cws_stores_note_mapped(struct cws_shared *shared);
+/* The process has no view now: what was kept for views only is closed. */
+void cws_stores_drop_unmapped(void);
+
+/* Before (dir, path) is opened in a way that truncates it: when it is a store that this process uses, an empty file takes its
+ * place in the directory, so that descriptors and views keep the old one. 0, or -errno (a line was written). */
+int cws_stores_spare(int dir, const char *path);
+
+/* Is this writable descriptor one of a whole store, which can be replaced but not changed in place? */
+bool cws_stores_is_writable_store(int fd);
+
+/* Around fork(). */
+void cws_stores_fork_prepare(void);
+void cws_stores_fork_done(void);
+
+#endif
