@@ -89,7 +89,7 @@ static int fail_first(struct packing *p, int code, const struct cws_error *err)
 
 static bool cancelled(const struct packing *p)
 {
-    return p->options->cancel && *p->options->cancel;
+    return p->options->cancel && __atomic_load_n(p->options->cancel, __ATOMIC_RELAXED);
 }
 
 static const struct cws_header_tensor *tensor_of(const struct packing *p, size_t t)

@@ -70,7 +70,7 @@ static int walk_run(void *arg, unsigned thread, uint64_t run)
     uint64_t started = begin, bytes = 0;
     int code = 0;
     for (uint64_t chunk = begin; chunk < end && !code; chunk++) {
-        if (w->walk->cancel && *w->walk->cancel) {
+        if (w->walk->cancel && __atomic_load_n(w->walk->cancel, __ATOMIC_RELAXED)) {
             code = -ECANCELED;
             break;
         }

@@ -444,7 +444,7 @@ static void cancel_in_the_middle(void *arg, uint64_t done, uint64_t total)
 {
     (void)arg;
     if (done > total / 3)
-        cancel_now = 1;
+        __atomic_store_n(&cancel_now, 1, __ATOMIC_RELAXED);
 }
 
 static void cancelling_leaves_everything_as_it_was(void **state)
