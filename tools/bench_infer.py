@@ -33,7 +33,7 @@ def find_command(given=None):
 def view_rss(pid):
     """Resident bytes of the views of a process now; 0 when it is gone. A view is known by its name, where the kernel keeps
     names of anonymous memory, or by being registered with userfaultfd (flags um and uw), as nothing else is in such a
-    program."""
+    program. Elsewhere (the sigsegv rung on such a kernel) they cannot be told apart from outside: 0."""
     total = rss = 0
     named = False
     try:
@@ -80,12 +80,14 @@ def forget_cache(directory):
 
 
 def parse_stats(text):
-    """Counters of the CODEC_STATS=1 table: rows of a name and a number of bytes or events."""
+    """The counters of the CODEC_STATS=1 table, sizes in bytes: {"faults": 12, "read_bytes": 1048576, ...}."""
     found = {}
-    for line in text.splitlines():
-        match = re.match(r"(?:codecllm: )?\s*([a-z][a-z_ ]*?)[:\s]\s*([0-9]+)\b", line)
-        if match:
-            found[match.group(1).strip().replace(" ", "_")] = int(match.group(2))
+    for name, number, unit in re.findall(r"^codecllm:   ([a-z ]+?) +([0-9.]+)( MiB)?$", text, re.MULTILINE):
+        name = name.replace(" ", "_")
+        if unit:
+            found[name + "_bytes"] = int(float(number) * (1 << 20))
+        else:
+            found[name] = int(number)
     return found
 
 
@@ -118,7 +120,9 @@ def run_infer(model, args, prefix=(), budget=None, variables=()):
             result = json.load(file)
         with open(logits, "rb") as file:
             result["logits"] = file.read()
+    rung = re.search(r"^codecllm: paging of this process \((.*)\)$", talk, re.MULTILINE)
     result.update(peak_bytes=sampler.peak_bytes, samples=sampler.samples, stats=parse_stats(talk))
+    result["rung"] = rung.group(1) if rung else None
     return result
 
 
@@ -180,7 +184,8 @@ def main():
                 rows.append([f"{percent} % ({size(budget)})", "cold" if cold else "warm", "yes" if same else "NO",
                              f"{run['tokens_per_s']:.2f}", f"{run['tokens_per_s'] / plain['tokens_per_s']:.2f}",
                              str(stats.get("faults", "-")), size(stats["read_bytes"]) if "read_bytes" in stats else "-",
-                             str(stats.get("evictions", "-")), size(run["peak_bytes"]), f"{run['load_s']:.2f}",
+                             str(stats.get("evictions", "-")),
+                             size(run["peak_bytes"]) if run["peak_bytes"] else "not seen", f"{run['load_s']:.2f}",
                              f"{run['first_token_s']:.2f}"])  # fmt: skip
                 results.append({**run, "logits": None, "budget": budget, "cold": cold, "same": same})
         print_table(rows)

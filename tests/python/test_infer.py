@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 import bench_infer
 from conftest import run
 
-BLOCKS_IN_FLIGHT = 16 << 20  # far above what the pager may have in flight, far below the model
+BLOCKS_IN_FLIGHT = 1 << 20  # more than the pager has in flight, far less than the model's 9 MiB
 
 
 def infer(model, **options):
@@ -44,7 +44,9 @@ def test_same_tokens_and_bits_within_a_budget(command, packed_bard, plain, logic
     assert packed["tokens"] == plain["tokens"]
     assert packed["logits"] == plain["logits"]
     assert packed["stats"]["faults"] > 0, "the views were not used"
-    assert 0 < packed["peak_bytes"] <= budget + BLOCKS_IN_FLIGHT
+    assert packed["stats"]["peak_bytes"] <= budget + BLOCKS_IN_FLIGHT, "by our own count"
+    if packed["rung"].startswith("uffd"):
+        assert 0 < packed["peak_bytes"] <= budget + BLOCKS_IN_FLIGHT, "by the kernel's"
     if percent < 100:
         assert packed["stats"]["evictions"] > 0, "the budget did not bind"
 
