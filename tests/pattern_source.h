@@ -11,6 +11,9 @@
 #include <string.h>
 #include <cmocka.h>
 
+#define KIB ((size_t)1024)
+#define MIB (KIB * KIB)
+
 struct pattern {
     struct cws_source base;
     uint64_t region_bytes;          /* every region, from `first_region` on; 0: none */
@@ -42,6 +45,10 @@ int for_each_rung(int argc, char **argv, int (*tests)(void));
 
 /* Bytes of resident memory of [addr, addr + len) by /proc/self/smaps, as an outsider would count them. */
 uint64_t smaps_rss(const void *addr, size_t len);
+
+/* Maps, or fails the test. */
+uint8_t *map_view(struct pattern *p, size_t len, int prot, uint64_t offset);
+void unmap_view(void *at, size_t len);
 
 /* Runs `body` in a forked child with stderr caught: the wait status; what it wrote, in text. */
 int in_child(void (*body)(void *), void *arg, char *text, size_t text_bytes);

@@ -7,19 +7,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define KIB ((size_t)1024)
-#define MIB (KIB * KIB)
-
-static uint8_t *map(struct pattern *p, size_t len, int prot, uint64_t offset)
-{
-    void *at = NULL;
-    struct cws_error err = {0};
-    if (cws_view_map_source(&p->base, NULL, len, prot, 0, offset, &at, &err))
-        fail_msg("map: %s", err.message);
-    return at;
-}
-static void unmap(void *at, size_t len) { assert_int_equal(cws_view_munmap(at, len), 0); }
-
 static void every_byte_is_right_at_random_offsets(void **state)
 {
     (void)state;
@@ -27,7 +14,7 @@ static void every_byte_is_right_at_random_offsets(void **state)
     const size_t bytes = 9 * MIB + 123;
     start_pager(2 * MIB);
     struct pattern *p = pattern_new(bytes, 700 * KIB + 13);
-    uint8_t *at = map(p, bytes, PROT_READ, 0);
+    uint8_t *at = map_view(p, bytes, PROT_READ, 0);
     for (int i = 0; i < 3000; i++) {
         size_t len = next_random(&seed) % 64 + 1, offset = next_random(&seed) % (bytes - len);
         assert_int_equal(pattern_differs(p, at + offset, len, offset), -1);
@@ -35,7 +22,7 @@ static void every_byte_is_right_at_random_offsets(void **state)
     assert_int_equal(pattern_differs(p, at, bytes, 0), -1);
     for (size_t i = bytes; i % 4096; i++) /* the rest of the last page */
         assert_int_equal(at[i], 0);
-    unmap(at, bytes);
+    unmap_view(at, bytes);
     pattern_free(p);
     stop_pager();
 }
@@ -46,7 +33,7 @@ static void views_may_begin_anywhere_and_share_a_source(void **state)
     const size_t bytes = 3 * MIB;
     start_pager(MIB);
     struct pattern *p = pattern_new(bytes, MIB);
-    uint8_t *a = map(p, bytes, PROT_READ, 0), *b = map(p, MIB, PROT_READ | PROT_WRITE, MIB + 4096), *c = map(p, 5, PROT_READ, 8192);
+    uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, MIB, PROT_READ | PROT_WRITE, MIB + 4096), *c = map_view(p, 5, PROT_READ, 8192);
     assert_int_equal(pattern_differs(p, a, bytes, 0), -1);
     assert_int_equal(pattern_differs(p, b, MIB, MIB + 4096), -1);
     b[77] ^= 0xff; /* private */
@@ -55,10 +42,10 @@ static void views_may_begin_anywhere_and_share_a_source(void **state)
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
     assert_int_equal(stats.views, 3);
-    unmap(a, bytes);
+    unmap_view(a, bytes);
     assert_int_equal(b[77], (uint8_t)(pattern_byte(p, MIB + 4096 + 77) ^ 0xff));
-    unmap(b, MIB);
-    unmap(c, 5);
+    unmap_view(b, MIB);
+    unmap_view(c, 5);
     cws_pager_stats_get(&stats);
     assert_int_equal(stats.views, 0);
     assert_int_equal(stats.resident_bytes, 0);
@@ -85,11 +72,11 @@ static void bad_requests_are_refused_and_change_nothing(void **state)
     assert_int_equal(cws_view_map_source(&p->base, NULL, 12289, PROT_READ, 0, 0, &at, &err), CWS_E_RANGE);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 1, PROT_READ, 0, 12288, &at, &err), CWS_E_RANGE);
     assert_int_equal(cws_view_map_source(&p->base, NULL, SIZE_MAX, PROT_READ, 0, 0, &at, &err), CWS_E_RANGE);
-    uint8_t *last = map(p, 12288 - 8192, PROT_READ, 8192);
+    uint8_t *last = map_view(p, 12288 - 8192, PROT_READ, 8192);
     assert_int_equal(cws_pager_stop(), CWS_E_BUSY);
     assert_int_equal(pattern_differs(p, last, 10000 - 8192, 8192), -1);
     assert_int_equal(last[4095], 0);
-    unmap(last, 4096);
+    unmap_view(last, 4096);
     pattern_free(p);
     stop_pager();
 }
@@ -104,7 +91,7 @@ static void the_budget_is_kept_by_our_count_and_by_the_kernels(void **state)
         skip();
     start_pager(budget);
     struct pattern *p = pattern_new(bytes, MIB);
-    uint8_t *a = map(p, bytes, PROT_READ, 0), *b = map(p, bytes, PROT_READ | PROT_WRITE, 0);
+    uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, bytes, PROT_READ | PROT_WRITE, 0);
     uint64_t worst = 0, seed = 7;
     for (int pass = 0; pass < 2; pass++) {
         for (size_t at = 0; at < bytes; at += 64 * KIB) {
@@ -126,8 +113,8 @@ static void the_budget_is_kept_by_our_count_and_by_the_kernels(void **state)
     /* The sample is no snapshot: while it is taken, the workers move blocks from one place to another. */
     assert_true(worst <= budget + cws_pager_slots() * stats.block_bytes && worst > budget / 4);
     assert_true(stats.evictions > bytes / stats.block_bytes / 2);
-    unmap(a, bytes);
-    unmap(b, bytes);
+    unmap_view(a, bytes);
+    unmap_view(b, bytes);
     pattern_free(p);
     stop_pager();
 }
@@ -139,7 +126,7 @@ static void written_bytes_survive_eviction_pressure(void **state)
     uint64_t seed = 99;
     start_pager(MIB);
     struct pattern *p = pattern_new(bytes, MIB);
-    uint8_t *at = map(p, bytes, PROT_READ | PROT_WRITE, 0), *shadow = malloc(bytes);
+    uint8_t *at = map_view(p, bytes, PROT_READ | PROT_WRITE, 0), *shadow = malloc(bytes);
     for (size_t i = 0; i < bytes; i++)
         shadow[i] = pattern_byte(p, i);
     for (int i = 0; i < 400; i++) {
@@ -159,7 +146,7 @@ static void written_bytes_survive_eviction_pressure(void **state)
         assert_true(stats.peak_bytes <= MIB);
     }
     free(shadow);
-    unmap(at, bytes);
+    unmap_view(at, bytes);
     pattern_free(p);
     stop_pager();
 }
@@ -168,7 +155,7 @@ static void write_far_past_the_budget(void *arg)
 {
     struct pattern *p = arg;
     start_pager(MIB);
-    uint8_t *at = map(p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
+    uint8_t *at = map_view(p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
     for (size_t i = 0; i < 4 * MIB; i += 4096)
         at[i] = 1;
     for (size_t i = 0; i < 4 * MIB; i += 4096)
@@ -215,7 +202,7 @@ static void threads_on_one_block_decode_it_once(void **state)
     start_pager(4 * MIB);
     struct pattern *p = pattern_new(64 * KIB, 0);
     p->delay_us = 20000;
-    uint8_t *at = map(p, 64 * KIB, PROT_READ, 0);
+    uint8_t *at = map_view(p, 64 * KIB, PROT_READ, 0);
     pthread_barrier_t start;
     pthread_t threads[THREADS];
     struct reader readers[THREADS];
@@ -230,7 +217,7 @@ static void threads_on_one_block_decode_it_once(void **state)
     }
     assert_int_equal(atomic_load(&p->fills), 1);
     pthread_barrier_destroy(&start);
-    unmap(at, 64 * KIB);
+    unmap_view(at, 64 * KIB);
     pattern_free(p);
     stop_pager();
 }
@@ -241,7 +228,7 @@ static void threads_under_pressure_make_progress(void **state)
     enum { THREADS = 8 };
     start_pager(MIB); /* sixteen blocks for eight threads that each scan everything */
     struct pattern *p = pattern_new(6 * MIB, MIB);
-    uint8_t *at = map(p, 6 * MIB, PROT_READ, 0);
+    uint8_t *at = map_view(p, 6 * MIB, PROT_READ, 0);
     pthread_barrier_t start;
     pthread_t threads[THREADS];
     struct reader readers[THREADS];
@@ -259,7 +246,7 @@ static void threads_under_pressure_make_progress(void **state)
     if (!rung_is("eager"))
         assert_true(stats.peak_bytes <= MIB);
     pthread_barrier_destroy(&start);
-    unmap(at, 6 * MIB);
+    unmap_view(at, 6 * MIB);
     pattern_free(p);
     stop_pager();
 }
@@ -278,7 +265,7 @@ static void touch_it(void *arg)
     signal(SIGBUS, SIG_DFL); /* the test library's would not end the process */
     signal(SIGSEGV, SIG_DFL);
     start_pager(MIB);
-    volatile uint8_t *at = map(t->p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
+    volatile uint8_t *at = map_view(t->p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
     if (pattern_differs(t->p, (uint8_t *)at, MIB, 0) != -1) /* what is sound is served */
         _exit(3);
     if (t->write)
@@ -311,7 +298,7 @@ static void store_to_read_only(void *arg)
 {
     signal(SIGSEGV, SIG_DFL);
     start_pager(MIB);
-    volatile uint8_t *at = map(arg, MIB, PROT_READ, 0);
+    volatile uint8_t *at = map_view(arg, MIB, PROT_READ, 0);
     (void)at[5];
     at[5] = 1;
     _exit(4);

@@ -91,9 +91,9 @@ int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct c
             cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
     }
     if (code) {
+        say_failed(v, block, &own); /* first: the poison may end the process */
         p->rung->drop(v, begin, end); /* a part may be there */
         p->rung->poison(v, begin, end);
-        say_failed(v, block, &own);
         if (err)
             *err = own;
     }
@@ -152,10 +152,10 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
             cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
     }
     if (code) { /* what the program asked to forget cannot come back; the rest of the block stays as it is */
+        say_failed(v, block, &own);
         if (replace)
             p->rung->drop(v, begin, end);
         p->rung->poison(v, begin, end);
-        say_failed(v, block, &own);
     }
     if (err)
         *err = own;

@@ -15,7 +15,7 @@ static void advise_all(int advice)
     struct cws_view *v;
     size_t from, to;
     int prot;
-    for (size_t i = 0; (v = cws_index_at_locked(i)) != NULL; i++)
+    for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;)
         for (size_t at = 0; cws_page_run(v, at, v->bytes, &from, &to, &prot); at = to)
             cws_sys_madvise(v->base + from, to - from, advice);
 }
@@ -176,13 +176,13 @@ void cws_view_fork_child(void)
         *fds[i] = -1;
     }
     p->pagemap_fd = cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    for (size_t i = 0; (v = cws_index_at_locked(i)) != NULL; i++) {
+    for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;) {
         atomic_store(&v->users, 0);
         if (v->source->ops->after_fork)
             v->source->ops->after_fork(v->source);
     }
     if (p->rung->userfault) {
-        for (size_t i = 0; (v = cws_index_at_locked(i)) != NULL; i++)
+        for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;)
             adopt_view_locked(v);
         p->rung = &cws_rung_sigsegv;
     }

@@ -61,61 +61,56 @@ static void unhold_blocks_locked(struct cws_view *v, size_t from, size_t to)
 
 static size_t page_down(size_t n) { return n / CWS_PAGE_BYTES * CWS_PAGE_BYTES; }
 
-/* The part of [addr, addr + len) in view v, widened to pages. */
-static void part_of(const struct cws_view *v, const uint8_t *addr, size_t len, size_t *from, size_t *to)
+/* The next piece of a view in [at, end), widened to pages; *out_next is where the search goes on. */
+static bool next_piece_locked(const uint8_t *at, const uint8_t *end, struct cws_piece *piece, const uint8_t **out_next)
 {
-    *from = addr > v->base ? page_down((size_t)(addr - v->base)) : 0;
-    size_t end = (size_t)(addr + len - v->base);
-    end = page_down(end + CWS_PAGE_BYTES - 1);
-    *to = addr + len < v->base + v->bytes && end < v->bytes ? end : v->bytes;
+    if (at >= end || !cws_index_find_locked(at, (size_t)(end - at), piece))
+        return false;
+    *out_next = piece->view->base + piece->to;
+    piece->from = page_down(piece->from);
+    piece->to = page_down(piece->to + CWS_PAGE_BYTES - 1);
+    return true;
 }
 
 int cws_view_hold(const void *addr, size_t len, bool for_write, struct cws_error *err)
 {
-    const uint8_t *begin = addr, *end = begin + len;
+    const uint8_t *begin = addr, *end = begin + len, *at = begin, *next;
     int code = 0;
     if (!cws_view_overlaps(addr, len))
         return 0;
     struct cws_signal_mask mask = cws_signals_block();
+    struct cws_piece piece;
     cws_lock_take(&cws_pager.lock);
-    struct cws_view *v;
-    const uint8_t *at = begin;
-    while (!code && at < end && (v = cws_index_find_locked(at, (size_t)(end - at))) != NULL) {
-        size_t from, to;
-        part_of(v, begin, len, &from, &to);
+    while (!code && next_piece_locked(at, end, &piece, &next)) {
+        struct cws_view *v = piece.view;
         cws_view_use_locked(v);
-        const uint8_t *next = v->base + v->bytes;
-        for (uint32_t i = cws_block_of(v, from); !code && i <= cws_block_of(v, to - 1); i++) {
+        for (uint32_t i = cws_block_of(v, piece.from); !code && i <= cws_block_of(v, piece.to - 1); i++) {
             size_t first = cws_block_begin(v, i), last = cws_block_end(v, i);
-            code = hold_block_locked(v, i, from > first ? from : first, to < last ? to : last, for_write, err);
-            if (code) { /* undo what was held: all blocks before this one */
-                unhold_blocks_locked(v, from, first > from ? first : from);
-                end = v->base;
-            }
+            code = hold_block_locked(v, i, piece.from > first ? piece.from : first, piece.to < last ? piece.to : last, for_write, err);
+            if (code) /* undo what was held: the blocks before this one, and the pieces before this one */
+                unhold_blocks_locked(v, piece.from, first > piece.from ? first : piece.from);
         }
         cws_view_unuse_locked(v);
-        at = next;
+        if (!code)
+            at = next;
     }
     cws_lock_drop(&cws_pager.lock);
     cws_signals_restore(mask);
-    if (code && end > begin)
-        cws_view_unhold(begin, (size_t)(end - begin));
+    if (code && at > begin)
+        cws_view_unhold(begin, (size_t)(at - begin));
     return code;
 }
 
 void cws_view_unhold(const void *addr, size_t len)
 {
-    const uint8_t *begin = addr, *end = begin + len;
+    const uint8_t *at = addr, *end = at + len, *next;
     if (!cws_view_overlaps(addr, len))
         return;
     struct cws_signal_mask mask = cws_signals_block();
+    struct cws_piece piece;
     cws_lock_take(&cws_pager.lock);
-    struct cws_view *v;
-    for (const uint8_t *at = begin; at < end && (v = cws_index_find_locked(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
-        size_t from, to;
-        part_of(v, begin, len, &from, &to);
-        unhold_blocks_locked(v, from, to);
-    }
+    for (; next_piece_locked(at, end, &piece, &next); at = next)
+        unhold_blocks_locked(piece.view, piece.from, piece.to);
     cws_lock_drop(&cws_pager.lock);
     cws_signals_restore(mask);
 }

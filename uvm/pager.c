@@ -215,11 +215,11 @@ bool cws_view_needs_signal(void) { return cws_pager.rung && cws_pager.rung->need
 
 static void add_source_counters(struct cws_pager_stats *out)
 {
-    struct cws_view *v;
-    for (size_t i = 0; (v = cws_index_at_locked(i)) != NULL; i++) {
+    struct cws_view *v, *other;
+    for (uint32_t i = 0; (v = cws_index_next_locked(&i)) != NULL;) {
         bool seen = false; /* several views may share a source */
-        for (size_t j = 0; j < i && !seen; j++)
-            seen = cws_index_at_locked(j)->source == v->source;
+        for (uint32_t j = 0; !seen && (other = cws_index_next_locked(&j)) != v;)
+            seen = other->source == v->source;
         uint64_t reads = 0, bytes = 0;
         if (!seen && v->source->ops->counters)
             v->source->ops->counters(v->source, &reads, &bytes);

@@ -41,7 +41,7 @@ struct cws_view {
     struct cws_block *blocks;
     int prot;            /* of every page while attrs is NULL */
     uint8_t *attrs;      /* one per page, or NULL: all mapped with `prot`. Changed by the owner of a CHANGING block, under the pager lock */
-    bool unmapped;       /* no page is mapped (says so where there is no array) */
+    bool unmapped;       /* no page is mapped (says so where there is no array); pager lock */
     size_t mapped_pages; /* pager lock */
     int uffd;            /* -1: none */
     uint32_t slot, slot_generation; /* names the view in epoll and in the queue */
@@ -49,6 +49,7 @@ struct cws_view {
     struct cws_stream streams[CWS_STREAMS];
     uint32_t next_stream;
     struct cws_view *next_ending; /* views lock; list of views that an unmap ends */
+    bool ending;                  /* views lock; is in it */
 };
 
 struct cws_slot { /* one decoder: its private memory; the source's cursor of the same number belongs to it */
@@ -113,12 +114,22 @@ bool cws_page_present(const void *addr);
 
 /* --- which view (view_index.c) ----------------------------------------------------------------------- */
 
+/* A stretch of a view that is still the view's, as byte offsets in it. */
+struct cws_piece {
+    struct cws_view *view;
+    size_t from, to;
+};
 /* The caller holds both locks. -ENOMEM: too many views. */
 CWS_MUST_CHECK int cws_index_insert_locked(struct cws_view *v);
-void cws_index_remove_locked(struct cws_view *v);
-/* The first view that ends behind addr and begins before addr + len; NULL: none. */
-struct cws_view *cws_index_find_locked(const void *addr, size_t len);
-struct cws_view *cws_index_at_locked(size_t i); /* by address; NULL past the last */
+/* [addr, addr + len) belongs to no view any more. Needs room for one more entry (has_room) when it cuts one in two. */
+void cws_index_cut_locked(const void *addr, size_t len);
+bool cws_index_has_room_locked(void);
+/* The view ends; all of it was cut. */
+void cws_index_forget_locked(struct cws_view *v);
+/* The first piece of a view in [addr, addr + len); false: none. */
+bool cws_index_find_locked(const void *addr, size_t len, struct cws_piece *out);
+/* Every view once: start with *slot = 0 until NULL. */
+struct cws_view *cws_index_next_locked(uint32_t *slot);
 size_t cws_index_count_locked(void);
 /* The view that an epoll event or a queue entry means, or NULL when it ended. */
 struct cws_view *cws_index_slot_locked(uint32_t slot, uint32_t generation);

@@ -58,20 +58,15 @@ static void release_range(struct cws_view *v, uint32_t first, uint32_t last)
     cws_lock_drop(&cws_pager.lock);
 }
 
-static struct cws_view *find(const uint8_t *addr, size_t len)
+/* The first piece of a view in [addr, addr + len). */
+static bool find(const uint8_t *addr, size_t len, struct cws_piece *out)
 {
     cws_lock_take(&cws_pager.lock);
-    struct cws_view *v = cws_index_find_locked(addr, len);
+    bool found = cws_index_find_locked(addr, len, out);
     cws_lock_drop(&cws_pager.lock);
-    return v;
+    return found;
 }
-
-/* The part of view v inside [addr, end), as byte offsets in the view. */
-static void part_of(const struct cws_view *v, const uint8_t *addr, const uint8_t *end, size_t *from, size_t *to)
-{
-    *from = addr > v->base ? (size_t)(addr - v->base) : 0;
-    *to = end < v->base + v->bytes ? (size_t)(end - v->base) : v->bytes;
-}
+static uint8_t *piece_end(const struct cws_piece *p) { return p->view->base + p->to; }
 
 /* --- unmapping --------------------------------------------------------------------------------------- */
 
@@ -88,11 +83,10 @@ static void forget_pages_locked(struct cws_view *v, uint32_t block)
         p->resident -= b->node.bytes - left;
     if (was == CWS_WRITTEN)
         p->written -= b->node.bytes - left;
-    if (was == CWS_CLEAN || was == CWS_WRITTEN) {
-        if (b->node.seen)
-            p->policy.seen_bytes -= b->node.bytes - left;
+    if (b->node.seen)
+        p->policy.seen_bytes -= b->node.bytes - left;
+    if (b->node.seen || was == CWS_CLEAN || was == CWS_WRITTEN)
         b->node.bytes = (uint32_t)left;
-    }
     if (left == 0) {
         cws_policy_forget(&p->policy, &b->node);
         b->holds = 0;
@@ -106,19 +100,17 @@ static void end_view(struct cws_view *v)
     while ((users = atomic_load(&v->users)) != 0)
         cws_wait(&v->users, users);
     cws_pager.rung->close(v);
-    if (v->source->ops->counters) {
-        /* The last view of a source takes its counters with it. */
+    if (v->source->ops->counters) { /* the last view of a source leaves its counters behind */
         uint64_t reads = 0, bytes = 0;
         bool shared = false;
         struct cws_view *other;
         cws_lock_take(&cws_pager.lock);
-        for (size_t i = 0; (other = cws_index_at_locked(i)) != NULL; i++)
+        for (uint32_t i = 0; (other = cws_index_next_locked(&i)) != NULL;)
             shared |= other->source == v->source;
-        if (!shared) {
+        if (!shared)
             v->source->ops->counters(v->source, &reads, &bytes);
-            cws_pager.dead_reads += reads;
-            cws_pager.dead_read_bytes += bytes;
-        }
+        cws_pager.dead_reads += reads;
+        cws_pager.dead_read_bytes += bytes;
         cws_lock_drop(&cws_pager.lock);
     }
     cws_source_release(v->source);
@@ -130,18 +122,52 @@ static void end_view(struct cws_view *v)
 /* Claims everything of [addr, end), so that nothing is at work there. -ENOMEM: nothing is claimed. */
 static int unmap_prepare(uint8_t *addr, uint8_t *end)
 {
-    struct cws_view *v;
-    size_t from, to;
-    for (uint8_t *at = addr; at < end && (v = find(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
-        part_of(v, addr, end, &from, &to);
-        if (to - from < v->bytes && cws_pages_need_attrs(v))
+    struct cws_piece piece;
+    cws_lock_take(&cws_pager.lock);
+    bool room = cws_index_has_room_locked();
+    cws_lock_drop(&cws_pager.lock);
+    if (!room)
+        return -ENOMEM;
+    for (uint8_t *at = addr; at < end && find(at, (size_t)(end - at), &piece); at = piece_end(&piece))
+        if (piece.to - piece.from < piece.view->bytes && cws_pages_need_attrs(piece.view))
             return -ENOMEM;
-    }
-    for (uint8_t *at = addr; at < end && (v = find(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
-        part_of(v, addr, end, &from, &to);
-        claim_range(v, cws_block_of(v, from), cws_block_of(v, to - 1));
+    struct cws_view *last_view = NULL;
+    uint32_t last_block = 0;
+    for (uint8_t *at = addr; at < end && find(at, (size_t)(end - at), &piece); at = piece_end(&piece)) {
+        uint32_t first = cws_block_of(piece.view, piece.from), last = cws_block_of(piece.view, piece.to - 1);
+        if (piece.view == last_view && first == last_block) /* two pieces of one block: it is ours already */
+            first++;
+        if (first <= last)
+            claim_range(piece.view, first, last);
+        last_view = piece.view;
+        last_block = last;
     }
     return 0;
+}
+
+static void unmapped_piece_locked(const struct cws_piece *piece)
+{
+    struct cws_view *v = piece->view;
+    v->mapped_pages -= (piece->to - piece->from) / CWS_PAGE_BYTES;
+    cws_pager.policy.total_bytes -= piece->to - piece->from;
+    if (v->attrs)
+        memset(v->attrs + piece->from / CWS_PAGE_BYTES, 0, (piece->to - piece->from) / CWS_PAGE_BYTES);
+    else
+        v->unmapped = true;
+}
+
+/* Ends the claims of one piece, after all pieces were unmapped: one block may lie in several. */
+static void release_piece_locked(const struct cws_piece *piece, struct cws_view **ending)
+{
+    struct cws_view *v = piece->view;
+    for (uint32_t i = cws_block_of(v, piece->from); i <= cws_block_of(v, piece->to - 1); i++)
+        forget_pages_locked(v, i);
+    cws_pager.rung->wake(v, piece->from, piece->to); /* who faulted there finds out for himself */
+    if (v->mapped_pages == 0 && !v->ending) {
+        v->ending = true;
+        v->next_ending = *ending;
+        *ending = v;
+    }
 }
 
 /* munmap for a range that touches views. The views lock is held. */
@@ -150,34 +176,21 @@ static int unmap_views(uint8_t *addr, size_t len)
     struct cws_pager *p = &cws_pager;
     uint8_t *end = addr + len;
     struct cws_view *v, *ending = NULL;
+    struct cws_piece piece;
     int code = unmap_prepare(addr, end);
     if (code)
         return code;
-    /* From here to the removal nobody may believe in the views: the address can be somebody else's the moment it is free. */
+    /* From here to the cut nobody may believe in the views: the address can be somebody else's the moment it is free. */
     cws_lock_take(&p->lock);
     code = cws_sys_munmap(addr, len);
-    for (uint8_t *at = addr; at < end && (v = cws_index_find_locked(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes) {
-        size_t from, to;
-        part_of(v, addr, end, &from, &to);
-        if (!code) {
-            v->mapped_pages -= cws_pages_mapped_bytes(v, from, to) / CWS_PAGE_BYTES;
-            p->policy.total_bytes -= cws_pages_mapped_bytes(v, from, to);
-            if (v->attrs)
-                memset(v->attrs + from / CWS_PAGE_BYTES, 0, (to - from) / CWS_PAGE_BYTES);
-            else
-                v->unmapped = true;
-        }
-        for (uint32_t i = cws_block_of(v, from); i <= cws_block_of(v, to - 1); i++)
-            forget_pages_locked(v, i);
-        if (!code)
-            p->rung->wake(v, from, to); /* who faulted there finds out for himself */
-        if (v->mapped_pages == 0) {
-            v->next_ending = ending;
-            ending = v;
-        }
-    }
+    for (uint8_t *at = addr; !code && at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
+        unmapped_piece_locked(&piece);
+    for (uint8_t *at = addr; at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
+        release_piece_locked(&piece, &ending);
+    if (!code)
+        cws_index_cut_locked(addr, len);
     for (v = ending; v; v = v->next_ending)
-        cws_index_remove_locked(v);
+        cws_index_forget_locked(v);
     cws_lock_drop(&p->lock);
     while (ending) {
         v = ending;
@@ -262,7 +275,8 @@ static int announce(struct cws_view *v, struct cws_error *err)
         return cws_fail(err, code, "more than %d views at a time", CWS_VIEWS_MAX);
     if (v->uffd >= 0 && (code = cws_workers_watch(v)) != 0) {
         cws_lock_take(&p->lock);
-        cws_index_remove_locked(v);
+        cws_index_cut_locked(v->base, v->bytes);
+        cws_index_forget_locked(v);
         p->policy.total_bytes -= v->bytes;
         cws_lock_drop(&p->lock);
         return cws_fail_errno(err, -code, "epoll does not take a userfaultfd");
@@ -355,33 +369,27 @@ static int protect_part(struct cws_view *v, uint32_t block, size_t from, size_t 
     return code;
 }
 
-/* Walks over [addr, addr + len): stretches of views go to `ours` block by block, all else to `raw`. Goes on after an error, returns the first. */
+/* Walks over [addr, addr + len): pieces of views go to `ours` block by block, all else to `raw`. Goes on after an error, returns the first. */
 static int walk(uint8_t *addr, size_t len, range_fn *ours, raw_fn *raw, int argument)
 {
     uint8_t *end = addr + len;
+    struct cws_piece piece;
     int code = 0;
     while (addr < end) {
-        struct cws_view *v = find(addr, (size_t)(end - addr));
-        if (!v || v->base > addr) {
-            uint8_t *stop = v ? v->base : end;
+        bool found = find(addr, (size_t)(end - addr), &piece);
+        uint8_t *stop = found ? piece.view->base + piece.from : end;
+        if (stop > addr)
             code = keep_first(code, raw(addr, (size_t)(stop - addr), argument));
-            addr = stop;
-            continue;
+        addr = stop;
+        if (!found)
+            break;
+        for (size_t at = piece.from; at < piece.to;) {
+            size_t block_end = cws_block_end(piece.view, cws_block_of(piece.view, at));
+            size_t to = block_end < piece.to ? block_end : piece.to;
+            code = keep_first(code, ours(piece.view, cws_block_of(piece.view, at), at, to, argument));
+            at = to;
         }
-        size_t from, to, run_begin, run_end;
-        int prot;
-        part_of(v, addr, end, &from, &to);
-        if (!cws_page_run(v, from, to, &run_begin, &run_end, &prot))
-            run_begin = run_end = to;
-        if (run_begin > from)
-            code = keep_first(code, raw(v->base + from, run_begin - from, argument));
-        for (size_t at = run_begin; at < run_end;) {
-            uint32_t block = cws_block_of(v, at);
-            size_t stop = cws_block_end(v, block) < run_end ? cws_block_end(v, block) : run_end;
-            code = keep_first(code, ours(v, block, at, stop, argument));
-            at = stop;
-        }
-        addr = v->base + (run_end > from ? run_end : to);
+        addr = piece_end(&piece);
     }
     return code;
 }
@@ -398,10 +406,10 @@ int cws_view_protect(void *addr, size_t len, int prot)
     struct cws_signal_mask mask = cws_signals_block();
     cws_lock_take(&cws_pager.views_lock);
     int code = 0;
-    struct cws_view *v;
+    struct cws_piece piece;
     uint8_t *end = (uint8_t *)addr + len;
-    for (uint8_t *at = addr; !code && at < end && (v = find(at, (size_t)(end - at))) != NULL; at = v->base + v->bytes)
-        code = cws_pages_need_attrs(v);
+    for (uint8_t *at = addr; !code && at < end && find(at, (size_t)(end - at), &piece); at = piece_end(&piece))
+        code = cws_pages_need_attrs(piece.view);
     if (!code)
         code = walk(addr, len, protect_part, protect_raw, prot);
     cws_lock_drop(&cws_pager.views_lock);

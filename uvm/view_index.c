@@ -1,4 +1,4 @@
-/* The set of views, by address. Writers hold both locks with signals blocked; readers without a lock (cws_view_overlaps) check a sequence number. */
+/* The set of views: an entry for each contiguous piece of a view, sorted by address; entries never overlap. Writers hold both locks with signals blocked; readers without a lock (cws_view_overlaps) check a sequence number. */
 #include "pager.h"
 
 #include <sched.h>
@@ -14,6 +14,7 @@ static _Atomic size_t entry_count;
 static _Atomic uint32_t sequence; /* odd: being changed */
 static struct cws_view *by_slot[CWS_VIEWS_MAX];
 static uint32_t slot_generations[CWS_VIEWS_MAX];
+static size_t slot_end, view_count; /* pager lock */
 
 static void entry_copy(struct entry *to, struct entry *from)
 {
@@ -40,58 +41,112 @@ static size_t lower(uintptr_t begin, size_t count)
     return low;
 }
 
+static void entry_set(size_t i, uintptr_t begin, uintptr_t end, struct cws_view *v)
+{
+    atomic_store_explicit(&entries[i].begin, begin, memory_order_release);
+    atomic_store_explicit(&entries[i].end, end, memory_order_release);
+    atomic_store_explicit(&entries[i].view, v, memory_order_release);
+}
+
+/* Opens a gap at `at`, or closes the one between `at` and `at` + n. Between change_begin and change_end. */
+static void shift_up(size_t at, size_t count)
+{
+    for (size_t i = count; i > at; i--)
+        entry_copy(&entries[i], &entries[i - 1]);
+    atomic_store_explicit(&entry_count, count + 1, memory_order_release);
+}
+static void shift_down(size_t at, size_t n, size_t count)
+{
+    for (size_t i = at; i + n < count; i++)
+        entry_copy(&entries[i], &entries[i + n]);
+    atomic_store_explicit(&entry_count, count - n, memory_order_release);
+}
+
+bool cws_index_has_room_locked(void) { return atomic_load(&entry_count) < CWS_VIEWS_MAX; }
+
 int cws_index_insert_locked(struct cws_view *v)
 {
     size_t count = atomic_load(&entry_count), slot = 0;
-    if (count == CWS_VIEWS_MAX)
-        return -ENOMEM;
-    while (by_slot[slot])
+    while (slot < CWS_VIEWS_MAX && by_slot[slot])
         slot++;
+    if (count == CWS_VIEWS_MAX || slot == CWS_VIEWS_MAX)
+        return -ENOMEM;
     by_slot[slot] = v;
+    slot_end = slot >= slot_end ? slot + 1 : slot_end;
     v->slot = (uint32_t)slot;
     v->slot_generation = ++slot_generations[slot];
+    view_count++;
 
     size_t at = lower((uintptr_t)v->base, count);
     change_begin();
-    for (size_t i = count; i > at; i--)
-        entry_copy(&entries[i], &entries[i - 1]);
-    atomic_store_explicit(&entries[at].begin, (uintptr_t)v->base, memory_order_release);
-    atomic_store_explicit(&entries[at].end, (uintptr_t)v->base + v->bytes, memory_order_release);
-    atomic_store_explicit(&entries[at].view, v, memory_order_release);
-    atomic_store_explicit(&entry_count, count + 1, memory_order_release);
+    shift_up(at, count);
+    entry_set(at, (uintptr_t)v->base, (uintptr_t)v->base + v->bytes, v);
     change_end();
     return 0;
 }
 
-void cws_index_remove_locked(struct cws_view *v)
+void cws_index_cut_locked(const void *addr, size_t len)
 {
-    size_t count = atomic_load(&entry_count), at = lower((uintptr_t)v->base, count);
-    by_slot[v->slot] = NULL;
+    uintptr_t from = (uintptr_t)addr, to = from + len;
+    size_t count = atomic_load(&entry_count), at = lower(from, count);
     change_begin();
-    for (size_t i = at; i + 1 < count; i++)
-        entry_copy(&entries[i], &entries[i + 1]);
-    atomic_store_explicit(&entry_count, count - 1, memory_order_release);
+    if (at < count) {
+        uintptr_t begin = atomic_load(&entries[at].begin), end = atomic_load(&entries[at].end);
+        if (begin < from && end > to) { /* cut in two */
+            shift_up(at, count);
+            atomic_store_explicit(&entries[at].end, from, memory_order_release);
+            atomic_store_explicit(&entries[at + 1].begin, to, memory_order_release);
+            change_end();
+            return;
+        }
+        if (begin < from) {
+            atomic_store_explicit(&entries[at].end, from, memory_order_release);
+            at++;
+        }
+    }
+    size_t last = at;
+    while (last < count && atomic_load(&entries[last].end) <= to)
+        last++;
+    if (last < count && atomic_load(&entries[last].begin) < to)
+        atomic_store_explicit(&entries[last].begin, to, memory_order_release);
+    shift_down(at, last - at, count);
     change_end();
 }
 
-struct cws_view *cws_index_find_locked(const void *addr, size_t len)
+void cws_index_forget_locked(struct cws_view *v)
+{
+    by_slot[v->slot] = NULL;
+    view_count--;
+}
+
+bool cws_index_find_locked(const void *addr, size_t len, struct cws_piece *out)
 {
     uintptr_t begin = (uintptr_t)addr;
     size_t count = atomic_load_explicit(&entry_count, memory_order_relaxed), at = lower(begin, count);
     if (at == count || len == 0)
-        return NULL;
+        return false;
     uintptr_t first = atomic_load_explicit(&entries[at].begin, memory_order_relaxed);
+    uintptr_t end = atomic_load_explicit(&entries[at].end, memory_order_relaxed);
     if (first > begin && first - begin >= len)
-        return NULL;
-    return atomic_load_explicit(&entries[at].view, memory_order_relaxed);
+        return false;
+    struct cws_view *v = atomic_load_explicit(&entries[at].view, memory_order_relaxed);
+    first = first > begin ? first : begin;
+    end = end - begin < len ? end : begin + len;
+    *out = (struct cws_piece){.view = v, .from = first - (uintptr_t)v->base, .to = end - (uintptr_t)v->base};
+    return true;
 }
 
-struct cws_view *cws_index_at_locked(size_t i)
+struct cws_view *cws_index_next_locked(uint32_t *slot)
 {
-    return i < atomic_load(&entry_count) ? atomic_load(&entries[i].view) : NULL;
+    while (*slot < slot_end) {
+        struct cws_view *v = by_slot[(*slot)++];
+        if (v)
+            return v;
+    }
+    return NULL;
 }
 
-size_t cws_index_count_locked(void) { return atomic_load(&entry_count); }
+size_t cws_index_count_locked(void) { return view_count; }
 
 struct cws_view *cws_index_slot_locked(uint32_t slot, uint32_t generation)
 {

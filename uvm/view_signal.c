@@ -91,11 +91,11 @@ bool cws_view_signal(int signo, void *siginfo, void *ucontext)
     struct cws_signal_mask mask = cws_signals_block();
     bool again = true; /* the view has gone meanwhile: see what is there now */
     cws_lock_take(&p->lock);
-    struct cws_view *v = cws_index_find_locked(info->si_addr, 1);
-    if (v) {
-        cws_view_use_locked(v);
-        again = serve_locked(v, (size_t)((uint8_t *)info->si_addr - v->base), ucontext);
-        cws_view_unuse_locked(v);
+    struct cws_piece piece;
+    if (cws_index_find_locked(info->si_addr, 1, &piece)) {
+        cws_view_use_locked(piece.view);
+        again = serve_locked(piece.view, piece.from, ucontext);
+        cws_view_unuse_locked(piece.view);
     }
     cws_lock_drop(&p->lock);
     cws_signals_restore(mask);
