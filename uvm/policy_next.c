@@ -7,8 +7,8 @@
  *   window  the others: a queue. Demand and readahead stream through it; its newest are the ones in use.
  *
  * The first fill of a block counts against all bytes of all views. What is asked for again after it was dropped is surely part of a walk: such fills
- * take what room is left (a part of the views may never be touched). When the room is full, one such fill in ROTATE takes the place of the oldest keeper:
- * hits are invisible, and this is how keepers that nobody uses any more are found out, at the price of one lost hit in ROTATE misses. */
+ * take what room is left (a part of the views may never be touched). When the room is full, one keeper in ROTATE is exchanged, the oldest first,
+ * in the time of one walk: hits are invisible, and this is how keepers that nobody uses any more are found out, at the price of one hit in ROTATE. */
 #include "policy.h"
 
 #include <stddef.h>
@@ -41,7 +41,7 @@ static bool becomes_keeper(struct cws_policy *p, const struct cws_policy_node *n
     uint64_t competing = p->seen_bytes > in ? p->seen_bytes - in : p->unit_bytes;
     if (fits)
         return spend(&p->again_credit, (double)(room - p->kept.bytes) / (double)competing);
-    if (p->kept.head.next == &p->kept.head || !spend(&p->rotate_credit, 1.0 / ROTATE))
+    if (p->kept.head.next == &p->kept.head || !spend(&p->rotate_credit, (double)room / (double)competing / ROTATE))
         return false;
     struct cws_policy_node *oldest = p->kept.head.next;
     cws_policy_remove(p, oldest);
