@@ -83,6 +83,7 @@ struct cws_plan {
     uint64_t row_elems;     /* QUANT, else 0 */
     unsigned quant_bits;
     float q6_step;          /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */
+    float typical_rms;      /* q6: mean RMS of a row, as in the sample */
     bool needs_count;
     unsigned rounds;
     unsigned stored_planes; /* SPLIT: byte planes that are not constant in the sample */
@@ -125,9 +126,9 @@ CWS_MUST_CHECK int cws_chunk_encode(const struct cws_plan *p, const void *chunk,
                                     void *dst, size_t *out_stored_bytes, enum cws_codec_id *out_codec,
                                     struct cws_encode_scratch *scratch, struct cws_error *err);
 
-/* Deterministic, length-limited, complete code from a histogram (at least one non-zero count; a single
- * symbol gets a dummy partner so that the code is complete). Returns the cost in bits. */
-uint64_t cws_huffman_lengths(const uint64_t histogram[256], uint8_t lengths[256]);
+/* Deterministic, complete code of at most `limit` bits, 8 to CWS_CODE_BITS_MAX, from a histogram (at least one non-zero
+ * count; a single symbol gets a dummy partner so that the code is complete). Returns the cost in bits. */
+uint64_t cws_huffman_lengths(const uint64_t histogram[256], unsigned limit, uint8_t lengths[256]);
 double cws_entropy_bits(const uint64_t histogram[256]); /* order-0, bits per symbol */
 
 #endif

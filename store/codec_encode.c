@@ -228,7 +228,7 @@ static int quant_scales(struct coder *c, const uint8_t *chunk, size_t elems, uin
         struct cws_quant_row row;
         if (cws_quant_measure(p->dtype, chunk + done * p->elem_bytes, n, &row) != 0)
             return CWS_E_BUG; /* the count would have refused it */
-        code[rows] = (uint16_t)cws_quant_scale_code(&row, p->q6_step);
+        code[rows] = (uint16_t)cws_quant_scale_code(&row, p->q6_step, p->typical_rms);
         if (code[rows] != 0) {
             least = code[rows] < least ? code[rows] : least;
             most = code[rows] > most ? code[rows] : most;

@@ -4,7 +4,7 @@
 #include "codec_check.h"
 #include "huffman.h"
 
-#define CWS_LANE_SYMBOLS_MAX 512u
+#define CWS_LANE_SYMBOLS_MAX 1024u
 #define CWS_TILE_ELEMS_MAX (CWS_TILE_LANES * CWS_LANE_SYMBOLS_MAX)
 #define CWS_TILE_ROW 256u /* elements: 8 of each lane */
 /* Lanes are kept apart by more than a multi-symbol store can run over. */

@@ -18,8 +18,10 @@
 #endif
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-#define LOOKUPS 5 /* of 11 bits in the 57 that one load is sure to give */
-#define WINDOW_MASK ((1u << CWS_CODE_BITS_MAX) - 1)
+#define LOOKUPS 5      /* of 11 bits in the 57 that one load is sure to give */
+#define PAIR_LOOKUPS 4 /* of 12 bits */
+#define WINDOW_MASK ((1u << CWS_ENTRY_WINDOW) - 1)
+#define PAIR_MASK ((1u << CWS_CODE_BITS_MAX) - 1)
 #define SENTINEL (UINT64_C(1) << 63)
 
 /* How many bits the first k symbols of a window take. */
@@ -91,6 +93,55 @@ ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_
     }
 }
 
+/* The same with a table of pairs. */
+ALWAYS_INLINE bool pair_group(const struct cws_decode_table *table, const uint8_t *streams, uint64_t end_bit,
+                              uint64_t at[CWS_LANE_GROUP], uint8_t *out[CWS_LANE_GROUP], uint8_t *const end[CWS_LANE_GROUP])
+{
+    uint64_t buffer[CWS_LANE_GROUP];
+    for (;;) {
+        bool more = true;
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            more &= (end[g] - out[g] >= 2 * PAIR_LOOKUPS) & (at[g] <= end_bit);
+        if (!more)
+            break;
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            buffer[g] = refill(streams, at[g]);
+        UNROLL for (int i = 0; i < PAIR_LOOKUPS; i++) {
+            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
+                uint32_t e = table->pair[buffer[g] & PAIR_MASK];
+                memcpy(out[g], &e, 2);
+                buffer[g] >>= e >> 16 & 31;
+                out[g] += e >> 28;
+            }
+        }
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            at[g] += (unsigned)__builtin_clzll(buffer[g]);
+    }
+    for (;;) {
+        bool left = false;
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
+            left |= out[g] != end[g];
+            if (at[g] > end_bit)
+                return false;
+        }
+        if (!left)
+            return true;
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            buffer[g] = refill(streams, at[g]);
+        UNROLL for (int i = 0; i < PAIR_LOOKUPS; i++) {
+            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
+                uint32_t e = table->pair[buffer[g] & PAIR_MASK];
+                uint64_t room = (uint64_t)(end[g] - out[g]), k = e >> 28 < room ? e >> 28 : room;
+                memcpy(out[g], &e, 2);
+                buffer[g] >>= k == 0 ? 0 : k == 1 ? e >> 24 & 15 : e >> 16 & 31;
+                out[g] += k;
+            }
+        }
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            at[g] += (unsigned)__builtin_clzll(buffer[g]);
+    }
+}
+
 static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
                          const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride)
 {
@@ -107,7 +158,8 @@ static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *st
             lane_out[g] = out + (l + g) * stride;
             lane_end[g] = lane_out[g] + elems / CWS_TILE_ROW * 8 + last;
         }
-        if (!lane_group(table, streams, end_bit, at, lane_out, lane_end))
+        if (table->pairs ? !pair_group(table, streams, end_bit, at, lane_out, lane_end)
+                         : !lane_group(table, streams, end_bit, at, lane_out, lane_end))
             return false;
         UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
             if (at[g] != stop[g])

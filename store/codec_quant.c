@@ -31,11 +31,12 @@ void cws_quant_symbols(enum cws_dtype dtype, const uint8_t *elems, size_t count,
     ops()->symbols(dtype, elems, count, code, symbols);
 }
 
-uint32_t cws_quant_scale_code(const struct cws_quant_row *row, float step)
+uint32_t cws_quant_scale_code(const struct cws_quant_row *row, float step, float typical_rms)
 {
     if (row->absmax == 0)
         return 0;
-    float scale = row->absmax / 127.0f, wanted = step * row->rms;
+    bool typical = 4 * row->rms >= 3 * typical_rms && 3 * row->rms <= 4 * typical_rms;
+    float scale = row->absmax / 127.0f, wanted = step * (typical ? typical_rms : row->rms);
     if (wanted > scale)
         scale = wanted;
     uint32_t code = (to_bits(scale) + (1u << CWS_SCALE_SHIFT) - 1) >> CWS_SCALE_SHIFT; /* rounded up */

@@ -248,7 +248,8 @@ static int ref_coded(struct ref *r, const struct cws_chunk_context *ctx, const u
             return bad(r, "head has reserved bytes set");
     if (h.flags & ~CWS_CODED_WIDE)
         return bad(r, "head has unknown flags");
-    if (h.lane_symbols != 64 && h.lane_symbols != 128 && h.lane_symbols != 256 && h.lane_symbols != 512)
+    if (h.lane_symbols != 64 && h.lane_symbols != 128 && h.lane_symbols != 256 && h.lane_symbols != 512 &&
+        h.lane_symbols != 1024)
         return bad(r, "lane_symbols is not valid");
     if (!cws_dtype_is_float(ctx->dtype) || h.elem_bytes != cws_dtype_bytes(ctx->dtype))
         return bad(r, "element size is not the dtype's");

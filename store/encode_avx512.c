@@ -110,7 +110,7 @@ static inline __m512i lut_get(const struct lut *t, __m512i index, __mmask64 uppe
 }
 
 struct groups { /* of 64 symbols, 8 groups of 8: what each u64 holds becomes a string of bits */
-    __m512i first, second;           /* the first and the last four symbols: at most 44 bits each */
+    __m512i first, second;           /* the first and the last four symbols: at most 48 bits each */
     __m512i first_bits, second_bits;
 };
 
@@ -119,12 +119,12 @@ static inline struct groups join(__m512i low, __m512i high)
 {
     const __m512i byte16 = _mm512_set1_epi16(0xff), word32 = _mm512_set1_epi32(0xffff), half64 = _mm512_set1_epi64(0xffffffff);
     __m512i bits = _mm512_and_si512(_mm512_srli_epi16(high, 4), _mm512_set1_epi8(15));
-    __m512i top = _mm512_and_si512(high, _mm512_set1_epi8(7));
+    __m512i top = _mm512_and_si512(high, _mm512_set1_epi8(15));
     /* 16-bit codes of the even and of the odd symbols */
     __m512i even = _mm512_or_si512(_mm512_and_si512(low, byte16), _mm512_slli_epi16(top, 8));
     __m512i odd = _mm512_or_si512(_mm512_srli_epi16(low, 8), _mm512_andnot_si512(byte16, top));
     __m512i even_bits = _mm512_and_si512(bits, byte16);
-    /* pairs of up to 22 bits: those in the low and in the high half of each u32 */
+    /* pairs of up to 24 bits: those in the low and in the high half of each u32 */
     __m512i p0 = _mm512_or_si512(_mm512_and_si512(even, word32),
                                  _mm512_sllv_epi32(_mm512_and_si512(odd, word32), _mm512_and_si512(even_bits, word32)));
     __m512i p1 = _mm512_or_si512(_mm512_srli_epi32(even, 16),

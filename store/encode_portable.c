@@ -37,7 +37,7 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
         histogram[s] += (uint64_t)table[0][s] + table[1][s] + table[2][s] + table[3][s];
 }
 
-/* Appends the lane's symbols, four at a time: at most 44 bits. Returns its length; ORs the entries into *seen. */
+/* Appends the lane's symbols, four at a time: at most 48 bits. Returns its length; ORs the entries into *seen. */
 static uint32_t encode_lane(const uint32_t code[256], const uint8_t *symbols, unsigned lane, unsigned elems,
                             struct cws_bits *b, uint32_t *seen)
 {

@@ -19,7 +19,7 @@
 #define CWS_CHUNK_BYTES_MAX (16u << 20)       /* a reader rejects a larger chunk */
 #define CWS_HEADER_BYTES_MAX 100000000u       /* safetensors' own limit */
 #define CWS_TILE_LANES 32u
-#define CWS_CODE_BITS_MAX 11u
+#define CWS_CODE_BITS_MAX 12u
 #define CWS_STREAM_PAD 8u                     /* zero bytes behind the bit streams of a chunk */
 
 /* Compatible: a reader that does not know the bit may ignore it. Incompatible: it must refuse. */
@@ -114,7 +114,7 @@ _Static_assert(sizeof(struct cws_chunk_record) == 48, "chunk record layout");
  * SPLIT is for float dtypes, QUANT for F16, BF16 and F32; elem_count >= 1. */
 struct cws_coded_head {
     uint32_t elem_count;
-    uint16_t lane_symbols;  /* 64, 128, 256 or 512 */
+    uint16_t lane_symbols;  /* 64, 128, 256, 512 or 1024 */
     uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element, equal to the dtype's */
     uint8_t flags;          /* CWS_CODED_* */
     uint32_t tile_count;    /* ceil(elem_count / (32 * lane_symbols)) */

@@ -35,6 +35,7 @@ static void set_lossless(struct cws_plan *p)
     p->row_elems = 0;
     p->quant_bits = 0;
     p->q6_step = 0;
+    p->typical_rms = 0;
     p->rounds = 0;
     p->stored_planes = p->elem_bytes - 1;
     p->scale_bits = 0;
@@ -78,7 +79,7 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     p->codec = CWS_CODEC_QUANT;
     p->row_elems = row;
     p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
-    p->lane_symbols = 512;
+    p->lane_symbols = 1024;
     p->needs_count = true;
     if (row_bytes <= CWS_CHUNK_BYTES && unit <= CWS_CHUNK_BYTES)
         p->chunk_bytes = (uint32_t)(CWS_CHUNK_BYTES / unit * unit);
@@ -130,8 +131,29 @@ static void count_split(unsigned elem_bytes, const uint8_t *elems, size_t count,
     tally_add(&t, histogram);
 }
 
+/* The scale codes that occurred. */
+struct codes {
+    uint32_t least, most;
+};
+
+static void codes_add(struct codes *c, uint32_t code)
+{
+    if (code == 0) /* zeros: any scale does */
+        return;
+    c->least = c->most == 0 || code < c->least ? code : c->least;
+    c->most = code > c->most ? code : c->most;
+}
+
+static unsigned codes_bits(const struct codes *c)
+{
+    unsigned bits = 0;
+    for (uint32_t range = c->most - c->least; range; range >>= 1)
+        bits++;
+    return bits;
+}
+
 static int count_quant(const struct cws_plan *p, float step, const uint8_t *elems, size_t count, uint64_t first_elem,
-                       uint64_t histogram[256])
+                       uint64_t histogram[256], struct codes *codes)
 {
     uint8_t symbols[4096];
     struct tally t = {{{0}}};
@@ -142,7 +164,8 @@ static int count_quant(const struct cws_plan *p, float step, const uint8_t *elem
         struct cws_quant_row row;
         if (cws_quant_measure(p->dtype, row_elems, n, &row) != 0)
             return 1;
-        uint32_t code = cws_quant_scale_code(&row, step);
+        uint32_t code = cws_quant_scale_code(&row, step, p->typical_rms);
+        codes_add(codes, code);
         for (size_t at = 0; at < n; at += sizeof symbols) {
             size_t part = n - at < sizeof symbols ? n - at : sizeof symbols;
             cws_quant_symbols(p->dtype, row_elems + at * p->elem_bytes, part, code, symbols);
@@ -156,8 +179,9 @@ static int count_quant(const struct cws_plan *p, float step, const uint8_t *elem
 
 int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256])
 {
+    struct codes codes = {0, 0};
     if (p->codec == CWS_CODEC_QUANT)
-        return count_quant(p, p->q6_step, chunk, bytes / p->elem_bytes, first_elem, histogram);
+        return count_quant(p, p->q6_step, chunk, bytes / p->elem_bytes, first_elem, histogram, &codes);
     if (p->codec == CWS_CODEC_SPLIT)
         count_split(p->elem_bytes, chunk, bytes / p->elem_bytes, histogram);
     return 0;
@@ -258,18 +282,20 @@ static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t by
 }
 
 /* Bits per weight of the elements at this step, or -1 when they cannot be quantised. */
-static double step_bits(const struct cws_plan *p, float step, const uint8_t *sample, size_t elems)
+static double step_bits(struct cws_plan *p, float step, const uint8_t *sample, size_t elems)
 {
     uint64_t histogram[256] = {0};
     uint8_t lengths[256];
-    if (count_quant(p, step, sample, elems, 0, histogram) != 0)
+    struct codes codes = {0, 0};
+    if (count_quant(p, step, sample, elems, 0, histogram, &codes) != 0)
         return -1;
-    return (double)cws_huffman_lengths(histogram, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
+    p->scale_bits = codes_bits(&codes);
+    return (double)cws_huffman_lengths(histogram, CWS_QUANT_CODE_BITS, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
 }
 
 /* The least step, in units of a row's rms, that about meets the target. Twice the step is one bit less, so a few corrections
  * get there; the full count has the last word. */
-static float search_step(const struct cws_plan *p, const uint8_t *sample, size_t elems)
+static float search_step(struct cws_plan *p, const uint8_t *sample, size_t elems)
 {
     const double target = TARGET_BITS - TARGET_MARGIN;
     float step = 0.07f, best = 0; /* weights near a normal distribution need 0.07 */
@@ -289,8 +315,9 @@ static float search_step(const struct cws_plan *p, const uint8_t *sample, size_t
 
 static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes)
 {
-    size_t elems = bytes / p->elem_bytes;
-    uint32_t least = UINT32_MAX, most = 0;
+    size_t elems = bytes / p->elem_bytes, rows = 0;
+    struct codes codes = {0, 0};
+    double rms = 0;
     for (size_t done = 0; done < elems; done += (size_t)p->row_elems) {
         size_t n = elems - done < p->row_elems ? elems - done : (size_t)p->row_elems;
         struct cws_quant_row row;
@@ -299,15 +326,12 @@ static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes
             sample_lossless(p, sample, bytes);
             return;
         }
-        uint32_t code = cws_quant_scale_code(&row, 0);
-        if (code != 0) {
-            least = code < least ? code : least;
-            most = code > most ? code : most;
-        }
+        codes_add(&codes, cws_quant_scale_code(&row, 0, 0));
+        rms += (double)row.rms;
+        rows += row.rms > 0;
     }
-    p->scale_bits = 0;
-    for (uint32_t range = most > least ? most - least : 0; range; range >>= 1)
-        p->scale_bits++;
+    p->scale_bits = codes_bits(&codes);
+    p->typical_rms = rows ? (float)(rms / (double)rows) : 0;
     if (p->mode == CWS_MODE_Q6) {
         size_t take = elems;
         if (take > STEP_ELEMS)
@@ -330,7 +354,8 @@ int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256])
 {
     if (p->codec != CWS_CODEC_SPLIT && p->codec != CWS_CODEC_QUANT)
         return 0;
-    double symbols = (double)cws_huffman_lengths(histogram, p->lengths);
+    unsigned limit = p->codec == CWS_CODEC_SPLIT ? CWS_SPLIT_CODE_BITS : CWS_QUANT_CODE_BITS;
+    double symbols = (double)cws_huffman_lengths(histogram, limit, p->lengths);
     double total = symbols + overhead_bits(p), per_weight = total / (double)p->elems;
     cws_huffman_pack(p->lengths, p->packed);
     p->symbol_entropy = cws_entropy_bits(histogram);

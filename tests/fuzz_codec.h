@@ -68,7 +68,7 @@ static void as_it_stands(struct fuzz_input *in)
     uint32_t range = take(in, 4);
     for (unsigned s = 0; s < 16; s++)
         histogram[take(in, 1)] += UINT64_C(1) << s;
-    cws_huffman_lengths(histogram, lengths);
+    cws_huffman_lengths(histogram, range & 1 ? CWS_CODE_BITS_MAX : 11, lengths);
     for (unsigned i = 0; i < 128; i++)
         packed[i] = (uint8_t)(lengths[2 * i] | lengths[2 * i + 1] << 4);
     struct cws_decode_table *table = aligned_alloc(64, (cws_decode_table_bytes() + 63) / 64 * 64);

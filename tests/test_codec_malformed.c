@@ -300,6 +300,12 @@ static void code_tables(void **state)
     assert_int_equal(cws_decode_table_init(t, packed, NULL), 0);
     memset(packed, 0xcc, 128);
     assert_int_equal(cws_decode_table_init(t, packed, NULL), CWS_E_CORRUPT);
+    for (unsigned longest = 11; longest <= 13; longest++) { /* lengths 1, 2, 3, ..., longest, longest */
+        memset(packed, 0, 128);
+        for (unsigned s = 0; s <= longest; s++)
+            packed[s / 2] |= (uint8_t)((s < longest ? s + 1 : longest) << s % 2 * 4);
+        assert_int_equal(cws_decode_table_init(t, packed, NULL), longest <= CWS_CODE_BITS_MAX ? 0 : CWS_E_CORRUPT);
+    }
     free(t);
 }
 
