@@ -33,6 +33,16 @@ status codecllm pack packed out
 mkdir half
 cp packed half/model.safetensors
 status codecllm pack half out
+# the place is taken while we work: what came first stays
+mkdir late slow
+header='{"a":{"dtype":"BF16","shape":[100,1000000],"data_offsets":[0,200000000]}}'
+{ length8 ${#header}; printf %s "$header"; } >slow/model.safetensors
+truncate -s $((8 + ${#header} + 200000000)) slow/model.safetensors
+(while ! ls -d .late.partial-* >/dev/null 2>&1; do :; done; echo first >late/first) &
+status codecllm pack slow late
+wait
+ls -A late
+rm -r slow late
 # no room: nothing is left behind
 (trap '' XFSZ; ulimit -f 8; status codecllm pack "$BARD/model.safetensors" out)
 (trap '' XFSZ; ulimit -f 8; status codecllm pack "$BARD" out)

@@ -9,6 +9,11 @@ CODEC_POLICY=best status codecllm run --budget 1G -- true
 status codecllm run --budget 1G -- no-such-program
 echo text >plain
 status codecllm run --budget 1G -- ./plain
+# the program's signals are as they were
+here=$(grep SigIgn /proc/self/status)
+[ "$here" = "$(codecllm run --budget 1G -- grep SigIgn /proc/self/status)" ] && echo no signal is ignored
+# a standard descriptor that is closed cannot become a data file
+codecllm run --budget 1G -- readlink /proc/self/fd/2 2>&-
 # a program sees the logical file, our own command the real one
 codecllm pack -q "$BARD/model.safetensors" packed
 codecllm run --budget 4M -- cmp "$BARD/model.safetensors" packed && echo a program sees the logical file
