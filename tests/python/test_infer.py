@@ -58,3 +58,17 @@ def test_without_the_shim_a_packed_model_is_refused(packed_bard, tmp_path):
     done = run(sys.executable, bench_infer.ROOT + "/tools/infer.py", "--model", packed_bard, "--device", "cpu", check=False)
     assert done.returncode != 0
     assert "Error" in done.stderr
+
+
+def test_sharded_model(command, tmp_path):
+    """An index, several shards, a tensor that no page boundary fits: made by tools/make_model.py."""
+    import sys
+
+    model, packed = tmp_path / "model", tmp_path / "packed"
+    run(sys.executable, bench_infer.ROOT + "/tools/make_model.py", "--shape", "tiny", "--shard-gb", "0.0001", model)
+    run(command, "pack", model, packed)
+    assert len(list(packed.glob("model-*-of-00003.safetensors"))) == 3
+    expected = infer(model)
+    seen = infer(packed, prefix=(str(command), "run", "--"), budget=4 << 20)
+    assert seen["tokens"] == expected["tokens"] and seen["logits"] == expected["logits"]
+    assert seen["stats"]["faults"] > 0
