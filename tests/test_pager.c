@@ -10,8 +10,7 @@
 /* --- a gate: stops the first thread that comes to a phase of a block until it is opened ----------------- */
 
 static struct {
-    enum cws_phase phase;
-    uint32_t block;
+    _Atomic uint32_t phase, block;
     _Atomic bool armed;
     _Atomic uint32_t reached, opened;
 } gate;
@@ -19,7 +18,7 @@ static struct {
 static void gate_hook(enum cws_phase phase, struct cws_view *v, uint32_t block)
 {
     (void)v;
-    if (phase != gate.phase || block != gate.block || !atomic_exchange(&gate.armed, false))
+    if ((uint32_t)phase != gate.phase || block != gate.block || !atomic_exchange(&gate.armed, false))
         return;
     atomic_store(&gate.reached, 1);
     cws_wake(&gate.reached);

@@ -124,14 +124,15 @@ struct toucher {
     _Atomic size_t limit; /* touches below this offset only */
     _Atomic bool stop;
     _Atomic long wrong;
-    uint64_t seed;
+    _Atomic uint64_t seed;
 };
 
 static void *touch_below_limit(void *arg)
 {
     struct toucher *t = arg;
+    uint64_t seed = atomic_fetch_add(&t->seed, 1);
     while (!atomic_load(&t->stop)) {
-        size_t limit = atomic_load(&t->limit), offset = next_random(&t->seed) % (limit - 64);
+        size_t limit = atomic_load(&t->limit), offset = next_random(&seed) % (limit - 64);
         if (pattern_differs(t->p, t->at + offset, 64, offset) != -1)
             atomic_fetch_add(&t->wrong, 1);
     }

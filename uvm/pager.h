@@ -40,7 +40,7 @@ struct cws_view {
     uint32_t block_bytes, block_count;
     struct cws_block *blocks;
     int prot;            /* of every page while attrs is NULL */
-    uint8_t *attrs;      /* one per page, or NULL: all mapped with `prot`. Changed by the owner of a CHANGING block, under the pager lock */
+    uint8_t *_Atomic attrs; /* one per page, or NULL: all mapped with `prot`. An entry is changed by the owner of its CHANGING block, under the pager lock */
     bool unmapped;       /* no page is mapped (says so where there is no array); pager lock */
     size_t mapped_pages; /* pager lock */
     int uffd;            /* -1: none */

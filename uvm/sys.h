@@ -23,9 +23,26 @@ static inline long cws_sys_result(long rc, int saved_errno)
 #define CWS_SYSCALL(...) \
     __extension__({ int saved_ = errno; cws_sys_result(syscall(__VA_ARGS__), saved_); })
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CWS_TSAN 1
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define CWS_TSAN 1
+#endif
+
 /* Returns the address, or -errno in the top page. */
 static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int fd)
 {
+#ifdef CWS_TSAN
+    /* ThreadSanitizer does not see raw calls: it would take an address that the kernel hands out again for the memory that was there before. What
+     * replaces pages of a view stays raw, because for it that would be a write to them. */
+    if (!(flags & MAP_FIXED)) {
+        int saved = errno;
+        void *at = mmap(addr, len, prot, flags, fd, 0);
+        return cws_sys_result((long)at, saved);
+    }
+#endif
     return CWS_SYSCALL(SYS_mmap, addr, len, prot, flags, fd, 0L);
 }
 static inline int cws_sys_munmap(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munmap, addr, len); }

@@ -5,7 +5,8 @@
 
 unsigned cws_page_attr(const struct cws_view *v, size_t at)
 {
-    return v->attrs ? v->attrs[at / CWS_PAGE_BYTES] : CWS_ATTR_MAPPED | (unsigned)v->prot;
+    const uint8_t *attrs = atomic_load_explicit(&v->attrs, memory_order_acquire);
+    return attrs ? attrs[at / CWS_PAGE_BYTES] : CWS_ATTR_MAPPED | (unsigned)v->prot;
 }
 
 bool cws_page_run(const struct cws_view *v, size_t at, size_t end, size_t *out_begin, size_t *out_end, int *out_prot)
@@ -19,8 +20,8 @@ bool cws_page_run(const struct cws_view *v, size_t at, size_t end, size_t *out_b
     unsigned attr = cws_page_attr(v, at);
     *out_begin = at;
     *out_prot = (int)(attr & CWS_ATTR_PROT);
-    if (!v->attrs)
-        at = end;
+    if (!atomic_load_explicit(&v->attrs, memory_order_acquire))
+        at = end; /* an array that comes now says the same of every page that we may look at */
     while (at < end && cws_page_attr(v, at) == attr)
         at += CWS_PAGE_BYTES;
     *out_end = at;
@@ -45,9 +46,7 @@ int cws_pages_need_attrs(struct cws_view *v)
     if (!attrs)
         return -ENOMEM;
     memset(attrs, (int)(CWS_ATTR_MAPPED | (unsigned)v->prot), pages);
-    cws_lock_take(&cws_pager.lock);
-    v->attrs = attrs;
-    cws_lock_drop(&cws_pager.lock);
+    atomic_store_explicit(&v->attrs, attrs, memory_order_release);
     return 0;
 }
 
