@@ -63,11 +63,16 @@ const struct cws_reader_engine cws_engine_plain = {
 
 /* --- the reader -------------------------------------------------------------------------------- */
 
+enum { DIRECT_SLOTS_LEAST = 8 };
+
 static bool wants_direct(const struct cws_reader_options *o)
 {
     struct sysinfo info;
     if (o->direct != CWS_DIRECT_AUTO)
         return o->direct == CWS_DIRECT_ALWAYS;
+    /* With few extents in flight the kernel's readahead is worth more than the copy it costs (bench_read). */
+    if (o->slots < DIRECT_SLOTS_LEAST)
+        return false;
     return sysinfo(&info) == 0 && o->file_bytes > (uint64_t)info.totalram * info.mem_unit / 2;
 }
 
