@@ -1,6 +1,6 @@
 /* bench_paging - speed of views of a packed store: cyclic scans at several budgets, on every rung that works here, with and without readahead.
  *
- *   bench_paging STORE [PASSES]      default 3; the first pass is reported apart, it reads the file
+ *   bench_paging STORE [PASSES]      default 3; the first pass is reported apart, with the mapping: it reads the file
  *
  * A touch sums every 64th byte (a program that does little with its weights: the pager's own limit). GB/s are logical. */
 #include "store/store.h"
@@ -33,11 +33,11 @@ static int bench(struct cws_store *store, const char *rung, unsigned percent, bo
     struct cws_error err = {0};
     struct cws_options options = {.active = percent != 0, .budget_bytes = bytes * percent / 100, .pager = rung, .prefetch = prefetch, .policy = policy};
     void *at;
+    double begin = now(), first;
     if (cws_pager_start(&options, &err) || cws_view_map(store, NULL, bytes, PROT_READ, 0, 0, &at, &err)) {
         printf("%-9s %4u%%  %s\n", rung, percent, err.message);
         return cws_pager_stop();
     }
-    double begin = now(), first;
     uint64_t sum = scan(at, bytes);
     first = now() - begin;
     struct cws_pager_stats before, after;

@@ -73,8 +73,8 @@ int cws_view_remap(void *addr, size_t old_len, size_t new_len, int flags, void *
 
 /* Makes the view pages of [addr, addr+len) present and keeps them so until the matching unhold: for calls that hand memory
  * to the kernel. A range that does not touch a view is a no-op. for_write: the pages also become writable (the blocks count
- * as written). Holds at most `len` bytes; callers keep pieces at or below cws_view_hold_max(). Returns 0; -EFAULT (the
- * range is not mapped or its protection forbids it); a decode error's code (line in err; already printed once). */
+ * as written). Holds whole blocks; callers keep pieces at or below cws_view_hold_max(). Pages that are no view's are not
+ * looked at: the kernel says EFAULT itself. Returns 0; -EFAULT (a view page's protection forbids it); a decode error's code (line in err; already printed once). */
 CWS_MUST_CHECK int cws_view_hold(const void *addr, size_t len, bool for_write, struct cws_error *err);
 void cws_view_unhold(const void *addr, size_t len);
 size_t cws_view_hold_max(void);
