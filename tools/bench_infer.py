@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,18 +53,41 @@ def view_rss(pid):
     return total
 
 
-class Sampler(threading.Thread):
-    """The most view_rss() of a process until stop()."""
+def stop(pid):
+    """Stops a process and waits until every thread of it stands still. False when it is gone."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        for task in os.listdir(f"/proc/{pid}/task"):
+            state = b"R"
+            while state not in b"TtZX":
+                with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+                    state = file.read().rpartition(b") ")[2][:1]
+    except OSError:
+        return False
+    return True
 
-    def __init__(self, pid, interval_s=0.002):
+
+class Sampler(threading.Thread):
+    """The most view_rss() of a process until stop(). The kernel walks a large mapping for many milliseconds and counts what
+    is dropped behind its back and what is filled ahead of it; `exact` stops the process for each sample, which shows the
+    truth and slows the process down."""
+
+    def __init__(self, pid, exact=False):
         super().__init__(daemon=True)
-        self.pid, self.interval_s, self.peak_bytes, self.samples = pid, interval_s, 0, 0
+        self.pid, self.exact, self.interval_s, self.peak_bytes, self.samples = pid, exact, 0.05 if exact else 0.002, 0, 0
         self.over = threading.Event()
 
     def run(self):
         while not self.over.wait(self.interval_s):
+            if self.exact and not stop(self.pid):
+                continue
             self.peak_bytes = max(self.peak_bytes, view_rss(self.pid))
             self.samples += 1
+            if self.exact:
+                try:
+                    os.kill(self.pid, signal.SIGCONT)
+                except OSError:
+                    pass
 
     def stop(self):
         self.over.set()
@@ -108,7 +132,7 @@ def run_infer(model, args, prefix=(), budget=None, variables=()):
         environment.update(pair.split("=", 1) for pair in variables)
         with open(os.path.join(scratch, "stderr"), "w+b") as stderr:
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
-            sampler = Sampler(process.pid)
+            sampler = Sampler(process.pid, getattr(args, "exact_peak", False))
             sampler.start()
             code = process.wait()
             sampler.stop()
@@ -156,6 +180,7 @@ def main():
     parser.add_argument("--cold", action="store_true", help="also run each with the files out of the page cache")
     parser.add_argument("--command", metavar="PATH", help="the codecllm command (default: build/bin, then PATH)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the runs under the shim")
+    parser.add_argument("--exact-peak", action="store_true", help="stop the program for each sample of its peak")
     parser.add_argument("--json", metavar="FILE", help="write all results")
     args = parser.parse_args()
     command = find_command(args.command)
