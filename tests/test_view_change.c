@@ -281,6 +281,24 @@ static void a_raw_madvise_behind_our_back_is_noticed(void **state)
     end(p);
 }
 
+/* A raw mprotect behind our back takes a page away that is there: it is put right, or the fault goes to the program; never an endless loop. */
+static void a_raw_mprotect_behind_our_back_is_no_endless_loop(void **state)
+{
+    (void)state;
+    if (!rung_is("sigsegv"))
+        skip();
+    struct pattern *p = begin(MIB, MIB);
+    uint8_t *at = map_view(p, MIB, PROT_READ | PROT_WRITE, 0);
+    at[0] = 5;
+    assert_int_equal(at[MIB / 2], pattern_byte(p, MIB / 2));
+    assert_int_equal(mprotect(at, 4096, PROT_NONE), 0);
+    assert_int_equal(mprotect(at + MIB / 2, 4096, PROT_NONE), 0);
+    assert_int_equal(at[0], 5);
+    assert_int_equal(at[MIB / 2], pattern_byte(p, MIB / 2));
+    unmap_view(at, MIB);
+    end(p);
+}
+
 static void remap_shrinks_in_place_only(void **state)
 {
     (void)state;
@@ -390,6 +408,7 @@ static int tests(void)
         cmocka_unit_test(protections_hold_for_each_page),
         cmocka_unit_test(dontneed_brings_the_bytes_of_the_file_back),
         cmocka_unit_test(a_raw_madvise_behind_our_back_is_noticed),
+        cmocka_unit_test(a_raw_mprotect_behind_our_back_is_no_endless_loop),
         cmocka_unit_test(remap_shrinks_in_place_only),
         cmocka_unit_test(held_pages_serve_the_kernel_and_stay),
         cmocka_unit_test(a_hold_that_cannot_be_leaves_nothing_held),

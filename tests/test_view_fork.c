@@ -71,6 +71,9 @@ static void a_child_reads_and_writes_for_itself(void **state)
             _exit(7);
         if (at[3 * MIB] != 0x11)
             _exit(8);
+        void *fresh = NULL; /* new views work in a child too */
+        if (cws_view_map_source(&p->base, NULL, MIB, PROT_READ | PROT_WRITE, 0, MIB, &fresh, NULL) || pattern_differs(p, fresh, MIB, MIB) != -1)
+            _exit(11);
         if (cws_view_munmap(at, bytes) != 0 || cws_view_overlaps(at, bytes))
             _exit(10);
         _exit(0);

@@ -126,9 +126,8 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
     struct cws_error own = {0};
 
     cws_lock_take(&p->lock);
-    enum cws_block_state state = cws_block_state(b);
-    bool claim = state != CWS_CHANGING;
-    if (claim) {
+    enum cws_block_state state = (enum cws_block_state)b->under;
+    if (!replace) {
         cws_busy_wait_locked(b);
         state = cws_block_state(b);
         if (state != CWS_CLEAN && state != CWS_WRITTEN) {
@@ -137,8 +136,6 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
         }
         cws_policy_remove(&p->policy, &b->node);
         cws_busy_begin_locked(b, CWS_FILLING);
-    } else {
-        state = (enum cws_block_state)b->under;
     }
     unsigned slot = cws_slot_take_locked();
     cws_lock_drop(&p->lock);
@@ -164,7 +161,7 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
     p->decoded += code ? 0 : end - begin;
     p->errors += code != 0;
     cws_slot_give_locked(slot);
-    if (claim) {
+    if (!replace) {
         cws_busy_end_locked(b, state);
         if (state == CWS_CLEAN && b->holds == 0)
             cws_policy_restore(&p->policy, &b->node);

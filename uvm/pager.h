@@ -168,8 +168,8 @@ enum cws_fill_why { CWS_FILL_FAULT, CWS_FILL_WRITE_FAULT, CWS_FILL_HOLD, CWS_FIL
 int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err);
 /* A write to a CLEAN block was announced: it becomes WRITTEN and writable. */
 void cws_make_written_locked(struct cws_view *v, uint32_t block);
-/* Decodes the block again and puts back those pages of [begin, end) (byte offsets in the view, in this block) that are missing, or with
- * `replace` all of them. The state stays. The block was CLEAN or WRITTEN, or is CHANGING and owned by the caller. No lock is held. */
+/* Decodes [begin, end) (byte offsets in the view, in this block) again. `replace`: the caller owns the block (CHANGING) and all pages are put back; else it was
+ * CLEAN or WRITTEN, if it still is it is claimed, and missing pages are put back. The state stays. No lock is held. */
 int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, bool replace, struct cws_error *err);
 
 /* --- readahead (readahead.c), workers (workers.c) ---------------------------------------------------- */

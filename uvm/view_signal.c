@@ -5,7 +5,7 @@
 #include <string.h>
 #include <ucontext.h>
 
-enum { STALE_MAX = 1000 };
+enum { STALE_MAX = 1000, REPAIRS_MAX = 4 };
 
 static int install_own(void);
 static int (*_Atomic installer)(void) = install_own;
@@ -36,15 +36,25 @@ static bool fault_was_write(const void *ucontext, bool readable)
 #endif
 }
 
-/* The same instruction faults on a page that is as it should be: somebody else served it a moment ago. If it goes on, something outside has changed
- * the mapping, and the fault is handed on rather than served for ever. */
-static bool stale(const void *addr)
+/* How often this thread's last fault was of no use: the same address, and the page was as it should be. */
+static __thread struct {
+    const void *addr;
+    unsigned times, repairs;
+} useless __attribute__((tls_model("initial-exec")));
+
+/* The page is as it should be: somebody else served it a moment ago. If that goes on, something outside has changed the mapping: it is put right, and
+ * when that does not help the fault is handed on rather than served for ever. */
+static bool stale_locked(struct cws_view *v, size_t at, int prot, enum cws_block_state state)
 {
-    static __thread const void *last __attribute__((tls_model("initial-exec")));
-    static __thread unsigned times __attribute__((tls_model("initial-exec")));
-    times = last == addr ? times + 1 : 0;
-    last = addr;
-    return times < STALE_MAX;
+    if (useless.addr != v->base + at) {
+        useless.addr = v->base + at;
+        useless.times = useless.repairs = 0;
+    }
+    if (++useless.times < STALE_MAX)
+        return true;
+    useless.times = 0;
+    at = at / CWS_PAGE_BYTES * CWS_PAGE_BYTES;
+    return ++useless.repairs < REPAIRS_MAX && cws_pager.rung->protect(v, at, at + CWS_PAGE_BYTES, prot, state) == 0;
 }
 
 /* The lock is held and the view is used; may drop the lock. True: try the instruction again. */
@@ -55,17 +65,19 @@ static bool serve_locked(struct cws_view *v, size_t at, const void *ucontext)
     struct cws_block *b = &v->blocks[block];
     enum cws_block_state state = cws_block_state(b);
     if (cws_block_is_busy(state)) {
+        useless.addr = NULL;
         cws_busy_wait_locked(b);
         return true;
     }
     unsigned attr = cws_page_attr(v, at);
     if (v->unmapped || !(attr & CWS_ATTR_MAPPED) || state == CWS_GONE)
-        return stale(v->base + at); /* unmapped meanwhile: the next try shows what is there now */
+        return true; /* unmapped meanwhile: the next try shows what is there now */
     bool readable = (attr & PROT_READ) != 0;
     bool write = fault_was_write(ucontext, readable && state != CWS_ABSENT);
     if (!(attr & (write ? PROT_WRITE : PROT_READ)) || state == CWS_FAILED)
         return false;
     if (state == CWS_ABSENT) {
+        useless.addr = NULL;
         cws_lock_drop(&p->lock);
         /* When it fails the line was written and the next try is SIGBUS. */
         cws_fill(v, block, write ? CWS_FILL_WRITE_FAULT : CWS_FILL_FAULT, NULL);
@@ -73,12 +85,13 @@ static bool serve_locked(struct cws_view *v, size_t at, const void *ucontext)
         return true;
     }
     if (state == CWS_CLEAN && write) {
+        useless.addr = NULL;
         cws_busy_wait_locked(b);
         if (cws_block_state(b) == CWS_CLEAN)
             cws_make_written_locked(v, block);
         return true;
     }
-    return stale(v->base + at);
+    return stale_locked(v, at, (int)(attr & CWS_ATTR_PROT), state);
 }
 
 bool cws_view_signal(int signo, void *siginfo, void *ucontext)
