@@ -341,6 +341,7 @@ static void coder_init(struct coder *c, const struct cws_plan *p, size_t elems, 
         c->table.code[s] = p->lengths[s] ? codes[s] | (uint32_t)p->lengths[s] << 16 : CWS_CODE_ABSENT;
         c->table.low[s] = (uint8_t)codes[s];
         c->table.high[s] = (uint8_t)(codes[s] >> 8 | p->lengths[s] << 4);
+        c->table.average_bits += p->lengths[s] ? (double)p->lengths[s] / (1u << p->lengths[s]) : 0;
     }
 }
 

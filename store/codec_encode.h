@@ -17,6 +17,7 @@
 struct cws_encode_table {
     uint32_t code[256];           /* code | bits << 16, or CWS_CODE_ABSENT */
     uint8_t low[256], high[256];  /* the same in bytes: code & 0xff, code >> 8 | bits << 4; 0, 0 when absent */
+    double average_bits;          /* of a symbol, if they come as often as the code says */
 };
 
 struct cws_encoder_ops {

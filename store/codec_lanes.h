@@ -142,8 +142,9 @@ ALWAYS_INLINE bool pair_group(const struct cws_decode_table *table, const uint8_
     }
 }
 
-static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
-                         const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride)
+ALWAYS_INLINE bool decode_groups(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit,
+                                 uint64_t end_bit, const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                 unsigned stride, bool pairs)
 {
     uint64_t start = first_bit;
     unsigned rest = elems % CWS_TILE_ROW;
@@ -158,7 +159,7 @@ static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *st
             lane_out[g] = out + (l + g) * stride;
             lane_end[g] = lane_out[g] + elems / CWS_TILE_ROW * 8 + last;
         }
-        if (table->pairs ? !pair_group(table, streams, end_bit, at, lane_out, lane_end)
+        if (pairs ? !pair_group(table, streams, end_bit, at, lane_out, lane_end)
                          : !lane_group(table, streams, end_bit, at, lane_out, lane_end))
             return false;
         UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
@@ -166,6 +167,29 @@ static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *st
                 return false;
     }
     return true;
+}
+
+/* A function for each table: together they would share registers badly. */
+static __attribute__((noinline)) bool decode_pairs(const struct cws_decode_table *table, const uint8_t *streams,
+                                                   uint64_t first_bit, uint64_t end_bit,
+                                                   const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                                   unsigned stride)
+{
+    return decode_groups(table, streams, first_bit, end_bit, lane_bits, elems, out, stride, true);
+}
+
+static __attribute__((noinline)) bool decode_entries(const struct cws_decode_table *table, const uint8_t *streams,
+                                                     uint64_t first_bit, uint64_t end_bit,
+                                                     const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                                     unsigned stride)
+{
+    return decode_groups(table, streams, first_bit, end_bit, lane_bits, elems, out, stride, false);
+}
+
+static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
+                         const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride)
+{
+    return (table->pairs ? decode_pairs : decode_entries)(table, streams, first_bit, end_bit, lane_bits, elems, out, stride);
 }
 
 /* Element order: row r of 256 takes 8 symbols of each lane. Up to 255 bytes of the last row are of no meaning. */

@@ -11,71 +11,87 @@ static bool runs_here(void)
            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2");
 }
 
+/* Bytes 1, 3, 5, ... of two vectors; one less and it is 0, 2, 4, ... */
+static inline __m512i odd_bytes(void)
+{
+    uint8_t index[64];
+    for (unsigned i = 0; i < 64; i++)
+        index[i] = (uint8_t)(2 * i + 1);
+    return _mm512_loadu_si512(index);
+}
+
 static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *symbols)
 {
+    const __m512i odd = odd_bytes(), even = _mm512_sub_epi8(odd, _mm512_set1_epi8(1));
     size_t i = 0;
-    for (; i + 32 <= count; i += 32) {
-        __m512i v = _mm512_loadu_si512(elems + 2 * i);
-        __m512i low = _mm512_or_si512(_mm512_slli_epi16(v, 1), _mm512_srli_epi16(v, 15));
-        _mm256_storeu_si256((__m256i *)(plane + i), _mm512_cvtepi16_epi8(low));
-        _mm256_storeu_si256((__m256i *)(symbols + i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(v, 7)));
+    for (; i + 64 <= count; i += 64) {
+        __m512i a = _mm512_loadu_si512(elems + 2 * i), b = _mm512_loadu_si512(elems + 2 * i + 64);
+        a = _mm512_or_si512(_mm512_add_epi16(a, a), _mm512_srli_epi16(a, 15));
+        b = _mm512_or_si512(_mm512_add_epi16(b, b), _mm512_srli_epi16(b, 15));
+        _mm512_storeu_si512(plane + i, _mm512_permutex2var_epi8(a, even, b));
+        _mm512_storeu_si512(symbols + i, _mm512_permutex2var_epi8(a, odd, b));
     }
     cws_encoder_portable.split2(elems + 2 * i, count - i, plane + i, symbols + i);
 }
 
-#define COMMON 12         /* symbols that are counted by comparing */
-#define PROBE 1024        /* elements that tell which they are */
-#define COVER_MIN 0.97    /* below, comparing does not pay */
-#define FLUSH 255         /* rounds until a byte counter is full */
+#define COMMON 12      /* neighbouring symbols that are counted in vectors */
+#define PROBE 512      /* elements that tell which they are */
+#define COVER_MIN 0.97 /* below, vectors do not pay */
+#define TABLES (COMMON / 2)
+#define NIBBLE_MAX 15 /* rounds until a counter of four bits is full */
+#define BYTE_MAX 17   /* fills of a nibble until a byte is */
 
-/* Weights have few exponents: each of the commonest is compared with 64 symbols at a time, and only what is none of them
- * is looked at one by one. */
+/* The first of the COMMON neighbours that cover most of the probe, or -1 when they do not cover enough. */
+static int common_base(const uint8_t *elems, size_t count)
+{
+    uint32_t probe[256] = {0}, sum = 0, most = 0;
+    int base = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint16_t v;
+        memcpy(&v, elems + 2 * i, 2);
+        probe[v >> 7 & 0xff]++;
+    }
+    for (int s = 0; s < 256; s++) {
+        sum += probe[s] - (s >= COMMON ? probe[s - COMMON] : 0);
+        if (sum > most) {
+            most = sum;
+            base = s - COMMON + 1;
+        }
+    }
+    return most < COVER_MIN * (double)count ? -1 : base < 0 ? 0 : base;
+}
+
+/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half
+ * of a byte, so that an addition counts 128 counters; what is not common is looked at one by one. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
-    uint64_t probe[256] = {0};
-    uint8_t common[COMMON];
-    size_t i = count < PROBE ? count : PROBE, covered = 0;
-    cws_encoder_portable.count2(elems, i, probe);
-    for (unsigned s = 0; s < 256; s++)
-        histogram[s] += probe[s];
-    for (unsigned k = 0; k < COMMON; k++) {
-        unsigned best = 0;
-        for (unsigned s = 1; s < 256; s++)
-            best = probe[s] > probe[best] ? s : best;
-        covered += probe[best];
-        probe[best] = 0;
-        common[k] = (uint8_t)best;
-    }
-    for (unsigned k = 1; k < COMMON; k++)
-        for (unsigned j = 0; j < k; j++)
-            if (common[j] == common[k]) { /* fewer than COMMON symbols seen: too few to bother */
-                cws_encoder_portable.count2(elems + 2 * i, count - i, histogram);
-                return;
-            }
-    if ((double)covered < COVER_MIN * (double)i) {
-        cws_encoder_portable.count2(elems + 2 * i, count - i, histogram);
+    int base = common_base(elems, count < PROBE ? count : PROBE);
+    if (base < 0) {
+        cws_encoder_portable.count2(elems, count, histogram);
         return;
     }
-    const __m512i one = _mm512_set1_epi8(1), zero = _mm512_setzero_si512(), byte = _mm512_set1_epi16(0xff);
-    __m512i want[COMMON], sum[COMMON];
-    for (unsigned k = 0; k < COMMON; k++) {
-        want[k] = _mm512_set1_epi8((char)common[k]);
-        sum[k] = zero;
+    const __m512i odd = odd_bytes(), zero = _mm512_setzero_si512(), half = _mm512_set1_epi8(15);
+    const __m512i first = _mm512_set1_epi8((char)base), last = _mm512_set1_epi8(COMMON);
+    __m512i table[TABLES], sum[COMMON], bytes[COMMON];
+    for (unsigned k = 0; k < TABLES; k++) {
+        uint8_t ones[16] = {0};
+        ones[2 * k] = 1;
+        ones[2 * k + 1] = 16;
+        table[k] = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)ones));
+        sum[2 * k] = sum[2 * k + 1] = bytes[2 * k] = bytes[2 * k + 1] = zero;
     }
-    while (i + 64 <= count) {
-        __m512i seen[COMMON];
-        for (unsigned k = 0; k < COMMON; k++)
-            seen[k] = zero;
-        for (unsigned round = 0; round < FLUSH && i + 64 <= count; round++, i += 64) {
-            __m512i a = _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(elems + 2 * i), 7), byte);
-            __m512i b = _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(elems + 2 * i + 64), 7), byte);
-            __m512i symbols = _mm512_packus_epi16(a, b); /* the order does not matter */
-            __mmask64 other = ~(__mmask64)0;
-            for (unsigned k = 0; k < COMMON; k++) {
-                __mmask64 hit = _mm512_cmpeq_epi8_mask(symbols, want[k]);
-                seen[k] = _mm512_mask_add_epi8(seen[k], hit, seen[k], one);
-                other = _kandn_mask64(hit, other);
-            }
+    size_t i = 0;
+    for (unsigned fills = 1; i + 64 <= count; fills++) {
+        __m512i nibbles[TABLES];
+        for (unsigned k = 0; k < TABLES; k++)
+            nibbles[k] = zero;
+        for (unsigned round = 0; round < NIBBLE_MAX && i + 64 <= count; round++, i += 64) {
+            __m512i a = _mm512_loadu_si512(elems + 2 * i), b = _mm512_loadu_si512(elems + 2 * i + 64);
+            __m512i symbols = _mm512_permutex2var_epi8(_mm512_add_epi16(a, a), odd, _mm512_add_epi16(b, b));
+            __m512i rank = _mm512_min_epu8(_mm512_sub_epi8(symbols, first), last);
+            for (unsigned k = 0; k < TABLES; k++)
+                nibbles[k] = _mm512_add_epi8(nibbles[k], _mm512_shuffle_epi8(table[k], rank));
+            __mmask64 other = _mm512_cmpeq_epi8_mask(rank, last);
             if (__builtin_expect(other != 0, 0)) {
                 uint8_t rest[64];
                 _mm512_storeu_si512(rest, symbols);
@@ -83,12 +99,23 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
                     histogram[rest[__builtin_ctzll(m)]]++;
             }
         }
-        for (unsigned k = 0; k < COMMON; k++)
-            sum[k] = _mm512_add_epi64(sum[k], _mm512_sad_epu8(seen[k], zero));
+        for (unsigned k = 0; k < TABLES; k++) {
+            bytes[2 * k] = _mm512_add_epi8(bytes[2 * k], _mm512_and_si512(nibbles[k], half));
+            bytes[2 * k + 1] = _mm512_add_epi8(bytes[2 * k + 1], _mm512_and_si512(_mm512_srli_epi16(nibbles[k], 4), half));
+        }
+        if (fills % BYTE_MAX == 0 || i + 64 > count)
+            for (unsigned k = 0; k < COMMON; k++) {
+                sum[k] = _mm512_add_epi64(sum[k], _mm512_sad_epu8(bytes[k], zero));
+                bytes[k] = zero;
+            }
     }
-    for (unsigned k = 0; k < COMMON; k++)
-        histogram[common[k]] += (uint64_t)_mm512_reduce_add_epi64(sum[k]);
-    cws_encoder_portable.count2(elems + 2 * i, count - i, histogram);
+    for (unsigned k = 0; k < COMMON && base + k < 256; k++)
+        histogram[base + k] += (uint64_t)_mm512_reduce_add_epi64(sum[k]);
+    for (; i < count; i++) {
+        uint16_t v;
+        memcpy(&v, elems + 2 * i, 2);
+        histogram[v >> 7 & 0xff]++;
+    }
 }
 
 struct lut {
@@ -103,139 +130,190 @@ static inline struct lut lut_load(const uint8_t table[256])
     return t;
 }
 
-static inline __m512i lut_get(const struct lut *t, __m512i index, __mmask64 upper)
+static inline __m512i lut_get(const struct lut *t, __m512i index)
 {
     __m512i a = _mm512_permutex2var_epi8(t->part[0], index, t->part[1]);
-    return _mm512_mask_mov_epi8(a, upper, _mm512_permutex2var_epi8(t->part[2], index, t->part[3]));
+    return _mm512_mask_mov_epi8(a, _mm512_movepi8_mask(index), _mm512_permutex2var_epi8(t->part[2], index, t->part[3]));
 }
 
 struct groups { /* of 64 symbols, 8 groups of 8: what each u64 holds becomes a string of bits */
-    __m512i first, second;           /* the first and the last four symbols: at most 48 bits each */
-    __m512i first_bits, second_bits;
+    __m512i first, second; /* the first and the last four symbols: at most 48 bits each */
+    __m512i first_bits, bits; /* of the first, of both */
 };
 
-/* Joins codes in pairs, then pairs of pairs. low, high: the bytes of cws_encode_table. */
+/* Pairs of codes in each 64-bit half of a group, joined. codes, bits: u16 each; even + odd * 2^(bits of even) is a pair. */
+static inline __m512i join_four(__m512i codes, __m512i bits)
+{
+    const __m512i one = _mm512_set1_epi16(1), low32 = _mm512_set1_epi64(0xffffffff);
+    __m512i pairs = _mm512_madd_epi16(codes, _mm512_sllv_epi16(one, _mm512_slli_epi32(bits, 16)));
+    __m512i pair_bits = _mm512_and_si512(_mm512_madd_epi16(bits, one), low32);
+    return _mm512_or_si512(_mm512_and_si512(pairs, low32), _mm512_sllv_epi64(_mm512_srli_epi64(pairs, 32), pair_bits));
+}
+
+/* low, high: the bytes of cws_encode_table. */
 static inline struct groups join(__m512i low, __m512i high)
 {
-    const __m512i byte16 = _mm512_set1_epi16(0xff), word32 = _mm512_set1_epi32(0xffff), half64 = _mm512_set1_epi64(0xffffffff);
-    __m512i bits = _mm512_and_si512(_mm512_srli_epi16(high, 4), _mm512_set1_epi8(15));
-    __m512i top = _mm512_and_si512(high, _mm512_set1_epi8(15));
-    /* 16-bit codes of the even and of the odd symbols */
-    __m512i even = _mm512_or_si512(_mm512_and_si512(low, byte16), _mm512_slli_epi16(top, 8));
-    __m512i odd = _mm512_or_si512(_mm512_srli_epi16(low, 8), _mm512_andnot_si512(byte16, top));
-    __m512i even_bits = _mm512_and_si512(bits, byte16);
-    /* pairs of up to 24 bits: those in the low and in the high half of each u32 */
-    __m512i p0 = _mm512_or_si512(_mm512_and_si512(even, word32),
-                                 _mm512_sllv_epi32(_mm512_and_si512(odd, word32), _mm512_and_si512(even_bits, word32)));
-    __m512i p1 = _mm512_or_si512(_mm512_srli_epi32(even, 16),
-                                 _mm512_sllv_epi32(_mm512_srli_epi32(odd, 16), _mm512_srli_epi32(even_bits, 16)));
-    __m512i pair_bits = _mm512_maddubs_epi16(bits, _mm512_set1_epi8(1));      /* u16 each */
-    __m512i quad_bits = _mm512_madd_epi16(pair_bits, _mm512_set1_epi16(1));   /* u32 each */
-    __m512i p0_bits = _mm512_and_si512(pair_bits, word32);
+    const __m512i half = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
+    __m512i bits = _mm512_and_si512(_mm512_srli_epi16(high, 4), half), top = _mm512_and_si512(high, half);
+    __m512i even = join_four(_mm512_unpacklo_epi8(low, top), _mm512_unpacklo_epi8(bits, zero)); /* groups 0, 2, 4, 6 */
+    __m512i odd = join_four(_mm512_unpackhi_epi8(low, top), _mm512_unpackhi_epi8(bits, zero));
     struct groups g;
-    g.first = _mm512_or_si512(_mm512_and_si512(p0, half64),
-                              _mm512_sllv_epi64(_mm512_and_si512(p1, half64), _mm512_and_si512(p0_bits, half64)));
-    g.second = _mm512_or_si512(_mm512_srli_epi64(p0, 32),
-                               _mm512_sllv_epi64(_mm512_srli_epi64(p1, 32), _mm512_srli_epi64(p0_bits, 32)));
-    g.first_bits = _mm512_and_si512(quad_bits, half64);
-    g.second_bits = _mm512_srli_epi64(quad_bits, 32);
+    g.first = _mm512_unpacklo_epi64(even, odd);
+    g.second = _mm512_unpackhi_epi64(even, odd);
+    g.first_bits = _mm512_sad_epu8(_mm512_maskz_mov_epi32(0x5555, bits), zero);
+    g.bits = _mm512_sad_epu8(bits, zero);
     return g;
 }
 
-#define ROWS_MAX (CWS_TILE_MAX / CWS_TILE_ROW)
+#define WORDS_MAX (2 * CWS_TILE_MAX / CWS_TILE_ROW) /* of a lane */
+
+struct words { /* what a tile's lanes are joined from, by lane within a step */
+    uint64_t word[WORDS_MAX][CWS_TILE_LANES] __attribute__((aligned(64)));
+    uint8_t bits[WORDS_MAX][CWS_TILE_LANES];
+};
+
+/* A stream to which up to 64 bits are appended at a time. */
+struct wide_bits {
+    uint8_t *to;
+    uint64_t buffer;
+    unsigned used; /* 0..63 */
+};
+
+static inline void wide_append(struct wide_bits *b, uint64_t word, unsigned bits)
+{
+    uint64_t low = b->buffer | word << b->used, carry = word >> 1 >> (~b->used & 63);
+    unsigned used = b->used + bits;
+    memcpy(b->to, &low, 8);
+    b->to += used >> 6 << 3;
+    b->buffer = used >> 6 ? carry : low;
+    b->used = used & 63;
+}
+
+/* Whole bytes out of the buffer. */
+static inline void wide_flush(struct wide_bits *b)
+{
+    memcpy(b->to, &b->buffer, 8);
+    b->to += b->used >> 3;
+    b->buffer >>= b->used & 56;
+    b->used &= 7;
+}
 
 #define QUARTERS 4 /* of a tile, 8 lanes each, appended side by side: one append waits for the one before */
 
 /* Appends word[][l] for each lane. A quarter's first bit is known from the lengths, so its bytes can be made apart, with
  * the right shift, and joined: only the byte at a seam belongs to two. */
-static uint8_t *append_quarters(uint64_t (*word)[CWS_TILE_LANES], uint8_t (*bits)[CWS_TILE_LANES], unsigned rows,
-                                const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
+static uint8_t *append_quarters(const struct words *w, unsigned words, const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
 {
     uint8_t apart[QUARTERS][CWS_TILE_MAX / QUARTERS * CWS_CODE_BITS_MAX / 8 + 16];
-    struct cws_bits b[QUARTERS];
+    struct wide_bits b[QUARTERS];
     unsigned first = 0;
     for (unsigned q = 0; q < QUARTERS; q++) {
-        b[q] = (struct cws_bits){q ? apart[q] : to, 0, first & 7};
+        b[q] = (struct wide_bits){q ? apart[q] : to, 0, first & 7};
         for (unsigned l = 8 * q; l < 8 * q + 8; l++)
             first += lane_bits[l];
     }
-    struct cws_bits b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+    struct wide_bits b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
     for (unsigned l = 0; l < 8; l++)
-        for (unsigned r = 0; r < rows; r++) {
-            cws_bits_append(&b0, word[r][l], bits[r][l]);
-            cws_bits_append(&b1, word[r][l + 8], bits[r][l + 8]);
-            cws_bits_append(&b2, word[r][l + 16], bits[r][l + 16]);
-            cws_bits_append(&b3, word[r][l + 24], bits[r][l + 24]);
+        for (unsigned r = 0; r < words; r++) {
+            wide_append(&b0, w->word[r][l], w->bits[r][l]);
+            wide_append(&b1, w->word[r][l + 8], w->bits[r][l + 8]);
+            wide_append(&b2, w->word[r][l + 16], w->bits[r][l + 16]);
+            wide_append(&b3, w->word[r][l + 24], w->bits[r][l + 24]);
         }
+    wide_flush(&b0);
+    struct cws_bits out = {b0.to, b0.buffer, b0.used};
     b[1] = b1, b[2] = b2, b[3] = b3;
     for (unsigned q = 1; q < QUARTERS; q++) {
-        memcpy(b[q].to, &b[q].buffer, 8);
+        wide_flush(&b[q]);
         size_t whole = (size_t)(b[q].to - apart[q]);
-        apart[q][0] |= (uint8_t)b0.buffer; /* a quarter has 64 bits or more, so byte 0 is written */
-        memcpy(b0.to, apart[q], whole);
-        b0.to += whole;
-        b0.buffer = b[q].buffer;
-        b0.used = b[q].used;
+        apart[q][0] |= (uint8_t)out.buffer; /* a quarter has 64 bits or more, so byte 0 is written */
+        memcpy(out.to, apart[q], whole);
+        out.to += whole;
+        out.buffer = b[q].buffer;
+        out.used = b[q].used;
     }
-    return cws_bits_end(&b0, to);
+    return cws_bits_end(&out, to);
 }
 
-/* One word per 8 symbols where all of them fit 56 bits, else two. Lanes are appended one after the other, so the words are
- * kept by row and read by column. */
+static inline void put_words(struct words *w, unsigned at, unsigned lane, __m512i word, __m512i bits)
+{
+    _mm512_store_si512(&w->word[at][lane], word);
+    _mm_storel_epi64((__m128i *)&w->bits[at][lane], _mm512_cvtepi64_epi8(bits));
+}
+
+/* Words of 16 symbols, as long as those fit: returns the longest. */
+static uint64_t words_of_16(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
+                            uint32_t lane_bits[CWS_TILE_LANES], __m512i *least)
+{
+    __m512i longest = _mm512_setzero_si512();
+    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
+        __m512i sum = _mm512_setzero_si512();
+        for (unsigned r = 0; r < rows; r += 2) {
+            const uint8_t *from = symbols + r * CWS_TILE_ROW + 8 * l;
+            __m512i s0 = _mm512_loadu_si512(from), h0 = lut_get(high, s0);
+            struct groups a = join(lut_get(low, s0), h0);
+            __m512i s1 = _mm512_loadu_si512(from + CWS_TILE_ROW), h1 = lut_get(high, s1);
+            struct groups b = join(lut_get(low, s1), h1);
+            __m512i bits = _mm512_add_epi64(a.bits, b.bits);
+            __m512i wa = _mm512_or_si512(a.first, _mm512_sllv_epi64(a.second, a.first_bits));
+            __m512i wb = _mm512_or_si512(b.first, _mm512_sllv_epi64(b.second, b.first_bits));
+            *least = _mm512_min_epu8(*least, _mm512_min_epu8(h0, h1));
+            longest = _mm512_max_epu64(longest, bits);
+            sum = _mm512_add_epi64(sum, bits);
+            put_words(w, r / 2, l, _mm512_or_si512(wa, _mm512_sllv_epi64(wb, a.bits)), bits);
+        }
+        _mm256_storeu_si256((__m256i *)(lane_bits + l), _mm512_cvtepi64_epi32(sum));
+    }
+    return _mm512_reduce_max_epu64(longest);
+}
+
+/* Words of 8 symbols where they fit, else of 4. Returns how many words a lane has. */
+static unsigned words_of_8(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
+                           bool fours, uint32_t lane_bits[CWS_TILE_LANES], __m512i *least, uint64_t *out_longest)
+{
+    __m512i longest = _mm512_setzero_si512();
+    unsigned each = fours ? 2 : 1;
+    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
+        __m512i sum = _mm512_setzero_si512();
+        for (unsigned r = 0; r < rows; r++) {
+            __m512i s = _mm512_loadu_si512(symbols + r * CWS_TILE_ROW + 8 * l), h = lut_get(high, s);
+            struct groups g = join(lut_get(low, s), h);
+            *least = _mm512_min_epu8(*least, h);
+            longest = _mm512_max_epu64(longest, g.bits);
+            sum = _mm512_add_epi64(sum, g.bits);
+            if (fours) {
+                put_words(w, 2 * r, l, g.first, g.first_bits);
+                put_words(w, 2 * r + 1, l, g.second, _mm512_sub_epi64(g.bits, g.first_bits));
+            } else {
+                put_words(w, r, l, _mm512_or_si512(g.first, _mm512_sllv_epi64(g.second, g.first_bits)), g.bits);
+            }
+        }
+        _mm256_storeu_si256((__m256i *)(lane_bits + l), _mm512_cvtepi64_epi32(sum));
+    }
+    *out_longest = _mm512_reduce_max_epu64(longest);
+    return each * rows;
+}
+
+/* As few words as fit 64 bits: lanes are appended one after the other, so the words are kept by row and read by column. */
 static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbols, unsigned elems, uint8_t *to,
                      uint32_t lane_bits[CWS_TILE_LANES])
 {
-    uint64_t word[ROWS_MAX][CWS_TILE_LANES] __attribute__((aligned(64)));
-    uint64_t second[ROWS_MAX][CWS_TILE_LANES] __attribute__((aligned(64)));
-    uint8_t bits[ROWS_MAX][CWS_TILE_LANES], second_bits[ROWS_MAX][CWS_TILE_LANES];
+    struct words w;
     if (elems % CWS_TILE_ROW != 0)
         return cws_encoder_portable.tile(table, symbols, elems, to, lane_bits);
-    unsigned rows = elems / CWS_TILE_ROW;
+    unsigned rows = elems / CWS_TILE_ROW, words = rows / 2;
     struct lut low = lut_load(table->low), high = lut_load(table->high);
-    __m512i least = _mm512_set1_epi8(-1), longest = _mm512_setzero_si512(), sum[QUARTERS];
-    for (unsigned q = 0; q < QUARTERS; q++)
-        sum[q] = longest;
-    for (unsigned r = 0; r < rows; r++)
-        for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
-            __m512i s = _mm512_loadu_si512(symbols + r * CWS_TILE_ROW + 8 * l);
-            __mmask64 upper = _mm512_movepi8_mask(s);
-            __m512i h = lut_get(&high, s, upper);
-            struct groups g = join(lut_get(&low, s, upper), h);
-            least = _mm512_min_epu8(least, h);
-            __m512i total = _mm512_add_epi64(g.first_bits, g.second_bits);
-            longest = _mm512_max_epu64(longest, total);
-            sum[l / 8] = _mm512_add_epi64(sum[l / 8], total);
-            _mm512_store_si512(&word[r][l], _mm512_or_si512(g.first, _mm512_sllv_epi64(g.second, g.first_bits)));
-            _mm_storel_epi64((__m128i *)&bits[r][l], _mm512_cvtepi64_epi8(total));
-        }
+    __m512i least = _mm512_set1_epi8(-1);
+    uint64_t longest = UINT64_MAX;
+    if (rows % 2 == 0 && table->average_bits < 3.5)
+        longest = words_of_16(&w, &low, &high, symbols, rows, lane_bits, &least);
+    if (longest > 64)
+        words = words_of_8(&w, &low, &high, symbols, rows, false, lane_bits, &least, &longest);
+    if (longest > 64)
+        words = words_of_8(&w, &low, &high, symbols, rows, true, lane_bits, &least, &longest);
     if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0)
         return NULL; /* no length: no code */
-    if (_mm512_reduce_max_epu64(longest) <= 56) {
-        for (unsigned q = 0; q < QUARTERS; q++)
-            _mm256_storeu_si256((__m256i *)(lane_bits + 8 * q), _mm512_cvtepi64_epi32(sum[q]));
-        return append_quarters(word, bits, rows, lane_bits, to);
-    }
-    struct cws_bits b = {to, 0, 0};
-    for (unsigned r = 0; r < rows; r++)
-        for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
-            __m512i s = _mm512_loadu_si512(symbols + r * CWS_TILE_ROW + 8 * l);
-            __mmask64 upper = _mm512_movepi8_mask(s);
-            struct groups g = join(lut_get(&low, s, upper), lut_get(&high, s, upper));
-            _mm512_store_si512(&word[r][l], g.first);
-            _mm512_store_si512(&second[r][l], g.second);
-            _mm_storel_epi64((__m128i *)&bits[r][l], _mm512_cvtepi64_epi8(g.first_bits));
-            _mm_storel_epi64((__m128i *)&second_bits[r][l], _mm512_cvtepi64_epi8(g.second_bits));
-        }
-    for (unsigned l = 0; l < CWS_TILE_LANES; l++) {
-        const uint8_t *start = b.to;
-        unsigned start_used = b.used;
-        for (unsigned r = 0; r < rows; r++) {
-            cws_bits_append(&b, word[r][l], bits[r][l]);
-            cws_bits_append(&b, second[r][l], second_bits[r][l]);
-        }
-        lane_bits[l] = (uint32_t)(8 * (b.to - start)) + b.used - start_used;
-    }
-    return cws_bits_end(&b, to);
+    return append_quarters(&w, words, lane_bits, to);
 }
 
 const struct cws_encoder_ops cws_encoder_avx512 = {

@@ -144,28 +144,28 @@ static void make_gaussian(size_t n)
 
 /* --- pack --- */
 
-/* At most 1 MiB, evenly spread, in whole rows. */
-static size_t gather(const struct tensor *t, const struct cws_plan *p, uint8_t *sample)
+/* The tensor, or 1 MiB of it evenly spread, in whole rows, gathered at room. */
+static size_t take_sample(const struct tensor *t, const struct cws_plan *p, uint8_t *room, const uint8_t **out)
 {
     const size_t limit = 1u << 20;
-    if (t->bytes <= limit) {
-        memcpy(sample, t->data, t->bytes);
+    *out = t->bytes <= limit ? t->data : room;
+    if (t->bytes <= limit)
         return t->bytes;
-    }
     size_t piece = p->row_elems ? (size_t)p->row_elems * p->elem_bytes : 64u << 10;
     if (piece > limit)
         piece = limit;
     size_t pieces = limit / piece, units = t->bytes / piece;
     for (size_t i = 0; i < pieces; i++)
-        memcpy(sample + i * piece, t->data + units * i / pieces * piece, piece);
+        memcpy(room + i * piece, t->data + units * i / pieces * piece, piece);
     return pieces * piece;
 }
 
-static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_plan *p, uint8_t *sample)
+static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_plan *p, uint8_t *room)
 {
     uint64_t histogram[256];
+    const uint8_t *sample;
     cws_plan_begin(p, mode, t->dtype, t->shape, t->ndim);
-    size_t sample_bytes = gather(t, p, sample);
+    size_t sample_bytes = take_sample(t, p, room, &sample);
     cws_plan_sample(p, sample, sample_bytes);
     while (p->needs_count) {
         int refused = 0;
