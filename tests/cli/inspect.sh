@@ -11,7 +11,7 @@ LC_ALL=C.UTF-8 codecllm inspect --tensor model.layers.0.self_attn.k_proj.weight 
 codecllm inspect --json out
 codecllm inspect --json --tensor c.ids out
 codecllm pack -q --mode q8 "$BARD/model.safetensors" q8
-codecllm inspect --tensor model.layers.0.self_attn.k_proj.weight q8 | head -n 12
+codecllm inspect --tensor model.layers.0.self_attn.k_proj.weight q8 | head -n 12 | sed -E '/^Stored/d; s/ +[0-9]+  (#+)$/ BITS  \1/'
 status codecllm inspect --tensor nothing out
 status codecllm inspect model
 status codecllm inspect model/model-00001-of-00002.safetensors
