@@ -179,13 +179,15 @@ struct wide_bits {
     unsigned used; /* 0..63 */
 };
 
+/* Whether the buffer is full is as good as random: masks, not branches. */
 static inline void wide_append(struct wide_bits *b, uint64_t word, unsigned bits)
 {
     uint64_t low = b->buffer | word << b->used, carry = word >> 1 >> (~b->used & 63);
     unsigned used = b->used + bits;
+    uint64_t full = (uint64_t)0 - (used >> 6);
     memcpy(b->to, &low, 8);
-    b->to += used >> 6 << 3;
-    b->buffer = used >> 6 ? carry : low;
+    b->to += full & 8;
+    b->buffer = (low & ~full) | (carry & full);
     b->used = used & 63;
 }
 
@@ -198,40 +200,29 @@ static inline void wide_flush(struct wide_bits *b)
     b->used &= 7;
 }
 
-#define QUARTERS 4 /* of a tile, 8 lanes each, appended side by side: one append waits for the one before */
+#define HALF_LANES (CWS_TILE_LANES / 2)
 
-/* Appends word[][l] for each lane. A quarter's first bit is known from the lengths, so its bytes can be made apart, with
- * the right shift, and joined: only the byte at a seam belongs to two. */
-static uint8_t *append_quarters(const struct words *w, unsigned words, const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
+/* Appends word[][l] for each lane. One append waits for the one before, so two halves of the tile are made side by side: the
+ * bit where the second one starts is known from the lengths, so its bytes can be made apart, with the right shift, and
+ * joined. Only the byte at the seam belongs to both. */
+static uint8_t *append_halves(const struct words *w, unsigned words, const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
 {
-    uint8_t apart[QUARTERS][CWS_TILE_MAX / QUARTERS * CWS_CODE_BITS_MAX / 8 + 16];
-    struct wide_bits b[QUARTERS];
+    uint8_t apart[CWS_TILE_MAX / 2 * CWS_CODE_BITS_MAX / 8 + 16];
     unsigned first = 0;
-    for (unsigned q = 0; q < QUARTERS; q++) {
-        b[q] = (struct wide_bits){q ? apart[q] : to, 0, first & 7};
-        for (unsigned l = 8 * q; l < 8 * q + 8; l++)
-            first += lane_bits[l];
-    }
-    struct wide_bits b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
-    for (unsigned l = 0; l < 8; l++)
+    for (unsigned l = 0; l < HALF_LANES; l++)
+        first += lane_bits[l];
+    struct wide_bits a = {to, 0, 0}, b = {apart, 0, first & 7};
+    for (unsigned l = 0; l < HALF_LANES; l++)
         for (unsigned r = 0; r < words; r++) {
-            wide_append(&b0, w->word[r][l], w->bits[r][l]);
-            wide_append(&b1, w->word[r][l + 8], w->bits[r][l + 8]);
-            wide_append(&b2, w->word[r][l + 16], w->bits[r][l + 16]);
-            wide_append(&b3, w->word[r][l + 24], w->bits[r][l + 24]);
+            wide_append(&a, w->word[r][l], w->bits[r][l]);
+            wide_append(&b, w->word[r][l + HALF_LANES], w->bits[r][l + HALF_LANES]);
         }
-    wide_flush(&b0);
-    struct cws_bits out = {b0.to, b0.buffer, b0.used};
-    b[1] = b1, b[2] = b2, b[3] = b3;
-    for (unsigned q = 1; q < QUARTERS; q++) {
-        wide_flush(&b[q]);
-        size_t whole = (size_t)(b[q].to - apart[q]);
-        apart[q][0] |= (uint8_t)out.buffer; /* a quarter has 64 bits or more, so byte 0 is written */
-        memcpy(out.to, apart[q], whole);
-        out.to += whole;
-        out.buffer = b[q].buffer;
-        out.used = b[q].used;
-    }
+    wide_flush(&a);
+    wide_flush(&b);
+    size_t whole = (size_t)(b.to - apart);
+    apart[0] |= (uint8_t)a.buffer; /* a half has 128 bits or more, so byte 0 is written */
+    memcpy(a.to, apart, whole);
+    struct cws_bits out = {a.to + whole, b.buffer, b.used};
     return cws_bits_end(&out, to);
 }
 
@@ -313,7 +304,7 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
         words = words_of_8(&w, &low, &high, symbols, rows, true, lane_bits, &least, &longest);
     if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0)
         return NULL; /* no length: no code */
-    return append_quarters(&w, words, lane_bits, to);
+    return append_halves(&w, words, lane_bits, to);
 }
 
 const struct cws_encoder_ops cws_encoder_avx512 = {
