@@ -10,8 +10,7 @@
 #define CWS_QUANT_ELEMS_MIN 4096u /* nor tensors that the fixed costs would dominate */
 #define CWS_TILE_ROW 256u         /* elements: 8 of each lane */
 #define CWS_TILE_MAX (CWS_TILE_LANES * 1024u)
-#define CWS_SPLIT_CODE_BITS 11u   /* exponents gain nothing from longer codes, and decode faster without */
-#define CWS_QUANT_CODE_BITS CWS_CODE_BITS_MAX
+#define CWS_FAST_CODE_BITS 11u    /* decode faster; only q6 needs the little that longer codes save */
 
 #define CWS_CODE_ABSENT 0x80000000u
 struct cws_encode_table {

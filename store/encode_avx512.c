@@ -20,12 +20,15 @@ static inline __m512i odd_bytes(void)
     return _mm512_loadu_si512(index);
 }
 
+#define AHEAD 1024 /* bytes of output: a prefetch past its end does not fault */
+
 static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *symbols)
 {
     const __m512i odd = odd_bytes(), even = _mm512_sub_epi8(odd, _mm512_set1_epi8(1));
     size_t i = 0;
     for (; i + 64 <= count; i += 64) {
         __m512i a = _mm512_loadu_si512(elems + 2 * i), b = _mm512_loadu_si512(elems + 2 * i + 64);
+        __builtin_prefetch(plane + i + AHEAD, 1);
         a = _mm512_or_si512(_mm512_add_epi16(a, a), _mm512_srli_epi16(a, 15));
         b = _mm512_or_si512(_mm512_add_epi16(b, b), _mm512_srli_epi16(b, 15));
         _mm512_storeu_si512(plane + i, _mm512_permutex2var_epi8(a, even, b));

@@ -184,7 +184,7 @@ int cws_decode_table_init(struct cws_decode_table *t, const uint8_t packed[128],
         for (unsigned w = codes[s]; w < 1u << LIMIT; w += 1u << lengths[s])
             symbol[w] = (uint8_t)s;
     }
-    t->pairs = longest > CWS_ENTRY_WINDOW || average >= CWS_PAIR_BITS_MIN;
+    t->pairs = longest > CWS_ENTRY_WINDOW || (average >= CWS_PAIR_BITS_MIN && average < CWS_PAIR_BITS_MAX);
     if (t->pairs)
         fill_pairs(t, symbol, lengths);
     else

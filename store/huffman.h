@@ -17,8 +17,8 @@ CWS_MUST_CHECK int cws_huffman_unpack(const uint8_t packed[128], uint8_t lengths
 /* Bit-reversed canonical codes; 0 for absent symbols. */
 void cws_huffman_codes(const uint8_t lengths[256], uint16_t codes[256]);
 
-/* Two forms: codes with short words are decoded up to five symbols at a lookup, those with an average over
- * CWS_PAIR_BITS_MIN, or any word too long for the first form, up to two with a larger window.
+/* Two forms: most codes are decoded up to five symbols at a lookup, those with an average from CWS_PAIR_BITS_MIN to
+ * CWS_PAIR_BITS_MAX, or any word too long for the first form, up to two with a larger window.
  *
  * Entry w tells what the CWS_ENTRY_WINDOW bits w decode to: up to CWS_ENTRY_SYMBOLS whole symbols. */
 #define CWS_ENTRY_WINDOW 11u
@@ -33,6 +33,7 @@ struct cws_decode_entry { /* 8 bytes, stored whole where the symbols go: the fas
 /* A pair, of a window of CWS_CODE_BITS_MAX bits: first symbol | second << 8 | bits of all << 16 | bits of the first << 24 |
  * count (1 or 2) << 28. */
 #define CWS_PAIR_BITS_MIN 4.5
+#define CWS_PAIR_BITS_MAX 6.5 /* from here on two words seldom fit */
 
 struct cws_decode_table {
     bool pairs; /* which form */

@@ -9,8 +9,8 @@
 
 #define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
 #define SPLIT_BYTES (32u << 10)  /* of the sample, what the exponents' entropy is estimated from */
-#define REPEAT_BYTES (16u << 10)  /* of the sample, what is searched for repeated words */
-#define STEP_ELEMS (128u << 10)   /* of the sample, what the q6 step is searched on */
+#define REPEAT_BYTES (8u << 10)   /* of the sample, what is searched for repeated words */
+#define STEP_ELEMS (64u << 10)    /* of the sample, what the q6 step is searched on */
 #define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
 #define TARGET_MARGIN 0.004       /* left free by the search, for what a sample does not show */
 #define GAIN_MIN 0.01             /* a smaller gain is not worth decoding */
@@ -290,7 +290,7 @@ static double step_bits(struct cws_plan *p, float step, const uint8_t *sample, s
     if (count_quant(p, step, sample, elems, 0, histogram, &codes) != 0)
         return -1;
     p->scale_bits = codes_bits(&codes);
-    return (double)cws_huffman_lengths(histogram, CWS_QUANT_CODE_BITS, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
+    return (double)cws_huffman_lengths(histogram, CWS_CODE_BITS_MAX, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
 }
 
 /* The least step, in units of a row's rms, that about meets the target. Twice the step is one bit less, so a few corrections
@@ -354,12 +354,12 @@ int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256])
 {
     if (p->codec != CWS_CODEC_SPLIT && p->codec != CWS_CODEC_QUANT)
         return 0;
-    unsigned limit = p->codec == CWS_CODEC_SPLIT ? CWS_SPLIT_CODE_BITS : CWS_QUANT_CODE_BITS;
-    double symbols = (double)cws_huffman_lengths(histogram, limit, p->lengths);
+    bool q6 = p->mode == CWS_MODE_Q6 && p->codec == CWS_CODEC_QUANT;
+    double symbols = (double)cws_huffman_lengths(histogram, q6 ? CWS_CODE_BITS_MAX : CWS_FAST_CODE_BITS, p->lengths);
     double total = symbols + overhead_bits(p), per_weight = total / (double)p->elems;
     cws_huffman_pack(p->lengths, p->packed);
     p->symbol_entropy = cws_entropy_bits(histogram);
-    if (p->mode == CWS_MODE_Q6 && p->codec == CWS_CODEC_QUANT && per_weight > TARGET_BITS && p->rounds < ROUNDS_MAX) {
+    if (q6 && per_weight > TARGET_BITS && p->rounds < ROUNDS_MAX) {
         /* A step twice as long costs one bit less. No exp2(): its last digit is not the same everywhere. */
         float base = p->q6_step > 0 ? p->q6_step : 0.02f;
         p->q6_step = base * (float)(1 + 0.75 * (per_weight - TARGET_BITS + TARGET_MARGIN * (1 + p->rounds)));
