@@ -92,26 +92,30 @@ static void the_budget_is_kept_by_our_count_and_by_the_kernels(void **state)
     start_pager(budget);
     struct pattern *p = pattern_new(bytes, MIB);
     uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, bytes, PROT_READ | PROT_WRITE, 0);
-    uint64_t worst = 0, seed = 7;
+    uint64_t worst = 0, moved = 0, seed = 7;
     for (int pass = 0; pass < 2; pass++) {
         for (size_t at = 0; at < bytes; at += 64 * KIB) {
             assert_int_equal(pattern_differs(p, a + at, 4096, at), -1);
             size_t other = next_random(&seed) % (bytes - 4096);
             assert_int_equal(pattern_differs(p, b + other, 4096, other), -1);
             if (at % MIB == 0) {
+                uint64_t moving = smaps_rss(a, bytes) + smaps_rss(b, bytes);
+                moved = moving > moved ? moving : moved;
+                cws_view_fork_prepare(); /* stands still: nothing is being filled or dropped, so that the sample is a snapshot */
                 uint64_t rss = smaps_rss(a, bytes) + smaps_rss(b, bytes);
+                cws_view_fork_parent();
                 worst = rss > worst ? rss : worst;
             }
         }
     }
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
-    printf("# budget %zu, peak by our count %llu, worst smaps sample %llu, evictions %llu\n", budget, (unsigned long long)stats.peak_bytes,
-           (unsigned long long)worst, (unsigned long long)stats.evictions);
+    printf("# budget %zu, peak by our count %llu, worst smaps snapshot %llu (%llu while blocks move), evictions %llu\n", budget,
+           (unsigned long long)stats.peak_bytes, (unsigned long long)worst, (unsigned long long)moved, (unsigned long long)stats.evictions);
     assert_true(stats.peak_bytes <= budget);
     assert_true(stats.peak_bytes > budget / 2);
-    /* The sample is no snapshot: while it is taken, the workers move blocks from one place to another. */
-    assert_true(worst <= budget + cws_pager_slots() * stats.block_bytes && worst > budget / 4);
+    assert_true(worst <= budget && worst > budget / 4);
+    assert_true(moved <= 2 * budget); /* reading smaps takes time: a block that moves meanwhile is seen twice */
     assert_true(stats.evictions > bytes / stats.block_bytes / 2);
     unmap_view(a, bytes);
     unmap_view(b, bytes);
