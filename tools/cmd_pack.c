@@ -31,7 +31,7 @@ struct pack {
 
 static int interrupted(const struct pack *job, struct cws_error *err)
 {
-    return *job->options.cancel ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
+    return __atomic_load_n(job->options.cancel, __ATOMIC_RELAXED) ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
 }
 
 /* The number of elements and of tensor bytes of a store that was just written. */

@@ -27,7 +27,7 @@ struct unpack {
 
 static int interrupted(const struct unpack *job, struct cws_error *err)
 {
-    return *job->cancel ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
+    return __atomic_load_n(job->cancel, __ATOMIC_RELAXED) ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
 }
 
 /* Logical size of a store and whether it is lossy; refuses what cannot be opened before anything is written. */

@@ -51,7 +51,7 @@ static int on_fault(void *arg, const struct cws_verify_fault *fault)
                       (unsigned long long)fault->file_offset, (unsigned long long)fault->logical_offset, fault->message);
     else
         print_finding("%s: file offset %llu: %s", v->path, (unsigned long long)fault->file_offset, fault->message);
-    return *v->cancel;
+    return __atomic_load_n(v->cancel, __ATOMIC_RELAXED);
 }
 
 static void on_progress(void *arg, uint64_t done, uint64_t total)
@@ -95,7 +95,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
     int rc = cws_store_verify(store, v->jobs, on_fault, on_progress, v, &err);
     cws_progress_end(&v->progress);
     double seconds = cws_now_s() - begin_s;
-    if (*v->cancel) {
+    if (__atomic_load_n(v->cancel, __ATOMIC_RELAXED)) {
         cws_say_line("%s: interrupted", path);
         note(v, CWS_EXIT_FAILURE);
     } else if (rc < 0) {
@@ -127,7 +127,7 @@ static void verify_directory(struct verify *v, const char *root)
         print_finding("%s", err.message);
         note(v, CWS_EXIT_FINDING);
     }
-    for (size_t i = 0; i < dir.count && !*v->cancel; i++) {
+    for (size_t i = 0; i < dir.count && !__atomic_load_n(v->cancel, __ATOMIC_RELAXED); i++) {
         const struct cws_model_entry *entry = &dir.entries[i];
         if (entry->kind == CWS_MODEL_DIRECTORY || !(entry->is_store || entry->kind == CWS_MODEL_WEIGHTS))
             continue;
@@ -163,7 +163,7 @@ static int run_verify(int argc, char **argv)
     if (optind == argc)
         return cws_say_usage("verify", "needs a packed file or directory");
     v.cancel = cws_interrupt_flag();
-    for (; optind < argc && !*v.cancel; optind++) {
+    for (; optind < argc && !__atomic_load_n(v.cancel, __ATOMIC_RELAXED); optind++) {
         struct cws_error err = {0};
         int directory = cws_path_is_directory(argv[optind], &err);
         if (directory < 0)

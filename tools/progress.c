@@ -101,7 +101,7 @@ void cws_progress_end(struct cws_progress *p)
 static void on_interrupt(int signo)
 {
     (void)signo;
-    interrupted = 1;
+    __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED); /* lock-free: safe in a handler, seen by all threads */
 }
 
 const volatile int *cws_interrupt_flag(void)
@@ -110,7 +110,7 @@ const volatile int *cws_interrupt_flag(void)
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction old, action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
         /* nohup and background jobs of a shell without job control start with these ignored: leave them so */
-        if (!interrupted && sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL)
+        if (!__atomic_load_n(&interrupted, __ATOMIC_RELAXED) && sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL)
             sigaction(signals[i], &action, NULL);
     }
     return &interrupted;
