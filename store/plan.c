@@ -30,7 +30,7 @@ static void set_lossless(struct cws_plan *p)
 {
     p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
-    p->lane_symbols = 256;
+    p->lane_symbols = 512;
     p->chunk_bytes = CWS_CHUNK_BYTES;
     p->row_elems = 0;
     p->quant_bits = 0;

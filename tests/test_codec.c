@@ -10,7 +10,7 @@
 
 static struct cws_decode_scratch *decode_scratch;
 static struct cws_encode_scratch *encode_scratch;
-static const size_t sizes[] = {1, 2, 7, 8, 9, 31, 32, 33, 255, 256, 257, 4095, 4096, 4097, 8191, 8192, 8193, 16385, 40000};
+static const size_t sizes[] = {1, 2, 7, 8, 9, 31, 32, 33, 255, 256, 257, 4095, 4096, 4097, 8191, 8192, 8193, 16383, 16384, 16385, 40000};
 #define SIZES (sizeof sizes / sizeof *sizes)
 static const enum cws_dtype floats[] = {CWS_BF16, CWS_F16, CWS_F32, CWS_F64, CWS_F8_E4M3, CWS_F8_E5M2};
 
