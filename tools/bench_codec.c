@@ -1,5 +1,5 @@
 /* bench_codec - the codec's speed and size beside zstd's, one core, same bytes. Not installed.
- *   bench_codec MODEL.safetensors | --gaussian N  [--tensors] [--parts] [--lossless] [--no-19] [--repeat R]
+ *   bench_codec MODEL.safetensors | --gaussian N  [--tensors] [--parts] [--lossless] [--encoder NAME] [--no-19] [--repeat R]
  * Decoding is timed with what a reader does: XXH3 of the stored bytes, validation, decode. Packing is timed with what the
  * writer does but I/O: sample, count, code, encode, XXH3, content hash. The best of R runs is shown, in processor time: what
  * else runs on the machine is not measured. */
@@ -455,12 +455,14 @@ int main(int argc, char **argv)
             slow = false;
         else if (strcmp(argv[i], "--repeat") == 0 && i + 1 < argc)
             repeat = atoi(argv[++i]) > 0 ? atoi(argv[i]) : 1;
+        else if (strcmp(argv[i], "--encoder") == 0 && i + 1 < argc && cws_encoder_force(argv[i + 1]) == 0)
+            i++;
         else if (strcmp(argv[i], "--gaussian") == 0 && i + 1 < argc)
             gaussian = (size_t)strtoull(argv[++i], NULL, 10);
         else if (argv[i][0] != '-')
             path = argv[i];
         else
-            die(argv[i], "not known; usage: bench_codec MODEL.safetensors | --gaussian N [--tensors] [--parts] [--lossless] [--no-19] [--repeat R]");
+            die(argv[i], "not known; usage: bench_codec MODEL.safetensors | --gaussian N [--tensors] [--parts] [--lossless] [--encoder NAME] [--no-19] [--repeat R]");
     }
     if (path)
         read_model(path);
