@@ -380,7 +380,6 @@ static int walk(uint8_t *addr, size_t len, range_fn *ours, raw_fn *raw, int argu
         uint8_t *stop = found ? piece.view->base + piece.from : end;
         if (stop > addr)
             code = keep_first(code, raw(addr, (size_t)(stop - addr), argument));
-        addr = stop;
         if (!found)
             break;
         for (size_t at = piece.from; at < piece.to;) {
