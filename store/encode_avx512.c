@@ -235,13 +235,16 @@ static inline void put_words(struct words *w, unsigned at, unsigned lane, __m512
     _mm_storel_epi64((__m128i *)&w->bits[at][lane], _mm512_cvtepi64_epi8(bits));
 }
 
-/* Words of 16 symbols, as long as those fit: returns the longest. */
-static uint64_t words_of_16(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
+/* Words of 16 symbols, or two of 8 where one of eight lanes has too long a word. Returns how many words a lane has (the
+ * last ones may be empty), or 0: 8 symbols do not fit either. */
+static unsigned words_of_16(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
                             uint32_t lane_bits[CWS_TILE_LANES], __m512i *least)
 {
-    __m512i longest = _mm512_setzero_si512();
+    const __m512i room = _mm512_set1_epi64(64), zero = _mm512_setzero_si512();
+    unsigned count[CWS_TILE_LANES / 8], most = 0;
     for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
-        __m512i sum = _mm512_setzero_si512();
+        __m512i sum = zero;
+        unsigned n = 0;
         for (unsigned r = 0; r < rows; r += 2) {
             const uint8_t *from = symbols + r * CWS_TILE_ROW + 8 * l;
             __m512i s0 = _mm512_loadu_si512(from), h0 = lut_get(high, s0);
@@ -252,13 +255,24 @@ static uint64_t words_of_16(struct words *w, const struct lut *low, const struct
             __m512i wa = _mm512_or_si512(a.first, _mm512_sllv_epi64(a.second, a.first_bits));
             __m512i wb = _mm512_or_si512(b.first, _mm512_sllv_epi64(b.second, b.first_bits));
             *least = _mm512_min_epu8(*least, _mm512_min_epu8(h0, h1));
-            longest = _mm512_max_epu64(longest, bits);
             sum = _mm512_add_epi64(sum, bits);
-            put_words(w, r / 2, l, _mm512_or_si512(wa, _mm512_sllv_epi64(wb, a.bits)), bits);
+            if (__builtin_expect(_mm512_cmpgt_epu64_mask(bits, room) == 0, 1)) {
+                put_words(w, n++, l, _mm512_or_si512(wa, _mm512_sllv_epi64(wb, a.bits)), bits);
+                continue;
+            }
+            if (_mm512_cmpgt_epu64_mask(_mm512_max_epu64(a.bits, b.bits), room) != 0)
+                return 0;
+            put_words(w, n++, l, wa, a.bits);
+            put_words(w, n++, l, wb, b.bits);
         }
         _mm256_storeu_si256((__m256i *)(lane_bits + l), _mm512_cvtepi64_epi32(sum));
+        count[l / 8] = n;
+        most = n > most ? n : most;
     }
-    return _mm512_reduce_max_epu64(longest);
+    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8)
+        for (unsigned n = count[l / 8]; n < most; n++)
+            put_words(w, n, l, zero, zero);
+    return most;
 }
 
 /* Words of 8 symbols where they fit, else of 4. Returns how many words a lane has. */
@@ -295,16 +309,17 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
     struct words w;
     if (elems % CWS_TILE_ROW != 0)
         return cws_encoder_portable.tile(table, symbols, elems, to, lane_bits);
-    unsigned rows = elems / CWS_TILE_ROW, words = rows / 2;
+    unsigned rows = elems / CWS_TILE_ROW, words = 0;
     struct lut low = lut_load(table->low), high = lut_load(table->high);
     __m512i least = _mm512_set1_epi8(-1);
-    uint64_t longest = UINT64_MAX;
+    uint64_t longest;
     if (rows % 2 == 0 && table->average_bits < 3.5)
-        longest = words_of_16(&w, &low, &high, symbols, rows, lane_bits, &least);
-    if (longest > 64)
+        words = words_of_16(&w, &low, &high, symbols, rows, lane_bits, &least);
+    if (words == 0) {
         words = words_of_8(&w, &low, &high, symbols, rows, false, lane_bits, &least, &longest);
-    if (longest > 64)
-        words = words_of_8(&w, &low, &high, symbols, rows, true, lane_bits, &least, &longest);
+        if (longest > 64)
+            words = words_of_8(&w, &low, &high, symbols, rows, true, lane_bits, &least, &longest);
+    }
     if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0)
         return NULL; /* no length: no code */
     return append_halves(&w, words, lane_bits, to);
