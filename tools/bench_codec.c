@@ -454,7 +454,7 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--no-19") == 0)
             slow = false;
         else if (strcmp(argv[i], "--repeat") == 0 && i + 1 < argc)
-            repeat = atoi(argv[++i]) > 0 ? atoi(argv[i]) : 1;
+            repeat = (int)strtol(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "--encoder") == 0 && i + 1 < argc && cws_encoder_force(argv[i + 1]) == 0)
             i++;
         else if (strcmp(argv[i], "--gaussian") == 0 && i + 1 < argc)
