@@ -30,7 +30,9 @@ static void set_lossless(struct cws_plan *p)
 {
     p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
-    p->lane_symbols = 512;
+    /* A GPU decodes a tile with one warp: 512 symbols per lane would be 8 % faster to decode here and 0.02 bits smaller, but
+     * leaves too few warps there (256: 1460 GB/s, 128: 1671 on an H200 with 64 Mi weights). */
+    p->lane_symbols = 256;
     p->chunk_bytes = CWS_CHUNK_BYTES;
     p->row_elems = 0;
     p->quant_bits = 0;
