@@ -120,6 +120,17 @@ static void end_view(struct cws_view *v)
 }
 
 /* Claims everything of [addr, end), so that nothing is at work there. -ENOMEM: nothing is claimed. */
+/* Has an earlier piece of [addr, piece) the block, too? Between two pieces of one view there may lie pieces of others. */
+static bool claimed_already(uint8_t *addr, const struct cws_piece *piece, uint32_t block)
+{
+    struct cws_piece p;
+    uint8_t *stop = piece->view->base + piece->from;
+    for (uint8_t *at = addr; at < stop && find(at, (size_t)(stop - at), &p); at = piece_end(&p))
+        if (p.view == piece->view && cws_block_of(p.view, p.to - 1) == block)
+            return true;
+    return false;
+}
+
 static int unmap_prepare(uint8_t *addr, uint8_t *end)
 {
     struct cws_piece piece;
@@ -131,16 +142,12 @@ static int unmap_prepare(uint8_t *addr, uint8_t *end)
     for (uint8_t *at = addr; at < end && find(at, (size_t)(end - at), &piece); at = piece_end(&piece))
         if (piece.to - piece.from < piece.view->bytes && cws_pages_need_attrs(piece.view))
             return -ENOMEM;
-    struct cws_view *last_view = NULL;
-    uint32_t last_block = 0;
     for (uint8_t *at = addr; at < end && find(at, (size_t)(end - at), &piece); at = piece_end(&piece)) {
         uint32_t first = cws_block_of(piece.view, piece.from), last = cws_block_of(piece.view, piece.to - 1);
-        if (piece.view == last_view && first == last_block) /* two pieces of one block: it is ours already */
+        if (claimed_already(addr, &piece, first))
             first++;
         if (first <= last)
             claim_range(piece.view, first, last);
-        last_view = piece.view;
-        last_block = last;
     }
     return 0;
 }
