@@ -22,6 +22,7 @@ struct cws_file {
     struct cws_file *next, **at; /* all files; table_lock */
 
     pthread_mutex_t lock; /* a read with its move of the offset, and what follows */
+    bool failed;          /* the line was written: a program that tries again does not need it again */
     struct cws_store_cursor *cursor;
     uint8_t *window; /* decoded bytes [window_begin, window_end): small reads do not decode a chunk each */
     uint64_t window_begin, window_end;
@@ -213,7 +214,9 @@ struct cws_shared *cws_file_shared(struct cws_file *f) { return f->shared; }
 static int read_failed(struct cws_file *f, const struct cws_error *err, int code)
 {
     f->window_end = f->window_begin;
-    cws_shim_say("%s", err->message);
+    if (!f->failed)
+        cws_shim_say("%s", err->message);
+    f->failed = true;
     return -cws_shim_errno(code);
 }
 

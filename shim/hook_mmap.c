@@ -87,8 +87,10 @@ static int map_store(struct cws_file *f, void *addr, size_t len, int prot, int f
         code = map_with_tail(f, addr, len, prot, flags, offset, out);
     else
         code = map_view(f, addr, len, prot, flags, offset, out);
-    if (!code)
+    if (!code) {
         cws_signal_refresh();
+        cws_signal_unblock();
+    }
     return code;
 }
 

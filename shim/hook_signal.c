@@ -112,6 +112,18 @@ static void handler(int signo, siginfo_t *info, void *context)
     errno = saved;
 }
 
+void cws_signal_unblock(void)
+{
+    sigset_t ours;
+    int saved = errno;
+    sigemptyset(&ours);
+    for (int i = 0; i < CHAINED; i++)
+        sigaddset(&ours, signals[i]);
+    if (atomic_load_explicit(&installed, memory_order_relaxed))
+        CWS_REAL(pthread_sigmask)(SIG_UNBLOCK, &ours, NULL);
+    errno = saved;
+}
+
 void cws_signal_refresh(void)
 {
     sigset_t saved;

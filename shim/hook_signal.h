@@ -7,4 +7,7 @@
  * to, and what it is told when it asks. Keeps errno. */
 void cws_signal_refresh(void);
 
+/* If it is installed: lets both signals through to this thread, which may have blocked them before. */
+void cws_signal_unblock(void);
+
 #endif

@@ -22,4 +22,9 @@ if(CWS_TESTS AND TARGET codecshim AND NOT CWS_SANITIZE)
 
   cws_shim_test(test_shim_files uffd-dev sigsegv)
   cws_shim_test(test_shim_views uffd-dev uffd uffd-user sigsegv eager)
+  cws_shim_test(test_shim_process uffd-dev uffd-user sigsegv eager)
+  if(CWS_STATIC_DEPS)
+    add_test(NAME shim_exports COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/shim_exports.sh $<TARGET_FILE:codecshim>
+      ${PROJECT_SOURCE_DIR}/shim/hooks.def)
+  endif()
 endif()
