@@ -32,17 +32,12 @@ stage_tidy() {
 stage_fuzz() {
     build fuzz -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCWS_SANITIZE=address -DCWS_FUZZ=ON -DCWS_TESTS=OFF
     for target in build-ci-fuzz/bin/fuzz_*; do
-        name=$(basename "$target")
-        corpus=build-ci-fuzz/corpus-$name
-        mkdir -p "$corpus"
-        seeds=tests/fuzz-seeds/$name
-        [ -d "$seeds" ] || seeds=
-        echo "$name: ${FUZZ_SECONDS:-60} s"
+        mkdir -p "build-ci-fuzz/corpus-$(basename "$target")"
     done
     ls build-ci-fuzz/bin/fuzz_* | xargs -P "$jobs" -I{} sh -c '
-        name=$(basename {}); seeds=tests/fuzz-seeds/$name; [ -d "$seeds" ] || seeds=
+        name=$(basename {})
         {} -max_total_time=${FUZZ_SECONDS:-60} -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-            -artifact_prefix=build-ci-fuzz/$name- build-ci-fuzz/corpus-$name $seeds >build-ci-fuzz/$name.log 2>&1 ||
+            -artifact_prefix=build-ci-fuzz/$name- build-ci-fuzz/corpus-$name >build-ci-fuzz/$name.log 2>&1 ||
             { echo "$name FAILED"; tail -n 40 build-ci-fuzz/$name.log; exit 255; }
         echo "$name: $(grep -o "stat::number_of_executed_units: *[0-9]*" build-ci-fuzz/$name.log)"'
 }
