@@ -137,10 +137,10 @@ static void programs_see_the_logical_file(void **state)
     static const char *const commands[] = {
         "cmp \"$1\" \"$2\"",
         "cat \"$1\" | cmp - \"$2\"",
-        "cp \"$1\" \"$1.cp\" && cmp \"$1.cp\" \"$2\"; s=$?; rm -f \"$1.cp\"; exit $s",
-        "cp --reflink=auto --sparse=auto \"$1\" \"$1.cp\" && cmp \"$1.cp\" \"$2\"; s=$?; rm -f \"$1.cp\"; exit $s",
+        "cp \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; exit $s",
+        "cp --reflink=auto --sparse=auto \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; exit $s",
         "dd if=\"$1\" bs=100000 status=none | cmp - \"$2\"",
-        "tail -c 1000 \"$1\" >\"$1.t\"; tail -c 1000 \"$2\" | cmp - \"$1.t\"; s=$?; rm -f \"$1.t\"; exit $s",
+        "tail -c 1000 \"$1\" >\"$1.t.$$\"; tail -c 1000 \"$2\" | cmp - \"$1.t.$$\"; s=$?; rm -f \"$1.t.$$\"; exit $s",
         "test \"$(stat -c %s \"$1\")\" = \"$(stat -c %s \"$2\")\"",
         "test \"$(wc -c <\"$1\")\" = \"$(wc -c <\"$2\")\"",
         "cmp - \"$2\" <\"$1\"",
@@ -160,7 +160,7 @@ static void an_inherited_descriptor_is_recognised(void **state)
     assert_int_equal(shell(fd, "cmp - \"$2\""), 0);
     assert_int_equal(read(fd, bytes, 1000), 0); /* the child has read it to its end: one offset */
     assert_int_equal(lseek(fd, 5000, SEEK_SET), 5000);
-    assert_int_equal(shell(fd, "tail -c +5001 \"$2\" >\"$1.in\"; cmp - \"$1.in\"; s=$?; rm -f \"$1.in\"; exit $s"), 0);
+    assert_int_equal(shell(fd, "tail -c +5001 \"$2\" >\"$1.in.$$\"; cmp - \"$1.in.$$\"; s=$?; rm -f \"$1.in.$$\"; exit $s"), 0);
     close(fd);
 }
 
