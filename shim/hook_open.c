@@ -4,6 +4,7 @@
 #include "file_table.h"
 #include "hooks.h"
 #include "shim.h"
+#include "../store/own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -107,8 +108,13 @@ CWS_SAME(creat64, creat);
 
 /* --- closing: forgotten first, so that another thread that gets the number next is not taken for a store ----------- */
 
+/* The program does not know our descriptors, so to it the number is not open. A child after vfork closes in a table of its own. */
+static bool is_guarded(int fd) { return cws_own_fd_is(fd) && !cws_shim_is_borrowed(); }
+
 int cws_hook_close(int fd)
 {
+    if (is_guarded(fd))
+        return fail(-EBADF);
     if (cws_file_is_tracked(fd))
         cws_file_forget(fd);
     return CWS_REAL(close)(fd);
@@ -119,6 +125,15 @@ int cws_hook_close_range(unsigned first, unsigned last, int flags)
 {
     if (cws_files_tracked && !(flags & CLOSE_RANGE_CLOEXEC) && first <= last)
         cws_file_forget_range(first, last);
+    int own;
+    while (!(flags & CLOSE_RANGE_CLOEXEC) && first <= last && first < CWS_OWN_FD_MAX && !cws_shim_is_borrowed() &&
+           (own = cws_own_fd_next((int)first)) >= 0 && (unsigned)own <= last) {
+        if ((unsigned)own > first && CWS_REAL(close_range)(first, (unsigned)own - 1, flags) != 0)
+            return -1;
+        first = (unsigned)own + 1;
+        if (first > last)
+            return 0;
+    }
     return CWS_REAL(close_range)(first, last, flags);
 }
 
@@ -126,7 +141,10 @@ void cws_hook_closefrom(int first)
 {
     if (cws_files_tracked)
         cws_file_forget_range(first < 0 ? 0 : (unsigned)first, ~0u);
-    CWS_REAL(closefrom)(first);
+    if (cws_own_fd_next(first) >= 0 && !cws_shim_is_borrowed())
+        cws_hook_close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);
+    else
+        CWS_REAL(closefrom)(first);
 }
 
 /* --- duplicating ------------------------------------------------------------------------------- */
@@ -145,10 +163,14 @@ static int duplicated(int from, int to)
 
 int cws_hook_dup(int fd) { return duplicated(fd, CWS_REAL(dup)(fd)); }
 
-int cws_hook_dup2(int from, int to) { return duplicated(from, CWS_REAL(dup2)(from, to)); }
+/* EBUSY is what dup2 may give for a number that is about to be open: the program must take another. */
+int cws_hook_dup2(int from, int to) { return is_guarded(to) ? fail(-EBUSY) : duplicated(from, CWS_REAL(dup2)(from, to)); }
 CWS_SAME(__dup2, dup2);
 
-int cws_hook_dup3(int from, int to, int flags) { return duplicated(from, CWS_REAL(dup3)(from, to, flags)); }
+int cws_hook_dup3(int from, int to, int flags)
+{
+    return is_guarded(to) ? fail(-EBUSY) : duplicated(from, CWS_REAL(dup3)(from, to, flags));
+}
 
 int cws_hook_fcntl(int fd, int command, ...)
 {

@@ -1,4 +1,5 @@
 #include "os.h"
+#include "own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +35,7 @@ int cws_os_dup(int fd)
 int cws_os_close(int fd)
 {
     int saved = errno;
+    cws_own_fd_forget(fd); /* before, since the number may be the program's right after */
     return (int)direct(syscall(SYS_close, fd), saved);
 }
 

@@ -1,5 +1,6 @@
 #include "reader_engine.h"
 #include "os.h"
+#include "own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -90,7 +91,7 @@ static int open_direct(int fd)
         cws_os_close(direct);
         return -1;
     }
-    return direct;
+    return cws_own_fd_note(direct);
 }
 
 static int choose_engine(struct cws_reader *r, enum cws_io_engine engine, struct cws_error *err)

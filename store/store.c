@@ -1,5 +1,6 @@
 #include "store.h"
 #include "os.h"
+#include "own_fd.h"
 #include "store_internal.h"
 
 #include <errno.h>
@@ -106,7 +107,7 @@ static int open_owned(int fd, const char *path, struct cws_store **out, struct c
         return cws_fail(err, -ENOMEM, "%s: not enough memory to open the store", path);
     }
     atomic_init(&s->refs, 1);
-    s->fd = fd;
+    s->fd = cws_own_fd_note(fd);
     s->path = name;
     int code = read_trailer(s, err);
     if (!code)

@@ -377,6 +377,36 @@ static void replacing_and_removing_it_does_not_either(void **state)
     munmap(view, plain_bytes);
 }
 
+/* As daemons and spawners do. A closed userfaultfd would turn the pages that are still missing into zeros, silently. */
+static void closing_every_descriptor_leaves_the_views_right(void **state)
+{
+    (void)state;
+    uint8_t *view = map_all(packed_path);
+    assert_memory_equal(view, plain, 100000);
+    for (int fd = 3; fd < 1024; fd++)
+        close(fd);
+    assert_memory_equal(view + 2000000, plain + 2000000, 1000000);
+    assert_int_equal(close_range(3, ~0u, 0), 0);
+    assert_memory_equal(view + 4000000, plain + 4000000, 1000000);
+    closefrom(3);
+    for (int fd = 3; fd < 1024; fd++) {
+        char name[40], target[60] = "";
+        snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+        if (readlink(name, target, sizeof target - 1) > 0 && strstr(target, "userfaultfd")) {
+            assert_int_equal(dup2(0, fd), -1);
+            assert_int_equal(errno, EBUSY);
+        }
+    }
+    assert_memory_equal(view, plain, plain_bytes);
+    munmap(view, plain_bytes);
+    int fd = open(packed_path, O_RDONLY); /* the numbers that were the program's are free again */
+    uint8_t bytes[100];
+    assert_int_equal(pread(fd, bytes, 100, 5000000), 100);
+    assert_memory_equal(bytes, plain + 5000000, 100);
+    assert_int_equal(close(fd), 0);
+    assert_int_equal(close(fd), -1);
+}
+
 static void counters_are_json(void **state)
 {
     (void)state;
@@ -407,6 +437,7 @@ int main(void)
         cmocka_unit_test(damage_is_a_bus_error_or_a_failed_read),
         cmocka_unit_test(overwriting_a_mapped_model_leaves_the_mapping_alone),
         cmocka_unit_test(replacing_and_removing_it_does_not_either),
+        cmocka_unit_test(closing_every_descriptor_leaves_the_views_right),
         cmocka_unit_test(counters_are_json),
     };
     int start = fixture_start();

@@ -175,7 +175,7 @@ void cws_view_fork_child(void)
             cws_sys_close(*fds[i]);
         *fds[i] = -1;
     }
-    p->pagemap_fd = cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    p->pagemap_fd = cws_own_fd_note(cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
     for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;) {
         atomic_store(&v->users, 0);
         if (v->source->ops->after_fork)

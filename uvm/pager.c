@@ -162,8 +162,8 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     p->budget = budget;
     cws_policy_init(&p->policy, options->policy, budget, p->block_bytes);
     p->slot_count = choose_slots();
-    p->pagemap_fd = cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    p->hole_fd = memfd_create("codecllm-failed", MFD_CLOEXEC);
+    p->pagemap_fd = cws_own_fd_note(cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+    p->hole_fd = cws_own_fd_note(memfd_create("codecllm-failed", MFD_CLOEXEC));
     if (p->hole_fd < 0)
         code = cws_fail_errno(err, errno, "memfd_create");
     if (!code && !p->rung->whole)

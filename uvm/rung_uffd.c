@@ -110,6 +110,7 @@ static int view_open(struct cws_view *v, struct cws_error *err)
         v->uffd = -1;
         return cws_fail_errno(err, -code, "cannot open a userfaultfd for a view");
     }
+    cws_own_fd_note(v->uffd);
     int code = handshake(v->uffd, features, NULL);
     if (!code)
         code = enroll(v->uffd, v->base, v->bytes);

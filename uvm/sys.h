@@ -3,6 +3,7 @@
  * Every function returns the call's result or -errno. Threads: any; safe in a signal handler. */
 #ifndef CWS_SYS_H
 #define CWS_SYS_H
+#include "../store/own_fd.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -61,7 +62,11 @@ static inline long cws_sys_pread(int fd, void *dst, size_t len, uint64_t at)
 }
 static inline long cws_sys_write(int fd, const void *src, size_t len) { return CWS_SYSCALL(SYS_write, fd, src, len); }
 static inline int cws_sys_open(const char *path, int flags) { return (int)CWS_SYSCALL(SYS_openat, AT_FDCWD, path, flags, 0); }
-static inline int cws_sys_close(int fd) { return (int)CWS_SYSCALL(SYS_close, fd); }
+static inline int cws_sys_close(int fd)
+{
+    cws_own_fd_forget(fd); /* before, since the number may be the program's right after */
+    return (int)CWS_SYSCALL(SYS_close, fd);
+}
 static inline int cws_sys_ioctl(int fd, unsigned long request, void *arg) { return (int)CWS_SYSCALL(SYS_ioctl, fd, request, arg); }
 
 /* All signals are blocked while the pager works, so that no signal handler of the program can touch a view in the middle. */

@@ -149,8 +149,8 @@ int cws_workers_watch(struct cws_view *v)
 int cws_workers_start(struct cws_error *err)
 {
     struct cws_pager *p = &cws_pager;
-    p->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    p->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+    p->epoll_fd = cws_own_fd_note(epoll_create1(EPOLL_CLOEXEC));
+    p->kick_fd = cws_own_fd_note(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE));
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = KICK_EVENT};
     if (p->epoll_fd < 0 || p->kick_fd < 0 || epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, p->kick_fd, &event) != 0)
         return cws_fail_errno(err, errno, "the pager's workers need an epoll and an eventfd descriptor");
