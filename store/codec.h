@@ -85,6 +85,7 @@ struct cws_plan {
     float q6_step;          /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */
     float typical_rms;      /* q6: mean RMS of a row, as in the sample */
     bool needs_count;
+    bool counts_part;       /* SPLIT, large: cws_plan_count looks at a part of each chunk; an unforeseen symbol makes a chunk RAW */
     unsigned rounds;
     unsigned stored_planes; /* SPLIT: byte planes that are not constant in the sample */
     unsigned scale_bits;    /* QUANT: packed width of a scale code, as in the sample */
@@ -103,7 +104,7 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
  * rows for QUANT where it can). sample_bytes a multiple of the element size; 0 allowed. */
 void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes);
 
-/* Adds the symbols of one chunk to histogram[256]. first_elem: index in the tensor. Thread-safe (plan is const).
+/* Adds the symbols of one chunk (a part of them where counts_part) to histogram[256]. first_elem: index in the tensor. Thread-safe (plan is const).
  * Returns 0, or 1 if QUANT met a value it refuses: call cws_plan_refuse_quant, then cws_plan_sample again, clear the
  * histogram and, if needs_count, count again. */
 int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256]);
@@ -117,7 +118,7 @@ int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256]);
 size_t cws_chunk_bound(const struct cws_plan *p, size_t logical_bytes);
 
 /* Encodes one chunk. dst has cws_chunk_bound() bytes. *out_codec is the plan's codec, or RAW when that would not
- * be smaller (dst then holds the logical bytes). Deterministic. 0, CWS_E_BUG, -ENOMEM (zstd context).
+ * be smaller or counts_part left a symbol of it without a code (dst then holds the logical bytes). Deterministic. 0, CWS_E_BUG, -ENOMEM (zstd context).
  *   scratch  one per thread, from cws_encode_scratch_create */
 struct cws_encode_scratch;
 CWS_MUST_CHECK int cws_encode_scratch_create(struct cws_encode_scratch **out);

@@ -139,6 +139,12 @@ static inline __m512i lut_get(const struct lut *t, __m512i index)
     return _mm512_mask_mov_epi8(a, _mm512_movepi8_mask(index), _mm512_permutex2var_epi8(t->part[2], index, t->part[3]));
 }
 
+/* The same where no symbol is above 127. */
+static inline __m512i lut_low(const struct lut *t, __m512i index)
+{
+    return _mm512_permutex2var_epi8(t->part[0], index, t->part[1]);
+}
+
 struct groups { /* of 64 symbols, 8 groups of 8: what each u64 holds becomes a string of bits */
     __m512i first, second; /* the first and the last four symbols: at most 48 bits each */
     __m512i first_bits, bits; /* of the first, of both */
@@ -236,9 +242,11 @@ static inline void put_words(struct words *w, unsigned at, unsigned lane, __m512
 }
 
 /* Words of 16 symbols, or two of 8 where one of eight lanes has too long a word. Returns how many words a lane has (the
- * last ones may be empty), or 0: 8 symbols do not fit either. */
-static unsigned words_of_16(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
-                            uint32_t lane_bits[CWS_TILE_LANES], __m512i *least)
+ * last ones may be empty), or 0: 8 symbols do not fit either. small: no symbol above 127 has a code, as in weights, whose
+ * magnitude is below 2; those that come nevertheless are ORed into *seen. */
+static inline __attribute__((always_inline)) unsigned words_of_16(struct words *w, bool small, const struct lut *low,
+                                                                  const struct lut *high, const uint8_t *symbols, unsigned rows,
+                                                                  uint32_t lane_bits[CWS_TILE_LANES], __m512i *least, __m512i *seen)
 {
     const __m512i room = _mm512_set1_epi64(64), zero = _mm512_setzero_si512();
     unsigned count[CWS_TILE_LANES / 8], most = 0;
@@ -247,10 +255,12 @@ static unsigned words_of_16(struct words *w, const struct lut *low, const struct
         unsigned n = 0;
         for (unsigned r = 0; r < rows; r += 2) {
             const uint8_t *from = symbols + r * CWS_TILE_ROW + 8 * l;
-            __m512i s0 = _mm512_loadu_si512(from), h0 = lut_get(high, s0);
-            struct groups a = join(lut_get(low, s0), h0);
-            __m512i s1 = _mm512_loadu_si512(from + CWS_TILE_ROW), h1 = lut_get(high, s1);
-            struct groups b = join(lut_get(low, s1), h1);
+            __m512i s0 = _mm512_loadu_si512(from), h0 = small ? lut_low(high, s0) : lut_get(high, s0);
+            struct groups a = join(small ? lut_low(low, s0) : lut_get(low, s0), h0);
+            __m512i s1 = _mm512_loadu_si512(from + CWS_TILE_ROW), h1 = small ? lut_low(high, s1) : lut_get(high, s1);
+            struct groups b = join(small ? lut_low(low, s1) : lut_get(low, s1), h1);
+            if (small)
+                *seen = _mm512_or_si512(*seen, _mm512_or_si512(s0, s1));
             __m512i bits = _mm512_add_epi64(a.bits, b.bits);
             __m512i wa = _mm512_or_si512(a.first, _mm512_sllv_epi64(a.second, a.first_bits));
             __m512i wb = _mm512_or_si512(b.first, _mm512_sllv_epi64(b.second, b.first_bits));
@@ -273,6 +283,15 @@ static unsigned words_of_16(struct words *w, const struct lut *low, const struct
         for (unsigned n = count[l / 8]; n < most; n++)
             put_words(w, n, l, zero, zero);
     return most;
+}
+
+static unsigned words_of_16_any(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
+                                uint32_t lane_bits[CWS_TILE_LANES], __m512i *least, __m512i *seen)
+{
+    __m512i coded = _mm512_or_si512(high->part[2], high->part[3]);
+    if (_mm512_test_epi8_mask(coded, coded) == 0)
+        return words_of_16(w, true, low, high, symbols, rows, lane_bits, least, seen);
+    return words_of_16(w, false, low, high, symbols, rows, lane_bits, least, seen);
 }
 
 /* Words of 8 symbols where they fit, else of 4. Returns how many words a lane has. */
@@ -311,16 +330,16 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
         return cws_encoder_portable.tile(table, symbols, elems, to, lane_bits);
     unsigned rows = elems / CWS_TILE_ROW, words = 0;
     struct lut low = lut_load(table->low), high = lut_load(table->high);
-    __m512i least = _mm512_set1_epi8(-1);
+    __m512i least = _mm512_set1_epi8(-1), seen = _mm512_setzero_si512();
     uint64_t longest;
     if (rows % 2 == 0 && table->average_bits < 3.5)
-        words = words_of_16(&w, &low, &high, symbols, rows, lane_bits, &least);
+        words = words_of_16_any(&w, &low, &high, symbols, rows, lane_bits, &least, &seen);
     if (words == 0) {
         words = words_of_8(&w, &low, &high, symbols, rows, false, lane_bits, &least, &longest);
         if (longest > 64)
             words = words_of_8(&w, &low, &high, symbols, rows, true, lane_bits, &least, &longest);
     }
-    if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0)
+    if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0 || _mm512_movepi8_mask(seen) != 0)
         return NULL; /* no length: no code */
     return append_halves(&w, words, lane_bits, to);
 }

@@ -15,6 +15,10 @@
 #define TARGET_MARGIN 0.004       /* left free by the search, for what a sample does not show */
 #define GAIN_MIN 0.01             /* a smaller gain is not worth decoding */
 #define ROUNDS_MAX 12
+#define PARTIAL_BYTES (4u << 20) /* of a tensor, above which a part of each chunk is counted */
+#define PARTIAL_SHARE 4u         /* how much of it: one in so many bytes */
+#define UNSEEN_BELOW 8u          /* exponents below one that was counted that get a code: each is half as likely as the next */
+#define UNSEEN_ABOVE 2u
 
 static uint64_t gcd(uint64_t a, uint64_t b)
 {
@@ -30,6 +34,7 @@ static void set_lossless(struct cws_plan *p)
 {
     p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
+    p->counts_part = p->needs_count && p->elems > PARTIAL_BYTES / p->elem_bytes;
     /* A GPU decodes a tile with one warp: 512 symbols per lane would be 8 % faster to decode here and 0.02 bits smaller, but
      * leaves too few warps there (256: 1460 GB/s, 128: 1671 on an H200 with 64 Mi weights). */
     p->lane_symbols = 256;
@@ -48,6 +53,7 @@ static void set_raw(struct cws_plan *p)
     set_lossless(p);
     p->codec = CWS_CODEC_RAW;
     p->needs_count = false;
+    p->counts_part = false;
     p->symbol_entropy = 0;
 }
 
@@ -83,6 +89,7 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
     p->lane_symbols = 1024;
     p->needs_count = true;
+    p->counts_part = false;
     if (row_bytes <= CWS_CHUNK_BYTES && unit <= CWS_CHUNK_BYTES)
         p->chunk_bytes = (uint32_t)(CWS_CHUNK_BYTES / unit * unit);
 }
@@ -179,12 +186,23 @@ static int count_quant(const struct cws_plan *p, float step, const uint8_t *elem
     return 0;
 }
 
+/* Which of its parts a chunk shows changes from chunk to chunk, so that no column of a matrix always hides. */
+static void count_part(const struct cws_plan *p, const uint8_t *chunk, size_t elems, uint64_t first_elem, uint64_t histogram[256])
+{
+    uint64_t index = first_elem * p->elem_bytes / p->chunk_bytes;
+    size_t each = elems / PARTIAL_SHARE, which = (size_t)((index ^ index >> 2 ^ index >> 4) % PARTIAL_SHARE);
+    if (each > 0)
+        count_split(p->elem_bytes, chunk + which * each * p->elem_bytes, each, histogram);
+}
+
 int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256])
 {
     struct codes codes = {0, 0};
     if (p->codec == CWS_CODEC_QUANT)
         return count_quant(p, p->q6_step, chunk, bytes / p->elem_bytes, first_elem, histogram, &codes);
-    if (p->codec == CWS_CODEC_SPLIT)
+    if (p->codec == CWS_CODEC_SPLIT && p->counts_part)
+        count_part(p, chunk, bytes / p->elem_bytes, first_elem, histogram);
+    else if (p->codec == CWS_CODEC_SPLIT)
         count_split(p->elem_bytes, chunk, bytes / p->elem_bytes, histogram);
     return 0;
 }
@@ -276,6 +294,7 @@ static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t by
         if (zstd < 0.9 * split && zstd < raw * (1 - GAIN_MIN)) {
             p->codec = CWS_CODEC_ZSTD;
             p->needs_count = false;
+            p->counts_part = false;
             return;
         }
     }
@@ -352,13 +371,36 @@ void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes
         sample_lossless(p, sample, sample_bytes);
 }
 
+/* Codes for what the counted part may not have shown: the neighbours of what it did, and zeros. Returns how many symbols
+ * were counted. */
+static uint64_t add_unseen(const uint64_t histogram[256], uint64_t out[256])
+{
+    uint64_t counted = 0;
+    for (unsigned s = 0; s < 256; s++) {
+        unsigned from = s > UNSEEN_ABOVE ? s - UNSEEN_ABOVE : 0, to = s + UNSEEN_BELOW < 255 ? s + UNSEEN_BELOW : 255;
+        out[s] = histogram[s];
+        for (unsigned near = from; near <= to && out[s] == 0; near++)
+            out[s] = histogram[near] != 0;
+        counted += histogram[s];
+    }
+    out[0] += out[0] == 0;
+    return counted;
+}
+
 int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256])
 {
+    uint64_t all[256];
     if (p->codec != CWS_CODEC_SPLIT && p->codec != CWS_CODEC_QUANT)
         return 0;
     bool q6 = p->mode == CWS_MODE_Q6 && p->codec == CWS_CODEC_QUANT;
-    double symbols = (double)cws_huffman_lengths(histogram, q6 ? CWS_CODE_BITS_MAX : CWS_FAST_CODE_BITS, p->lengths);
-    double total = symbols + overhead_bits(p), per_weight = total / (double)p->elems;
+    double share = 1;
+    if (p->counts_part) {
+        share = (double)add_unseen(histogram, all) / (double)p->elems;
+    } else {
+        memcpy(all, histogram, sizeof all);
+    }
+    double symbols = (double)cws_huffman_lengths(all, q6 ? CWS_CODE_BITS_MAX : CWS_FAST_CODE_BITS, p->lengths);
+    double total = symbols / share + overhead_bits(p), per_weight = total / (double)p->elems;
     cws_huffman_pack(p->lengths, p->packed);
     p->symbol_entropy = cws_entropy_bits(histogram);
     if (q6 && per_weight > TARGET_BITS && p->rounds < ROUNDS_MAX) {

@@ -342,6 +342,37 @@ static void an_uncounted_symbol_is_an_error(void **state)
     free(data);
 }
 
+/* Of a large tensor a part is counted: its neighbours and zeros have codes, and a chunk with a stranger is stored as it is. */
+static void a_large_tensor_may_hold_what_was_not_counted(void **state)
+{
+    (void)state;
+    enum { CHUNK = CWS_CHUNK_BYTES / 2, CHUNKS = 20, ELEMS = CHUNK * CHUNKS };
+    uint16_t *data = malloc(2 * (size_t)ELEMS);
+    struct data_chunk c = {0};
+    for (size_t i = 0; i < ELEMS; i++) /* 16 exponents, the least rare */
+        data[i] = (uint16_t)((119 - (unsigned)__builtin_ctzll(data_u64() | 1 << 15)) << 7 | (data_u64() & 0x807f));
+    data[3 * CHUNK + 5] = (103 - 6) << 7;
+    data[3 * CHUNK + 6] = 0x8000;
+    data[7 * CHUNK + 5] = 254 << 7;
+    data[11 * CHUNK + 5] = 30 << 7;
+    assert_int_equal(data_plan(&c.plan, CWS_MODE_LOSSLESS, CWS_BF16, (uint8_t *)data, ELEMS, 1), 0);
+    assert_int_equal(c.plan.codec, CWS_CODEC_SPLIT);
+    assert_true(c.plan.counts_part);
+    for (unsigned e = 0; cws_encoder_name(e); e++)
+        for (unsigned k = 0; k < CHUNKS; k++) {
+            struct data_chunk one = {.plan = c.plan};
+            assert_int_equal(cws_encoder_force(cws_encoder_name(e)), 0);
+            assert_int_equal(data_encode(&one, (uint8_t *)data, 2 * (size_t)CHUNK * k, 2 * CHUNK, encode_scratch), 0);
+            assert_int_equal(one.context.codec, k == 7 || k == 11 ? CWS_CODEC_RAW : CWS_CODEC_SPLIT);
+            data_chunk_free(&one);
+        }
+    assert_int_equal(cws_encoder_force(NULL), 0);
+    uint8_t *back = there_and_back(CWS_MODE_LOSSLESS, CWS_BF16, (uint8_t *)data, ELEMS, 1, 0, NULL);
+    assert_memory_equal(back, data, 2 * (size_t)ELEMS);
+    free(back);
+    free(data);
+}
+
 static void encoders_count_alike(void **state)
 {
     (void)state;
@@ -401,6 +432,7 @@ int main(void)
         cmocka_unit_test(q6_fits_six_bits),
         cmocka_unit_test(what_cannot_be_quantised_stays_lossless),
         cmocka_unit_test(an_uncounted_symbol_is_an_error),
+        cmocka_unit_test(a_large_tensor_may_hold_what_was_not_counted),
         cmocka_unit_test(encoders_count_alike),
         cmocka_unit_test(names_and_sizes),
     };
