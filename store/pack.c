@@ -368,6 +368,10 @@ static int encode_item(void *arg, unsigned thread, uint64_t i)
     size_t stored;
     enum cws_codec_id codec;
     int code = get_item(p, h, &item, &data, &err);
+    struct cws_hash128 sum = {0, 0};
+    bool lossy = item.work->plan.codec == CWS_CODEC_QUANT;
+    if (!code && !lossy) /* before the encoder, which is slower to get its input from memory than from the cache */
+        cws_content_hash_add(&sum, cws_content_key, data, item.bytes, item.begin);
     if (!code)
         code = cws_chunk_encode(&item.work->plan, data, item.bytes, item.begin / item.work->plan.elem_bytes, slot->data, &stored, &codec,
                                 h->encode, &err);
@@ -383,8 +387,8 @@ static int encode_item(void *arg, unsigned thread, uint64_t i)
     }
     if (code)
         return fail_first(p, code, &err);
-    struct cws_hash128 sum = {0, 0};
-    cws_content_hash_add(&sum, cws_content_key, data, item.bytes, item.begin);
+    if (lossy)
+        cws_content_hash_add(&sum, cws_content_key, data, item.bytes, item.begin);
     c->content_hash[0] = sum.lo;
     c->content_hash[1] = sum.hi;
 

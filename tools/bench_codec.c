@@ -199,6 +199,9 @@ static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint
         c->first_byte = at;
         c->bytes = k->arena + *arena_used;
         at_time = part_now();
+        cws_content_hash_add(&content, cws_content_key, t->data + at, c->logical, at);
+        k->hash_seconds += part_now() - at_time;
+        at_time = part_now();
         if (cws_chunk_encode(p, t->data + at, c->logical, at / p->elem_bytes, c->bytes, &c->stored, &c->codec, encode_scratch,
                              &err) != 0)
             die(t->name, err.message);
@@ -206,9 +209,6 @@ static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint
         at_time = part_now();
         c->xxh3 = XXH3_64bits_withSeed(c->bytes, c->stored, k->chunk_count);
         k->check_seconds += part_now() - at_time;
-        at_time = part_now();
-        cws_content_hash_add(&content, cws_content_key, t->data + at, c->logical, at);
-        k->hash_seconds += part_now() - at_time;
         *arena_used += (c->stored + CWS_STREAM_PAD + 63) / 64 * 64;
         k->chunk_count++;
     }
