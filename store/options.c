@@ -133,10 +133,11 @@ static int parse_stats(struct cws_options *o, const char *value) { return parse_
 
 static int parse_verbose(struct cws_options *o, const char *value)
 {
-    if (value[0] < '0' || value[0] > '2' || value[1])
-        return CWS_E_USAGE;
-    o->verbose = value[0] - '0';
-    return 0;
+    bool on;
+    int code = parse_flag(value, &on);
+    if (code == 0)
+        o->verbose = on;
+    return code;
 }
 
 static int parse_io(struct cws_options *o, const char *value)
@@ -172,7 +173,7 @@ static const struct option table[] = {
     {"CODEC_IO", "automatic", "how the store is read: uring (io_uring) or preadv", "uring or preadv", parse_io},
     {"CODEC_PAGER", "automatic", "force one paging rung", "uffd-dev, uffd, uffd-user, sigsegv or eager", parse_pager},
     {"CODEC_STATS", "0", "print the counters when the program ends", "0 or 1", parse_stats},
-    {"CODEC_VERBOSE", "0", "say what is done: 1 once, 2 per event", "0, 1 or 2", parse_verbose},
+    {"CODEC_VERBOSE", "0", "1: say at the first store what is in force", "0 or 1", parse_verbose},
 };
 enum { ROW_COUNT = sizeof table / sizeof *table };
 

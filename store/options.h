@@ -19,7 +19,7 @@ struct cws_options {
     bool prefetch;               /* CODEC_PREFETCH=0|1, default 1 */
     enum cws_io_engine io;       /* CODEC_IO=uring|preadv */
     bool stats;                  /* CODEC_STATS=1 */
-    int verbose;                 /* CODEC_VERBOSE=0|1|2 */
+    int verbose;                 /* CODEC_VERBOSE=0|1 */
     const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL: probe */
 };
 

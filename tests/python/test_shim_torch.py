@@ -228,7 +228,7 @@ def test_settings_that_are_wrong(under):
 
 def test_silent_and_inert_until_a_store_is_mapped(under, shim):
     done = under("import threading; assert len(os.listdir('/proc/self/task')) == threading.active_count(); open(os.path.join(packed, name), 'rb').read()",
-                 CODEC_VERBOSE="2", CODEC_STATS="1", OMP_NUM_THREADS="1")  # fmt: skip
+                 CODEC_VERBOSE="1", CODEC_STATS="1", OMP_NUM_THREADS="1")  # fmt: skip
     assert "codecllm" not in done.stderr
     raw = (under.model / "model.safetensors").stat().st_size
     code = "import os, sys; print(os.path.getsize(sys.argv[1]))"
