@@ -1,0 +1,8 @@
+# The CUDA side. What needs cuda.h is built only where a toolkit is installed.
+find_path(CWS_CUDA_INCLUDE cuda.h PATHS /usr/local/cuda/include ENV CUDA_PATH PATH_SUFFIXES include)
+if(CWS_CUDA_INCLUDE)
+  cws_test(NAME test_cuda_abi SOURCES test_cuda_abi.c cuda_abi_theirs.c LIBS cws_store)
+  if(TARGET test_cuda_abi)
+    target_include_directories(test_cuda_abi SYSTEM PRIVATE ${CWS_CUDA_INCLUDE})
+  endif()
+endif()
