@@ -86,6 +86,7 @@ struct cws_plan {
     float typical_rms;      /* q6: mean RMS of a row, as in the sample */
     bool needs_count;
     bool counts_part;       /* SPLIT, large: cws_plan_count looks at a part of each chunk; an unforeseen symbol makes a chunk RAW */
+    bool counts_range;      /* and at all of it for the least and the largest symbol (2-byte floats, 64 KiB to 4 MiB): none is unforeseen */
     unsigned rounds;
     unsigned stored_planes; /* SPLIT: byte planes that are not constant in the sample */
     unsigned scale_bits;    /* QUANT: packed width of a scale code, as in the sample */

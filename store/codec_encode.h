@@ -26,6 +26,8 @@ struct cws_encoder_ops {
     void (*split2)(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *symbols);
     /* Adds the symbols of elements of 2 bytes to histogram. */
     void (*count2)(const uint8_t *elems, size_t count, uint64_t histogram[256]);
+    /* The least symbol but 0 (255 if there is none) and the largest of elements of 2 bytes. */
+    void (*range2)(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most);
     /* One tile's bits at `to`, zero bits up to a word; may write 64 bytes more. Returns the end of the last word, or NULL
      * if a symbol has no code. symbols: readable up to a multiple of CWS_TILE_ROW. */
     uint8_t *(*tile)(const struct cws_encode_table *table, const uint8_t *symbols, unsigned elems, uint8_t *to,

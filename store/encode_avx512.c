@@ -121,6 +121,29 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
     }
 }
 
+static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most)
+{
+    const __m512i one = _mm512_set1_epi16(256);
+    __m512i least[2] = {_mm512_set1_epi16(-1), _mm512_set1_epi16(-1)}, most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    size_t i = 0;
+    for (; i + 64 <= count; i += 64)
+        for (unsigned k = 0; k < 2; k++) {
+            __m512i u = _mm512_loadu_si512(elems + 2 * i + 64 * k);
+            u = _mm512_add_epi16(u, u);
+            most[k] = _mm512_max_epu16(most[k], u);
+            least[k] = _mm512_min_epu16(least[k], _mm512_sub_epi16(u, one));
+        }
+    /* As elements again, with any sign, for the rest and for the lanes of these. */
+    uint16_t left[64 + 64];
+    most[0] = _mm512_srli_epi16(_mm512_max_epu16(most[0], most[1]), 1);
+    least[0] = _mm512_srli_epi16(_mm512_add_epi16(_mm512_min_epu16(least[0], least[1]), one), 1);
+    _mm512_storeu_si512(left, most[0]);
+    _mm512_storeu_si512(left + 32, least[0]);
+    size_t n = i > 0 ? 64 : 0;
+    memcpy(left + n, elems + 2 * i, 2 * (count - i));
+    cws_encoder_portable.range2((const uint8_t *)left, n + count - i, out_least, out_most);
+}
+
 struct lut {
     __m512i part[4];
 };
@@ -349,6 +372,7 @@ const struct cws_encoder_ops cws_encoder_avx512 = {
     .runs_here = runs_here,
     .split2 = split2,
     .count2 = count2,
+    .range2 = range2,
     .tile = tile,
 };
 #endif

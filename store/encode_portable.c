@@ -37,6 +37,21 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
         histogram[s] += (uint64_t)table[0][s] + table[1][s] + table[2][s] + table[3][s];
 }
 
+/* Without its sign, an element's order is that of its symbol. One less, modulo 256, puts symbol 0 last. */
+static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most)
+{
+    uint16_t least = 0xffff, most = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint16_t v;
+        memcpy(&v, elems + 2 * i, 2);
+        uint16_t u = (uint16_t)(v << 1), less = (uint16_t)(u - 256);
+        least = less < least ? less : least;
+        most = u > most ? u : most;
+    }
+    *out_least = least >> 8 == 255 ? 255 : (uint8_t)((least >> 8) + 1);
+    *out_most = (uint8_t)(most >> 8);
+}
+
 /* Appends the lane's symbols, four at a time: at most 48 bits. Returns its length; ORs the entries into *seen. */
 static uint32_t encode_lane(const uint32_t code[256], const uint8_t *symbols, unsigned lane, unsigned elems,
                             struct cws_bits *b, uint32_t *seen)
@@ -75,5 +90,6 @@ const struct cws_encoder_ops cws_encoder_portable = {
     .runs_here = always,
     .split2 = split2,
     .count2 = count2,
+    .range2 = range2,
     .tile = tile,
 };

@@ -9,16 +9,19 @@
 
 #define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
 #define SPLIT_BYTES (32u << 10)  /* of the sample, what the exponents' entropy is estimated from */
-#define REPEAT_BYTES (8u << 10)   /* of the sample, what is searched for repeated words */
+#define REPEAT_BYTES (4u << 10)   /* of the sample, what is searched for repeated words */
 #define STEP_ELEMS (64u << 10)    /* of the sample, what the q6 step is searched on */
 #define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
 #define TARGET_MARGIN 0.004       /* left free by the search, for what a sample does not show */
 #define GAIN_MIN 0.01             /* a smaller gain is not worth decoding */
 #define ROUNDS_MAX 12
 #define PARTIAL_BYTES (4u << 20) /* of a tensor, above which a part of each chunk is counted */
-#define PARTIAL_SHARE 4u         /* how much of it: one in so many bytes */
+#define RANGE_BYTES (64u << 10)  /* of a tensor of 2-byte floats, from which on the same, and the range of all is looked up */
+#define PARTIAL_SHARE 4u         /* how much is counted: one in so many bytes */
+#define STRIPE_BYTES 1024u       /* it is taken in pieces of this size */
 #define UNSEEN_BELOW 8u          /* exponents below one that was counted that get a code: each is half as likely as the next */
 #define UNSEEN_ABOVE 2u
+#define UNSEEN_MAX 12u /* codes within the range */
 
 static uint64_t gcd(uint64_t a, uint64_t b)
 {
@@ -34,7 +37,8 @@ static void set_lossless(struct cws_plan *p)
 {
     p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
-    p->counts_part = p->needs_count && p->elems > PARTIAL_BYTES / p->elem_bytes;
+    p->counts_range = p->codec == CWS_CODEC_SPLIT && p->elem_bytes == 2 && p->elems >= RANGE_BYTES / 2 && p->elems <= PARTIAL_BYTES / 2;
+    p->counts_part = p->needs_count && (p->counts_range || p->elems > PARTIAL_BYTES / p->elem_bytes);
     /* A GPU decodes a tile with one warp: 512 symbols per lane would be 8 % faster to decode here and 0.02 bits smaller, but
      * leaves too few warps there (256: 1460 GB/s, 128: 1671 on an H200 with 64 Mi weights). */
     p->lane_symbols = 256;
@@ -53,7 +57,7 @@ static void set_raw(struct cws_plan *p)
     set_lossless(p);
     p->codec = CWS_CODEC_RAW;
     p->needs_count = false;
-    p->counts_part = false;
+    p->counts_part = p->counts_range = false;
     p->symbol_entropy = 0;
 }
 
@@ -89,7 +93,7 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
     p->lane_symbols = 1024;
     p->needs_count = true;
-    p->counts_part = false;
+    p->counts_part = p->counts_range = false;
     if (row_bytes <= CWS_CHUNK_BYTES && unit <= CWS_CHUNK_BYTES)
         p->chunk_bytes = (uint32_t)(CWS_CHUNK_BYTES / unit * unit);
 }
@@ -195,12 +199,40 @@ static void count_part(const struct cws_plan *p, const uint8_t *chunk, size_t el
         count_split(p->elem_bytes, chunk + which * each * p->elem_bytes, each, histogram);
 }
 
+/* A stripe of each eight, which one as good as random, and once more the least and the largest symbol of all: what is not
+ * counted lies between them. */
+static void count_stripes(const uint8_t *chunk, size_t elems, uint64_t first_elem, uint64_t histogram[256])
+{
+    enum { STRIPE = STRIPE_BYTES / 2, SHARE = 8, BLOCK = STRIPE * SHARE, ROOM = 16 };
+    uint16_t room[ROOM * STRIPE];
+    uint8_t least, most;
+    uint64_t block = first_elem / BLOCK;
+    size_t at = 0, used = 0;
+    cws_encoder()->range2(chunk, elems, &least, &most);
+    for (; elems - at >= BLOCK; at += BLOCK, block++) {
+        uint64_t which = block * UINT64_C(0x9e3779b97f4a7c15) >> 61;
+        memcpy(room + used, chunk + 2 * (at + STRIPE * which), STRIPE_BYTES);
+        used += STRIPE;
+        if (used == ROOM * STRIPE) {
+            cws_encoder()->count2((const uint8_t *)room, used, histogram);
+            used = 0;
+        }
+    }
+    cws_encoder()->count2((const uint8_t *)room, used, histogram);
+    cws_encoder()->count2(chunk + 2 * at, (elems - at) / SHARE, histogram);
+    histogram[most]++;
+    if (least < 255)
+        histogram[least]++;
+}
+
 int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256])
 {
     struct codes codes = {0, 0};
     if (p->codec == CWS_CODEC_QUANT)
         return count_quant(p, p->q6_step, chunk, bytes / p->elem_bytes, first_elem, histogram, &codes);
-    if (p->codec == CWS_CODEC_SPLIT && p->counts_part)
+    if (p->codec == CWS_CODEC_SPLIT && p->counts_range)
+        count_stripes(chunk, bytes / 2, first_elem, histogram);
+    else if (p->codec == CWS_CODEC_SPLIT && p->counts_part)
         count_part(p, chunk, bytes / p->elem_bytes, first_elem, histogram);
     else if (p->codec == CWS_CODEC_SPLIT)
         count_split(p->elem_bytes, chunk, bytes / p->elem_bytes, histogram);
@@ -239,20 +271,17 @@ static size_t zstd_trial(const uint8_t *sample, size_t bytes)
  * model do; only then is zstd worth a trial on floats. */
 static bool repeats(const struct cws_plan *p, const uint8_t *sample, size_t bytes)
 {
-    enum { SLOTS = 4096 };
-    uint64_t *last = calloc(SLOTS, sizeof *last);
+    enum { SLOTS = 1024 };
+    uint64_t last[SLOTS] = {0};
     size_t width = p->elem_bytes == 4 ? 4 : 8, n = (bytes < REPEAT_BYTES ? bytes : REPEAT_BYTES) / width, hits = 0;
     const uint8_t *from = sample + (bytes - n * width) / 2 / width * width;
-    if (!last)
-        return false;
     for (size_t i = 0; i < n; i++) {
         uint64_t v = 0;
         memcpy(&v, from + i * width, width);
-        uint64_t *slot = &last[v * UINT64_C(0x9e3779b97f4a7c15) >> 52];
+        uint64_t *slot = &last[v * UINT64_C(0x9e3779b97f4a7c15) >> 54];
         hits += *slot == v;
         *slot = v;
     }
-    free(last);
     return hits > n / 16;
 }
 
@@ -282,24 +311,22 @@ static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t by
             set_raw(p);
         return;
     }
+    size_t elems = bytes / p->elem_bytes;
+    p->stored_planes = p->elem_bytes > 1 ? varying_planes(p->elem_bytes, sample, elems) : 0;
+    if (!repeats(p, sample, bytes))
+        return; /* the count will tell whether it gains */
     uint64_t histogram[256] = {0};
-    size_t elems = bytes / p->elem_bytes, pieces = bytes > SPLIT_BYTES ? 4 : 1;
+    size_t pieces = bytes > SPLIT_BYTES ? 4 : 1;
     size_t piece = pieces > 1 ? SPLIT_BYTES / 4 / p->elem_bytes : elems;
     for (size_t i = 0; i < pieces; i++)
         count_split(p->elem_bytes, sample + elems / pieces * i * p->elem_bytes, piece, histogram);
-    p->stored_planes = p->elem_bytes > 1 ? varying_planes(p->elem_bytes, sample, elems) : 0;
     double split = (double)elems * (cws_entropy_bits(histogram) / 8 + p->stored_planes);
-    if (repeats(p, sample, bytes)) {
-        double zstd = (double)zstd_trial(sample, bytes);
-        if (zstd < 0.9 * split && zstd < raw * (1 - GAIN_MIN)) {
-            p->codec = CWS_CODEC_ZSTD;
-            p->needs_count = false;
-            p->counts_part = false;
-            return;
-        }
+    double zstd = (double)zstd_trial(sample, bytes);
+    if (zstd < 0.9 * split && zstd < raw * (1 - GAIN_MIN)) {
+        p->codec = CWS_CODEC_ZSTD;
+        p->needs_count = false;
+        p->counts_part = p->counts_range = false;
     }
-    if (split > raw * (1 - GAIN_MIN))
-        set_raw(p);
 }
 
 /* Bits per weight of the elements at this step, or -1 when they cannot be quantised. */
@@ -371,20 +398,41 @@ void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes
         sample_lossless(p, sample, sample_bytes);
 }
 
-/* Codes for what the counted part may not have shown: the neighbours of what it did, and zeros. Returns how many symbols
- * were counted. */
-static uint64_t add_unseen(const uint64_t histogram[256], uint64_t out[256])
+static uint64_t sum(const uint64_t histogram[256])
 {
-    uint64_t counted = 0;
+    uint64_t total = 0;
+    for (unsigned s = 0; s < 256; s++)
+        total += histogram[s];
+    return total;
+}
+
+/* Codes for all between the least and the largest symbol, which were looked up, and for zeros. False: those that were not
+ * counted are so many that their codes would cost more than to count everything. */
+static bool fill_range(uint64_t histogram[256])
+{
+    unsigned least = 1, most = 255, unseen = 0;
+    while (least < 255 && histogram[least] == 0)
+        least++;
+    while (most > least && histogram[most] == 0)
+        most--;
+    for (unsigned s = least; s < most; s++) {
+        unseen += histogram[s] == 0;
+        histogram[s] += histogram[s] == 0;
+    }
+    histogram[0] += histogram[0] == 0;
+    return unseen <= UNSEEN_MAX;
+}
+
+/* Codes for what the counted part may not have shown: the neighbours of what it did, and zeros. */
+static void add_unseen(const uint64_t histogram[256], uint64_t out[256])
+{
     for (unsigned s = 0; s < 256; s++) {
         unsigned from = s > UNSEEN_ABOVE ? s - UNSEEN_ABOVE : 0, to = s + UNSEEN_BELOW < 255 ? s + UNSEEN_BELOW : 255;
         out[s] = histogram[s];
         for (unsigned near = from; near <= to && out[s] == 0; near++)
             out[s] = histogram[near] != 0;
-        counted += histogram[s];
     }
     out[0] += out[0] == 0;
-    return counted;
 }
 
 int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256])
@@ -394,11 +442,15 @@ int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256])
         return 0;
     bool q6 = p->mode == CWS_MODE_Q6 && p->codec == CWS_CODEC_QUANT;
     double share = 1;
-    if (p->counts_part) {
-        share = (double)add_unseen(histogram, all) / (double)p->elems;
-    } else {
-        memcpy(all, histogram, sizeof all);
+    memcpy(all, histogram, sizeof all);
+    if (p->counts_range && !fill_range(all)) {
+        p->counts_part = p->counts_range = false;
+        return 1;
     }
+    if (p->counts_part)
+        share = (double)sum(histogram) / (double)p->elems;
+    if (p->counts_part && !p->counts_range)
+        add_unseen(histogram, all);
     double symbols = (double)cws_huffman_lengths(all, q6 ? CWS_CODE_BITS_MAX : CWS_FAST_CODE_BITS, p->lengths);
     double total = symbols / share + overhead_bits(p), per_weight = total / (double)p->elems;
     cws_huffman_pack(p->lengths, p->packed);
