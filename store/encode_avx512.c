@@ -197,174 +197,147 @@ static inline struct groups join(__m512i low, __m512i high)
     return g;
 }
 
-#define WORDS_MAX (2 * CWS_TILE_MAX / CWS_TILE_ROW) /* of a lane */
-
-struct words { /* what a tile's lanes are joined from, by lane within a step */
-    uint64_t word[WORDS_MAX][CWS_TILE_LANES] __attribute__((aligned(64)));
-    uint8_t bits[WORDS_MAX][CWS_TILE_LANES];
+/* Eight lanes of a tile, each appended to its own words. */
+struct lanes {
+    __m512i buffer, used; /* 0..63 bits not yet in a word */
+    __m512i at;           /* address of the word they go to */
 };
 
-/* A stream to which up to 64 bits are appended at a time. */
-struct wide_bits {
-    uint8_t *to;
-    uint64_t buffer;
-    unsigned used; /* 0..63 */
+/* Up to 64 bits to each lane. The word is stored whether it is full or not: which ones are is as good as random. */
+static inline void append(struct lanes *b, __m512i word, __m512i bits)
+{
+    const __m512i full_bits = _mm512_set1_epi64(64), part = _mm512_set1_epi64(63), step = _mm512_set1_epi64(8);
+    __m512i joined = _mm512_or_si512(b->buffer, _mm512_sllv_epi64(word, b->used));
+    __m512i carry = _mm512_srlv_epi64(word, _mm512_sub_epi64(full_bits, b->used)); /* 64 gives 0 */
+    _mm512_i64scatter_epi64(NULL, b->at, joined, 1);
+    b->used = _mm512_add_epi64(b->used, bits);
+    __mmask8 full = _mm512_test_epi64_mask(b->used, full_bits);
+    b->buffer = _mm512_mask_mov_epi64(joined, full, carry);
+    b->used = _mm512_and_si512(b->used, part);
+    b->at = _mm512_mask_add_epi64(b->at, full, b->at, step);
+}
+
+/* What the loop over a tile needs in registers. */
+struct coding {
+    struct lut low, high;
+    __m512i least; /* of all bytes of cws_encode_table.high that were looked up */
+    __m512i seen;  /* all symbols looked up with `small`, ORed */
 };
 
-/* Whether the buffer is full is as good as random: masks, not branches. */
-static inline void wide_append(struct wide_bits *b, uint64_t word, unsigned bits)
+/* small: no symbol above 127 has a code, as in weights, whose magnitude is below 2. */
+static inline __attribute__((always_inline)) struct groups take(struct coding *c, bool small, const uint8_t *symbols)
 {
-    uint64_t low = b->buffer | word << b->used, carry = word >> 1 >> (~b->used & 63);
-    unsigned used = b->used + bits;
-    uint64_t full = (uint64_t)0 - (used >> 6);
-    memcpy(b->to, &low, 8);
-    b->to += full & 8;
-    b->buffer = (low & ~full) | (carry & full);
-    b->used = used & 63;
+    __m512i s = _mm512_loadu_si512(symbols), high = small ? lut_low(&c->high, s) : lut_get(&c->high, s);
+    c->least = _mm512_min_epu8(c->least, high);
+    if (small)
+        c->seen = _mm512_or_si512(c->seen, s);
+    return join(small ? lut_low(&c->low, s) : lut_get(&c->low, s), high);
 }
 
-/* Whole bytes out of the buffer. */
-static inline void wide_flush(struct wide_bits *b)
+static inline __m512i both(const struct groups *g)
 {
-    memcpy(b->to, &b->buffer, 8);
-    b->to += b->used >> 3;
-    b->buffer >>= b->used & 56;
-    b->used &= 7;
+    return _mm512_or_si512(g->first, _mm512_sllv_epi64(g->second, g->first_bits));
 }
 
-#define HALF_LANES (CWS_TILE_LANES / 2)
-
-/* Appends word[][l] for each lane. One append waits for the one before, so two halves of the tile are made side by side: the
- * bit where the second one starts is known from the lengths, so its bytes can be made apart, with the right shift, and
- * joined. Only the byte at the seam belongs to both. */
-static uint8_t *append_halves(const struct words *w, unsigned words, const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
+/* 8 symbols of each lane, or 4 and 4 where they do not fit a word. */
+static inline void append_group(struct lanes *b, const struct groups *g)
 {
-    uint8_t apart[CWS_TILE_MAX / 2 * CWS_CODE_BITS_MAX / 8 + 16];
-    unsigned first = 0;
-    for (unsigned l = 0; l < HALF_LANES; l++)
-        first += lane_bits[l];
-    struct wide_bits a = {to, 0, 0}, b = {apart, 0, first & 7};
-    for (unsigned l = 0; l < HALF_LANES; l++)
-        for (unsigned r = 0; r < words; r++) {
-            wide_append(&a, w->word[r][l], w->bits[r][l]);
-            wide_append(&b, w->word[r][l + HALF_LANES], w->bits[r][l + HALF_LANES]);
-        }
-    wide_flush(&a);
-    wide_flush(&b);
-    size_t whole = (size_t)(b.to - apart);
-    apart[0] |= (uint8_t)a.buffer; /* a half has 128 bits or more, so byte 0 is written */
-    memcpy(a.to, apart, whole);
-    struct cws_bits out = {a.to + whole, b.buffer, b.used};
-    return cws_bits_end(&out, to);
-}
-
-static inline void put_words(struct words *w, unsigned at, unsigned lane, __m512i word, __m512i bits)
-{
-    _mm512_store_si512(&w->word[at][lane], word);
-    _mm_storel_epi64((__m128i *)&w->bits[at][lane], _mm512_cvtepi64_epi8(bits));
-}
-
-/* Words of 16 symbols, or two of 8 where one of eight lanes has too long a word. Returns how many words a lane has (the
- * last ones may be empty), or 0: 8 symbols do not fit either. small: no symbol above 127 has a code, as in weights, whose
- * magnitude is below 2; those that come nevertheless are ORed into *seen. */
-static inline __attribute__((always_inline)) unsigned words_of_16(struct words *w, bool small, const struct lut *low,
-                                                                  const struct lut *high, const uint8_t *symbols, unsigned rows,
-                                                                  uint32_t lane_bits[CWS_TILE_LANES], __m512i *least, __m512i *seen)
-{
-    const __m512i room = _mm512_set1_epi64(64), zero = _mm512_setzero_si512();
-    unsigned count[CWS_TILE_LANES / 8], most = 0;
-    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
-        __m512i sum = zero;
-        unsigned n = 0;
-        for (unsigned r = 0; r < rows; r += 2) {
-            const uint8_t *from = symbols + r * CWS_TILE_ROW + 8 * l;
-            __m512i s0 = _mm512_loadu_si512(from), h0 = small ? lut_low(high, s0) : lut_get(high, s0);
-            struct groups a = join(small ? lut_low(low, s0) : lut_get(low, s0), h0);
-            __m512i s1 = _mm512_loadu_si512(from + CWS_TILE_ROW), h1 = small ? lut_low(high, s1) : lut_get(high, s1);
-            struct groups b = join(small ? lut_low(low, s1) : lut_get(low, s1), h1);
-            if (small)
-                *seen = _mm512_or_si512(*seen, _mm512_or_si512(s0, s1));
-            __m512i bits = _mm512_add_epi64(a.bits, b.bits);
-            __m512i wa = _mm512_or_si512(a.first, _mm512_sllv_epi64(a.second, a.first_bits));
-            __m512i wb = _mm512_or_si512(b.first, _mm512_sllv_epi64(b.second, b.first_bits));
-            *least = _mm512_min_epu8(*least, _mm512_min_epu8(h0, h1));
-            sum = _mm512_add_epi64(sum, bits);
-            if (__builtin_expect(_mm512_cmpgt_epu64_mask(bits, room) == 0, 1)) {
-                put_words(w, n++, l, _mm512_or_si512(wa, _mm512_sllv_epi64(wb, a.bits)), bits);
-                continue;
-            }
-            if (_mm512_cmpgt_epu64_mask(_mm512_max_epu64(a.bits, b.bits), room) != 0)
-                return 0;
-            put_words(w, n++, l, wa, a.bits);
-            put_words(w, n++, l, wb, b.bits);
-        }
-        _mm256_storeu_si256((__m256i *)(lane_bits + l), _mm512_cvtepi64_epi32(sum));
-        count[l / 8] = n;
-        most = n > most ? n : most;
+    if (__builtin_expect(_mm512_cmpgt_epu64_mask(g->bits, _mm512_set1_epi64(64)) == 0, 1)) {
+        append(b, both(g), g->bits);
+    } else {
+        append(b, g->first, g->first_bits);
+        append(b, g->second, _mm512_sub_epi64(g->bits, g->first_bits));
     }
-    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8)
-        for (unsigned n = count[l / 8]; n < most; n++)
-            put_words(w, n, l, zero, zero);
-    return most;
 }
 
-static unsigned words_of_16_any(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
-                                uint32_t lane_bits[CWS_TILE_LANES], __m512i *least, __m512i *seen)
+static inline __attribute__((always_inline)) void encode_lanes(struct coding *c, bool small, const uint8_t *symbols, unsigned rows,
+                                                               struct lanes *b)
 {
-    __m512i coded = _mm512_or_si512(high->part[2], high->part[3]);
-    if (_mm512_test_epi8_mask(coded, coded) == 0)
-        return words_of_16(w, true, low, high, symbols, rows, lane_bits, least, seen);
-    return words_of_16(w, false, low, high, symbols, rows, lane_bits, least, seen);
-}
-
-/* Words of 8 symbols where they fit, else of 4. Returns how many words a lane has. */
-static unsigned words_of_8(struct words *w, const struct lut *low, const struct lut *high, const uint8_t *symbols, unsigned rows,
-                           bool fours, uint32_t lane_bits[CWS_TILE_LANES], __m512i *least, uint64_t *out_longest)
-{
-    __m512i longest = _mm512_setzero_si512();
-    unsigned each = fours ? 2 : 1;
-    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
-        __m512i sum = _mm512_setzero_si512();
-        for (unsigned r = 0; r < rows; r++) {
-            __m512i s = _mm512_loadu_si512(symbols + r * CWS_TILE_ROW + 8 * l), h = lut_get(high, s);
-            struct groups g = join(lut_get(low, s), h);
-            *least = _mm512_min_epu8(*least, h);
-            longest = _mm512_max_epu64(longest, g.bits);
-            sum = _mm512_add_epi64(sum, g.bits);
-            if (fours) {
-                put_words(w, 2 * r, l, g.first, g.first_bits);
-                put_words(w, 2 * r + 1, l, g.second, _mm512_sub_epi64(g.bits, g.first_bits));
-            } else {
-                put_words(w, r, l, _mm512_or_si512(g.first, _mm512_sllv_epi64(g.second, g.first_bits)), g.bits);
-            }
+    unsigned r = 0;
+    for (; r + 2 <= rows; r += 2) {
+        const uint8_t *from = symbols + r * CWS_TILE_ROW;
+        struct groups g = take(c, small, from), h = take(c, small, from + CWS_TILE_ROW);
+        __m512i bits = _mm512_add_epi64(g.bits, h.bits);
+        if (__builtin_expect(_mm512_cmpgt_epu64_mask(bits, _mm512_set1_epi64(64)) == 0, 1)) {
+            append(b, _mm512_or_si512(both(&g), _mm512_sllv_epi64(both(&h), g.bits)), bits);
+        } else {
+            append_group(b, &g);
+            append_group(b, &h);
         }
-        _mm256_storeu_si256((__m256i *)(lane_bits + l), _mm512_cvtepi64_epi32(sum));
     }
-    *out_longest = _mm512_reduce_max_epu64(longest);
-    return each * rows;
+    if (r < rows) {
+        struct groups g = take(c, small, symbols + r * CWS_TILE_ROW);
+        append_group(b, &g);
+    }
 }
 
-/* As few words as fit 64 bits: lanes are appended one after the other, so the words are kept by row and read by column. */
+#define LANE_WORDS (CWS_TILE_MAX / CWS_TILE_LANES * CWS_CODE_BITS_MAX / 64)
+
+struct apart { /* each lane's bits from bit 0 of a word on; word 0 is 0, and so is the word behind the last one begun */
+    uint64_t word[CWS_TILE_LANES][1 + LANE_WORDS + 1 + 8] __attribute__((aligned(64)));
+};
+
+static void encode_apart(struct coding *c, const uint8_t *symbols, unsigned rows, struct apart *apart,
+                         uint32_t lane_bits[CWS_TILE_LANES])
+{
+    __m512i coded = _mm512_or_si512(c->high.part[2], c->high.part[3]);
+    bool small = _mm512_test_epi8_mask(coded, coded) == 0;
+    for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
+        uint64_t start[8] __attribute__((aligned(64))), at[8] __attribute__((aligned(64))), left[8] __attribute__((aligned(64)));
+        for (unsigned k = 0; k < 8; k++) {
+            apart->word[l + k][0] = 0;
+            start[k] = (uint64_t)(uintptr_t)&apart->word[l + k][1];
+        }
+        struct lanes b = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_load_si512(start)};
+        if (small)
+            encode_lanes(c, true, symbols + 8 * l, rows, &b);
+        else
+            encode_lanes(c, false, symbols + 8 * l, rows, &b);
+        _mm512_store_si512(at, b.at);
+        _mm512_store_si512(left, b.buffer);
+        for (unsigned k = 0; k < 8; k++) {
+            uint64_t end[2] = {left[k], 0};
+            memcpy((void *)(uintptr_t)at[k], end, sizeof end);
+        }
+        __m512i bits = _mm512_add_epi64(_mm512_slli_epi64(_mm512_sub_epi64(b.at, _mm512_load_si512(start)), 3), b.used);
+        _mm256_storeu_si256((__m256i *)(lane_bits + l), _mm512_cvtepi64_epi32(bits));
+    }
+}
+
+/* The lanes one after the other, shifted to where the one before ends. Writes up to 64 bytes more. */
+static uint8_t *join_lanes(const struct apart *apart, const uint32_t lane_bits[CWS_TILE_LANES], uint8_t *to)
+{
+    size_t bit = 0;
+    uint64_t before = 0; /* the bits of the lanes before in the word where a lane starts */
+    for (unsigned l = 0; l < CWS_TILE_LANES; l++) {
+        const uint64_t *word = &apart->word[l][1];
+        uint8_t *start = to + bit / 64 * 8;
+        __m512i left = _mm512_set1_epi64((long long)(bit % 64)), right = _mm512_sub_epi64(_mm512_set1_epi64(64), left);
+        __m512i seam = _mm512_zextsi128_si512(_mm_cvtsi64_si128((long long)before));
+        size_t words = (bit % 64 + lane_bits[l]) / 64; /* that are full now */
+        for (size_t i = 0; i <= words; i += 8) {
+            __m512i shifted = _mm512_or_si512(_mm512_sllv_epi64(_mm512_loadu_si512(word + i), left),
+                                              _mm512_srlv_epi64(_mm512_loadu_si512(word + i - 1), right));
+            _mm512_storeu_si512(start + 8 * i, _mm512_or_si512(shifted, seam));
+            seam = _mm512_setzero_si512();
+        }
+        bit += lane_bits[l];
+        memcpy(&before, start + 8 * words, 8);
+    }
+    return to + (bit + 31) / 32 * 4;
+}
+
 static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbols, unsigned elems, uint8_t *to,
                      uint32_t lane_bits[CWS_TILE_LANES])
 {
-    struct words w;
+    struct apart apart;
     if (elems % CWS_TILE_ROW != 0)
         return cws_encoder_portable.tile(table, symbols, elems, to, lane_bits);
-    unsigned rows = elems / CWS_TILE_ROW, words = 0;
-    struct lut low = lut_load(table->low), high = lut_load(table->high);
-    __m512i least = _mm512_set1_epi8(-1), seen = _mm512_setzero_si512();
-    uint64_t longest;
-    if (rows % 2 == 0 && table->average_bits < 3.5)
-        words = words_of_16_any(&w, &low, &high, symbols, rows, lane_bits, &least, &seen);
-    if (words == 0) {
-        words = words_of_8(&w, &low, &high, symbols, rows, false, lane_bits, &least, &longest);
-        if (longest > 64)
-            words = words_of_8(&w, &low, &high, symbols, rows, true, lane_bits, &least, &longest);
-    }
-    if (_mm512_cmplt_epu8_mask(least, _mm512_set1_epi8(16)) != 0 || _mm512_movepi8_mask(seen) != 0)
+    struct coding c = {lut_load(table->low), lut_load(table->high), _mm512_set1_epi8(-1), _mm512_setzero_si512()};
+    encode_apart(&c, symbols, elems / CWS_TILE_ROW, &apart, lane_bits);
+    if (_mm512_cmplt_epu8_mask(c.least, _mm512_set1_epi8(16)) != 0 || _mm512_movepi8_mask(c.seen) != 0)
         return NULL; /* no length: no code */
-    return append_halves(&w, words, lane_bits, to);
+    return join_lanes(&apart, lane_bits, to);
 }
 
 const struct cws_encoder_ops cws_encoder_avx512 = {
