@@ -11,9 +11,9 @@
 /* from -> to, with the function that does it. */
 static const uint32_t block_may[] = {
     [CWS_ABSENT] = BIT(CWS_FILLING) | BIT(CWS_CHANGING),                                    /* fill.c claim; view.c claim_range */
-    [CWS_FILLING] = BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_ABSENT),  /* fill.c commit; ABSENT: no room for a guess */
+    [CWS_FILLING] = BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_ABSENT),  /* fill.c commit; ABSENT: a guess that found no room or failed */
     [CWS_CLEAN] = BIT(CWS_EVICTING) | BIT(CWS_WRITTEN) | BIT(CWS_FILLING) | BIT(CWS_CHANGING), /* budget.c evict; fill.c make_written, refill */
-    [CWS_EVICTING] = BIT(CWS_ABSENT),                                                       /* budget.c evict */
+    [CWS_EVICTING] = BIT(CWS_ABSENT) | BIT(CWS_CLEAN),                                      /* budget.c evict; CLEAN: its pages could not be dropped */
     [CWS_WRITTEN] = BIT(CWS_FILLING) | BIT(CWS_CHANGING),                                   /* fill.c refill; view.c claim_range */
     [CWS_FAILED] = BIT(CWS_CHANGING),                                                       /* view.c claim_range */
     [CWS_GONE] = 0,

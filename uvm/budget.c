@@ -2,6 +2,7 @@
 #include "pager.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 void cws_busy_begin_locked(struct cws_block *b, enum cws_block_state to)
 {
@@ -36,8 +37,8 @@ void cws_busy_wait_locked(struct cws_block *b)
     }
 }
 
-/* Drops one clean block. Drops the lock meanwhile. */
-static void evict_locked(struct cws_block *b)
+/* Drops one clean block. Drops the lock meanwhile. False: its pages could not be dropped, all is as it was, but it is the last one to be picked next. */
+static bool evict_locked(struct cws_block *b)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_view *v = b->view;
@@ -48,16 +49,25 @@ static void evict_locked(struct cws_block *b)
     p->evictions_running++;
     cws_lock_drop(&p->lock);
     cws_phase(CWS_PHASE_EVICTING, v, block);
-    p->rung->drop(v, cws_block_begin(v, block), cws_block_end(v, block));
+    int code = p->rung->drop(v, cws_block_begin(v, block), cws_block_end(v, block));
     cws_phase(CWS_PHASE_DROPPED, v, block);
     cws_lock_take(&p->lock);
-    p->resident -= b->node.bytes;
-    p->evictions++;
     p->evictions_running--;
-    b->prefetched = false;
-    cws_busy_end_locked(b, CWS_ABSENT);
+    if (code) {
+        if (!p->warned_stuck)
+            cws_say("pages of a view could not be dropped (%s), so the budget may be passed", strerror(-code));
+        p->warned_stuck = true;
+        cws_busy_end_locked(b, CWS_CLEAN);
+        cws_policy_restore(&p->policy, &b->node);
+    } else {
+        p->resident -= b->node.bytes;
+        p->evictions++;
+        b->prefetched = false;
+        cws_busy_end_locked(b, CWS_ABSENT);
+    }
     atomic_fetch_add(&p->evicting, 1);
     cws_wake(&p->evicting);
+    return !code;
 }
 
 bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch)
@@ -65,14 +75,12 @@ bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch)
     struct cws_pager *p = &cws_pager;
     while (p->resident + p->in_flight + bytes > p->budget) {
         struct cws_policy_node *n = p->policy.ops->pick_victim(&p->policy, for_prefetch);
-        if (n) {
-            evict_locked((struct cws_block *)((char *)n - offsetof(struct cws_block, node)));
+        if (n && evict_locked((struct cws_block *)((char *)n - offsetof(struct cws_block, node))))
             continue;
-        }
         if (for_prefetch)
             return false;
-        if (p->evictions_running == 0)
-            break; /* all that is left is held or in flight: go past the budget rather than stop the program */
+        if (n || p->evictions_running == 0)
+            break; /* all that is left is held or in flight, or stays: go past the budget rather than stop the program */
         uint32_t seen = atomic_load(&p->evicting);
         cws_lock_drop(&p->lock);
         cws_wait(&p->evicting, seen);

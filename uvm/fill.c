@@ -22,12 +22,27 @@ static int decode(struct cws_view *v, unsigned slot, size_t begin, size_t end, s
     return code;
 }
 
+/* From now on a touch of [begin, end) raises SIGBUS, also where decoded pages are already. */
+static void close_off(struct cws_view *v, size_t begin, size_t end)
+{
+    if (cws_pager.rung->drop(v, begin, end)) {
+        cws_rung_map_hole(v, begin, end);
+        cws_pager.rung->wake(v, begin, end);
+    } else {
+        cws_pager.rung->poison(v, begin, end);
+    }
+}
+
 /* The result of a claimed fill, under the lock. */
-static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why why, uint64_t reserved, int code)
+static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why why, uint64_t reserved, int code, bool given_up)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_block *b = &v->blocks[block];
     p->in_flight -= reserved;
+    if (given_up) {
+        cws_busy_end_locked(b, CWS_ABSENT);
+        return;
+    }
     if (code) {
         p->errors++;
         cws_busy_end_locked(b, CWS_FAILED);
@@ -90,20 +105,21 @@ int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct c
         if (code)
             cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
     }
-    if (code) {
+    /* A guess that fails leaves no trace: the fault that may follow tries again, and says why. */
+    bool given_up = code && why == CWS_FILL_AHEAD && p->rung->drop(v, begin, end) == 0;
+    if (code && !given_up) {
         say_failed(v, block, &own); /* first: the poison may end the process */
-        p->rung->drop(v, begin, end); /* a part may be there */
-        p->rung->poison(v, begin, end);
+        close_off(v, begin, end);   /* a part may be there */
         if (err)
             *err = own;
     }
     cws_phase(CWS_PHASE_PUBLISHED, v, block);
 
     cws_lock_take(&p->lock);
-    commit_locked(v, block, why, bytes, code);
+    commit_locked(v, block, why, bytes, code, given_up);
     cws_slot_give_locked(slot);
     cws_lock_drop(&p->lock);
-    return code;
+    return given_up ? 0 : code;
 }
 
 void cws_make_written_locked(struct cws_view *v, uint32_t block)
@@ -140,19 +156,24 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
     unsigned slot = cws_slot_take_locked();
     cws_lock_drop(&p->lock);
 
+    bool as_it_was = replace;
     int code = decode(v, slot, begin, end, &own);
+    if (!code && replace && p->rung->userfault && (code = p->rung->drop(v, begin, end)) != 0)
+        cws_fail_errno(&own, -code, "pages of a view could not be dropped");
     if (!code) {
-        if (replace && p->rung->userfault)
-            p->rung->drop(v, begin, end);
+        as_it_was = false;
         code = p->rung->publish(v, &p->slots[slot], begin, end, state == CWS_WRITTEN, !replace);
         if (code)
             cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
     }
-    if (code) { /* what the program asked to forget cannot come back; the rest of the block stays as it is */
+    if (code && as_it_was) {
+        cws_say("%s; bytes %" PRIu64 " to %" PRIu64 " of the file keep what the program wrote there", own.message, v->offset + begin, v->offset + end);
+    } else if (code) { /* what the program asked to forget cannot come back; the rest of the block stays as it is */
         say_failed(v, block, &own);
         if (replace)
-            p->rung->drop(v, begin, end);
-        p->rung->poison(v, begin, end);
+            close_off(v, begin, end);
+        else
+            p->rung->poison(v, begin, end);
     }
     if (err)
         *err = own;

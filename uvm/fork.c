@@ -10,14 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void advise_all(int advice)
+static int advise_all(int advice)
 {
+    int code = 0;
     struct cws_view *v;
     size_t from, to;
     int prot;
     for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;)
         for (size_t at = 0; cws_page_run(v, at, v->bytes, &from, &to, &prot); at = to)
-            cws_sys_madvise(v->base + from, to - from, advice);
+            code = cws_sys_madvise(v->base + from, to - from, advice) ? -1 : code;
+    return code;
 }
 
 void cws_view_fork_prepare(void)
@@ -36,7 +38,7 @@ void cws_view_fork_prepare(void)
         cws_lock_take(&p->lock);
     }
     if (p->rung->userfault)
-        advise_all(MADV_DOFORK);
+        (void)advise_all(MADV_DOFORK); /* a child that did not get all of it ends with a line when it takes over */
 }
 
 static void reopen(void)
@@ -53,8 +55,9 @@ static void reopen(void)
 void cws_view_fork_parent(void)
 {
     struct cws_pager *p = &cws_pager;
-    if (p->running && p->rung->userfault)
-        advise_all(MADV_DONTFORK);
+    /* Twice: a child made by a raw clone would read zeros where it fails. */
+    if (p->running && p->rung->userfault && advise_all(MADV_DONTFORK) && advise_all(MADV_DONTFORK))
+        cws_die("views cannot be hidden from children that are made past fork() (MADV_DONTFORK failed)");
     reopen();
 }
 
@@ -79,17 +82,18 @@ static void protect_block(struct cws_view *v, size_t begin, size_t end, enum cws
     }
 }
 
-/* Pages that somebody dropped by a raw madvise would read as zeros now. */
+/* Pages that somebody dropped by a raw madvise would read as zeros now. Without a pagemap to tell, all may be missing. */
 static bool lacks_pages(const struct cws_view *v, size_t begin, size_t end)
 {
     size_t from, to;
     int prot;
     for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to)
-        for (; from < to; from += CWS_PAGE_BYTES)
-            if (!cws_page_present(v->base + from))
-                return true;
+        if (cws_pages_present(v->base + from, (to - from) / CWS_PAGE_BYTES) != CWS_PAGE_THERE)
+            return true;
     return false;
 }
+
+static bool is_zero(const uint8_t *page) { return page[0] == 0 && memcmp(page, page + 1, CWS_PAGE_BYTES - 1) == 0; }
 
 /* Puts single pages back into a block that the program has written to. Nobody else runs. */
 static void mend_written(struct cws_view *v, uint32_t block)
@@ -105,10 +109,14 @@ static void mend_written(struct cws_view *v, uint32_t block)
         cws_die("%s", err.message);
     for (size_t at = begin; at < end; at += CWS_PAGE_BYTES) {
         unsigned attr = cws_page_attr(v, at);
-        if (!(attr & CWS_ATTR_MAPPED) || cws_page_present(v->base + at))
+        enum cws_page_presence presence = cws_page_present(v->base + at);
+        if (!(attr & CWS_ATTR_MAPPED) || presence == CWS_PAGE_THERE)
             continue;
         must(cws_sys_mprotect(v->base + at, CWS_PAGE_BYTES, PROT_READ | PROT_WRITE));
-        memcpy(v->base + at, bytes + (at - begin), CWS_PAGE_BYTES);
+        if (presence == CWS_PAGE_ABSENT)
+            memcpy(v->base + at, bytes + (at - begin), CWS_PAGE_BYTES);
+        else if (is_zero(v->base + at)) /* what an absent page reads as, and what the program may have written */
+            cws_die("a forked child cannot tell which pages of a view are there (/proc/self/pagemap cannot be read)");
         must(cws_sys_mprotect(v->base + at, CWS_PAGE_BYTES, (int)(attr & CWS_ATTR_PROT)));
     }
 }
@@ -129,7 +137,7 @@ static void adopt_block_locked(struct cws_view *v, uint32_t block)
         cws_block_set(b, CWS_ABSENT);
         p->resident -= b->node.bytes;
         b->holds = 0;
-        cws_rung_sigsegv.drop(v, begin, end);
+        must(cws_rung_sigsegv.drop(v, begin, end));
         return;
     }
     if (state == CWS_WRITTEN && lacks_pages(v, begin, end))
@@ -191,10 +199,10 @@ void cws_view_fork_child(void)
     reopen();
 }
 
-static void register_once(void) { pthread_atfork(cws_view_fork_prepare, cws_view_fork_parent, cws_view_fork_child); }
-
-void cws_fork_register(void)
+int cws_fork_register(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, register_once);
+    static bool registered; /* views lock */
+    int code = registered ? 0 : pthread_atfork(cws_view_fork_prepare, cws_view_fork_parent, cws_view_fork_child);
+    registered = code == 0;
+    return -code;
 }

@@ -130,7 +130,7 @@ static void reset_accounts(void)
     struct cws_pager *p = &cws_pager;
     p->resident = p->in_flight = p->written = p->peak = 0;
     p->faults = p->write_faults = p->decoded = p->evictions = p->prefetched = p->errors = p->dead_reads = p->dead_read_bytes = 0;
-    p->warned_written = p->child = false;
+    p->warned_written = p->warned_stuck = p->child = false;
     p->slots_taken = 0;
     p->queue_head = p->queue_tail = 0;
 }
@@ -168,8 +168,10 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
         code = cws_fail_errno(err, errno, "memfd_create");
     if (!code && !p->rung->whole)
         code = cws_workers_start(err);
-    if (!code && p->rung->needs_signal)
-        code = cws_signal_install();
+    if (!code && p->rung->needs_signal && (code = cws_signal_install()) != 0)
+        cws_fail_errno(err, -code, "the pager's signal handler could not be installed");
+    if (!code && (code = cws_fork_register()) != 0)
+        cws_fail_errno(err, -code, "the pager's fork handlers could not be registered");
     if (code) {
         close_all();
         return code;
@@ -185,8 +187,6 @@ int cws_pager_start(const struct cws_options *options, struct cws_error *err)
     int code = start_locked(options, err);
     cws_lock_drop(&cws_pager.views_lock);
     cws_signals_restore(mask);
-    if (!code)
-        cws_fork_register();
     return code;
 }
 

@@ -73,7 +73,7 @@ struct cws_pager {
     struct cws_policy policy;
     uint64_t resident, in_flight, written, peak;
     uint64_t faults, write_faults, decoded, evictions, prefetched, errors, dead_reads, dead_read_bytes;
-    bool warned_written;
+    bool warned_written, warned_stuck;
     _Atomic uint32_t busy;     /* busy blocks; fork waits for 0 */
     _Atomic uint32_t forking;  /* nothing becomes busy while set */
     _Atomic uint32_t evicting; /* counts evictions that ended, to wait for one */
@@ -109,8 +109,11 @@ bool cws_page_run(const struct cws_view *v, size_t at, size_t end, size_t *out_b
 size_t cws_pages_mapped_bytes(const struct cws_view *v, size_t begin, size_t end);
 /* The views lock is held. Allocates the attribute array if there is none: 0 or -ENOMEM. */
 CWS_MUST_CHECK int cws_pages_need_attrs(struct cws_view *v);
-/* Is there memory behind this page (present or in swap)? From pagemap; true when that cannot be read. */
-bool cws_page_present(const void *addr);
+/* Is there memory behind this page (present or in swap)? From pagemap; UNKNOWN when that cannot be read. */
+enum cws_page_presence { CWS_PAGE_ABSENT, CWS_PAGE_THERE, CWS_PAGE_UNKNOWN };
+/* Of several: ABSENT or UNKNOWN when one of them is. */
+enum cws_page_presence cws_pages_present(const void *addr, size_t pages);
+static inline enum cws_page_presence cws_page_present(const void *addr) { return cws_pages_present(addr, 1); }
 
 /* --- which view (view_index.c) ----------------------------------------------------------------------- */
 
@@ -163,13 +166,15 @@ CWS_MUST_CHECK int cws_slot_need(unsigned slot, size_t bytes);
 enum cws_fill_why { CWS_FILL_FAULT, CWS_FILL_WRITE_FAULT, CWS_FILL_HOLD, CWS_FILL_AHEAD };
 
 /* Decodes and publishes one block. The caller uses the view and holds no lock.
- * 0: the block was filled, or is no longer ABSENT for another reason: look again; for AHEAD also when there was no room.
+ * 0: the block was filled, or is no longer ABSENT for another reason: look again; for AHEAD also when there was no room, or it failed: that is said when
+ * the program asks for the block.
  * Else the code of the failed decode: the block is FAILED, the line was written to stderr. */
 int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err);
 /* A write to a CLEAN block was announced: it becomes WRITTEN and writable. */
 void cws_make_written_locked(struct cws_view *v, uint32_t block);
 /* Decodes [begin, end) (byte offsets in the view, in this block) again. `replace`: the caller owns the block (CHANGING) and all pages are put back; else it was
- * CLEAN or WRITTEN, if it still is it is claimed, and missing pages are put back. The state stays. No lock is held. */
+ * CLEAN or WRITTEN, if it still is it is claimed, and missing pages are put back. The state stays. No lock is held. On failure the line was written to
+ * stderr, and the missing pages raise SIGBUS; with `replace` nothing has changed, or all of [begin, end) raises SIGBUS. */
 int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, bool replace, struct cws_error *err);
 
 /* --- readahead (readahead.c), workers (workers.c) ---------------------------------------------------- */
@@ -192,8 +197,8 @@ void cws_say(const char *fmt, ...) CWS_PRINTF(1, 2);
 _Noreturn void cws_die(const char *fmt, ...) CWS_PRINTF(1, 2);
 /* Installs the SIGSEGV handling that the sigsegv rung needs (view_signal.c). 0 or -errno. Async-signal-safe. */
 int cws_signal_install(void);
-/* pthread_atfork, once (fork.c). */
-void cws_fork_register(void);
+/* pthread_atfork, once (fork.c); the views lock is held. 0 or -errno. */
+CWS_MUST_CHECK int cws_fork_register(void);
 /* epoll and the view's uffd. 0 or -errno. */
 int cws_workers_watch(struct cws_view *v);
 

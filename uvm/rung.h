@@ -24,11 +24,11 @@ struct cws_rung {
     /* Makes [begin, end) present at once from `from` (slot staging + some offset) and with the right protection: writable as the program asked, or
      * never. missing_only: pages that are there stay. Consumes the staging if it likes. Wakes who faulted. 0 or -errno. */
     int (*publish)(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only);
-    /* Makes [begin, end) absent. */
-    void (*drop)(struct cws_view *v, size_t begin, size_t end);
+    /* Makes [begin, end) absent. 0, or -errno: all pages are as they were. */
+    CWS_MUST_CHECK int (*drop)(struct cws_view *v, size_t begin, size_t end);
     /* Ends the write protection of [begin, end) and wakes who waits for it. Called with the pager lock. */
     void (*allow_write)(struct cws_view *v, size_t begin, size_t end);
-    /* Makes every touch of [begin, end), which is absent, raise SIGBUS; wakes. */
+    /* Makes every touch of the absent pages of [begin, end) raise SIGBUS; wakes. */
     void (*poison)(struct cws_view *v, size_t begin, size_t end);
     /* Lets threads that faulted in [begin, end) try again. */
     void (*wake)(struct cws_view *v, size_t begin, size_t end);

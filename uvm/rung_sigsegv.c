@@ -48,15 +48,20 @@ int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, 
     return code;
 }
 
-static void drop(struct cws_view *v, size_t begin, size_t end)
+static int drop(struct cws_view *v, size_t begin, size_t end)
 {
     size_t from, to;
     int prot;
-    for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to) {
+    bool some = false;
+    for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to, some = true) {
         long rc = cws_sys_mmap(v->base + from, to - from, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1);
-        if (rc < 0 && rc > -4096)
+        if (rc >= 0 || rc <= -4096)
+            continue;
+        if (some) /* a block half of which is gone is in no state of ours */
             cws_die("pages of a view could not be replaced (errno %d; vm.max_map_count too small?)", (int)-rc);
+        return (int)rc;
     }
+    return 0;
 }
 
 static void allow_write(struct cws_view *v, size_t begin, size_t end)

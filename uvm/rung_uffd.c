@@ -15,6 +15,9 @@
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
+#ifndef MADV_DONTNEED_LOCKED /* Linux 5.18 */
+#define MADV_DONTNEED_LOCKED 24
+#endif
 #ifndef UFFDIO_POISON /* Linux 6.6; older headers lack it */
 #define UFFD_FEATURE_POISON (1 << 14)
 struct uffdio_poison {
@@ -132,8 +135,9 @@ static void view_close(struct cws_view *v)
 static void wake(struct cws_view *v, size_t begin, size_t end)
 {
     struct uffdio_range range = {(uintptr_t)v->base + begin, end - begin};
-    if (v->uffd >= 0)
-        cws_sys_ioctl(v->uffd, UFFDIO_WAKE, &range);
+    int code = v->uffd >= 0 && end > begin ? cws_sys_ioctl(v->uffd, UFFDIO_WAKE, &range) : 0;
+    if (code < 0)
+        cws_die("UFFDIO_WAKE failed (errno %d): a thread that touches a view would wait for ever", -code);
 }
 
 /* One ioctl on [at, at + len); *out_done: bytes it did. */
@@ -212,7 +216,8 @@ static int do_run(const struct piece *p, size_t begin, size_t end, piece_fn *fn)
             CWS_SYSCALL(SYS_nanosleep, &pause, (void *)0);
             break;
         }
-        case -ESRCH: /* the process is ending */
+        case -ESRCH: /* the process is ending; who would still wait finds nothing, and asks again */
+            wake(p->v, begin, end);
             return 0;
         default:
             return rc;
@@ -236,12 +241,22 @@ static int publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t 
     return code;
 }
 
-static void drop(struct cws_view *v, size_t begin, size_t end)
+static int drop(struct cws_view *v, size_t begin, size_t end)
 {
     size_t from, to;
     int prot;
-    for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to)
-        cws_sys_madvise(v->base + from, to - from, MADV_DONTNEED);
+    bool some = false;
+    for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to, some = true) {
+        int code = cws_sys_madvise(v->base + from, to - from, MADV_DONTNEED);
+        if (code == -EINVAL) /* the program locked them in memory */
+            code = cws_sys_madvise(v->base + from, to - from, MADV_DONTNEED_LOCKED);
+        if (!code)
+            continue;
+        if (some)
+            cws_die("pages of a view could not be dropped (errno %d)", -code);
+        return code;
+    }
+    return 0;
 }
 
 static void allow_write(struct cws_view *v, size_t begin, size_t end)

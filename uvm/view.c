@@ -437,19 +437,20 @@ static int forget_part(struct cws_view *v, uint32_t block, size_t from, size_t t
     claim_range(v, block, block);
     enum cws_block_state was = (enum cws_block_state)b->under, now = was;
     bool all = from == begin && to == end;
+    int code = 0;
     if (cws_block_state(b) != CWS_CHANGING)
         return 0;
     if (was == CWS_WRITTEN || (p->rung->whole && was == CWS_CLEAN)) {
         /* Held, or only in part: the old bytes are put back at once. Whole: at the next touch. */
         if (!all || b->holds || p->rung->whole)
-            (void)!cws_refill(v, block, from, to, /* replace */ true, NULL);
+            code = cws_refill(v, block, from, to, /* replace */ true, NULL);
         else
             now = CWS_ABSENT;
     } else if (was == CWS_CLEAN && b->holds == 0) {
         now = CWS_ABSENT; /* unwritten, so it may go as a whole */
     }
-    if (now == CWS_ABSENT && was != CWS_ABSENT)
-        p->rung->drop(v, begin, end);
+    if (now == CWS_ABSENT && was != CWS_ABSENT && (code = p->rung->drop(v, begin, end)) != 0)
+        now = was;
     cws_lock_take(&p->lock);
     if (now == CWS_ABSENT && was == CWS_CLEAN)
         p->resident -= b->node.bytes;
@@ -457,7 +458,7 @@ static int forget_part(struct cws_view *v, uint32_t block, size_t from, size_t t
         p->written -= b->node.bytes;
     release_block_locked(b, now);
     cws_lock_drop(&p->lock);
-    return 0;
+    return code < -4095 ? -EIO : code;
 }
 
 static int want_part(struct cws_view *v, uint32_t block, size_t from, size_t to, int advice)

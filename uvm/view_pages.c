@@ -50,11 +50,18 @@ int cws_pages_need_attrs(struct cws_view *v)
     return 0;
 }
 
-bool cws_page_present(const void *addr)
+enum cws_page_presence cws_pages_present(const void *addr, size_t pages)
 {
-    uint64_t entry;
-    if (cws_pager.pagemap_fd < 0 ||
-        cws_sys_pread(cws_pager.pagemap_fd, &entry, sizeof entry, (uintptr_t)addr / CWS_PAGE_BYTES * sizeof entry) != sizeof entry)
-        return true;
-    return (entry >> 62) != 0; /* bit 63: present, bit 62: swapped */
+    uint64_t entries[128];
+    uintptr_t page = (uintptr_t)addr / CWS_PAGE_BYTES;
+    for (size_t n; pages; pages -= n, page += n) {
+        n = pages < sizeof entries / sizeof *entries ? pages : sizeof entries / sizeof *entries;
+        long bytes = (long)(n * sizeof *entries);
+        if (cws_pager.pagemap_fd < 0 || cws_sys_pread(cws_pager.pagemap_fd, entries, n * sizeof *entries, page * sizeof *entries) != bytes)
+            return CWS_PAGE_UNKNOWN;
+        for (size_t i = 0; i < n; i++)
+            if (!(entries[i] >> 62)) /* bit 63: present, bit 62: swapped */
+                return CWS_PAGE_ABSENT;
+    }
+    return CWS_PAGE_THERE;
 }

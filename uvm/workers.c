@@ -13,7 +13,7 @@ static void serve_again_locked(struct cws_view *v, uint32_t block, size_t at)
 {
     /* Stale, or the pages were dropped behind our back (a raw madvise): then they are put back. */
     size_t begin = cws_block_begin(v, block), end = cws_block_end(v, block);
-    if (cws_page_present(v->base + at)) {
+    if (cws_page_present(v->base + at) == CWS_PAGE_THERE) {
         cws_pager.rung->wake(v, begin, end);
         return;
     }
@@ -53,7 +53,9 @@ void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect)
         else
             serve_again_locked(v, block, at);
         break;
-    case CWS_FAILED:
+    case CWS_FAILED: /* a raw madvise takes the poison away, too */
+        p->rung->poison(v, at / CWS_PAGE_BYTES * CWS_PAGE_BYTES, at / CWS_PAGE_BYTES * CWS_PAGE_BYTES + CWS_PAGE_BYTES);
+        break;
     case CWS_GONE:
         p->rung->wake(v, cws_block_begin(v, block), cws_block_end(v, block));
         break;
