@@ -2,7 +2,7 @@
 #ifndef CWS_CODEC_FAST_H
 #define CWS_CODEC_FAST_H
 #include "codec_check.h"
-#include "huffman.h"
+#include "decode_table.h"
 
 #define CWS_LANE_SYMBOLS_MAX 1024u
 #define CWS_TILE_ELEMS_MAX (CWS_TILE_LANES * CWS_LANE_SYMBOLS_MAX)

@@ -19,9 +19,10 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 #define LOOKUPS 5      /* of 11 bits in the 57 that one load is sure to give */
-#define PAIR_LOOKUPS 4 /* of 12 bits */
+#define SINGLE_LOOKUPS 4 /* of 12 bits */
+#define SINGLE_GROUP 8 /* lanes; no pointer of each moves, so that more of them fit the registers */
 #define WINDOW_MASK ((1u << CWS_ENTRY_WINDOW) - 1)
-#define PAIR_MASK ((1u << CWS_CODE_BITS_MAX) - 1)
+#define SINGLE_MASK ((1u << CWS_CODE_BITS_MAX) - 1)
 #define SENTINEL (UINT64_C(1) << 63)
 
 /* How many bits the first k symbols of a window take. */
@@ -93,74 +94,84 @@ ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_
     }
 }
 
-/* The same with a table of pairs. */
-ALWAYS_INLINE bool pair_group(const struct cws_decode_table *table, const uint8_t *streams, uint64_t end_bit,
-                              uint64_t at[CWS_LANE_GROUP], uint8_t *out[CWS_LANE_GROUP], uint8_t *const end[CWS_LANE_GROUP])
+/* A lane of a partial last row has fewer than 8 of it. */
+ALWAYS_INLINE unsigned lane_symbols_of(unsigned elems, unsigned lane)
 {
-    uint64_t buffer[CWS_LANE_GROUP];
-    for (;;) {
-        bool more = true;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            more &= (end[g] - out[g] >= 2 * PAIR_LOOKUPS) & (at[g] <= end_bit);
-        if (!more)
-            break;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            buffer[g] = refill(streams, at[g]);
-        UNROLL for (int i = 0; i < PAIR_LOOKUPS; i++) {
-            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
-                uint32_t e = table->pair[buffer[g] & PAIR_MASK];
-                memcpy(out[g], &e, 2);
-                buffer[g] >>= e >> 16 & 31;
-                out[g] += e >> 28;
-            }
-        }
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            at[g] += (unsigned)__builtin_clzll(buffer[g]);
-    }
-    for (;;) {
-        bool left = false;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
-            left |= out[g] != end[g];
-            if (at[g] > end_bit)
-                return false;
-        }
-        if (!left)
-            return true;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            buffer[g] = refill(streams, at[g]);
-        UNROLL for (int i = 0; i < PAIR_LOOKUPS; i++) {
-            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
-                uint32_t e = table->pair[buffer[g] & PAIR_MASK];
-                uint64_t room = (uint64_t)(end[g] - out[g]), k = e >> 28 < room ? e >> 28 : room;
-                memcpy(out[g], &e, 2);
-                buffer[g] >>= k == 0 ? 0 : k == 1 ? e >> 24 & 15 : e >> 16 & 31;
-                out[g] += k;
-            }
-        }
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            at[g] += (unsigned)__builtin_clzll(buffer[g]);
-    }
+    unsigned rest = elems % CWS_TILE_ROW, before = 8 * lane;
+    unsigned last = rest > before ? (rest - before < 8 ? rest - before : 8) : 0;
+    return elems / CWS_TILE_ROW * 8 + last;
 }
 
-ALWAYS_INLINE bool decode_groups(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit,
-                                 uint64_t end_bit, const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
-                                 unsigned stride, bool pairs)
+/* The symbols of one lane behind those of whole rows. */
+static bool single_rest(const struct cws_decode_table *table, const uint8_t *streams, uint64_t end_bit, uint64_t *at,
+                        uint8_t *out, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (*at > end_bit)
+            return false;
+        const struct cws_decode_single *e = &table->one[refill(streams, *at) & SINGLE_MASK];
+        out[i] = e->symbol;
+        *at += e->bits;
+    }
+    return true;
+}
+
+static __attribute__((noinline)) bool decode_single(const struct cws_decode_table *table, const uint8_t *streams,
+                                                    uint64_t first_bit, uint64_t end_bit,
+                                                    const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                                    unsigned stride)
 {
     uint64_t start = first_bit;
-    unsigned rest = elems % CWS_TILE_ROW;
+    unsigned whole = elems / CWS_TILE_ROW * 8;
+    for (unsigned l = 0; l < CWS_TILE_LANES; l += SINGLE_GROUP, out += SINGLE_GROUP * (size_t)stride) {
+        uint64_t at[SINGLE_GROUP], stop[SINGLE_GROUP], buffer[SINGLE_GROUP];
+        for (unsigned g = 0; g < SINGLE_GROUP; g++) {
+            at[g] = start;
+            stop[g] = start += lane_bits[l + g];
+        }
+        for (unsigned done = 0; done < whole; done += SINGLE_LOOKUPS) {
+            bool inside = true;
+            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
+                inside &= at[g] <= end_bit;
+            if (!inside)
+                return false;
+            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
+                buffer[g] = refill(streams, at[g]);
+            UNROLL for (unsigned i = 0; i < SINGLE_LOOKUPS; i++) {
+                UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++) {
+                    const struct cws_decode_single *e = &table->one[buffer[g] & SINGLE_MASK];
+                    out[g * (size_t)stride + done + i] = e->symbol;
+                    buffer[g] >>= e->bits & 63;
+                }
+            }
+            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
+                at[g] += (unsigned)__builtin_clzll(buffer[g]);
+        }
+        for (unsigned g = 0; g < SINGLE_GROUP; g++)
+            if (!single_rest(table, streams, end_bit, &at[g], out + g * (size_t)stride + whole,
+                             lane_symbols_of(elems, l + g) - whole) ||
+                at[g] != stop[g])
+                return false;
+    }
+    return true;
+}
+
+static __attribute__((noinline)) bool decode_entries(const struct cws_decode_table *table, const uint8_t *streams,
+                                                     uint64_t first_bit, uint64_t end_bit,
+                                                     const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                                     unsigned stride)
+{
+    uint64_t start = first_bit;
     for (unsigned l = 0; l < CWS_TILE_LANES; l += CWS_LANE_GROUP) {
         uint64_t at[CWS_LANE_GROUP], stop[CWS_LANE_GROUP];
         uint8_t *lane_out[CWS_LANE_GROUP], *lane_end[CWS_LANE_GROUP];
         UNROLL for (unsigned g = 0; g < CWS_LANE_GROUP; g++) {
-            unsigned before = 8 * (l + g);
-            unsigned last = rest > before ? (rest - before < 8 ? rest - before : 8) : 0;
             at[g] = start;
             stop[g] = start += lane_bits[l + g];
             lane_out[g] = out + (l + g) * stride;
-            lane_end[g] = lane_out[g] + elems / CWS_TILE_ROW * 8 + last;
+            lane_end[g] = lane_out[g] + lane_symbols_of(elems, l + g);
         }
-        if (pairs ? !pair_group(table, streams, end_bit, at, lane_out, lane_end)
-                         : !lane_group(table, streams, end_bit, at, lane_out, lane_end))
+        if (!lane_group(table, streams, end_bit, at, lane_out, lane_end))
             return false;
         UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
             if (at[g] != stop[g])
@@ -169,27 +180,10 @@ ALWAYS_INLINE bool decode_groups(const struct cws_decode_table *table, const uin
     return true;
 }
 
-/* A function for each table: together they would share registers badly. */
-static __attribute__((noinline)) bool decode_pairs(const struct cws_decode_table *table, const uint8_t *streams,
-                                                   uint64_t first_bit, uint64_t end_bit,
-                                                   const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
-                                                   unsigned stride)
-{
-    return decode_groups(table, streams, first_bit, end_bit, lane_bits, elems, out, stride, true);
-}
-
-static __attribute__((noinline)) bool decode_entries(const struct cws_decode_table *table, const uint8_t *streams,
-                                                     uint64_t first_bit, uint64_t end_bit,
-                                                     const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
-                                                     unsigned stride)
-{
-    return decode_groups(table, streams, first_bit, end_bit, lane_bits, elems, out, stride, false);
-}
-
 static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
                          const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride)
 {
-    return (table->pairs ? decode_pairs : decode_entries)(table, streams, first_bit, end_bit, lane_bits, elems, out, stride);
+    return (table->single ? decode_single : decode_entries)(table, streams, first_bit, end_bit, lane_bits, elems, out, stride);
 }
 
 /* Element order: row r of 256 takes 8 symbols of each lane. Up to 255 bytes of the last row are of no meaning. */
