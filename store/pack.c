@@ -2,6 +2,7 @@
  * is read once to count and once to encode. In a group all threads first read, then count, then encode; chunks are
  * written in order, so that the file does not depend on the number of threads. */
 #include "atomic_file.h"
+#include "checksum.h"
 #include "content_hash.h"
 #include "header_text.h"
 #include "pack_input.h"
@@ -379,7 +380,7 @@ static int encode_item(void *arg, unsigned thread, uint64_t i)
         c->stored_bytes = (uint32_t)stored;
         c->logical_bytes = (uint32_t)item.bytes;
         c->codec = (uint8_t)codec;
-        c->xxh3 = XXH3_64bits_withSeed(slot->data, stored, p->group_chunk + i);
+        c->xxh3 = cws_checksum(slot->data, stored, p->group_chunk + i);
         if (codec == CWS_CODEC_QUANT) {
             code = decode_again(h, r, item.work, &item, slot, c, &err);
             data = h->decoded;

@@ -1,14 +1,12 @@
 /* Reading: reader slots, the check of each chunk, and decode into the caller's memory. Runs inside page-fault handlers:
  * everything is allocated in cws_store_cursor_create(). */
+#include "checksum.h"
 #include "store_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 enum {
     DEPTH_MAX = 256,
@@ -136,7 +134,7 @@ int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws
     int code = cws_reader_wait(c->reader, slot, &stored);
     if (code && code != CWS_E_SHORT_READ)
         return chunk_fail(s, t, chunk, code, cws_strerror(code), err);
-    if (!code && XXH3_64bits_withSeed(stored, r->stored_bytes, chunk) != r->xxh3)
+    if (!code && cws_checksum(stored, r->stored_bytes, chunk) != r->xxh3)
         code = CWS_E_CORRUPT;
     for (uint64_t i = r->stored_bytes; !code && with_gap && i < cws_store_gap_end(s, chunk) - r->offset; i++)
         if (stored[i])

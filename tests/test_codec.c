@@ -1,6 +1,7 @@
 /* Description: what is packed comes back: exactly for lossless, as the reference says for q8 and q6; all encoders give the same
  * bytes, all decoders the same bytes for every range. */
 #include "codec_data.h"
+#include "store/checksum.h"
 #include "store/codec_encode.h"
 
 #include <setjmp.h>
@@ -457,6 +458,23 @@ static void encoders_count_alike(void **state)
     }
 }
 
+static void checksums_agree(void **state)
+{
+    (void)state;
+    uint8_t *data = malloc(70000);
+    for (size_t i = 0; i < 70000; i++)
+        data[i] = (uint8_t)data_u64();
+    for (size_t bytes = 0; bytes < 70000; bytes += bytes / 8 + 1) {
+        uint64_t seed = data_u64(), want = cws_checksum_portable(data + 1, bytes, seed);
+        assert_true(cws_checksum(data + 1, bytes, seed) == want);
+        if (bytes > 0) {
+            data[1 + data_u64() % bytes] ^= 1;
+            assert_true(cws_checksum(data + 1, bytes, seed) != want);
+        }
+    }
+    free(data);
+}
+
 static void names_and_sizes(void **state)
 {
     (void)state;
@@ -493,6 +511,7 @@ int main(void)
         cmocka_unit_test(a_middle_tensor_has_codes_for_all_it_holds),
         cmocka_unit_test(encoders_find_the_same_range),
         cmocka_unit_test(encoders_count_alike),
+        cmocka_unit_test(checksums_agree),
         cmocka_unit_test(names_and_sizes),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

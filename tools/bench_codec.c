@@ -3,6 +3,7 @@
  * Decoding is timed with what a reader does: XXH3 of the stored bytes, validation, decode. Packing is timed with what the
  * writer does but I/O: sample, count, code, encode, XXH3, content hash. In processor time, so what else runs on the machine is
  * seen in the caches only: the best of R runs is shown, but for packing the median of R runs, each beside one of zstd -3. */
+#include "store/checksum.h"
 #include "store/codec.h"
 #include "store/content_hash.h"
 #include "store/safetensors.h"
@@ -15,8 +16,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <zstd.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 struct tensor {
     const char *name;
@@ -211,7 +210,7 @@ static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint
             die(t->name, err.message);
         k->encode_seconds += part_now() - at_time;
         at_time = part_now();
-        c->xxh3 = XXH3_64bits_withSeed(c->bytes, c->stored, k->chunk_count);
+        c->xxh3 = cws_checksum(c->bytes, c->stored, k->chunk_count);
         k->check_seconds += part_now() - at_time;
         *arena_used += (c->stored + CWS_STREAM_PAD + 63) / 64 * 64;
         k->chunk_count++;
@@ -262,7 +261,7 @@ static double decode(const struct packed *k, uint8_t *out)
         const struct chunk *c = &k->chunks[i];
         const struct cws_plan *p = &k->plans[c->tensor];
         struct cws_chunk_context ctx = {p->dtype, c->codec, k->tables[c->tensor], p->row_elems, c->first_byte / p->elem_bytes};
-        if (XXH3_64bits_withSeed(c->bytes, c->stored, i) != c->xxh3)
+        if (cws_checksum(c->bytes, c->stored, i) != c->xxh3)
             die(tensors[c->tensor].name, "checksum");
         if (cws_chunk_decode(&ctx, c->bytes, c->stored, c->logical, 0, c->logical, out, decode_scratch, &err) != 0)
             die(tensors[c->tensor].name, err.message);
