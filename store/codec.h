@@ -102,8 +102,9 @@ struct cws_plan {
 void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype, const uint64_t *shape, size_t ndim);
 
 /* Chooses the codec from at most 1 MiB taken at even spacing out of the tensor (the caller gathers it, whole
- * rows for QUANT where it can). sample_bytes a multiple of the element size; 0 allowed. */
-void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes);
+ * rows for QUANT where it can). sample_bytes a multiple of the element size; 0 allowed. Allocates up to 256 KiB and a zstd
+ * context for the while. 0, or -ENOMEM, CWS_E_BUG: the plan is not to be used. */
+CWS_MUST_CHECK int cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes, struct cws_error *err);
 
 /* Adds the symbols of one chunk (a part of them where counts_part) to histogram[256]. first_elem: index in the tensor. Thread-safe (plan is const).
  * Returns 0, or 1 if QUANT met a value it refuses: call cws_plan_refuse_quant, then cws_plan_sample again, clear the

@@ -184,6 +184,14 @@ static int load_group(struct packing *p)
 
 /* --- choose ----------------------------------------------------------------------------------------- */
 
+static int choose(const struct packing *p, size_t t, struct cws_plan *plan, const uint8_t *sample, size_t bytes, struct cws_error *err)
+{
+    char shown[CWS_NAME_SHOWN_BYTES];
+    struct cws_error why = {0};
+    int code = cws_plan_sample(plan, sample, bytes, &why);
+    return code ? cws_fail(err, code, "%s: tensor \"%s\": %s", p->in.path, cws_name_shown(tensor_of(p, t)->name, shown), why.message) : 0;
+}
+
 /* At most 1 MiB at even spacing, in whole rows where the codec has rows. */
 static int sample_tensor(struct packing *p, struct hand *h, size_t t, struct tensor_work *w, struct cws_error *err)
 {
@@ -193,7 +201,7 @@ static int sample_tensor(struct packing *p, struct hand *h, size_t t, struct ten
         const uint8_t *data;
         int code = get_item(p, h, &all, &data, err);
         if (!code)
-            cws_plan_sample(&w->plan, data, (size_t)bytes);
+            code = choose(p, t, &w->plan, data, (size_t)bytes, err);
         return code;
     }
     uint64_t unit = w->plan.row_elems ? w->plan.row_elems * w->plan.elem_bytes : w->plan.elem_bytes;
@@ -211,8 +219,7 @@ static int sample_tensor(struct packing *p, struct hand *h, size_t t, struct ten
         memcpy(h->decoded + at, data, piece);
         at += piece;
     }
-    cws_plan_sample(&w->plan, h->decoded, at);
-    return 0;
+    return choose(p, t, &w->plan, h->decoded, at, err);
 }
 
 static int plan_item(void *arg, unsigned thread, uint64_t i)

@@ -2,10 +2,12 @@
 #include "codec_quant.h"
 #include "huffman.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
 #define SPLIT_BYTES (32u << 10)  /* of the sample, what the exponents' entropy is estimated from */
@@ -256,15 +258,20 @@ static double overhead_bits(const struct cws_plan *p)
     return 8 * bytes;
 }
 
-static size_t zstd_trial(const uint8_t *sample, size_t bytes)
+/* Without memory there is no guess: the choice, and with it the file, would depend on the machine. */
+static int zstd_trial(const uint8_t *sample, size_t bytes, double *out_bytes, struct cws_error *err)
 {
-    size_t n = bytes < TRIAL_BYTES ? bytes : TRIAL_BYTES, bound = ZSTD_compressBound(n);
+    size_t n = bytes < TRIAL_BYTES ? bytes : TRIAL_BYTES, bound = ZSTD_compressBound(n), got = 0;
     void *out = malloc(bound);
-    if (!out)
-        return bytes;
-    size_t got = ZSTD_compress(out, bound, sample + (bytes - n) / 2, n, CWS_ZSTD_LEVEL);
+    if (out)
+        got = ZSTD_compress(out, bound, sample + (bytes - n) / 2, n, CWS_ZSTD_LEVEL);
     free(out);
-    return ZSTD_isError(got) ? bytes : (size_t)((double)got / (double)n * (double)bytes);
+    if (!out || (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation))
+        return cws_fail(err, -ENOMEM, "choosing a codec: not enough memory to try zstd on a sample");
+    if (ZSTD_isError(got))
+        return cws_fail(err, CWS_E_BUG, "choosing a codec: zstd: %s", ZSTD_getErrorName(got));
+    *out_bytes = (double)(size_t)((double)got / (double)n * (double)bytes);
+    return 0;
 }
 
 /* Do words of the size of an element (8 bytes for small ones) come back? Cheap, and no weights of a trained
@@ -303,30 +310,33 @@ static unsigned varying_planes(unsigned elem_bytes, const uint8_t *sample, size_
     return planes;
 }
 
-static void sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t bytes)
+static int sample_lossless(struct cws_plan *p, const uint8_t *sample, size_t bytes, struct cws_error *err)
 {
-    double raw = (double)bytes;
+    double raw = (double)bytes, zstd;
+    int rc;
     if (p->codec == CWS_CODEC_ZSTD) {
-        if ((double)zstd_trial(sample, bytes) > raw * (1 - GAIN_MIN))
+        rc = zstd_trial(sample, bytes, &zstd, err);
+        if (rc == 0 && zstd > raw * (1 - GAIN_MIN))
             set_raw(p);
-        return;
+        return rc;
     }
     size_t elems = bytes / p->elem_bytes;
     p->stored_planes = p->elem_bytes > 1 ? varying_planes(p->elem_bytes, sample, elems) : 0;
     if (!repeats(p, sample, bytes))
-        return; /* the count will tell whether it gains */
+        return 0; /* the count will tell whether it gains */
     uint64_t histogram[256] = {0};
     size_t pieces = bytes > SPLIT_BYTES ? 4 : 1;
     size_t piece = pieces > 1 ? SPLIT_BYTES / 4 / p->elem_bytes : elems;
     for (size_t i = 0; i < pieces; i++)
         count_split(p->elem_bytes, sample + elems / pieces * i * p->elem_bytes, piece, histogram);
     double split = (double)elems * (cws_entropy_bits(histogram) / 8 + p->stored_planes);
-    double zstd = (double)zstd_trial(sample, bytes);
-    if (zstd < 0.9 * split && zstd < raw * (1 - GAIN_MIN)) {
+    rc = zstd_trial(sample, bytes, &zstd, err);
+    if (rc == 0 && zstd < 0.9 * split && zstd < raw * (1 - GAIN_MIN)) {
         p->codec = CWS_CODEC_ZSTD;
         p->needs_count = false;
         p->counts_part = p->counts_range = false;
     }
+    return rc;
 }
 
 /* Bits per weight of the elements at this step, or -1 when they cannot be quantised. */
@@ -361,7 +371,7 @@ static float search_step(struct cws_plan *p, const uint8_t *sample, size_t elems
     return best > 0 ? best : step;
 }
 
-static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes)
+static int sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes, struct cws_error *err)
 {
     size_t elems = bytes / p->elem_bytes, rows = 0;
     struct codes codes = {0, 0};
@@ -371,8 +381,7 @@ static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes
         struct cws_quant_row row;
         if (cws_quant_measure(p->dtype, sample + done * p->elem_bytes, n, &row) != 0) {
             cws_plan_refuse_quant(p);
-            sample_lossless(p, sample, bytes);
-            return;
+            return sample_lossless(p, sample, bytes, err);
         }
         codes_add(&codes, cws_quant_scale_code(&row, 0, 0));
         rms += (double)row.rms;
@@ -386,16 +395,18 @@ static void sample_quant(struct cws_plan *p, const uint8_t *sample, size_t bytes
             take = p->row_elems < STEP_ELEMS ? STEP_ELEMS / p->row_elems * p->row_elems : STEP_ELEMS;
         p->q6_step = search_step(p, sample, take);
     }
+    return 0;
 }
 
-void cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes)
+int cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes, struct cws_error *err)
 {
     if (sample_bytes < p->elem_bytes)
         set_raw(p);
     else if (p->codec == CWS_CODEC_QUANT)
-        sample_quant(p, sample, sample_bytes);
+        return sample_quant(p, sample, sample_bytes, err);
     else if (p->codec != CWS_CODEC_RAW)
-        sample_lossless(p, sample, sample_bytes);
+        return sample_lossless(p, sample, sample_bytes, err);
+    return 0;
 }
 
 static uint64_t sum(const uint64_t histogram[256])

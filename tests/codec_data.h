@@ -78,7 +78,8 @@ static inline int data_plan(struct cws_plan *p, enum cws_mode mode, enum cws_dty
     uint64_t shape[2] = {rows, cols}, histogram[256];
     size_t bytes = rows * cols * cws_dtype_bytes(dtype), sample = bytes < (1u << 20) ? bytes : 1u << 20;
     cws_plan_begin(p, mode, dtype, shape, 2);
-    cws_plan_sample(p, data, sample);
+    if (cws_plan_sample(p, data, sample, NULL) != 0)
+        return -1;
     for (;;) {
         int refused = 0;
         memset(histogram, 0, sizeof histogram);
@@ -87,7 +88,8 @@ static inline int data_plan(struct cws_plan *p, enum cws_mode mode, enum cws_dty
                                      at / p->elem_bytes, histogram);
         if (refused) {
             cws_plan_refuse_quant(p);
-            cws_plan_sample(p, data, sample);
+            if (cws_plan_sample(p, data, sample, NULL) != 0)
+                return -1;
         } else if (!p->needs_count || cws_plan_finish(p, histogram) == 0) {
             return 0;
         }

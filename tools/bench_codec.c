@@ -169,7 +169,8 @@ static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_pla
     const uint8_t *sample;
     cws_plan_begin(p, mode, t->dtype, t->shape, t->ndim);
     size_t sample_bytes = take_sample(t, p, room, &sample);
-    cws_plan_sample(p, sample, sample_bytes);
+    if (cws_plan_sample(p, sample, sample_bytes, NULL) != 0)
+        die(t->name, "cannot be planned");
     while (p->needs_count) {
         int refused = 0;
         memset(histogram, 0, sizeof histogram);
@@ -179,7 +180,8 @@ static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_pla
         }
         if (refused) {
             cws_plan_refuse_quant(p);
-            cws_plan_sample(p, sample, sample_bytes);
+            if (cws_plan_sample(p, sample, sample_bytes, NULL) != 0)
+                die(t->name, "cannot be planned");
         } else if (cws_plan_finish(p, histogram) == 0) {
             break;
         }
