@@ -59,6 +59,10 @@ CWS_MUST_CHECK int cws_view_map(struct cws_store *store, void *hint, size_t leng
  * this is what every hooked call asks first. Safe in a signal handler. */
 bool cws_view_overlaps(const void *addr, size_t len);
 
+/* Is [addr, addr+len) all of one view of a store, and did nobody write to a block of it so far? Then *out_store, with a reference for the
+ * caller (cws_store_close), and the logical offset of addr in it. Waits for nobody; a write that is under way at the same time is the caller's race. */
+bool cws_view_locate(const void *addr, size_t len, struct cws_store **out_store, uint64_t *out_offset);
+
 /* munmap / mprotect / madvise / mremap on ranges that touch views. They do the whole call, also for the parts of the range
  * that are no view, and return 0 or -errno with the meaning of the system call.
  *   munmap    any page range; blocks that end are forgotten, their bytes leave the budget

@@ -144,3 +144,34 @@ int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, i
     cws_source_release(&s->base); /* the view has its own */
     return code;
 }
+
+/* Which store's bytes a stretch of a view is, as long as nobody wrote to it. */
+static bool is_unwritten_locked(const struct cws_view *v, size_t from, size_t to)
+{
+    for (uint32_t b = cws_block_of(v, from); b <= cws_block_of(v, to - 1); b++) {
+        const struct cws_block *block = &v->blocks[b];
+        enum cws_block_state s = cws_block_state(block);
+        if (s != CWS_ABSENT && s != CWS_CLEAN && s != CWS_EVICTING && !(s == CWS_FILLING && block->under != CWS_WRITTEN))
+            return false;
+    }
+    return true;
+}
+
+bool cws_view_locate(const void *addr, size_t len, struct cws_store **out_store, uint64_t *out_offset)
+{
+    struct cws_piece piece;
+    if (!cws_view_overlaps(addr, len))
+        return false;
+    struct cws_signal_mask mask = cws_signals_block();
+    cws_lock_take(&cws_pager.lock);
+    bool found = cws_index_find_locked(addr, len, &piece) && piece.view->source->ops == &store_ops && piece.to - piece.from == len &&
+                 piece.view->base + piece.from == (const uint8_t *)addr && is_unwritten_locked(piece.view, piece.from, piece.to);
+    if (found) {
+        *out_store = self(piece.view->source)->store;
+        *out_offset = piece.view->offset + piece.from;
+        cws_store_retain(*out_store);
+    }
+    cws_lock_drop(&cws_pager.lock);
+    cws_signals_restore(mask);
+    return found;
+}

@@ -1,0 +1,128 @@
+/* gpu.h - the residency manager over a CUDA device: allocations of the program whose content lies in a store are decoded into
+ * device memory before a kernel that names them is launched, and dropped again so that the process stays inside a budget.
+ *
+ * Who calls: the shim, from the hooks of the driver's functions, with the program's context current. The manager calls the
+ * driver only through its table. gpu_state.h has the states, the lock order and the invariants.
+ *
+ *   range    one allocation made here: reserved address space in 2 MiB steps, out of one arena per device
+ *   binding  "the bytes of this range are those of that tensor of that store"
+ *   use      a range is named by a launch or a copy: between cws_gpu_begin and cws_gpu_end it is mapped and held;
+ *            after that the stream's progress tells when it may be unmapped
+ *
+ * Threads: all functions may be called from any thread, none from a signal handler or a forked child (see cws_gpu_fork_child).
+ * Results are CUresult values to hand to the program, unless a function says otherwise; where one is not CUDA_SUCCESS for a reason of
+ * ours, one line was given to config.say first. */
+#ifndef CWS_GPU_H
+#define CWS_GPU_H
+#include "../store/driver.h"
+#include "../store/options.h"
+#include "../store/store.h"
+#include <stdbool.h>
+
+struct cws_gpu;
+
+#define CWS_GPU_RANGE_MIN (1u << 20) /* bytes: smaller allocations are the driver's own */
+#define CWS_GPU_GRANULE (2u << 20)   /* bytes: of address space and of physical memory */
+#define CWS_GPU_USE_MAX 64u          /* ranges of one launch that are kept apart; a launch that names more holds them one by one */
+
+struct cws_gpu_config {
+    const struct cws_driver *driver; /* the real functions; outlives the manager */
+    uint64_t budget_bytes;           /* of device memory, for all that the process takes from the driver but its context */
+    uint64_t host_budget_bytes;      /* of pinned host memory for compressed bytes; 0: as options.h says */
+    enum cws_policy_id policy;
+    bool prefetch;
+    uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
+    const void *kernels;             /* image of the decoding kernels (store/gpu/gpu_decode.h) */
+    void (*say)(const char *line);   /* one line for the user; any thread */
+};
+
+/* The manager of `device`, whose context must be current and outlive it. Starts its threads. 0 or an error code (line in err). */
+CWS_MUST_CHECK int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cws_gpu **out, struct cws_error *err);
+/* Stops the threads and gives everything back to the driver. The program must not use its ranges any more. NULL is fine. */
+void cws_gpu_close(struct cws_gpu *gpu);
+/* In a forked child, where the context does not work: forgets everything without a call to the driver. */
+void cws_gpu_fork_child(struct cws_gpu *gpu);
+
+/* --- allocations ------------------------------------------------------------------------------- */
+
+/* A range of `bytes` bytes (> 0) in the order of `stream`. CUDA_ERROR_OUT_OF_MEMORY, and nothing changed: what cannot be dropped, the
+ * request and the largest set that a launch has named do not fit the budget together; the line names the least budget that would do.
+ * No memory lies behind it until it is used or bound. */
+CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdeviceptr *out);
+/* Frees a range by its first address. in_order: as cuMemFreeAsync, what is queued on `stream` may still use it; else as cuMemFree. CUDA_ERROR_INVALID_VALUE: no
+ * range begins there. */
+CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order);
+
+/* Is this an address of the arena? (A freed or unused one is, too.) The first question of every hook. */
+bool cws_gpu_owns(const struct cws_gpu *gpu, CUdeviceptr address);
+/* The range that `address` lies in: its first address and its size as asked for. False: none. */
+bool cws_gpu_extent(struct cws_gpu *gpu, CUdeviceptr address, CUdeviceptr *out_base, size_t *out_bytes);
+
+/* The program is about to take `bytes` of device memory from the driver itself, outside of ranges (cuMemAlloc, a pool, an array): makes
+ * room. CUDA_ERROR_OUT_OF_MEMORY as for cws_gpu_alloc. After it: cws_gpu_plain_changed(+bytes or 0 where it was pool memory, which is counted by asking the
+ * pools), -bytes when it is freed. */
+CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes);
+void cws_gpu_plain_changed(struct cws_gpu *gpu, int64_t bytes);
+/* A memory pool that the process allocates from, to be counted and trimmed; the device's current pool is known from the start. */
+void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool);
+void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool);
+
+/* --- uses ------------------------------------------------------------------------------------- */
+
+struct cws_gpu_use { /* caller's storage; private */
+    CUstream stream;
+    unsigned count;
+    struct cws_gpu_range *ranges[CWS_GPU_USE_MAX];
+};
+
+/* Makes every range that contains one of the addresses ready for work that is about to be queued on `stream`, and holds it. Addresses outside
+ * the arena, or in no range, are passed over. Bound ranges are loaded (this may block), fresh ones get memory (undefined content). Errors, nothing held then:
+ * CUDA_ERROR_OUT_OF_MEMORY (the ranges do not fit the budget together), CUDA_ERROR_OPERATING_SYSTEM = 304 (a tensor cannot be read; the line names it).
+ * Call cws_gpu_end with the same use after the work was queued (or was not), always. */
+CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use);
+void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
+
+/* A host-to-device copy is about to be queued: [source, source + bytes) to [to, to + bytes), to in the arena. `store` and `offset` say which
+ * logical bytes of which store the source is known to equal (the caller has checked that nobody wrote to them; the manager takes its own reference).
+ * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
+bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset);
+
+/* Streams: what the program does with them. Legacy and NULL are the same stream. */
+void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream);            /* before cuStreamDestroy */
+void cws_gpu_stream_capturing(struct cws_gpu *gpu, CUstream stream, bool begins); /* nothing is recorded on it meanwhile */
+/* Everything that was queued so far is done: cuCtxSynchronize returned. Cheap; helps the manager to know. */
+void cws_gpu_synchronized(struct cws_gpu *gpu);
+
+/* Keeps the range that contains address resident from its next use on (a hidden pointer to it is known). */
+void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
+
+/* --- what is said to the program and the user ------------------------------------------------------ */
+
+/* cuMemGetInfo for the program: free = budget - what cannot be dropped + opened_bytes, at most total = budget. opened_bytes: logical bytes of opened stores
+ * that are not bound yet. */
+void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_bytes, size_t *total_bytes);
+
+struct cws_gpu_stats { /* bytes now, unless it says otherwise */
+    uint64_t budget_bytes, used_bytes, peak_bytes;
+    uint64_t decoded_bytes;    /* frames of bound ranges */
+    uint64_t anonymous_bytes;  /* frames of ranges that nothing can give back, written ones included */
+    uint64_t dirty_bytes;      /* of these, once bound and then written by the program */
+    uint64_t idle_bytes;       /* frames without a range */
+    uint64_t staging_bytes;    /* the ring */
+    uint64_t other_bytes;      /* pools, graphs, plain allocations */
+    uint64_t bound_bytes;      /* logical bytes of bound ranges, resident or not */
+    uint64_t host_bytes;       /* compressed bytes in pinned host memory */
+    uint64_t ranges, loads, prefetched, demand, drops;   /* counts since open */
+    uint64_t loaded_bytes;     /* decoded, since open */
+    uint64_t link_bytes;       /* copied host to device by the manager, since open */
+    uint64_t stall_ns;         /* time launches waited for loads, since open */
+    uint64_t least_budget_bytes; /* that would have held what was asked so far */
+};
+void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out);
+
+/* Recomputes the invariants of gpu_state.h under the lock; NULL, or what does not hold (static text). For tests and debug builds. */
+const char *cws_gpu_check(struct cws_gpu *gpu);
+/* Waits until nothing is being loaded or dropped. For tests. */
+void cws_gpu_settle(struct cws_gpu *gpu);
+
+#endif
