@@ -62,7 +62,7 @@ const char *cws_decoder_name(unsigned i);
 /* Forces one by name (tests, benchmark); NULL: the best. 0 or CWS_E_UNSUPPORTED. Not while others decode. */
 int cws_decoder_force(const char *name);
 
-/* The same for the encoders ("avx512", "portable"), which all give the same bytes. Not while others encode or plan. */
+/* The same for the encoders ("avx512", "avx2", "portable"), which all give the same bytes. Not while others encode or plan. */
 const char *cws_encoder_name(unsigned i);
 int cws_encoder_force(const char *name);
 

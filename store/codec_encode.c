@@ -18,6 +18,7 @@ struct cws_encode_scratch {
 static const struct cws_encoder_ops *const encoders[] = {
 #if defined(__x86_64__)
     &cws_encoder_avx512,
+    &cws_encoder_avx2,
 #endif
     &cws_encoder_portable,
 };
@@ -337,15 +338,14 @@ static void coder_init(struct coder *c, const struct cws_plan *p, size_t elems, 
     c->head.elem_bytes = (uint8_t)p->elem_bytes;
     c->head.tile_count = (uint32_t)((elems + tile_elems - 1) / tile_elems);
     cws_huffman_codes(p->lengths, codes);
-    uint32_t average = 0; /* in 2^-CWS_CODE_BITS_MAX bits */
     for (unsigned s = 0; s < 256; s++) {
         uint32_t length = p->lengths[s];
         c->table.code[s] = length ? codes[s] | length << 16 : CWS_CODE_ABSENT;
         c->table.low[s] = (uint8_t)codes[s];
         c->table.high[s] = (uint8_t)(codes[s] >> 8 | length << 4);
-        average += length << (CWS_CODE_BITS_MAX - length);
     }
-    c->table.average_bits = (double)average / (1u << CWS_CODE_BITS_MAX);
+    if (cws_encoder()->prepare)
+        cws_encoder()->prepare(&c->table);
 }
 
 int cws_chunk_encode(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, void *dst,

@@ -13,10 +13,16 @@
 #define CWS_FAST_CODE_BITS 11u    /* decode faster; only q6 needs the little that longer codes save */
 
 #define CWS_CODE_ABSENT 0x80000000u
+#define CWS_ENCODE_SLOTS 32u
 struct cws_encode_table {
     uint32_t code[256];           /* code | bits << 16, or CWS_CODE_ABSENT */
     uint8_t low[256], high[256];  /* the same in bytes: code & 0xff, code >> 8 | bits << 4; 0, 0 when absent */
-    double average_bits;          /* of a symbol, if they come as often as the code says */
+    /* For encoders with a prepare(): pairs of symbols by their slots, first + CWS_ENCODE_SLOTS * second; code in the highest bits
+     * | bits. Slot 0 is symbol 0, slot 1 symbol base. */
+    bool paired;                  /* all coded symbols have a slot; else the rest is not set */
+    uint8_t base;
+    uint8_t present[CWS_ENCODE_SLOTS]; /* 255: the slot's symbol has a code, 0: not */
+    uint64_t pair[CWS_ENCODE_SLOTS * CWS_ENCODE_SLOTS];
 };
 
 struct cws_encoder_ops {
@@ -28,6 +34,8 @@ struct cws_encoder_ops {
     void (*count2)(const uint8_t *elems, size_t count, uint64_t histogram[256]);
     /* The least symbol but 0 (255 if there is none) and the largest of elements of 2 bytes. */
     void (*range2)(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most);
+    /* Fills in the rest of a table; NULL: there is none. */
+    void (*prepare)(struct cws_encode_table *table);
     /* One tile's bits at `to`, zero bits up to a word; may write 64 bytes more. Returns the end of the last word, or NULL
      * if a symbol has no code. symbols: readable up to a multiple of CWS_TILE_ROW. */
     uint8_t *(*tile)(const struct cws_encode_table *table, const uint8_t *symbols, unsigned elems, uint8_t *to,
@@ -35,6 +43,7 @@ struct cws_encoder_ops {
 };
 
 extern const struct cws_encoder_ops cws_encoder_portable;
+extern const struct cws_encoder_ops cws_encoder_avx2;
 extern const struct cws_encoder_ops cws_encoder_avx512;
 
 /* The one in use. */
