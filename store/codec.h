@@ -1,7 +1,7 @@
 /* codec.h - chunks: decode and encode. Pure functions over memory: no I/O, no threads, no globals
  * but the decoder chosen at first use. Implementations:
  *   codec_ref.c      slow, obvious; the oracle          codec_portable.c  fast C11
- *   codec_avx2.c     AVX2 + BMI2 (and codec_avx512.c if it pays)
+ *   codec_avx2.c     AVX2 + BMI2       codec_avx512.c  AVX-512 with VBMI2 and GFNI
  *   huffman.c        code lengths, canonical codes, tables      codec_encode.c  encoder   plan.c  choice
  * All decoders give the same bytes and the same verdict for every input, valid or not. */
 #ifndef CWS_CODEC_H

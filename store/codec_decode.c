@@ -16,6 +16,7 @@ struct cws_decode_scratch {
 
 static const struct cws_decoder_ops *const decoders[] = {
 #if defined(__x86_64__)
+    &cws_decoder_avx512,
     &cws_decoder_avx2,
 #endif
     &cws_decoder_portable,
@@ -89,7 +90,7 @@ static void tile_to_quant(const struct cws_decoder_ops *ops, const struct cws_ch
                           const struct cws_tile *tile, uint64_t first, uint8_t *dst)
 {
     uint64_t elem = ctx->first_elem + first, first_row = ctx->first_elem / ctx->row_elems;
-    ops->linear(tile);
+    const uint8_t *symbols = ops->linear(tile);
     for (unsigned done = 0; done < tile->elems;) {
         uint64_t row = (elem + done) / ctx->row_elems, left_in_row = ctx->row_elems - (elem + done) % ctx->row_elems;
         unsigned count = tile->elems - done;
@@ -98,7 +99,7 @@ static void tile_to_quant(const struct cws_decoder_ops *ops, const struct cws_ch
         uint32_t bits = cws_coded_scale(c, row - first_row) << CWS_SCALE_SHIFT;
         float scale;
         memcpy(&scale, &bits, 4);
-        ops->quant(tile->linear + done, count, scale, ctx->dtype, dst + (size_t)done * c->head.elem_bytes);
+        ops->quant(symbols + done, count, scale, ctx->dtype, dst + (size_t)done * c->head.elem_bytes);
         done += count;
     }
 }

@@ -13,7 +13,7 @@
 #define CWS_LINEAR_BYTES (CWS_TILE_ELEMS_MAX + 64u)
 
 struct cws_tile {            /* one tile on its way from bits to elements */
-    const uint8_t *lanes;    /* lane l at l * stride */
+    const uint8_t *lanes;    /* as lanes() left them: lane l at l * stride, or in element order */
     unsigned stride;
     unsigned elems;
     uint8_t *linear;         /* room for the symbols in element order, CWS_LINEAR_BYTES */
@@ -23,18 +23,20 @@ struct cws_tile {            /* one tile on its way from bits to elements */
 struct cws_decoder_ops {
     const char *name;
     bool (*runs_here)(void);
-    /* Decodes the 32 lanes of a tile of `elems` elements; lane l starts where lane l - 1 ends, the first at first_bit.
+    /* Decodes the 32 lanes of a tile of `elems` elements to out, CWS_LANES_BYTES, for split() and linear() of the same decoder; lane l starts where lane l - 1 ends, the first at first_bit.
      * Reads at most 8 bytes past end_bit. False: some lane does not hold exactly its symbols. */
     bool (*lanes)(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
                   const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride);
     /* SPLIT: symbols and planes to elements. dst: elems * elem_bytes bytes, any alignment. */
     void (*split)(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst);
-    /* Symbols to element order, then count of them from `first` times scale to F16, BF16 or F32. */
-    void (*linear)(const struct cws_tile *tile);
+    /* The tile's symbols in element order, in tile->linear or where they already lie. */
+    const uint8_t *(*linear)(const struct cws_tile *tile);
+    /* Symbols times scale to F16, BF16 or F32. */
     void (*quant)(const uint8_t *symbols, unsigned count, float scale, enum cws_dtype dtype, uint8_t *dst);
 };
 
 extern const struct cws_decoder_ops cws_decoder_portable;
 extern const struct cws_decoder_ops cws_decoder_avx2;
+extern const struct cws_decoder_ops cws_decoder_avx512;
 
 #endif

@@ -2,6 +2,8 @@
 
 #include "huffman.h"
 
+#include <string.h>
+
 #define SYMBOLS 256
 #define LIMIT CWS_CODE_BITS_MAX
 
@@ -34,6 +36,57 @@ static void fill_single(struct cws_decode_table *t, const uint8_t *symbol, const
         t->one[w] = (struct cws_decode_single){lengths[symbol[w]], symbol[w]};
 }
 
+/* False: two windows with different words have the same index. */
+static bool fill_direct(struct cws_vector_table *v, const uint8_t *symbol, const uint8_t lengths[SYMBOLS], unsigned longest)
+{
+    unsigned bits = longest < 6 ? 6 : longest, reversed = 0;
+    v->shift = (uint16_t)(16 - bits);
+    v->cap = (uint16_t)((1u << bits) - 64);
+    memset(v->length, 0, sizeof v->length);
+    for (unsigned w = 0; w < 1u << LIMIT; w++) {
+        unsigned window = w << (16 - LIMIT), deep = window >> v->shift;
+        unsigned i = (window >> 10) + (deep > v->cap ? deep - v->cap : 0), s = symbol[reversed];
+        if (v->length[i] != 0 && v->symbol[i] != s)
+            return false;
+        v->symbol[i] = (uint8_t)s;
+        v->length[i] = lengths[s];
+        unsigned carry = 1u << (LIMIT - 1); /* w + 1, reversed */
+        for (; reversed & carry; carry >>= 1)
+            reversed ^= carry;
+        reversed ^= carry;
+    }
+    return true;
+}
+
+/* Symbols by rank; codes are canonical, so a word's rank follows from its value. */
+static void fill_ranked(struct cws_vector_table *v, const uint8_t lengths[SYMBOLS], unsigned longest)
+{
+    unsigned rank = 0, word = 0;
+    for (unsigned length = 1; length <= longest; length++, word *= 2) {
+        v->bias[length] = (uint16_t)(rank - word);
+        for (unsigned s = 0; s < SYMBOLS; s++)
+            if (lengths[s] == length) {
+                v->symbol[rank++] = (uint8_t)s;
+                word++;
+            }
+        if (rank != 0 && v->shortest == 0)
+            v->shortest = (uint8_t)length;
+        if (rank != 0 && length < longest)
+            v->last[v->lasts++] = (uint16_t)((word << (16 - length)) - 1);
+    }
+}
+
+static void fill_vector(struct cws_vector_table *v, const uint8_t *symbol, const uint8_t lengths[SYMBOLS], unsigned longest,
+                        double average)
+{
+    memset(v, 0, sizeof *v);
+    memset(v->last, 0xff, sizeof v->last);
+    v->short_words = average <= CWS_SHORT_BITS_MAX;
+    v->direct = fill_direct(v, symbol, lengths, longest);
+    if (!v->direct)
+        fill_ranked(v, lengths, longest);
+}
+
 int cws_decode_table_init(struct cws_decode_table *t, const uint8_t packed[128], struct cws_error *err)
 {
     uint8_t lengths[SYMBOLS];
@@ -53,6 +106,7 @@ int cws_decode_table_init(struct cws_decode_table *t, const uint8_t packed[128],
         for (unsigned w = codes[s]; w < 1u << LIMIT; w += 1u << lengths[s])
             symbol[w] = (uint8_t)s;
     }
+    fill_vector(&t->vector, symbol, lengths, longest, average);
     t->single = longest > CWS_ENTRY_WINDOW || average >= CWS_SINGLE_BITS_MIN;
     if (t->single)
         fill_single(t, symbol, lengths);

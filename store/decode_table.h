@@ -23,7 +23,25 @@ struct cws_decode_single {
     uint8_t symbol;
 };
 
+/* For decoders that keep one window of 16 bits per lane in a vector, first bit on top, so that a window's rank tells its word.
+ *   direct  few words are longer than 6 bits, as with the exponents of weights: window w has index (w >> 10) +
+ *           max((w >> shift) - cap, 0), below 128, which gives length and symbol
+ *   else    the length is shortest + the number of `last` below w; the word + bias[length] is the index of its symbol */
+#define CWS_VECTOR_LASTS 11
+#define CWS_SHORT_BITS_MAX 6.25
+struct cws_vector_table {
+    uint8_t symbol[256]; /* first, and a multiple of 64 bytes each: loaded whole */
+    uint8_t length[128];
+    uint16_t bias[32];
+    uint16_t last[CWS_VECTOR_LASTS]; /* the greatest window of each length but the longest; behind them 0xffff */
+    uint16_t shift, cap;
+    uint8_t shortest, lasts;
+    bool direct;
+    bool short_words; /* eight words nearly always fit 57 bits */
+};
+
 struct cws_decode_table {
+    struct cws_vector_table vector __attribute__((aligned(64)));
     bool single; /* which form */
     union {
         struct {

@@ -490,7 +490,11 @@ static void names_and_sizes(void **state)
     assert_int_equal(cws_dtype_parse("BF161", 5, &unused), CWS_E_INPUT);
     assert_int_equal(cws_decoder_force("abacus"), CWS_E_UNSUPPORTED);
     assert_int_equal(cws_encoder_force("abacus"), CWS_E_UNSUPPORTED);
-    assert_string_equal(cws_decoder_name(cws_decoder_name(1) ? 1 : 0), "portable");
+    unsigned decoders = 0;
+    while (cws_decoder_name(decoders))
+        decoders++;
+    assert_in_range(decoders, 1, 3);
+    assert_string_equal(cws_decoder_name(decoders - 1), "portable");
 }
 
 int main(void)

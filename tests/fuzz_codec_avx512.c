@@ -1,0 +1,2 @@
+#define FUZZ_DECODER "avx512"
+#include "fuzz_codec.h"
