@@ -140,8 +140,8 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     struct cws_pager *p = &cws_pager;
     if (p->running)
         return 0;
-    if ((size_t)sysconf(_SC_PAGESIZE) != CWS_PAGE_BYTES)
-        return cws_fail(err, CWS_E_UNSUPPORTED, "the page size is %ld; this build pages with 4096", sysconf(_SC_PAGESIZE));
+    if (CWS_PAGE_BYTES > CWS_BLOCK_BYTES_MIN) /* a block is whole pages */
+        return cws_fail(err, CWS_E_UNSUPPORTED, "this kernel's pages of %zu bytes are too large to page with", CWS_PAGE_BYTES);
     uint64_t budget = options->active ? options->budget_bytes : CWS_BUDGET_UNLIMITED;
     if (budget < cws_pager_least_budget())
         return cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %" PRIu64 " bytes; the least that works is %" PRIu64, budget,

@@ -84,20 +84,21 @@ static int probe(const struct cws_rung *self, struct cws_error *err)
     features = have & (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_POISON);
 
     /* A page is really put there: seccomp and odd kernels fail late. */
-    uint8_t page[CWS_PAGE_BYTES];
-    memset(page, 0x5a, sizeof page);
-    long at = cws_sys_mmap(NULL, CWS_PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+    const size_t bytes = CWS_PAGE_BYTES;
+    uint8_t page[CWS_BLOCK_BYTES_MIN]; /* no page is larger; pager.c sees to it */
+    memset(page, 0x5a, bytes);
+    long at = cws_sys_mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
     fd = self->create_uffd();
     code = at < 0 && at > -4096 ? (int)at : fd < 0 ? fd : handshake(fd, features, NULL);
     if (!code)
-        code = enroll(fd, (void *)at, CWS_PAGE_BYTES);
-    struct uffdio_copy copy = {.dst = (uint64_t)at, .src = (uintptr_t)page, .len = CWS_PAGE_BYTES, .mode = UFFDIO_COPY_MODE_WP};
+        code = enroll(fd, (void *)at, bytes);
+    struct uffdio_copy copy = {.dst = (uint64_t)at, .src = (uintptr_t)page, .len = bytes, .mode = UFFDIO_COPY_MODE_WP};
     if (!code)
         code = cws_sys_ioctl(fd, UFFDIO_COPY, &copy);
-    if (!code && memcmp((void *)at, page, sizeof page) != 0)
+    if (!code && memcmp((void *)at, page, bytes) != 0)
         code = -EIO;
     if (at > 0)
-        cws_sys_munmap((void *)at, CWS_PAGE_BYTES);
+        cws_sys_munmap((void *)at, bytes);
     if (fd >= 0)
         cws_sys_close(fd);
     return code ? cws_fail_errno(err, -code, "%s: a trial page could not be served", self->name) : 0;

@@ -13,7 +13,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define CWS_PAGE_BYTES ((size_t)4096) /* checked against the system's at pager start */
+#ifdef __x86_64__
+#define CWS_PAGE_BYTES ((size_t)4096)
+#else /* of the running kernel: arm64 has kernels of 4, 16 and 64 KiB */
+#define CWS_PAGE_BYTES ((size_t)sysconf(_SC_PAGESIZE))
+#endif
 
 static inline long cws_sys_result(long rc, int saved_errno)
 {

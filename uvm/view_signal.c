@@ -13,11 +13,11 @@ static int (*_Atomic installer)(void) = install_own;
 void cws_view_signal_installer(int (*install)(void)) { atomic_store(&installer, install ? install : install_own); }
 int cws_signal_install(void) { return atomic_load(&installer)(); }
 
-/* Did the instruction write? Where the machine does not say: true when a read would not have faulted. */
-static bool fault_was_write(const void *ucontext, bool readable)
+/* Did the instruction write? `guess` where the machine does not say. */
+static bool fault_was_write(const void *ucontext, bool guess)
 {
 #if defined(__x86_64__)
-    (void)readable;
+    (void)guess;
     return (((const ucontext_t *)ucontext)->uc_mcontext.gregs[REG_ERR] & 2) != 0;
 #elif defined(__aarch64__)
     /* The syndrome register is in a record of the frame. */
@@ -29,10 +29,10 @@ static bool fault_was_write(const void *ucontext, bool readable)
             return (syndrome >> 6) & 1;
         }
     }
-    return readable;
+    return guess;
 #else
     (void)ucontext;
-    return readable;
+    return guess;
 #endif
 }
 
@@ -72,8 +72,8 @@ static bool serve_locked(struct cws_view *v, size_t at, const void *ucontext)
     unsigned attr = cws_page_attr(v, at);
     if (v->unmapped || !(attr & CWS_ATTR_MAPPED) || state == CWS_GONE)
         return true; /* unmapped meanwhile: the next try shows what is there now */
-    bool readable = (attr & PROT_READ) != 0;
-    bool write = fault_was_write(ucontext, readable && state != CWS_ABSENT);
+    /* Where a read would not have faulted it was a write, or a read that somebody served meanwhile: that may be done again, a refusal ends the program. */
+    bool write = fault_was_write(ucontext, state != CWS_ABSENT && (attr & PROT_WRITE));
     if (!(attr & (write ? PROT_WRITE : PROT_READ)) || state == CWS_FAILED)
         return false;
     if (state == CWS_ABSENT) {
