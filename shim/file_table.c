@@ -101,8 +101,7 @@ static int install(int fd, struct cws_file *f, struct cws_file **out_before)
     slot_t *slot = slot_at(fd);
     if (slot) {
         *out_before = atomic_exchange_explicit(slot, f, memory_order_relaxed);
-        cws_files_tracked += (f != NULL);
-        cws_files_tracked -= (*out_before != NULL);
+        __atomic_store_n(&cws_files_tracked, cws_files_tracked + (f != NULL) - (*out_before != NULL), __ATOMIC_RELAXED);
     }
     pthread_mutex_unlock(&table_lock);
     free(fresh);
@@ -261,8 +260,6 @@ static int fill_window_locked(struct cws_file *f, uint64_t offset)
 static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t offset)
 {
     struct cws_error err = {0};
-    if (offset < 0)
-        return -EINVAL;
     if ((uint64_t)offset >= f->bytes || bytes == 0)
         return 0;
     if (bytes > f->bytes - (uint64_t)offset)
@@ -291,18 +288,21 @@ static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t 
     return done ? (ssize_t)done : code;
 }
 
-ssize_t cws_file_pread(struct cws_file *f, void *data, size_t bytes, off_t offset)
+static bool parts_are_valid(const struct iovec *parts, int count)
 {
-    pthread_mutex_lock(&f->lock);
-    ssize_t got = pread_locked(f, data, bytes, offset);
-    pthread_mutex_unlock(&f->lock);
-    return got;
+    size_t total = 0;
+    if (count < 0 || count > IOV_MAX)
+        return false;
+    for (int i = 0; i < count; i++)
+        if (parts[i].iov_len > SSIZE_MAX || (total += parts[i].iov_len) > SSIZE_MAX)
+            return false;
+    return true;
 }
 
 static ssize_t preadv_locked(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
 {
-    ssize_t total = 0;
-    for (int i = 0; i < count; i++) {
+    ssize_t total = offset >= 0 && parts_are_valid(parts, count) ? 0 : -EINVAL;
+    for (int i = 0; total >= 0 && i < count; i++) {
         ssize_t got = pread_locked(f, parts[i].iov_base, parts[i].iov_len, offset + total);
         if (got < 0)
             return total ? total : got;
@@ -313,7 +313,15 @@ static ssize_t preadv_locked(struct cws_file *f, const struct iovec *parts, int 
     return total;
 }
 
-ssize_t cws_file_read(struct cws_file *f, int fd, const struct iovec *parts, int count)
+ssize_t cws_file_preadv(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
+{
+    pthread_mutex_lock(&f->lock);
+    ssize_t got = preadv_locked(f, parts, count, offset);
+    pthread_mutex_unlock(&f->lock);
+    return got;
+}
+
+ssize_t cws_file_readv(struct cws_file *f, int fd, const struct iovec *parts, int count)
 {
     int saved = errno;
     pthread_mutex_lock(&f->lock);

@@ -17,10 +17,8 @@ extern unsigned cws_files_tracked; /* descriptors in the table; read without a l
 bool cws_file_lookup(int fd);
 
 /* What every hook asks first. A process without stores pays one load. */
-static inline bool cws_file_is_tracked(int fd)
-{
-    return __builtin_expect(__atomic_load_n(&cws_files_tracked, __ATOMIC_RELAXED) != 0, 0) && cws_file_lookup(fd);
-}
+static inline bool cws_files_any(void) { return __builtin_expect(__atomic_load_n(&cws_files_tracked, __ATOMIC_RELAXED) != 0, 0); }
+static inline bool cws_file_is_tracked(int fd) { return cws_files_any() && cws_file_lookup(fd); }
 
 /* The file behind a tracked descriptor, with a reference: cws_file_put(). NULL: not tracked, or the number was closed and used
  * again without our knowing (found by comparing device and inode; forgotten then). */
@@ -40,9 +38,9 @@ void cws_file_forget_range(unsigned first, unsigned last);
 uint64_t cws_file_bytes(const struct cws_file *f);
 struct cws_shared *cws_file_shared(struct cws_file *f);
 
-/* As pread, read and lseek, on logical bytes; -errno on failure. A read that fails says why on stderr. */
-ssize_t cws_file_pread(struct cws_file *f, void *data, size_t bytes, off_t offset);
-ssize_t cws_file_read(struct cws_file *f, int fd, const struct iovec *parts, int count);
+/* As preadv, readv and lseek, on logical bytes; -errno on failure. A read that fails says why on stderr. */
+ssize_t cws_file_preadv(struct cws_file *f, const struct iovec *parts, int count, off_t offset);
+ssize_t cws_file_readv(struct cws_file *f, int fd, const struct iovec *parts, int count);
 off_t cws_file_seek(struct cws_file *f, int fd, off_t offset, int whence);
 
 /* Around fork(): the table and its locks are whole in the child. */

@@ -123,7 +123,7 @@ CWS_SAME(__close, close);
 
 int cws_hook_close_range(unsigned first, unsigned last, int flags)
 {
-    if (cws_files_tracked && !(flags & CLOSE_RANGE_CLOEXEC) && first <= last)
+    if (cws_files_any() && !(flags & CLOSE_RANGE_CLOEXEC) && first <= last)
         cws_file_forget_range(first, last);
     int own;
     while (!(flags & CLOSE_RANGE_CLOEXEC) && first <= last && first < CWS_OWN_FD_MAX && !cws_shim_is_borrowed() &&
@@ -139,7 +139,7 @@ int cws_hook_close_range(unsigned first, unsigned last, int flags)
 
 void cws_hook_closefrom(int first)
 {
-    if (cws_files_tracked)
+    if (cws_files_any())
         cws_file_forget_range(first < 0 ? 0 : (unsigned)first, ~0u);
     if (cws_own_fd_next(first) >= 0 && !cws_shim_is_borrowed())
         cws_hook_close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);

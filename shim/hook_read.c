@@ -7,7 +7,6 @@
 #include "shim.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <linux/fs.h>
 #include <linux/fiemap.h>
 #include <stdarg.h>
@@ -20,17 +19,6 @@ static ssize_t result_of(ssize_t code)
         return code;
     errno = (int)-code;
     return -1;
-}
-
-static bool parts_are_valid(const struct iovec *parts, int count)
-{
-    size_t total = 0;
-    if (count < 0 || count > IOV_MAX)
-        return false;
-    for (int i = 0; i < count; i++)
-        if (parts[i].iov_len > SSIZE_MAX || (total += parts[i].iov_len) > SSIZE_MAX)
-            return false;
-    return true;
 }
 
 /* --- into views -------------------------------------------------------------------------------- */
@@ -62,6 +50,22 @@ static ssize_t read_held(struct cws_transfer t, const struct iovec *parts, int c
     return cws_buffers_run(&t, parts, count);
 }
 
+/* --- from stores; each ends the use of f --------------------------------------------------------- */
+
+static ssize_t read_store(struct cws_file *f, int fd, const struct iovec *parts, int count)
+{
+    ssize_t got = cws_file_readv(f, fd, parts, count);
+    cws_file_put(f);
+    return result_of(got);
+}
+
+static ssize_t pread_store(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
+{
+    ssize_t got = cws_file_preadv(f, parts, count, offset);
+    cws_file_put(f);
+    return result_of(got);
+}
+
 /* --- read -------------------------------------------------------------------------------------- */
 
 /* The file of a tracked descriptor; NULL passes the call on. */
@@ -71,11 +75,8 @@ ssize_t cws_hook_read(int fd, void *data, size_t bytes)
 {
     struct cws_file *f = store_of(fd);
     struct iovec part = {data, bytes};
-    if (f) {
-        ssize_t got = cws_file_read(f, fd, &part, 1);
-        cws_file_put(f);
-        return result_of(got);
-    }
+    if (f)
+        return read_store(f, fd, &part, 1);
     if (!CWS_UNLIKELY(cws_view_overlaps(data, bytes)))
         return CWS_REAL(read)(fd, data, bytes);
     return read_held((struct cws_transfer){.call = call_read, .fd = fd}, &part, 1);
@@ -90,14 +91,11 @@ ssize_t cws_hook___read_chk(int fd, void *data, size_t bytes, size_t room)
 ssize_t cws_hook_pread(int fd, void *data, size_t bytes, off_t offset)
 {
     struct cws_file *f = store_of(fd);
-    if (f) {
-        ssize_t got = cws_file_pread(f, data, bytes, offset);
-        cws_file_put(f);
-        return result_of(got);
-    }
+    struct iovec part = {data, bytes};
+    if (f)
+        return pread_store(f, &part, 1, offset);
     if (!CWS_UNLIKELY(cws_view_overlaps(data, bytes)))
         return CWS_REAL(pread)(fd, data, bytes, offset);
-    struct iovec part = {data, bytes};
     return read_held((struct cws_transfer){.call = call_pread, .fd = fd, .offset = offset}, &part, 1);
 }
 CWS_SAME(pread64, pread);
@@ -112,38 +110,18 @@ CWS_SAME(__pread64_chk, __pread_chk);
 ssize_t cws_hook_readv(int fd, const struct iovec *parts, int count)
 {
     struct cws_file *f = store_of(fd);
-    if (f) {
-        ssize_t got = parts_are_valid(parts, count) ? cws_file_read(f, fd, parts, count) : -EINVAL;
-        cws_file_put(f);
-        return result_of(got);
-    }
+    if (f)
+        return read_store(f, fd, parts, count);
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(readv)(fd, parts, count);
     return read_held((struct cws_transfer){.call = call_read, .fd = fd}, parts, count);
 }
 
-static ssize_t preadv_store(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
-{
-    ssize_t total = parts_are_valid(parts, count) && offset >= 0 ? 0 : -EINVAL;
-    for (int i = 0; total >= 0 && i < count; i++) {
-        ssize_t got = cws_file_pread(f, parts[i].iov_base, parts[i].iov_len, offset + total);
-        if (got < 0)
-            return total ? total : got;
-        total += got;
-        if ((size_t)got < parts[i].iov_len)
-            break;
-    }
-    return total;
-}
-
 ssize_t cws_hook_preadv(int fd, const struct iovec *parts, int count, off_t offset)
 {
     struct cws_file *f = store_of(fd);
-    if (f) {
-        ssize_t got = preadv_store(f, parts, count, offset);
-        cws_file_put(f);
-        return result_of(got);
-    }
+    if (f)
+        return pread_store(f, parts, count, offset);
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(preadv)(fd, parts, count, offset);
     return read_held((struct cws_transfer){.call = call_pread, .fd = fd, .offset = offset}, parts, count);
@@ -153,13 +131,12 @@ CWS_SAME(preadv64, preadv);
 ssize_t cws_hook_preadv2(int fd, const struct iovec *parts, int count, off_t offset, int flags)
 {
     struct cws_file *f = store_of(fd);
-    if (f) { /* flags are hints, but for RWF_NOWAIT, which a store never satisfies */
-        ssize_t got = flags & ~RWF_HIPRI ? -EOPNOTSUPP
-                      : offset == -1     ? (parts_are_valid(parts, count) ? cws_file_read(f, fd, parts, count) : -EINVAL)
-                                         : preadv_store(f, parts, count, offset);
+    if (f && (flags & ~RWF_HIPRI)) { /* flags are hints, but for RWF_NOWAIT, which a store never satisfies */
         cws_file_put(f);
-        return result_of(got);
+        return result_of(-EOPNOTSUPP);
     }
+    if (f)
+        return offset == -1 ? read_store(f, fd, parts, count) : pread_store(f, parts, count, offset);
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(preadv2)(fd, parts, count, offset, flags);
     return read_held((struct cws_transfer){.call = call_preadv2, .fd = fd, .offset = offset, .flags = flags}, parts, count);
@@ -232,7 +209,7 @@ int cws_hook_ioctl(int fd, unsigned long request, ...)
     va_start(arguments, request);
     void *argument = va_arg(arguments, void *);
     va_end(arguments);
-    if (!CWS_UNLIKELY(cws_files_tracked))
+    if (!cws_files_any())
         return CWS_REAL(ioctl)(fd, request, argument);
     if (request == FICLONE && refused((int)(long)argument, EOPNOTSUPP))
         return -1;
