@@ -19,7 +19,7 @@ struct cws_encode_table {
     uint8_t low[256], high[256];  /* the same in bytes: code & 0xff, code >> 8 | bits << 4; 0, 0 when absent */
     /* For encoders with a prepare(): pairs of symbols by their slots, first + CWS_ENCODE_SLOTS * second; code in the highest bits
      * | bits. Slot 0 is symbol 0, slot 1 symbol base. */
-    bool paired;                  /* all coded symbols have a slot; else the rest is not set */
+    bool paired;                  /* but rare ones all coded symbols have a slot; else the rest is not set */
     uint8_t base;
     uint8_t present[CWS_ENCODE_SLOTS]; /* 255: the slot's symbol has a code, 0: not */
     uint64_t pair[CWS_ENCODE_SLOTS * CWS_ENCODE_SLOTS];

@@ -51,18 +51,22 @@ static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8
 }
 
 #define SLOTS CWS_ENCODE_SLOTS
+#define RARE_MAX (1u << (CWS_CODE_BITS_MAX - 4)) /* of the codes: more without a slot, and no tile would do without */
 #define WORD_MAX 56 /* bits of a word, so that what lies below them never counts */
 
-/* Symbol 0 has slot 0, the next ones from the first coded one on the others: zeros are far from all other weights. */
+/* Symbol 0 has slot 0, the largest coded ones have the others: zeros are far from all other weights, and what is far below the
+ * largest is rare. */
 static void prepare(struct cws_encode_table *t)
 {
-    unsigned base = 1, last = 255;
-    while (base < 255 && t->high[base] == 0)
-        base++;
-    while (last > base && t->high[last] == 0)
+    unsigned base = 1, last = 255, rare = 0; /* 2^-CWS_CODE_BITS_MAX */
+    while (last > 1 && t->high[last] == 0)
         last--;
+    while (base < last && (t->high[base] == 0 || last - base >= SLOTS - 1)) {
+        rare += t->high[base] ? 1u << (CWS_CODE_BITS_MAX - (t->high[base] >> 4)) : 0;
+        base++;
+    }
     t->base = (uint8_t)base;
-    t->paired = last - base < SLOTS - 1;
+    t->paired = rare <= RARE_MAX;
     memset(t->present, 0, sizeof t->present);
     if (!t->paired)
         return;
@@ -79,7 +83,7 @@ static void prepare(struct cws_encode_table *t)
         }
 }
 
-/* Slots of pairs. False: a symbol has no code. */
+/* Slots of pairs. False: a symbol has no slot, or no code. */
 static bool find_pairs(const struct cws_encode_table *t, const uint8_t *symbols, unsigned elems, uint16_t *pairs)
 {
     const __m256i before = _mm256_set1_epi8((char)(t->base - 1)), zero = _mm256_setzero_si256(), room = _mm256_set1_epi8(SLOTS - 1);
@@ -137,10 +141,8 @@ static uint8_t *tile(const struct cws_encode_table *t, const uint8_t *symbols, u
 {
     enum { ROW = CWS_TILE_ROW / 2 };
     uint16_t pairs[CWS_TILE_MAX / 2];
-    if (elems % CWS_TILE_ROW != 0 || !t->paired)
+    if (elems % CWS_TILE_ROW != 0 || !t->paired || !find_pairs(t, symbols, elems, pairs))
         return cws_encoder_portable.tile(t, symbols, elems, to, lane_bits);
-    if (!find_pairs(t, symbols, elems, pairs))
-        return NULL;
     struct cws_bits b = {to, 0, 0};
     for (unsigned l = 0; l < CWS_TILE_LANES; l++) {
         const uint16_t *at = pairs + 4 * l, *end = at + elems / 2;
