@@ -14,10 +14,9 @@ static bool runs_here(void)
 /* Bytes 1, 3, 5, ... of two vectors; one less and it is 0, 2, 4, ... */
 static inline __m512i odd_bytes(void)
 {
-    uint8_t index[64];
-    for (unsigned i = 0; i < 64; i++)
-        index[i] = (uint8_t)(2 * i + 1);
-    return _mm512_loadu_si512(index);
+    const __m512i words = _mm512_setr_epi64(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110, 0x1f1e1d1c1b1a1918, 0x2726252423222120,
+                                            0x2f2e2d2c2b2a2928, 0x3736353433323130, 0x3f3e3d3c3b3a3938);
+    return _mm512_or_si512(_mm512_add_epi8(words, words), _mm512_set1_epi8(1));
 }
 
 #define AHEAD 1024 /* bytes of output: a prefetch past its end does not fault */
