@@ -6,7 +6,7 @@
 #include <zstd.h>
 
 struct cws_decode_scratch {
-    uint8_t lanes[CWS_LANES_BYTES];
+    uint8_t lanes[2][CWS_LANES_BYTES];
     uint8_t linear[CWS_LINEAR_BYTES];
     uint8_t constant[7][CWS_TILE_ELEMS_MAX]; /* planes that are not stored */
     uint8_t tile[8 * CWS_TILE_ELEMS_MAX];    /* a tile that the range cuts */
@@ -104,37 +104,77 @@ static void tile_to_quant(const struct cws_decoder_ops *ops, const struct cws_ch
     }
 }
 
-/* Decodes tile t to its elem_count (or fewer, for the last) elements at dst. */
-static int decode_tile(const struct cws_decoder_ops *ops, const struct cws_chunk_context *ctx, const struct cws_coded *c,
-                       uint32_t t, uint8_t *dst, struct cws_decode_scratch *s, struct cws_error *err)
+struct job { /* a chunk being decoded */
+    const struct cws_decoder_ops *ops;
+    const struct cws_chunk_context *ctx;
+    const struct cws_coded *coded;
+    struct cws_decode_scratch *scratch;
+};
+
+static uint32_t tile_elems(const struct job *j)
 {
-    const struct cws_coded_head *h = &c->head;
-    uint32_t lane_bits[CWS_TILE_LANES], tile_elems = CWS_TILE_LANES * h->lane_symbols;
-    uint32_t left = h->elem_count - t * tile_elems;
+    return CWS_TILE_LANES * j->coded->head.lane_symbols;
+}
+
+static void find_bits(const struct job *j, uint32_t t, struct cws_tile_bits *out)
+{
+    out->first_bit = 32 * (uint64_t)cws_load32(j->coded->first_word + 4 * (size_t)t);
+    out->end_bit = out->first_bit + cws_coded_lanes(j->coded, t, out->lane);
+}
+
+/* The symbols of tile t, in lanes, become its elements at dst. */
+static void merge_tile(const struct job *j, uint32_t t, unsigned elems, const uint8_t *lanes, uint8_t *dst)
+{
+    const struct cws_coded *c = j->coded;
+    uint64_t first = (uint64_t)t * tile_elems(j);
     struct cws_tile tile = {
-        .lanes = s->lanes,
-        .stride = CWS_LANE_STRIDE(h->lane_symbols),
-        .elems = left < tile_elems ? left : tile_elems,
-        .linear = s->linear,
+        .lanes = lanes,
+        .stride = CWS_LANE_STRIDE(c->head.lane_symbols),
+        .elems = elems,
+        .linear = j->scratch->linear,
     };
-    uint64_t first_bit = 32 * (uint64_t)cws_load32(c->first_word + 4 * (size_t)t);
-    uint64_t end_bit = first_bit + cws_coded_lanes(c, t, lane_bits);
-    if (!ops->lanes(ctx->table, c->streams, first_bit, end_bit, lane_bits, tile.elems, s->lanes, tile.stride))
-        return cws_fail(err, CWS_E_CORRUPT, "chunk: tile %u: a lane does not hold exactly its symbols", t);
-    if (ctx->codec == CWS_CODEC_QUANT) {
-        tile_to_quant(ops, ctx, c, &tile, (uint64_t)t * tile_elems, dst);
-        return 0;
+    if (j->ctx->codec == CWS_CODEC_QUANT) {
+        tile_to_quant(j->ops, j->ctx, c, &tile, first, dst);
+        return;
     }
-    for (unsigned p = 0; p + 1 < h->elem_bytes; p++)
-        tile.plane[p] = c->planes[p] ? c->planes[p] + (size_t)t * tile_elems : s->constant[p];
-    ops->split(&tile, h->elem_bytes, dst);
+    for (unsigned p = 0; p + 1 < c->head.elem_bytes; p++)
+        tile.plane[p] = c->planes[p] ? c->planes[p] + first : j->scratch->constant[p];
+    j->ops->split(&tile, c->head.elem_bytes, dst);
+}
+
+/* Decodes tile t to its elems at dst. */
+static int decode_tile(const struct job *j, uint32_t t, uint8_t *dst, struct cws_error *err)
+{
+    uint32_t left = j->coded->head.elem_count - t * tile_elems(j), elems = left < tile_elems(j) ? left : tile_elems(j);
+    uint8_t *lanes = j->scratch->lanes[0];
+    struct cws_tile_bits bits;
+    find_bits(j, t, &bits);
+    if (!j->ops->lanes(j->ctx->table, j->coded->streams, &bits, elems, lanes, CWS_LANE_STRIDE(j->coded->head.lane_symbols)))
+        return cws_fail(err, CWS_E_CORRUPT, "chunk: tile %u: a lane does not hold exactly its symbols", t);
+    merge_tile(j, t, elems, lanes, dst);
     return 0;
+}
+
+/* Tiles t and t + 1, both full, one after the other at dst. False: one of them is bad, or they are not decoded so. */
+static bool decode_two_tiles(const struct job *j, uint32_t t, uint8_t *dst)
+{
+    uint32_t elems = tile_elems(j);
+    uint8_t *const lanes[2] = {j->scratch->lanes[0], j->scratch->lanes[1]};
+    struct cws_tile_bits bits[2];
+    if (!j->ops->two)
+        return false;
+    for (unsigned k = 0; k < 2; k++)
+        find_bits(j, t + k, &bits[k]);
+    if (!j->ops->two(j->ctx->table, j->coded->streams, bits, elems, lanes))
+        return false;
+    for (unsigned k = 0; k < 2; k++)
+        merge_tile(j, t + k, elems, lanes[k], dst + (size_t)k * elems * j->coded->head.elem_bytes);
+    return true;
 }
 
 static int decode_coded(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes, size_t logical_bytes,
                         size_t begin, size_t end, uint8_t *dst, struct cws_decode_scratch *s, struct cws_error *err)
 {
-    const struct cws_decoder_ops *ops = decoder();
     struct cws_coded c;
     int rc = cws_coded_check(ctx, stored, stored_bytes, logical_bytes, &c, err);
     if (rc != 0)
@@ -145,13 +185,18 @@ static int decode_coded(const struct cws_chunk_context *ctx, const void *stored,
         if (c.head.const_planes >> p & 1)
             memset(s->constant[p], c.head.const_value[p], CWS_TILE_LANES * c.head.lane_symbols);
 
+    const struct job job = {decoder(), ctx, &c, s};
     size_t tile_bytes = (size_t)CWS_TILE_LANES * c.head.lane_symbols * c.head.elem_bytes;
     for (size_t at = begin; at < end;) {
         size_t t = at / tile_bytes, tile_begin = t * tile_bytes;
         size_t tile_end = tile_begin + tile_bytes < logical_bytes ? tile_begin + tile_bytes : logical_bytes;
         size_t stop = tile_end < end ? tile_end : end;
         bool whole = at == tile_begin && stop == tile_end;
-        rc = decode_tile(ops, ctx, &c, (uint32_t)t, whole ? dst + (at - begin) : s->tile, s, err);
+        if (whole && end - at >= 2 * tile_bytes && decode_two_tiles(&job, (uint32_t)t, dst + (at - begin))) {
+            at += 2 * tile_bytes;
+            continue;
+        }
+        rc = decode_tile(&job, (uint32_t)t, whole ? dst + (at - begin) : s->tile, err);
         if (rc != 0)
             return rc;
         if (!whole)

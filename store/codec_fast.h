@@ -20,13 +20,22 @@ struct cws_tile {            /* one tile on its way from bits to elements */
     const uint8_t *plane[7]; /* elems bytes each */
 };
 
+struct cws_tile_bits { /* where a tile lies in the streams */
+    uint64_t first_bit, end_bit;
+    uint32_t lane[CWS_TILE_LANES]; /* how many bits each lane has */
+};
+
 struct cws_decoder_ops {
     const char *name;
     bool (*runs_here)(void);
-    /* Decodes the 32 lanes of a tile of `elems` elements to out, CWS_LANES_BYTES, for split() and linear() of the same decoder; lane l starts where lane l - 1 ends, the first at first_bit.
-     * Reads at most 8 bytes past end_bit. False: some lane does not hold exactly its symbols. */
-    bool (*lanes)(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
-                  const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride);
+    /* Decodes the 32 lanes of a tile of `elems` elements to out, CWS_LANES_BYTES, for split() and linear() of the same
+     * decoder; lane l starts where lane l - 1 ends, the first at first_bit, a multiple of 32. Reads at most 8 bytes past
+     * end_bit. False: some lane does not hold exactly its symbols. */
+    bool (*lanes)(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits *bits,
+                  unsigned elems, uint8_t *out, unsigned stride);
+    /* The same for two tiles of `elems` elements each, a multiple of CWS_TILE_ROW; NULL where it would not be faster. */
+    bool (*two)(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits bits[2],
+                unsigned elems, uint8_t *const out[2]);
     /* SPLIT: symbols and planes to elements. dst: elems * elem_bytes bytes, any alignment. */
     void (*split)(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst);
     /* The tile's symbols in element order, in tile->linear or where they already lie. */

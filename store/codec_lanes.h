@@ -101,22 +101,21 @@ static bool single_rest(const struct cws_decode_table *table, const uint8_t *str
 }
 
 static __attribute__((noinline)) bool decode_single(const struct cws_decode_table *table, const uint8_t *streams,
-                                                    uint64_t first_bit, uint64_t end_bit,
-                                                    const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                                    const struct cws_tile_bits *bits, unsigned elems, uint8_t *out,
                                                     unsigned stride)
 {
-    uint64_t start = first_bit;
+    uint64_t start = bits->first_bit;
     unsigned whole = elems / CWS_TILE_ROW * 8;
     for (unsigned l = 0; l < CWS_TILE_LANES; l += SINGLE_GROUP, out += SINGLE_GROUP * (size_t)stride) {
         uint64_t at[SINGLE_GROUP], stop[SINGLE_GROUP], buffer[SINGLE_GROUP];
         for (unsigned g = 0; g < SINGLE_GROUP; g++) {
             at[g] = start;
-            stop[g] = start += lane_bits[l + g];
+            stop[g] = start += bits->lane[l + g];
         }
         for (unsigned done = 0; done < whole; done += SINGLE_LOOKUPS) {
             bool inside = true;
             UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
-                inside &= at[g] <= end_bit;
+                inside &= at[g] <= bits->end_bit;
             if (!inside)
                 return false;
             UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
@@ -132,7 +131,7 @@ static __attribute__((noinline)) bool decode_single(const struct cws_decode_tabl
                 at[g] += (unsigned)__builtin_clzll(buffer[g]);
         }
         for (unsigned g = 0; g < SINGLE_GROUP; g++)
-            if (!single_rest(table, streams, end_bit, &at[g], out + g * (size_t)stride + whole,
+            if (!single_rest(table, streams, bits->end_bit, &at[g], out + g * (size_t)stride + whole,
                              lane_symbols_of(elems, l + g) - whole) ||
                 at[g] != stop[g])
                 return false;
@@ -141,21 +140,20 @@ static __attribute__((noinline)) bool decode_single(const struct cws_decode_tabl
 }
 
 static __attribute__((noinline)) bool decode_entries(const struct cws_decode_table *table, const uint8_t *streams,
-                                                     uint64_t first_bit, uint64_t end_bit,
-                                                     const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out,
+                                                     const struct cws_tile_bits *bits, unsigned elems, uint8_t *out,
                                                      unsigned stride)
 {
-    uint64_t start = first_bit;
+    uint64_t start = bits->first_bit;
     for (unsigned l = 0; l < CWS_TILE_LANES; l += CWS_LANE_GROUP) {
         uint64_t at[CWS_LANE_GROUP], stop[CWS_LANE_GROUP];
         uint8_t *lane_out[CWS_LANE_GROUP], *lane_end[CWS_LANE_GROUP];
         UNROLL for (unsigned g = 0; g < CWS_LANE_GROUP; g++) {
             at[g] = start;
-            stop[g] = start += lane_bits[l + g];
+            stop[g] = start += bits->lane[l + g];
             lane_out[g] = out + (l + g) * stride;
             lane_end[g] = lane_out[g] + lane_symbols_of(elems, l + g);
         }
-        if (!lane_group(table, streams, end_bit, at, lane_out, lane_end))
+        if (!lane_group(table, streams, bits->end_bit, at, lane_out, lane_end))
             return false;
         UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
             if (at[g] != stop[g])
@@ -164,10 +162,10 @@ static __attribute__((noinline)) bool decode_entries(const struct cws_decode_tab
     return true;
 }
 
-static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *streams, uint64_t first_bit, uint64_t end_bit,
-                         const uint32_t lane_bits[CWS_TILE_LANES], unsigned elems, uint8_t *out, unsigned stride)
+static bool decode_lanes(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits *bits,
+                         unsigned elems, uint8_t *out, unsigned stride)
 {
-    return (table->single ? decode_single : decode_entries)(table, streams, first_bit, end_bit, lane_bits, elems, out, stride);
+    return (table->single ? decode_single : decode_entries)(table, streams, bits, elems, out, stride);
 }
 
 #endif

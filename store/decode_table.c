@@ -82,7 +82,7 @@ static void fill_vector(struct cws_vector_table *v, const uint8_t *symbol, const
     memset(v, 0, sizeof *v);
     memset(v->last, 0xff, sizeof v->last);
     v->short_words = average <= CWS_SHORT_BITS_MAX;
-    v->direct = fill_direct(v, symbol, lengths, longest);
+    v->direct = v->short_words && fill_direct(v, symbol, lengths, longest);
     if (!v->direct)
         fill_ranked(v, lengths, longest);
 }

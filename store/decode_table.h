@@ -37,7 +37,7 @@ struct cws_vector_table {
     uint16_t shift, cap;
     uint8_t shortest, lasts;
     bool direct;
-    bool short_words; /* eight words nearly always fit 57 bits */
+    bool short_words; /* eight words nearly always fit 57 bits; true if direct */
 };
 
 struct cws_decode_table {

@@ -3,6 +3,7 @@
 #include "codec_data.h"
 #include "store/checksum.h"
 #include "store/codec_encode.h"
+#include "store/decode_table.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -230,6 +231,39 @@ static void uneven_lanes_need_wide_excesses(void **state)
     assert_memory_equal(back, data, 2 * ELEMS);
     free(back);
     data_chunk_free(&c);
+    free(data);
+}
+
+/* Tables take several forms; each must have been met. Geometric symbols, one of them more often than the rest. */
+static void every_form_of_table(void **state)
+{
+    (void)state;
+    static const double ratios[] = {0.4, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.97, 0.98};
+    static const double often[] = {0, 0.13, 0.3};
+    enum { ELEMS = 3 * 8192 + 300 };
+    uint16_t *data = malloc(2 * ELEMS);
+    unsigned met = 0;
+    for (unsigned i = 0; i < 27; i++) {
+        struct data_chunk c = {0};
+        for (unsigned k = 0; k < ELEMS; k++) {
+            double u = (double)(data_u64() >> 11) * 0x1p-53, v = (double)(data_u64() >> 11) * 0x1p-53;
+            unsigned e = v < often[i % 3] ? 7 : (unsigned)(log(u + 1e-9) / log(ratios[i / 3]));
+            data[k] = (uint16_t)((e < 255 ? e : 255) << 7 | (data_u64() & 0x807f));
+        }
+        assert_int_equal(data_plan(&c.plan, CWS_MODE_LOSSLESS, CWS_BF16, (uint8_t *)data, ELEMS, 1), 0);
+        assert_int_equal(data_encode(&c, (uint8_t *)data, 0, 2 * ELEMS, encode_scratch), 0);
+        if (c.context.codec == CWS_CODEC_SPLIT) {
+            const struct cws_vector_table *v = &c.context.table->vector;
+            unsigned form = v->direct ? 0 : v->lasts <= 5 ? 1 : v->lasts <= 7 ? 2 : 3;
+            met |= 1u << (2 * form + v->short_words) | 1u << (8 + c.context.table->single);
+        }
+        uint8_t *back = decode_all_ways(&c, 2 * ELEMS, 5);
+        assert_memory_equal(back, data, 2 * ELEMS);
+        free(back);
+        data_chunk_free(&c);
+    }
+    print_message("forms 0x%x\n", met);
+    assert_int_equal(met & ~8u, 0x3f6); /* few lengths and short words: nearly always a direct table */
     free(data);
 }
 
@@ -507,6 +541,7 @@ int main(void)
         cmocka_unit_test(other_dtypes_and_noise_never_grow),
         cmocka_unit_test(one_symbol_and_steep_codes),
         cmocka_unit_test(uneven_lanes_need_wide_excesses),
+        cmocka_unit_test(every_form_of_table),
         cmocka_unit_test(quantised_error_is_bounded),
         cmocka_unit_test(q6_fits_six_bits),
         cmocka_unit_test(what_cannot_be_quantised_stays_lossless),

@@ -31,8 +31,11 @@ static int setup(void **state)
             memcpy(data + 2 * i, &v, 2);
         }
         logical[k] = ELEMS * cws_dtype_bytes(dtype);
-        if (data_plan(&chunks[k].plan, k == 1 ? CWS_MODE_Q8 : CWS_MODE_LOSSLESS, dtype, data, ROWS, COLS) ||
-            data_encode(&chunks[k], data, 0, logical[k], encode_scratch))
+        if (data_plan(&chunks[k].plan, k == 1 ? CWS_MODE_Q8 : CWS_MODE_LOSSLESS, dtype, data, ROWS, COLS))
+            return 1;
+        if (k < 2)
+            chunks[k].plan.lane_symbols = 128; /* two whole tiles and a part of one */
+        if (data_encode(&chunks[k], data, 0, logical[k], encode_scratch))
             return 1;
         free(data);
     }
@@ -155,12 +158,15 @@ static void lengths_that_only_decoding_refutes(void **state)
 {
     (void)state;
     size_t directory, streams, tiles;
-    sections(0, &directory, &streams, &tiles);
-    for (unsigned l = 0; l + 1 < 32; l++) {
-        size_t at = directory + 6 * tiles + l;
-        uint8_t moved[2] = {(uint8_t)(chunks[0].stored[at] + 1), (uint8_t)(chunks[0].stored[at + 1] - 1)};
-        if (moved[0] != 0 && moved[1] != 255)
-            assert_int_equal(damaged(0, at, moved, 2), CWS_E_CORRUPT);
+    for (unsigned k = 0; k < 2; k++) {
+        sections(k, &directory, &streams, &tiles);
+        assert_int_equal(tiles, 3);
+        for (unsigned l = 0; l + 1 < 32 * tiles; l += l % 32 == 30 ? 2 : 1) {
+            size_t at = directory + 6 * tiles + l;
+            uint8_t moved[2] = {(uint8_t)(chunks[k].stored[at] + 1), (uint8_t)(chunks[k].stored[at + 1] - 1)};
+            if (moved[0] != 0 && moved[1] != 255)
+                assert_int_equal(damaged(k, at, moved, 2), CWS_E_CORRUPT);
+        }
     }
 }
 
