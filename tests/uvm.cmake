@@ -7,12 +7,16 @@ cws_test(NAME test_view_store SOURCES test_view_store.c pattern_source.c LIBS cw
 # Fault injection replaces these at link time (inject_sys.h); every system call of uvm/ and store/ goes through syscall().
 set(SYS_WRAPS syscall malloc calloc realloc aligned_alloc free mmap memfd_create epoll_create1 eventfd epoll_ctl pthread_create pthread_atfork sigaction)
 list(TRANSFORM SYS_WRAPS PREPEND "-Wl,--wrap=")
-cws_test(NAME test_pager_inject SOURCES test_pager_inject.c inject_sys.c pattern_source.c LIBS cws_uvm ARGS uffd-dev)
+cws_test(NAME test_pager_inject SOURCES test_pager_inject.c inject_sys.c pattern_source.c LIBS cws_uvm ARGS uffd-dev once)
 if(TARGET test_pager_inject)
   target_link_options(test_pager_inject PRIVATE ${SYS_WRAPS})
-  foreach(rung uffd uffd-user sigsegv eager) # a test each: there are many failures to try
-    add_test(NAME test_pager_inject_${rung} COMMAND test_pager_inject ${rung})
-    set_tests_properties(test_pager_inject_${rung} PROPERTIES TIMEOUT 120 SKIP_RETURN_CODE 77)
+  foreach(rung uffd-dev uffd uffd-user sigsegv eager) # a test each: there are many failures to try
+    foreach(half once lasting)
+      if(NOT "${rung} ${half}" STREQUAL "uffd-dev once")
+        add_test(NAME test_pager_inject_${rung}_${half} COMMAND test_pager_inject ${rung} ${half})
+        set_tests_properties(test_pager_inject_${rung}_${half} PROPERTIES TIMEOUT 120 SKIP_RETURN_CODE 77)
+      endif()
+    endforeach()
   endforeach()
 endif()
 if(CWS_INJECT)
