@@ -72,6 +72,13 @@ void cws_store_cursor_after_fork(struct cws_store_cursor *c);
 CWS_MUST_CHECK int cws_store_read(struct cws_store_cursor *c, uint64_t begin, uint64_t end, void *dst,
                                   struct cws_error *err);
 
+/* Copies the stored bytes of chunks [first, first + count) of a tensor (count > 0, indices within the tensor), each checked against its XXH3,
+ * to dst + (its file offset - that of the first): as they lie in the file; what lies between them is not written. Errors as cws_store_read. */
+CWS_MUST_CHECK int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t first, uint64_t count,
+                                   void *dst, struct cws_error *err);
+/* The 128 packed bytes of a tensor's code table, or NULL where it has none. */
+const uint8_t *cws_store_table(const struct cws_store *s, const struct cws_tensor_info *t);
+
 /* Totals since open, over all cursors; any thread. */
 struct cws_store_counters {
     uint64_t read_calls, read_bytes, decoded_bytes, chunks_decoded;
