@@ -58,9 +58,6 @@ static const uint8_t *take(const uint8_t *base, uint64_t size, uint64_t *at, uin
 
 static int check_scales(const struct cws_coded *c, struct cws_error *err)
 {
-    unsigned used = (unsigned)(c->scale_fields * c->head.scale_bits % 8);
-    if (used != 0 && c->scales[c->scale_bytes - 1] >> used != 0)
-        return FAIL("bits behind the scales are not zero");
     uint64_t fields = c->head.scale_bits ? c->scale_fields : 1;
     for (uint64_t i = 0; i < fields; i++) {
         uint32_t code = cws_coded_scale(c, i);
@@ -92,8 +89,8 @@ static int check_directory(const struct cws_coded *c, struct cws_error *err)
     return 0;
 }
 
-int cws_coded_check(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes, size_t logical_bytes,
-                    struct cws_coded *out, struct cws_error *err)
+int cws_coded_layout(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes, size_t logical_bytes,
+                     struct cws_coded *out, struct cws_error *err)
 {
     const uint8_t *base = stored;
     struct cws_coded_head *h = &out->head;
@@ -117,6 +114,9 @@ int cws_coded_check(const struct cws_chunk_context *ctx, const void *stored, siz
         out->scales = take(base, stored_bytes, &at, out->scale_bytes, err);
         if (!out->scales)
             return CWS_E_CORRUPT;
+        unsigned used = (unsigned)(out->scale_fields * h->scale_bits % 8);
+        if (used != 0 && out->scales[out->scale_bytes - 1] >> used != 0)
+            return FAIL("bits behind the scales are not zero");
     }
     unsigned width = h->flags & CWS_CODED_WIDE ? 2 : 1;
     uint64_t tiles = h->tile_count;
@@ -130,7 +130,15 @@ int cws_coded_check(const struct cws_chunk_context *ctx, const void *stored, siz
         return CWS_E_CORRUPT;
     if (at != stored_bytes)
         return FAIL("%llu bytes follow its last section", (unsigned long long)(stored_bytes - at));
-    rc = check_directory(out, err);
+    return 0;
+}
+
+int cws_coded_check(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes, size_t logical_bytes,
+                    struct cws_coded *out, struct cws_error *err)
+{
+    int rc = cws_coded_layout(ctx, stored, stored_bytes, logical_bytes, out, err);
+    if (rc == 0)
+        rc = check_directory(out, err);
     if (rc == 0 && ctx->codec == CWS_CODEC_QUANT)
         rc = check_scales(out, err);
     return rc;

@@ -1,0 +1,71 @@
+/* elements.cuh - eight symbols and what goes with them become eight elements, in 2 * ELEM_BYTES words of 4 bytes. */
+#ifndef CWS_GPU_ELEMENTS_CUH
+#define CWS_GPU_ELEMENTS_CUH
+#include "gpu_job.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+/* Two 16-bit halves, each rotated right by one. */
+static __device__ __forceinline__ uint32_t unrotate(uint32_t v)
+{
+    return (v >> 1 & 0x7fff7fffu) | (v << 15 & 0x80008000u);
+}
+
+static __device__ __forceinline__ uint32_t byte_at(uint2 v, int i) /* i: constant after unrolling */
+{
+    return __byte_perm(i < 4 ? v.x : v.y, 0, 0x4440 | (i & 3));
+}
+
+/* Symbol on top of the plane below it, unrotated: elements 2i and 2i+1 in result i. */
+static __device__ __forceinline__ void join_top(uint2 symbols, uint2 below, uint32_t top[4])
+{
+    top[0] = unrotate(__byte_perm(below.x, symbols.x, 0x5140));
+    top[1] = unrotate(__byte_perm(below.x, symbols.x, 0x7362));
+    top[2] = unrotate(__byte_perm(below.y, symbols.y, 0x5140));
+    top[3] = unrotate(__byte_perm(below.y, symbols.y, 0x7362));
+}
+
+template <int ELEM_BYTES> static __device__ __forceinline__ void join_planes(uint2 symbols, const uint2 *plane, uint32_t *out)
+{
+    uint32_t top[4];
+    if (ELEM_BYTES == 1) {
+        out[0] = symbols.x;
+        out[1] = symbols.y;
+        return;
+    }
+    join_top(symbols, plane[ELEM_BYTES - 2], top);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (ELEM_BYTES == 2) {
+            if (i < 4)
+                out[i] = top[i];
+            continue;
+        }
+        uint32_t high = i % 2 ? top[i / 2] & 0xffff0000u : top[i / 2] << 16;
+        if (ELEM_BYTES == 4) {
+            out[i] = high | byte_at(plane[1], i) << 8 | byte_at(plane[0], i);
+        } else {
+            out[2 * i] = byte_at(plane[3], i) << 24 | byte_at(plane[2], i) << 16 | byte_at(plane[1], i) << 8 | byte_at(plane[0], i);
+            out[2 * i + 1] = high | byte_at(plane[5], i) << 8 | byte_at(plane[4], i);
+        }
+    }
+}
+
+/* (symbol - 128) * scale, exact in f32: 2^23 + symbol is put together from bytes, no conversion is needed. */
+static __device__ __forceinline__ float scaled(uint2 symbols, int i, float scale)
+{
+    uint32_t bits = __byte_perm(i < 4 ? symbols.x : symbols.y, 0x4b000000u, 0x7650 | (i & 3));
+    return (__uint_as_float(bits) - 8388736.0f) * scale;
+}
+
+static __device__ __forceinline__ uint32_t round_two(float low, float high, unsigned dtype)
+{
+    if (dtype == CWS_BF16) {
+        __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+        return *(uint32_t *)&v;
+    }
+    __half2 v = __floats2half2_rn(low, high);
+    return *(uint32_t *)&v;
+}
+
+#endif

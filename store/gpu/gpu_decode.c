@@ -1,0 +1,134 @@
+#include "gpu_decode.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define BLOCK_WARPS_DEFAULT 8u
+#define WAVES_DEFAULT 1u
+
+struct kernel {
+    CUfunction function;
+    unsigned blocks; /* that the device holds at a time */
+};
+
+struct cws_gpu_decoder {
+    const struct cws_driver *driver;
+    CUmodule module;
+    struct kernel decode, hash;
+    unsigned sms, warps; /* of the device; of a block */
+    unsigned waves;
+};
+
+static int find_kernel(struct cws_gpu_decoder *d, const char *name, struct kernel *out, struct cws_error *err)
+{
+    int per_sm = 0;
+    CUresult r = d->driver->module_function(&out->function, d->module, name);
+    if (r == CUDA_SUCCESS)
+        r = d->driver->occupancy(&per_sm, out->function, (int)(32 * d->warps), 0);
+    if (r != CUDA_SUCCESS)
+        return cws_driver_fail(d->driver, err, r, name);
+    if (per_sm < 1)
+        return cws_fail(err, CWS_E_UNSUPPORTED, "%s does not fit this device", name);
+    out->blocks = (unsigned)per_sm * d->sms;
+    return 0;
+}
+
+static int load(struct cws_gpu_decoder *d, const void *image, struct cws_error *err)
+{
+    CUdevice device;
+    int sms = 0, major = 0;
+    CUresult r = d->driver->context_device(&device);
+    if (r == CUDA_SUCCESS)
+        r = d->driver->device_attribute(&sms, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);
+    if (r == CUDA_SUCCESS)
+        r = d->driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
+    if (r != CUDA_SUCCESS)
+        return cws_driver_fail(d->driver, err, r, "the device's properties");
+    if (major < 8)
+        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d; paging needs 8.0 or later", major);
+    d->sms = (unsigned)sms;
+    r = d->driver->module_load(&d->module, image);
+    if (r != CUDA_SUCCESS)
+        return cws_driver_fail(d->driver, err, r, "loading the decoding kernels");
+    int rc = find_kernel(d, "cws_gpu_decode_kernel", &d->decode, err);
+    return rc != 0 ? rc : find_kernel(d, "cws_gpu_hash_kernel", &d->hash, err);
+}
+
+int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *image, unsigned block_warps,
+                                struct cws_gpu_decoder **out, struct cws_error *err)
+{
+    *out = NULL;
+    struct cws_gpu_decoder *d = calloc(1, sizeof *d);
+    if (!d)
+        return cws_fail_errno(err, ENOMEM, "the GPU decoder");
+    d->driver = driver;
+    d->warps = block_warps;
+    d->waves = WAVES_DEFAULT;
+    int rc = load(d, image, err);
+    if (rc != 0) {
+        cws_gpu_decoder_destroy(d);
+        return rc;
+    }
+    *out = d;
+    return 0;
+}
+
+int cws_gpu_decoder_create(const struct cws_driver *driver, struct cws_gpu_decoder **out, struct cws_error *err)
+{
+    const void *image = cws_gpu_image();
+    *out = NULL;
+    if (!image)
+        return cws_fail(err, CWS_E_UNSUPPORTED, "this build has no GPU kernels: it was made where nvcc was not found");
+    return cws_gpu_decoder_create_from(driver, image, BLOCK_WARPS_DEFAULT, out, err);
+}
+
+void cws_gpu_decoder_destroy(struct cws_gpu_decoder *dec)
+{
+    if (!dec)
+        return;
+    if (dec->module)
+        dec->driver->module_unload(dec->module);
+    free(dec);
+}
+
+void cws_gpu_decoder_tune(struct cws_gpu_decoder *dec, unsigned waves)
+{
+    dec->waves = waves ? waves : WAVES_DEFAULT;
+}
+
+/* As many blocks as there are tiles for their warps, a multiple of the SMs so that each has as much to do, and no more than
+ * fit: a block then loads its table once. Few tiles are spread one to a block. */
+static unsigned grid_of(const struct cws_gpu_decoder *d, const struct kernel *k, const struct cws_gpu_batch *batch)
+{
+    unsigned most = k->blocks * d->waves, want = (batch->tiles + d->warps - 1) / d->warps;
+    unsigned grid = (want + d->sms - 1) / d->sms * d->sms;
+    grid = grid < most ? grid : most;
+    return grid < batch->tiles ? grid : batch->tiles;
+}
+
+static int launch(const struct cws_gpu_decoder *d, const struct kernel *k, CUstream stream, CUdeviceptr jobs,
+                  const struct cws_gpu_batch *batch, CUdeviceptr results, const uint64_t key[2], const char *what,
+                  struct cws_error *err)
+{
+    if (batch->count == 0)
+        return 0;
+    uint32_t count = batch->count, units = batch->units;
+    uint64_t key0 = key[0], key1 = key[1];
+    void *params[] = {&jobs, &count, &units, &results, &key0, &key1};
+    CUresult r = d->driver->set8_async(results, 0, (size_t)count * sizeof(struct cws_gpu_result), stream);
+    if (r == CUDA_SUCCESS && units != 0)
+        r = d->driver->launch(k->function, grid_of(d, k, batch), 1, 1, 32 * d->warps, 1, 1, 0, stream, params, NULL);
+    return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, what);
+}
+
+int cws_gpu_decode(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs, const struct cws_gpu_batch *batch,
+                   CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
+{
+    return launch(dec, &dec->decode, stream, jobs, batch, results, key, "launching the decoder", err);
+}
+
+int cws_gpu_hash(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs, const struct cws_gpu_batch *batch,
+                 CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
+{
+    return launch(dec, &dec->hash, stream, jobs, batch, results, key, "launching the hash", err);
+}

@@ -1,0 +1,122 @@
+/* bench_decode - the GPU decoders: right, and how fast. Not installed.
+ *   bench_decode check [--rounds N]                                against the reference decoder, odd sizes, corrupt chunks
+ *   bench_decode time [--weights N] [--image FILE --warps N] [--waves N] [--label TEXT]
+ * Exit 0: fine; 1: a finding; 2: it could not run. */
+#include "bench.h"
+
+_Noreturn void bench_die(const char *what, const char *why)
+{
+    fprintf(stderr, "bench_decode: %s: %s\n", what, why);
+    exit(2);
+}
+
+void bench_driver(const struct bench *b, CUresult r, const char *what)
+{
+    struct cws_error err;
+    if (r == CUDA_SUCCESS)
+        return;
+    cws_driver_fail(&b->driver, &err, r, what);
+    bench_die("driver", err.message);
+}
+
+void bench_rc(int rc, const struct cws_error *err)
+{
+    if (rc != 0)
+        bench_die("failed", err->message);
+}
+
+void *bench_need(void *p)
+{
+    if (!p)
+        bench_die("memory", "not enough");
+    return p;
+}
+
+CUdeviceptr bench_device(const struct bench *b, size_t bytes)
+{
+    CUdeviceptr p = 0;
+    bench_driver(b, b->driver.mem_alloc(&p, bytes ? bytes : 1), "allocation");
+    return p;
+}
+
+void bench_free(const struct bench *b, CUdeviceptr p)
+{
+    bench_driver(b, b->driver.mem_free(p), "free");
+}
+
+void bench_upload(const struct bench *b, CUdeviceptr to, const void *from, size_t bytes)
+{
+    bench_driver(b, b->driver.copy_in(to, from, bytes), "copy to the device");
+}
+
+void bench_download(const struct bench *b, void *to, CUdeviceptr from, size_t bytes)
+{
+    bench_driver(b, b->driver.copy_out(to, from, bytes), "copy from the device");
+}
+
+static void *read_file(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f || fseek(f, 0, SEEK_END) != 0)
+        bench_die(path, "cannot be opened");
+    long bytes = ftell(f);
+    rewind(f);
+    void *all = bench_need(malloc((size_t)bytes + 1));
+    if (bytes <= 0 || fread(all, 1, (size_t)bytes, f) != (size_t)bytes)
+        bench_die(path, "cannot be read");
+    fclose(f);
+    return all;
+}
+
+static void start(struct bench *b, const void *image, unsigned warps, unsigned waves)
+{
+    struct cws_error err;
+    CUdevice device;
+    CUcontext context;
+    bench_rc(cws_driver_load(&b->driver, &err), &err);
+    bench_driver(b, b->driver.init(0), "cuInit");
+    bench_driver(b, b->driver.device_get(&device, 0), "device 0");
+    bench_driver(b, b->driver.primary_retain(&context, device), "context");
+    bench_driver(b, b->driver.context_set(context), "context");
+    if (image)
+        bench_rc(cws_gpu_decoder_create_from(&b->driver, image, warps, &b->decoder, &err), &err);
+    else
+        bench_rc(cws_gpu_decoder_create(&b->driver, &b->decoder, &err), &err);
+    cws_gpu_decoder_tune(b->decoder, waves);
+    bench_driver(b, b->driver.stream_create(&b->stream, CU_STREAM_NON_BLOCKING), "stream");
+    if (cws_encode_scratch_create(&b->scratch) != 0)
+        bench_die("memory", "not enough");
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b = {0};
+    unsigned rounds = 20, warps = 8, waves = 0;
+    unsigned long long weights = 256ull << 20;
+    const char *image = NULL, *label = "built-in";
+    for (int i = 2; i + 1 < argc; i += 2) {
+        const char *v = argv[i + 1];
+        if (strcmp(argv[i], "--rounds") == 0)
+            rounds = (unsigned)atoi(v);
+        else if (strcmp(argv[i], "--weights") == 0)
+            weights = strtoull(v, NULL, 10);
+        else if (strcmp(argv[i], "--image") == 0)
+            image = v;
+        else if (strcmp(argv[i], "--warps") == 0)
+            warps = (unsigned)atoi(v);
+        else if (strcmp(argv[i], "--waves") == 0)
+            waves = (unsigned)atoi(v);
+        else if (strcmp(argv[i], "--label") == 0)
+            label = v;
+        else
+            bench_die(argv[i], "unknown option");
+    }
+    bool check = argc > 1 && strcmp(argv[1], "check") == 0;
+    if (argc < 2 || argc % 2 != 0 || (!check && strcmp(argv[1], "time") != 0))
+        bench_die("usage", "bench_decode check|time [--option value]...");
+    start(&b, image ? read_file(image) : NULL, warps, waves);
+    unsigned findings = check ? bench_check(&b, rounds) : bench_time(&b, label, weights);
+    cws_gpu_decoder_destroy(b.decoder);
+    cws_encode_scratch_destroy(b.scratch);
+    return findings != 0;
+}
