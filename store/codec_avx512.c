@@ -306,31 +306,42 @@ static void rows_of(struct job job[2], const struct cws_vector_table *t, unsigne
         (t->lasts <= 5 ? five_four : t->lasts <= 7 ? seven_four : any_four)(job, t, rows);
 }
 
-static bool two_avx512(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits bits[2],
-                       unsigned elems, uint8_t *const out[2])
+static bool finish(struct job *job, const struct cws_vector_table *t, unsigned elems, const uint32_t ends[CWS_TILE_LANES + 1])
 {
+    if (elems % CWS_TILE_ROW != 0)
+        partial_row(job->streams, &job->at, job->last_byte, t, elems % CWS_TILE_ROW,
+                    job->out + elems / CWS_TILE_ROW * CWS_TILE_ROW);
+    return ended(&job->at, ends);
+}
+
+/* Rows of a tile that has no other beside it are decoded as if there were two, to the same place: it takes hardly longer. */
+static bool two_avx512(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits bits[2],
+                       const unsigned elems[2], uint8_t *const out[2])
+{
+    const struct cws_vector_table *t = &table->vector;
+    unsigned rows = elems[0] / CWS_TILE_ROW, both = elems[1] / CWS_TILE_ROW;
     uint32_t ends[2][CWS_TILE_LANES + 1];
     struct job job[2];
     for (int k = 0; k < 2; k++)
         start(&job[k], streams, &bits[k], out[k], ends[k]);
-    rows_of(job, &table->vector, elems / CWS_TILE_ROW);
-    return ended(&job[0].at, ends[0]) && ended(&job[1].at, ends[1]);
+    rows_of(job, t, both);
+    job[0].out += (size_t)both * CWS_TILE_ROW;
+    struct job rest[2] = {job[0], job[0]};
+    rows_of(rest, t, rows - both);
+    rest[0].out = out[0];
+    return finish(&rest[0], t, elems[0], ends[0]) && finish(&job[1], t, elems[1], ends[1]);
 }
 
-/* A single tile is decoded as if it were two, to the same place: it takes hardly longer. */
 static bool lanes_avx512(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits *bits,
                          unsigned elems, uint8_t *out, unsigned stride)
 {
-    unsigned rows = elems / CWS_TILE_ROW, rest = elems % CWS_TILE_ROW;
     uint32_t ends[CWS_TILE_LANES + 1];
     struct job job[2];
     (void)stride;
     start(&job[0], streams, bits, out, ends);
     job[1] = job[0];
-    rows_of(job, &table->vector, rows);
-    if (rest != 0)
-        partial_row(job[0].streams, &job[0].at, job[0].last_byte, &table->vector, rest, out + (size_t)rows * CWS_TILE_ROW);
-    return ended(&job[0].at, ends);
+    rows_of(job, &table->vector, elems / CWS_TILE_ROW);
+    return finish(&job[0], &table->vector, elems, ends);
 }
 
 /* The next tile's lines are fetched while this one is merged and the next one's lanes are decoded. A prefetch past the
@@ -391,9 +402,10 @@ static void quant_avx512(const uint8_t *symbols, unsigned count, float scale, en
     const __m512 s = _mm512_set1_ps(scale);
     unsigned i = 0;
     if (dtype == CWS_BF16)
-        for (; i + 32 <= count; i += 32)
-            _mm512_storeu_si512(dst + 2 * (size_t)i, _mm512_permutex2var_epi16(rounded(products(symbols + i, s)), upper,
-                                                                              rounded(products(symbols + i + 16, s))));
+        for (; i + 32 <= count; i += 32) {
+            __m512i a = rounded(products(symbols + i, s)), b = rounded(products(symbols + i + 16, s));
+            _mm512_storeu_si512(dst + 2 * (size_t)i, _mm512_permutex2var_epi16(a, upper, b));
+        }
     else if (dtype == CWS_F16)
         for (; i + 16 <= count; i += 16)
             _mm256_storeu_si256((__m256i *)(dst + 2 * (size_t)i),

@@ -89,14 +89,14 @@ void cws_decode_scratch_destroy(struct cws_decode_scratch *s)
 static void tile_to_quant(const struct cws_decoder_ops *ops, const struct cws_chunk_context *ctx, const struct cws_coded *c,
                           const struct cws_tile *tile, uint64_t first, uint8_t *dst)
 {
-    uint64_t elem = ctx->first_elem + first, first_row = ctx->first_elem / ctx->row_elems;
+    uint64_t elem = ctx->first_elem + first, row_elems = ctx->row_elems;
+    uint64_t row = elem / row_elems - ctx->first_elem / row_elems, left_in_row = row_elems - elem % row_elems;
     const uint8_t *symbols = ops->linear(tile);
-    for (unsigned done = 0; done < tile->elems;) {
-        uint64_t row = (elem + done) / ctx->row_elems, left_in_row = ctx->row_elems - (elem + done) % ctx->row_elems;
+    for (unsigned done = 0; done < tile->elems; row++, left_in_row = row_elems) {
         unsigned count = tile->elems - done;
         if (left_in_row < count)
             count = (unsigned)left_in_row;
-        uint32_t bits = cws_coded_scale(c, row - first_row) << CWS_SCALE_SHIFT;
+        uint32_t bits = cws_coded_scale(c, row) << CWS_SCALE_SHIFT;
         float scale;
         memcpy(&scale, &bits, 4);
         ops->quant(symbols + done, count, scale, ctx->dtype, dst + (size_t)done * c->head.elem_bytes);
@@ -142,10 +142,16 @@ static void merge_tile(const struct job *j, uint32_t t, unsigned elems, const ui
     j->ops->split(&tile, c->head.elem_bytes, dst);
 }
 
-/* Decodes tile t to its elems at dst. */
+static uint32_t elems_of(const struct job *j, uint32_t t)
+{
+    uint32_t left = j->coded->head.elem_count - t * tile_elems(j);
+    return left < tile_elems(j) ? left : tile_elems(j);
+}
+
+/* Decodes tile t to its elements at dst. */
 static int decode_tile(const struct job *j, uint32_t t, uint8_t *dst, struct cws_error *err)
 {
-    uint32_t left = j->coded->head.elem_count - t * tile_elems(j), elems = left < tile_elems(j) ? left : tile_elems(j);
+    uint32_t elems = elems_of(j, t);
     uint8_t *lanes = j->scratch->lanes[0];
     struct cws_tile_bits bits;
     find_bits(j, t, &bits);
@@ -155,20 +161,18 @@ static int decode_tile(const struct job *j, uint32_t t, uint8_t *dst, struct cws
     return 0;
 }
 
-/* Tiles t and t + 1, both full, one after the other at dst. False: one of them is bad, or they are not decoded so. */
+/* Tiles t and t + 1, one after the other at dst. False: one of them is bad, or they are not decoded so. */
 static bool decode_two_tiles(const struct job *j, uint32_t t, uint8_t *dst)
 {
-    uint32_t elems = tile_elems(j);
+    unsigned elems[2] = {elems_of(j, t), elems_of(j, t + 1)};
     uint8_t *const lanes[2] = {j->scratch->lanes[0], j->scratch->lanes[1]};
     struct cws_tile_bits bits[2];
-    if (!j->ops->two)
-        return false;
     for (unsigned k = 0; k < 2; k++)
         find_bits(j, t + k, &bits[k]);
     if (!j->ops->two(j->ctx->table, j->coded->streams, bits, elems, lanes))
         return false;
-    for (unsigned k = 0; k < 2; k++)
-        merge_tile(j, t + k, elems, lanes[k], dst + (size_t)k * elems * j->coded->head.elem_bytes);
+    merge_tile(j, t, elems[0], lanes[0], dst);
+    merge_tile(j, t + 1, elems[1], lanes[1], dst + (size_t)elems[0] * j->coded->head.elem_bytes);
     return true;
 }
 
@@ -192,8 +196,10 @@ static int decode_coded(const struct cws_chunk_context *ctx, const void *stored,
         size_t tile_end = tile_begin + tile_bytes < logical_bytes ? tile_begin + tile_bytes : logical_bytes;
         size_t stop = tile_end < end ? tile_end : end;
         bool whole = at == tile_begin && stop == tile_end;
-        if (whole && end - at >= 2 * tile_bytes && decode_two_tiles(&job, (uint32_t)t, dst + (at - begin))) {
-            at += 2 * tile_bytes;
+        size_t next_end = tile_end + tile_bytes < logical_bytes ? tile_end + tile_bytes : logical_bytes;
+        if (job.ops->two && whole && tile_end < next_end && next_end <= end &&
+            decode_two_tiles(&job, (uint32_t)t, dst + (at - begin))) {
+            at = next_end;
             continue;
         }
         rc = decode_tile(&job, (uint32_t)t, whole ? dst + (at - begin) : s->tile, err);

@@ -33,9 +33,9 @@ struct cws_decoder_ops {
      * end_bit. False: some lane does not hold exactly its symbols. */
     bool (*lanes)(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits *bits,
                   unsigned elems, uint8_t *out, unsigned stride);
-    /* The same for two tiles of `elems` elements each, a multiple of CWS_TILE_ROW; NULL where it would not be faster. */
+    /* The same for two tiles, the second not the larger; NULL where it would not be faster. */
     bool (*two)(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits bits[2],
-                unsigned elems, uint8_t *const out[2]);
+                const unsigned elems[2], uint8_t *const out[2]);
     /* SPLIT: symbols and planes to elements. dst: elems * elem_bytes bytes, any alignment. */
     void (*split)(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst);
     /* The tile's symbols in element order, in tile->linear or where they already lie. */
