@@ -6,3 +6,11 @@ if(CWS_CUDA_INCLUDE)
     target_include_directories(test_cuda_abi SYSTEM PRIVATE ${CWS_CUDA_INCLUDE})
   endif()
 endif()
+
+# The stand-in for the driver, and what is tested against it.
+if(CWS_TESTS)
+  add_subdirectory(standin)
+  cws_test(NAME test_standin SOURCES test_standin.c LIBS cws_standin cws_store ${CMAKE_DL_LIBS})
+  target_compile_definitions(test_standin PRIVATE STANDIN_LIBRARY="$<TARGET_FILE:cws_standin_driver>")
+  add_dependencies(test_standin cws_standin_driver)
+endif()

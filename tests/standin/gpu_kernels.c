@@ -1,0 +1,110 @@
+/* gpu_kernels.c - host versions of the kernels in store/gpu, under the same names and with the same parameters: what a
+ * fatbin loads as. They decode with the reference decoder, so a test of the manager is a test against the reference. They
+ * tell CWS_GPU_BAD_LANE for whatever the reference refuses, but for a head that changed. */
+#include "state.h"
+
+#if __has_include("store/gpu/gpu_job.h")
+#include "store/codec.h"
+#include "store/content_hash.h"
+#include "store/gpu/gpu_job.h"
+#include "store/huffman.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* A fault leaves a kernel by a jump: everything it will touch is touched before it allocates. */
+static void touch(uint64_t address, uint64_t bytes, bool write)
+{
+    volatile unsigned char *at = (volatile unsigned char *)(uintptr_t)address;
+    for (uint64_t i = 0; i < bytes; i += i + 4096 < bytes ? 4096 : bytes - i == 1 ? 1 : bytes - 1 - i) {
+        unsigned char byte = at[i];
+        if (write)
+            at[i] = byte;
+    }
+}
+
+/* The code's lengths, as stored in a file, from the table made from them: each symbol is the first of some window. */
+static void packed_lengths(const struct cws_gpu_table *table, uint8_t packed[128])
+{
+    uint8_t lengths[256] = {0};
+    for (uint32_t w = 0; w < 1u << CWS_GPU_WINDOW; w++)
+        lengths[table->entry[w] & 0xff] = table->entry[w] >> CWS_GPU_ENTRY_FIRST & 15;
+    cws_huffman_pack(lengths, packed);
+}
+
+static int decode_coded(const struct cws_gpu_job *job, void *out)
+{
+    struct cws_gpu_table table = *(const struct cws_gpu_table *)(uintptr_t)job->table;
+    if (memcmp((const void *)(uintptr_t)job->stored, &job->head, sizeof job->head) != 0)
+        return CWS_GPU_BAD_HEAD;
+    uint8_t packed[128];
+    packed_lengths(&table, packed);
+    struct cws_chunk_context context = {.dtype = job->dtype, .codec = job->codec, .row_elems = job->row_elems, .first_elem = job->row_offset};
+    uint8_t *stored = calloc(1, job->stored_bytes + CWS_STREAM_PAD);
+    if (!stored)
+        abort();
+    memcpy(stored, (const void *)(uintptr_t)job->stored, job->stored_bytes);
+    int rc = cws_chunk_decode_ref(&context, packed, stored, job->stored_bytes, job->logical_bytes, out, NULL);
+    free(stored);
+    return rc == 0 ? CWS_GPU_OK : CWS_GPU_BAD_LANE;
+}
+
+static void decode_job(const struct cws_gpu_job *job, struct cws_gpu_result *result, const uint64_t key[2])
+{
+    touch(job->stored, job->stored_bytes, false);
+    touch(job->dst, job->logical_bytes, true);
+    if (job->codec != CWS_CODEC_RAW)
+        touch(job->table, sizeof(struct cws_gpu_table), false);
+    void *decoded = malloc(job->logical_bytes + 1);
+    if (!decoded)
+        abort();
+    int status = CWS_GPU_OK;
+    if (job->codec == CWS_CODEC_RAW)
+        memcpy(decoded, (const void *)(uintptr_t)job->stored, job->logical_bytes);
+    else
+        status = decode_coded(job, decoded);
+    if (status == CWS_GPU_OK) {
+        struct cws_hash128 sum = {0, 0};
+        memcpy((void *)(uintptr_t)job->dst, decoded, job->logical_bytes);
+        cws_content_hash_add(&sum, key, decoded, job->logical_bytes, job->first_word * 16);
+        result->hash[0] = sum.lo;
+        result->hash[1] = sum.hi;
+    }
+    result->status = (uint32_t)status;
+    free(decoded);
+}
+
+static void decode_kernel(void **params, const unsigned grid[3], const unsigned block[3])
+{
+    (void)grid, (void)block;
+    const struct cws_gpu_job *jobs = *(const struct cws_gpu_job **)params[0];
+    struct cws_gpu_result *results = *(struct cws_gpu_result **)params[3];
+    const uint64_t key[2] = {*(uint64_t *)params[4], *(uint64_t *)params[5]};
+    for (uint32_t i = 0; i < *(uint32_t *)params[1]; i++) {
+        struct cws_gpu_job job = jobs[i];
+        decode_job(&job, &results[i], key);
+    }
+}
+
+static void hash_kernel(void **params, const unsigned grid[3], const unsigned block[3])
+{
+    (void)grid, (void)block;
+    const struct cws_gpu_hash_job *jobs = *(const struct cws_gpu_hash_job **)params[0];
+    struct cws_gpu_result *results = *(struct cws_gpu_result **)params[3];
+    const uint64_t key[2] = {*(uint64_t *)params[4], *(uint64_t *)params[5]};
+    for (uint32_t i = 0; i < *(uint32_t *)params[1]; i++) {
+        struct cws_hash128 sum = {0, 0};
+        cws_content_hash_add(&sum, key, (const void *)(uintptr_t)jobs[i].address, jobs[i].bytes, jobs[i].first_word * 16);
+        results[i] = (struct cws_gpu_result){{sum.lo, sum.hi}, CWS_GPU_OK, 0};
+    }
+}
+
+#define PARAMS {{0, 8}, {8, 4}, {12, 4}, {16, 8}, {24, 8}, {32, 8}} /* jobs, count, units, results, key0, key1 */
+static const struct standin_kernel KERNELS[] = {
+    {"cws_gpu_decode_kernel", decode_kernel, 6, PARAMS},
+    {"cws_gpu_hash_kernel", hash_kernel, 6, PARAMS},
+};
+const struct standin_image standin_gpu_image = {STANDIN_IMAGE_MAGIC, sizeof KERNELS / sizeof *KERNELS, KERNELS};
+#else
+const struct standin_image standin_gpu_image = {STANDIN_IMAGE_MAGIC, 0, NULL};
+#endif
