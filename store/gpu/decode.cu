@@ -11,19 +11,16 @@
 
 /* Tried on an H200 (tools/gpu/decode.sh): blocks of 128, 256 and 512 threads, 32 to 64 registers. */
 #ifndef CWS_BLOCK_WARPS
-#define CWS_BLOCK_WARPS 8
+#define CWS_BLOCK_WARPS 16
 #endif
 #ifndef CWS_BLOCKS_PER_SM
-#define CWS_BLOCKS_PER_SM 4
+#define CWS_BLOCKS_PER_SM 2
 #endif
 #ifndef CWS_TOUCH
 #define CWS_TOUCH 2
 #endif
-#ifndef CWS_AHEAD
-#define CWS_AHEAD 0
-#endif
 #ifndef CWS_PLANE_PREFETCH
-#define CWS_PLANE_PREFETCH 0
+#define CWS_PLANE_PREFETCH 1
 #endif
 #ifndef CWS_TILE_CALL
 #define CWS_TILE_CALL __forceinline__
@@ -257,22 +254,10 @@ static __device__ CWS_TILE_CALL unsigned decode_tile(const cws_gpu_job &job, uin
         for (uint32_t i = 0; i < rows; i += 8)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(plane[0] - 8 * lane + i * ROW_ELEMS + 64 * lane));
 #endif
-    constexpr bool ahead = s::planes == 1 && CWS_AHEAD; /* a row's plane is read while the row before it is decoded */
-    uint2 soon = make_uint2(0, 0);
-    if (ahead && plane[0]) {
-        if (rows > 0)
-            soon = __ldcs((const uint2 *)plane[0]);
-        plane[0] += ROW_ELEMS;
-    }
     for (uint32_t row = 0; row < rows; row++) {
 #pragma unroll
         for (int p = 0; p < s::planes; p++)
-            if (plane[p] && ahead) {
-                bytes[p] = soon;
-                if (row + 1 < rows)
-                    soon = __ldcs((const uint2 *)plane[p]);
-                plane[p] += ROW_ELEMS;
-            } else if (plane[p]) {
+            if (plane[p]) {
                 bytes[p] = __ldcs((const uint2 *)plane[p]);
                 plane[p] += ROW_ELEMS;
             }
@@ -289,8 +274,6 @@ static __device__ CWS_TILE_CALL unsigned decode_tile(const cws_gpu_job &job, uin
         position += ROW_ELEMS * s::elem_bytes / 16 * KEY_STEP;
     }
     uint32_t rest = place.elems % ROW_ELEMS;
-    if (ahead && plane[0])
-        plane[0] -= ROW_ELEMS;
     if (rest != 0) {
         uint32_t count = rest > 8 * lane ? min(rest - 8 * lane, 8u) : 0;
 #pragma unroll

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define BLOCK_WARPS_DEFAULT 8u
+#define BLOCK_WARPS_DEFAULT 16u
 #define WAVES_DEFAULT 1u
 
 struct kernel {
@@ -115,8 +115,8 @@ static int launch(const struct cws_gpu_decoder *d, const struct kernel *k, CUstr
     uint32_t count = batch->count, units = batch->units;
     uint64_t key0 = key[0], key1 = key[1];
     void *params[] = {&jobs, &count, &units, &results, &key0, &key1};
-    CUresult r = d->driver->set8_async(results, 0, (size_t)count * sizeof(struct cws_gpu_result), stream);
-    if (r == CUDA_SUCCESS && units != 0)
+    CUresult r = CUDA_SUCCESS;
+    if (units != 0)
         r = d->driver->launch(k->function, grid_of(d, k, batch), 1, 1, 32 * d->warps, 1, 1, 0, stream, params, NULL);
     return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, what);
 }

@@ -31,6 +31,7 @@ static __device__ __forceinline__ void reader_start(bit_reader &r, const uint8_t
     r.words = (const uint32_t *)streams - 1;
     r.last = stream_words + CWS_STREAM_PAD / 4;
     r.bit = bit + 30;
+    reader_load(r);
 }
 
 /* Bits from the start of the streams. */
@@ -75,10 +76,10 @@ static __device__ __forceinline__ uint32_t reader_one(bit_reader &r, const uint3
     return e;
 }
 
+/* From a loaded buffer; loads it anew for the next eight, whose wait then falls behind what the caller does meanwhile. */
 template <bool PAIRS> static __device__ __forceinline__ uint2 reader_eight(bit_reader &r, const uint32_t *table)
 {
     uint32_t s[4];
-    reader_load(r);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         if (PAIRS) {
@@ -90,6 +91,7 @@ template <bool PAIRS> static __device__ __forceinline__ uint2 reader_eight(bit_r
             s[i] = __byte_perm(first, reader_one(r, table), 0x0040);
         }
     }
+    reader_load(r);
     return make_uint2(__byte_perm(s[0], s[1], 0x5410), __byte_perm(s[2], s[3], 0x5410));
 }
 

@@ -20,6 +20,7 @@ void bench_rc(int rc, const struct cws_error *err);
 void *bench_need(void *p);
 CUdeviceptr bench_device(const struct bench *b, size_t bytes);
 void bench_free(const struct bench *b, CUdeviceptr p);
+void bench_clear(const struct bench *b, CUdeviceptr p, size_t bytes); /* on the stream */
 void bench_upload(const struct bench *b, CUdeviceptr to, const void *from, size_t bytes);
 void bench_download(const struct bench *b, void *to, CUdeviceptr from, size_t bytes);
 

@@ -185,6 +185,7 @@ static void run(struct bench *b, struct device_side *d, const uint64_t key[2])
     bench_upload(b, d->dst, d->out, d->dst_bytes);
     bench_rc(cws_gpu_batch_plan(d->job_list, n, &batch, &err), &err);
     bench_upload(b, d->jobs, d->job_list, n * sizeof *d->job_list);
+    bench_clear(b, d->results, n * sizeof *d->result_list);
     bench_rc(cws_gpu_decode(b->decoder, b->stream, d->jobs, &batch, d->results, key, &err), &err);
     bench_driver(b, b->driver.stream_sync(b->stream), "decoding");
     bench_download(b, d->result_list, d->results, n * sizeof *d->result_list);
@@ -292,6 +293,7 @@ static void check_hash(struct bench *b, const uint64_t key[2])
         jobs[i] = (struct cws_gpu_hash_job){.address = memory + at, .bytes = sizes[i], .first_word = 1000 * i};
     bench_rc(cws_gpu_hash_plan(jobs, COUNT, &batch, &err), &err);
     bench_upload(b, jobs_at, jobs, sizeof jobs);
+    bench_clear(b, results_at, sizeof results);
     bench_rc(cws_gpu_hash(b->decoder, b->stream, jobs_at, &batch, results_at, key, &err), &err);
     bench_driver(b, b->driver.stream_sync(b->stream), "hashing");
     bench_download(b, results, results_at, sizeof results);

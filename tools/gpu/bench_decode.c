@@ -44,6 +44,11 @@ void bench_free(const struct bench *b, CUdeviceptr p)
     bench_driver(b, b->driver.mem_free(p), "free");
 }
 
+void bench_clear(const struct bench *b, CUdeviceptr p, size_t bytes)
+{
+    bench_driver(b, b->driver.set8_async(p, 0, bytes, b->stream), "clearing");
+}
+
 void bench_upload(const struct bench *b, CUdeviceptr to, const void *from, size_t bytes)
 {
     bench_driver(b, b->driver.copy_in(to, from, bytes), "copy to the device");
@@ -91,7 +96,7 @@ static void start(struct bench *b, const void *image, unsigned warps, unsigned w
 int main(int argc, char **argv)
 {
     struct bench b = {0};
-    unsigned rounds = 20, warps = 8, waves = 0;
+    unsigned rounds = 20, warps = 16, waves = 0;
     unsigned long long weights = 256ull << 20;
     const char *image = NULL, *label = "built-in";
     for (int i = 2; i + 1 < argc; i += 2) {
