@@ -1,0 +1,58 @@
+/* Copies from a store to the device do not copy: the range learns where its bytes come from. */
+#include "gpu_state.h"
+
+/* The tensor that is exactly these logical bytes, or NULL. */
+static const struct cws_tensor_info *tensor_of(const struct cws_store *store, uint64_t offset, size_t bytes)
+{
+    const struct cws_tensor_info *t = cws_store_tensor_at(store, offset);
+    return t && t->begin == offset && t->end - t->begin == bytes ? t : NULL;
+}
+
+/* A range with memory gives it up. Only what was used before can have any. */
+static bool unmap_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    cws_gpu_uses_wait_locked(gpu, r);
+    if (r->holds || !cws_gpu_is_mapped(r->state) || r->freed)
+        return false;
+    struct cws_gpu_frame *frame = r->frame;
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING);
+    pthread_mutex_unlock(&gpu->lock);
+    CUresult result = cws_gpu_unmap(gpu, r);
+    pthread_mutex_lock(&gpu->lock);
+    if (result != CUDA_SUCCESS) {
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_ANONYMOUS);
+    } else {
+        r->frame = NULL;
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_RESERVED);
+        cws_gpu_frame_put_idle_locked(gpu, frame);
+    }
+    pthread_cond_broadcast(&gpu->changed);
+    return result == CUDA_SUCCESS;
+}
+
+bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset)
+{
+    const struct cws_tensor_info *t = tensor_of(store, offset, bytes);
+    if (gpu->dead || !t || bytes % 2 != 0)
+        return false;
+    bool bound = false;
+    pthread_mutex_lock(&gpu->lock);
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, to);
+    struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, stream);
+    if (!r || r->base != to || r->bytes != bytes || r->holds || !s || s->capturing)
+        goto out;
+    if (r->state == CWS_RANGE_ANONYMOUS && !unmap_locked(gpu, r))
+        goto out;
+    if (r->state != CWS_RANGE_RESERVED) /* bound already: this copy writes to it like any other */
+        goto out;
+    r->source = cws_gpu_source_get_locked(gpu, store, t);
+    if (!r->source)
+        goto out;
+    gpu->bound_bytes += cws_gpu_span(r);
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
+    cws_gpu_source_want_locked(gpu, r->source, false);
+    bound = true;
+out:
+    pthread_mutex_unlock(&gpu->lock);
+    return bound;
+}

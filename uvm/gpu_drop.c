@@ -1,0 +1,98 @@
+/* A range on its way out: it is unmapped, then its content is hashed through the alias. Only if it is still what the store says is the frame given up;
+ * else the range is mapped again and kept: the program wrote to it, and nothing else has these bytes. */
+#include "gpu_state.h"
+
+#include <string.h>
+
+static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
+{
+    const struct cws_driver *d = gpu->driver;
+    struct cws_gpu_batch batch;
+    struct cws_error err = {0};
+    *drop->job = (struct cws_gpu_hash_job){.address = drop->range->frame->alias, .bytes = drop->range->bytes};
+    if (cws_gpu_hash_plan(drop->job, 1, &batch, &err))
+        return CUDA_ERROR_UNKNOWN;
+    CUresult result = d->copy_in_async(drop->device_job, drop->job, sizeof *drop->job, gpu->decode_stream);
+    if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->decode_stream, drop->device_job, &batch, drop->device_result, cws_content_key, &err))
+        result = CUDA_ERROR_UNKNOWN;
+    if (result == CUDA_SUCCESS)
+        result = d->copy_out_async(drop->result, drop->device_result, sizeof *drop->result, gpu->decode_stream);
+    if (result == CUDA_SUCCESS)
+        result = d->event_record(drop->done, gpu->decode_stream);
+    return result;
+}
+
+/* The caller knows that nobody holds it and that its uses are done. */
+bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    if (gpu->drop_count == CWS_GPU_DROPS)
+        return false;
+    struct cws_gpu_drop *drop = &gpu->drops[(gpu->drop_head + gpu->drop_count) % CWS_GPU_DROPS];
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DROPPING);
+    drop->range = r;
+    gpu->drop_count++;
+    gpu->drop_bytes += cws_gpu_span(r);
+    pthread_mutex_unlock(&gpu->lock);
+    CUresult result = cws_gpu_unmap(gpu, r);
+    if (result == CUDA_SUCCESS) {
+        result = start(gpu, drop);
+        if (result != CUDA_SUCCESS) {
+            cws_gpu_unexpected(gpu, result, "hashing a range");
+            cws_gpu_map(gpu, r, r->frame);
+        }
+    }
+    pthread_mutex_lock(&gpu->lock);
+    if (result != CUDA_SUCCESS) { /* it stays, for good: better too much memory than wrong bytes */
+        gpu->drop_count--;
+        gpu->drop_bytes -= cws_gpu_span(r);
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
+        if (r->freed)
+            cws_gpu_range_cache_locked(gpu, r);
+        pthread_cond_broadcast(&gpu->changed);
+    }
+    return true;
+}
+
+static void finish_locked(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool same)
+{
+    struct cws_gpu_range *r = drop->range;
+    struct cws_gpu_frame *frame = r->frame;
+    gpu->drop_bytes -= cws_gpu_span(r);
+    gpu->drop_head = (gpu->drop_head + 1) % CWS_GPU_DROPS;
+    gpu->drop_count--;
+    if (same || r->freed) {
+        r->frame = NULL;
+        cws_gpu_frame_put_idle_locked(gpu, frame);
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
+        gpu->counts.drops++;
+        if (r->freed)
+            cws_gpu_range_end_locked(gpu, r);
+    } else {
+        pthread_mutex_unlock(&gpu->lock);
+        CUresult result = cws_gpu_map(gpu, r, frame);
+        pthread_mutex_lock(&gpu->lock);
+        if (result != CUDA_SUCCESS)
+            cws_gpu_unexpected(gpu, result, "mapping a written range");
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
+        gpu->plan_due = true;
+        if (r->freed)
+            cws_gpu_range_cache_locked(gpu, r);
+    }
+    pthread_cond_broadcast(&gpu->changed);
+}
+
+bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu)
+{
+    bool moved = false;
+    while (gpu->drop_count) {
+        struct cws_gpu_drop *drop = &gpu->drops[gpu->drop_head];
+        CUresult result = gpu->driver->event_query(drop->done);
+        if (result == CUDA_ERROR_NOT_READY)
+            break;
+        const struct cws_tensor_record *record = drop->range->source->tensor->record;
+        bool same = result == CUDA_SUCCESS && drop->result->hash[0] == record->content_hash[0] && drop->result->hash[1] == record->content_hash[1];
+        finish_locked(gpu, drop, same);
+        moved = true;
+    }
+    return moved;
+}

@@ -1,0 +1,257 @@
+/* Physical memory and the budget. A frame is as large as the range it is for; it is mapped once at its alias, where it is decoded into and
+ * hashed, and stays created when its range is dropped, because creating and releasing cost more than mapping. */
+#include "gpu_state.h"
+
+#include <stdlib.h>
+
+/* --- the budget ---------------------------------------------------------------------------------- */
+
+uint64_t cws_gpu_used_locked(const struct cws_gpu *gpu)
+{
+    return gpu->frame_bytes + gpu->granted_bytes + gpu->ring_bytes + gpu->other_plain + gpu->other_pools;
+}
+
+uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu)
+{
+    return gpu->fixed_bytes + gpu->ring_bytes + gpu->other_plain + gpu->other_pools;
+}
+
+static uint64_t room_locked(const struct cws_gpu *gpu)
+{
+    uint64_t used = cws_gpu_used_locked(gpu);
+    return used < gpu->config.budget_bytes ? gpu->config.budget_bytes - used : 0;
+}
+
+static void note_peak_locked(struct cws_gpu *gpu)
+{
+    uint64_t used = cws_gpu_used_locked(gpu);
+    gpu->used_peak = used > gpu->used_peak ? used : gpu->used_peak;
+}
+
+void cws_gpu_recount_pools_locked(struct cws_gpu *gpu)
+{
+    uint64_t total = 0, bytes;
+    for (unsigned i = 0; i < gpu->pool_count; i++)
+        if (gpu->driver->pool_get(gpu->pools[i], CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &bytes) == CUDA_SUCCESS)
+            total += bytes;
+    if (gpu->driver->device_graph_memory(gpu->device, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &bytes) == CUDA_SUCCESS)
+        total += bytes;
+    gpu->other_pools = total;
+    gpu->pool_age = 0;
+    note_peak_locked(gpu);
+}
+
+void cws_gpu_plain_changed(struct cws_gpu *gpu, int64_t bytes)
+{
+    enum { RECOUNT_EVERY = 256 }; /* small allocations come by the thousand, and a pool grows in steps of megabytes */
+    pthread_mutex_lock(&gpu->lock);
+    gpu->other_plain += (uint64_t)bytes;
+    if (bytes == 0 && ++gpu->pool_age >= RECOUNT_EVERY)
+        cws_gpu_recount_pools_locked(gpu);
+    note_peak_locked(gpu);
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool)
+{
+    pthread_mutex_lock(&gpu->lock);
+    bool known = gpu->pool_count == sizeof gpu->pools / sizeof *gpu->pools;
+    for (unsigned i = 0; i < gpu->pool_count; i++)
+        known |= gpu->pools[i] == pool;
+    if (!known)
+        gpu->pools[gpu->pool_count++] = pool;
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool)
+{
+    pthread_mutex_lock(&gpu->lock);
+    for (unsigned i = 0; i < gpu->pool_count; i++)
+        if (gpu->pools[i] == pool)
+            gpu->pools[i--] = gpu->pools[--gpu->pool_count];
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes)
+{
+    if (!gpu->rooms && room_locked(gpu) >= bytes) {
+        gpu->granted_bytes += bytes;
+        note_peak_locked(gpu);
+        return true;
+    }
+    struct cws_gpu_room room = {.bytes = bytes}, **link = &gpu->rooms;
+    while (*link)
+        link = &(*link)->next;
+    *link = &room;
+    pthread_cond_signal(&gpu->work);
+    while (!room.granted && !room.refused)
+        pthread_cond_wait(&gpu->changed, &gpu->lock);
+    return room.granted; /* the loader took it off the list and counted it */
+}
+
+CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes)
+{
+    if (gpu->dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&gpu->lock);
+    if (room_locked(gpu) < bytes)
+        cws_gpu_recount_pools_locked(gpu);
+    if (room_locked(gpu) < bytes) {
+        uint64_t need = cws_gpu_undroppable_locked(gpu) + gpu->granted_bytes + bytes + gpu->largest_set;
+        if (need <= gpu->config.budget_bytes && cws_gpu_grant_locked(gpu, bytes)) {
+            gpu->granted_bytes -= bytes; /* the caller takes it now */
+        } else {
+            gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    if (result)
+        cws_gpu_say(gpu, "an allocation of %zu MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB", bytes >> 20,
+                    (unsigned long long)(gpu->least_budget >> 20) + 1);
+    return result;
+}
+
+/* --- frames -------------------------------------------------------------------------------------- */
+
+static CUresult set_access(struct cws_gpu *gpu, CUdeviceptr at, uint64_t bytes)
+{
+    CUmemAccessDesc access = {.location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu->device}, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    return gpu->driver->set_access(at, bytes, &access, 1);
+}
+
+static CUresult map_at(struct cws_gpu *gpu, CUdeviceptr at, uint64_t bytes, CUmemGenericAllocationHandle handle)
+{
+    CUresult result = gpu->driver->map(at, bytes, 0, handle, 0);
+    if (result == CUDA_SUCCESS) {
+        result = set_access(gpu, at, bytes);
+        if (result != CUDA_SUCCESS)
+            gpu->driver->unmap(at, bytes);
+    }
+    return result;
+}
+
+CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame)
+{
+    return map_at(gpu, r->base, cws_gpu_span(r), frame->handle);
+}
+
+CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r)
+{
+    CUresult result = gpu->driver->unmap(r->base, cws_gpu_span(r));
+    if (result != CUDA_SUCCESS)
+        cws_gpu_unexpected(gpu, result, "unmapping a range");
+    return result;
+}
+
+static CUresult create(struct cws_gpu *gpu, struct cws_gpu_frame *frame)
+{
+    uint64_t bytes = (uint64_t)frame->granules * CWS_GPU_GRANULE;
+    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu->device}};
+    CUresult result = gpu->driver->create(&frame->handle, bytes, &prop, 0);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = map_at(gpu, frame->alias, bytes, frame->handle);
+    if (result != CUDA_SUCCESS)
+        gpu->driver->release(frame->handle);
+    return result;
+}
+
+struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t granules)
+{
+    uint64_t bytes = (uint64_t)granules * CWS_GPU_GRANULE;
+    struct cws_gpu_frame *frame = calloc(1, sizeof *frame);
+    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (frame) {
+        frame->granules = granules;
+        cws_gpu_list_init(&frame->link);
+        frame->alias = cws_gpu_arena_take_locked(&gpu->aliases, granules);
+    }
+    if (frame && frame->alias) {
+        pthread_mutex_unlock(&gpu->lock);
+        result = create(gpu, frame);
+        pthread_mutex_lock(&gpu->lock);
+    }
+    gpu->granted_bytes -= bytes;
+    if (result == CUDA_SUCCESS) {
+        gpu->frame_bytes += bytes;
+        return frame;
+    }
+    if (frame && frame->alias)
+        cws_gpu_arena_give_locked(&gpu->aliases, frame->alias, granules);
+    free(frame);
+    return NULL;
+}
+
+void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame)
+{
+    uint64_t bytes = (uint64_t)frame->granules * CWS_GPU_GRANULE;
+    pthread_mutex_unlock(&gpu->lock);
+    CUresult result = gpu->driver->unmap(frame->alias, bytes);
+    if (result == CUDA_SUCCESS)
+        result = gpu->driver->release(frame->handle);
+    if (result != CUDA_SUCCESS)
+        cws_gpu_unexpected(gpu, result, "releasing device memory");
+    pthread_mutex_lock(&gpu->lock);
+    gpu->frame_bytes -= bytes;
+    cws_gpu_arena_give_locked(&gpu->aliases, frame->alias, frame->granules);
+    free(frame);
+}
+
+struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t granules)
+{
+    for (struct cws_gpu_list *l = gpu->idle.prev; l != &gpu->idle; l = l->prev) {
+        struct cws_gpu_frame *frame = CWS_GPU_OF(l, struct cws_gpu_frame, link);
+        if (frame->granules == granules) {
+            cws_gpu_list_del(&frame->link);
+            gpu->mapped_idle_bytes -= (uint64_t)granules * CWS_GPU_GRANULE;
+            return frame;
+        }
+    }
+    return NULL;
+}
+
+void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame)
+{
+    cws_gpu_list_add(&gpu->idle, &frame->link);
+    gpu->mapped_idle_bytes += (uint64_t)frame->granules * CWS_GPU_GRANULE;
+}
+
+/* A freed range whose memory nobody uses any more gives it up. */
+static bool release_cached_locked(struct cws_gpu *gpu)
+{
+    for (struct cws_gpu_list *l = gpu->cached.next; l != &gpu->cached; l = l->next) {
+        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, cached);
+        if (!cws_gpu_uses_done_locked(gpu, r, true))
+            continue;
+        struct cws_gpu_frame *frame = r->frame;
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING); /* ours alone */
+        pthread_mutex_unlock(&gpu->lock);
+        cws_gpu_unmap(gpu, r);
+        pthread_mutex_lock(&gpu->lock);
+        r->frame = NULL;
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_RESERVED);
+        cws_gpu_range_end_locked(gpu, r);
+        cws_gpu_frame_put_idle_locked(gpu, frame);
+        return true;
+    }
+    return false;
+}
+
+bool cws_gpu_release_idle_locked(struct cws_gpu *gpu, uint64_t bytes)
+{
+    bool any = false;
+    for (;;) {
+        while (room_locked(gpu) < bytes && !cws_gpu_list_empty(&gpu->idle)) {
+            struct cws_gpu_frame *frame = CWS_GPU_OF(gpu->idle.next, struct cws_gpu_frame, link);
+            cws_gpu_list_del(&frame->link);
+            gpu->mapped_idle_bytes -= (uint64_t)frame->granules * CWS_GPU_GRANULE;
+            cws_gpu_frame_destroy_locked(gpu, frame);
+            any = true;
+        }
+        if (room_locked(gpu) >= bytes || !release_cached_locked(gpu))
+            return any;
+        any = true;
+    }
+}

@@ -1,0 +1,197 @@
+/* The loader: one thread that decides what is dropped and loaded, for launches that wait first, then ahead of them. */
+#include "gpu_state.h"
+
+#include <time.h>
+
+/* Bytes that could be had now or soon: free, idle, or on their way out. */
+static uint64_t free_bytes_locked(const struct cws_gpu *gpu)
+{
+    uint64_t used = cws_gpu_used_locked(gpu);
+    return used < gpu->config.budget_bytes ? gpu->config.budget_bytes - used : 0;
+}
+
+static void trim_pools_locked(struct cws_gpu *gpu)
+{
+    CUmemoryPool pools[sizeof gpu->pools / sizeof *gpu->pools];
+    unsigned count = gpu->pool_count;
+    for (unsigned i = 0; i < count; i++)
+        pools[i] = gpu->pools[i];
+    pthread_mutex_unlock(&gpu->lock);
+    for (unsigned i = 0; i < count; i++)
+        gpu->driver->pool_trim(pools[i], 0);
+    pthread_mutex_lock(&gpu->lock);
+    cws_gpu_recount_pools_locked(gpu);
+}
+
+/* Drops something, or sees that something is being dropped already. `have`: bytes on their way out that are not spoken for. */
+static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, uint64_t need)
+{
+    if (have >= need)
+        return false;
+    struct cws_gpu_range *victim = cws_gpu_order_victim_locked(gpu, until, true);
+    return victim && cws_gpu_drop_start_locked(gpu, victim);
+}
+
+static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t granules)
+{
+    uint64_t bytes = (uint64_t)granules * CWS_GPU_GRANULE;
+    struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, granules);
+    if (frame)
+        return frame;
+    if (free_bytes_locked(gpu) < bytes && free_bytes_locked(gpu) + gpu->mapped_idle_bytes >= bytes)
+        cws_gpu_release_idle_locked(gpu, bytes);
+    if (free_bytes_locked(gpu) < bytes)
+        return NULL;
+    gpu->granted_bytes += bytes;
+    return cws_gpu_frame_create_locked(gpu, granules);
+}
+
+/* Nothing moves any more and nothing will: what a launch waits for cannot be had. */
+static bool is_hopeless_locked(struct cws_gpu *gpu)
+{
+    return gpu->running_uses == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_list_empty(&gpu->idle) &&
+           cws_gpu_list_empty(&gpu->cached);
+}
+
+static bool serve_rooms_locked(struct cws_gpu *gpu)
+{
+    bool moved = false;
+    while (gpu->rooms) {
+        struct cws_gpu_room *room = gpu->rooms;
+        if (free_bytes_locked(gpu) < room->bytes)
+            moved |= cws_gpu_release_idle_locked(gpu, room->bytes);
+        if (free_bytes_locked(gpu) < room->bytes)
+            moved |= drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->drop_bytes, room->bytes);
+        if (free_bytes_locked(gpu) < room->bytes) {
+            if (!is_hopeless_locked(gpu))
+                return moved;
+            trim_pools_locked(gpu);
+            if (free_bytes_locked(gpu) < room->bytes) {
+                if (!is_hopeless_locked(gpu))
+                    return true;
+                room->refused = true;
+            }
+        }
+        if (!room->refused) {
+            gpu->granted_bytes += room->bytes;
+            room->granted = true;
+        }
+        gpu->rooms = room->next;
+        uint64_t used = cws_gpu_used_locked(gpu);
+        gpu->used_peak = used > gpu->used_peak ? used : gpu->used_peak;
+        pthread_cond_broadcast(&gpu->changed);
+        moved = true;
+    }
+    return moved;
+}
+
+static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
+{
+    uint64_t wanted = 0;
+    for (struct cws_gpu_list *l = gpu->ranges.next; gpu->waiting && l != &gpu->ranges; l = l->next) {
+        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
+        if (!r->demanded || r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
+            continue;
+        *unmet = true;
+        if (gpu->load_count == CWS_GPU_LOADS)
+            break;
+        /* It is held by the launch that waits for it: it lives, whatever happens while the lock is free. */
+        struct cws_gpu_frame *frame = frame_now_locked(gpu, r->granules);
+        if (frame) {
+            cws_gpu_load_start_locked(gpu, r, frame, true);
+            return true; /* the list may have changed while the lock was free */
+        }
+        wanted += cws_gpu_span(r);
+        if (drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
+            return true;
+        if (is_hopeless_locked(gpu)) {
+            trim_pools_locked(gpu);
+            if (free_bytes_locked(gpu) < cws_gpu_span(r) && is_hopeless_locked(gpu)) {
+                r->failed = CUDA_ERROR_OUT_OF_MEMORY;
+                pthread_cond_broadcast(&gpu->changed);
+            }
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Loads what comes next, as far as there is memory or something that is needed later. Returns whether something moved; *pending: more could be done
+ * once the device has come further. */
+static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
+{
+    enum { AHEAD = 6 };
+    uint64_t wanted = 0;
+    unsigned seen = 0;
+    if (!gpu->config.prefetch || gpu->resident_bytes >= gpu->bound_bytes)
+        return false;
+    cws_gpu_order_walk_locked(gpu);
+    for (uint32_t i = 0; i < gpu->foreseen_count && seen < AHEAD && gpu->load_count + 2 < CWS_GPU_LOADS; i++) {
+        struct cws_gpu_range *r = gpu->foreseen[i];
+        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
+            continue;
+        seen++;
+        struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);
+        if (!frame) {
+            uint64_t span = cws_gpu_span(r);
+            if (free_bytes_locked(gpu) + gpu->mapped_idle_bytes >= span + wanted) {
+                frame = frame_now_locked(gpu, r->granules);
+                *pending = !frame;
+                if (frame) /* the lock was free, and r may have ended: look again */
+                    cws_gpu_frame_put_idle_locked(gpu, frame);
+                return frame != NULL;
+            }
+        }
+        if (frame)
+            return cws_gpu_load_start_locked(gpu, r, frame, false);
+        wanted += cws_gpu_span(r);
+        if (drop_for_locked(gpu, r->next_at, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
+            return true;
+    }
+    *pending = seen > 0;
+    return false;
+}
+
+static void pause_locked(struct cws_gpu *gpu, long ns)
+{
+    const struct timespec pause = {.tv_nsec = ns};
+    pthread_mutex_unlock(&gpu->lock);
+    nanosleep(&pause, NULL);
+    pthread_mutex_lock(&gpu->lock);
+}
+
+void *cws_gpu_loader_main(void *arg)
+{
+    struct cws_gpu *gpu = arg;
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    gpu->driver->context_set(gpu->context);
+    gpu->driver->capture_mode(&mode); /* the program may be capturing; what happens here is none of it */
+    pthread_mutex_lock(&gpu->lock);
+    for (;;) {
+        bool pending = false;
+        bool moved = cws_gpu_drops_reap_locked(gpu);
+        moved |= cws_gpu_loads_reap_locked(gpu);
+        if (gpu->stop && gpu->load_count == 0 && gpu->drop_count == 0)
+            break;
+        for (unsigned i = 0; gpu->stop && i < gpu->load_count; i++)
+            gpu->loads[i].failed = true; /* the fetchers are gone */
+        if (!gpu->stop) {
+            moved |= serve_rooms_locked(gpu);
+            bool unmet = false;
+            moved |= serve_demand_locked(gpu, &unmet);
+            if (!gpu->rooms && !unmet)
+                moved |= serve_ahead_locked(gpu, &pending);
+        }
+        moved |= cws_gpu_loads_issue_locked(gpu);
+        if (moved)
+            continue;
+        if (gpu->slots_busy || gpu->drop_count)
+            pause_locked(gpu, 10000);
+        else if (gpu->rooms || gpu->waiting || pending || gpu->stop)
+            pause_locked(gpu, 30000);
+        else
+            pthread_cond_wait(&gpu->work, &gpu->lock);
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    return NULL;
+}

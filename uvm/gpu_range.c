@@ -1,0 +1,164 @@
+/* Allocations of the program. */
+#include "gpu_state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool is_fixed(enum cws_range_state s) { return s == CWS_RANGE_MAKING || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY; }
+
+void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to)
+{
+    uint64_t span = cws_gpu_span(r);
+    if (is_fixed(r->state))
+        gpu->fixed_bytes -= span;
+    if (is_fixed(to))
+        gpu->fixed_bytes += span;
+    if (r->state == CWS_RANGE_RESIDENT)
+        gpu->resident_bytes -= span;
+    if (to == CWS_RANGE_RESIDENT)
+        gpu->resident_bytes += span;
+    if (r->state == CWS_RANGE_CACHED) {
+        gpu->mapped_idle_bytes -= span;
+        cws_gpu_list_del(&r->cached);
+    }
+    if (to == CWS_RANGE_CACHED) {
+        gpu->mapped_idle_bytes += span;
+        cws_gpu_list_add(&gpu->cached, &r->cached);
+    }
+    r->state = to;
+}
+
+static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    if (!r->source)
+        return;
+    gpu->bound_bytes -= cws_gpu_span(r);
+    cws_gpu_order_forget_locked(gpu, r);
+    cws_gpu_source_put_locked(gpu, r->source);
+    r->source = NULL;
+}
+
+void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
+    drop_source_locked(gpu, r);
+    for (uint32_t i = 0; i < r->granules; i++)
+        gpu->by_granule[first + i] = NULL;
+    cws_gpu_arena_give_locked(&gpu->arena, r->base, r->granules);
+    cws_gpu_list_del(&r->link);
+    gpu->range_count--;
+    free(r);
+}
+
+void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    r->freed = false;
+    drop_source_locked(gpu, r);
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_CACHED);
+}
+
+/* Memory of a freed range of this size whose last uses come before the new ones by themselves. */
+static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
+{
+    for (struct cws_gpu_list *l = gpu->cached.prev; l != &gpu->cached; l = l->prev) {
+        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, cached);
+        if (r->granules == granules && (cws_gpu_uses_only_locked(gpu, r, stream) || cws_gpu_uses_done_locked(gpu, r, false)))
+            return r;
+    }
+    return NULL;
+}
+
+static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granules)
+{
+    struct cws_gpu_range *r = calloc(1, sizeof *r);
+    if (!r)
+        return NULL;
+    r->base = cws_gpu_arena_take_locked(&gpu->arena, granules);
+    if (!r->base) {
+        free(r);
+        return NULL;
+    }
+    r->granules = granules;
+    r->id = gpu->next_id++;
+    cws_gpu_list_init(&r->cached);
+    cws_gpu_list_add(&gpu->ranges, &r->link);
+    uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
+    for (uint32_t i = 0; i < granules; i++)
+        gpu->by_granule[first + i] = r;
+    gpu->range_count++;
+    return r;
+}
+
+static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t need)
+{
+    cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET (%llu MiB, %llu MiB of it in use for what cannot be dropped); "
+                "the least budget that would have done is %llu MiB", (double)bytes / (1 << 20),
+                (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)(cws_gpu_undroppable_locked(gpu) >> 20),
+                (unsigned long long)((need >> 20) + 1));
+}
+
+CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdeviceptr *out)
+{
+    if (gpu->dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    uint64_t granules = ((uint64_t)bytes + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE;
+    if (bytes == 0)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (granules > UINT32_MAX / 2)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    pthread_mutex_lock(&gpu->lock);
+    struct cws_gpu_range *r = take_cached_locked(gpu, (uint32_t)granules, stream);
+    if (r) {
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_ANONYMOUS);
+    } else {
+        uint64_t set = gpu->largest_set, need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
+        if (need > gpu->config.budget_bytes) {
+            cws_gpu_recount_pools_locked(gpu);
+            need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
+        }
+        if (need > gpu->config.budget_bytes) {
+            gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
+            say_too_much(gpu, bytes, need);
+            pthread_mutex_unlock(&gpu->lock);
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        r = create_locked(gpu, (uint32_t)granules);
+    }
+    if (r) {
+        r->bytes = bytes;
+        r->generation++;
+        *out = r->base;
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    return r ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order)
+{
+    if (gpu->dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&gpu->lock);
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, address);
+    while (r && r->base == address && r->state == CWS_RANGE_MAKING) { /* another thread uses it for the first time: that is the program's race */
+        pthread_cond_wait(&gpu->changed, &gpu->lock);
+        r = cws_gpu_range_at_locked(gpu, address);
+    }
+    if (!r || r->base != address) {
+        result = CUDA_ERROR_INVALID_VALUE;
+    } else {
+        r->generation++;
+        r->pinned = r->demanded = false;
+        if (r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING) {
+            r->freed = true; /* the loader ends it */
+        } else if (cws_gpu_is_mapped(r->state)) {
+            if (in_order) /* what is queued behind the last use that we saw may use it, too */
+                cws_gpu_stream_note_use_locked(gpu, r, stream);
+            cws_gpu_range_cache_locked(gpu, r);
+        } else {
+            cws_gpu_range_end_locked(gpu, r);
+        }
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    return result;
+}

@@ -1,0 +1,256 @@
+/* Compressed bytes in pinned host memory. Fetcher threads read a tensor's chunks, check them and leave them there: for good while the host
+ * budget lasts, in the order in which tensors were bound; those that came too late are read again for each load. (On a cyclic scan nothing that
+ * replaces does better than what stays.) */
+#include "gpu_state.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --- how much host memory -------------------------------------------------------------------------- */
+
+static uint64_t available_bytes(void)
+{
+    char line[256];
+    uint64_t kib = UINT64_MAX;
+    FILE *f = fopen("/proc/meminfo", "re");
+    if (!f)
+        return UINT64_MAX;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lu kB", &kib) == 1)
+            break;
+    fclose(f);
+    return kib == UINT64_MAX ? kib : kib * 1024;
+}
+
+static uint64_t plain_number_in(const char *path)
+{
+    uint64_t value;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return UINT64_MAX;
+    if (fscanf(f, "%lu", &value) != 1)
+        value = UINT64_MAX; /* "max" */
+    fclose(f);
+    return value;
+}
+
+uint64_t cws_gpu_host_default(void)
+{
+    uint64_t available = available_bytes();
+    uint64_t bytes = available == UINT64_MAX ? (uint64_t)1 << 30 : available / 2;
+    uint64_t most = plain_number_in("/sys/fs/cgroup/memory.max"), used = plain_number_in("/sys/fs/cgroup/memory.current");
+    if (most != UINT64_MAX && used != UINT64_MAX && used < most && (most - used) / 2 < bytes)
+        bytes = (most - used) / 2;
+    return bytes;
+}
+
+/* --- sources --------------------------------------------------------------------------------------- */
+
+static uint64_t chunk_count(const struct cws_gpu_source *s) { return s->tensor->record->chunk_count; }
+
+static bool has_host_chunks(const struct cws_tensor_info *t)
+{
+    for (uint64_t i = 0; i < t->record->chunk_count; i++)
+        if (t->chunks[i].codec == CWS_CODEC_ZSTD)
+            return true;
+    return false;
+}
+
+static size_t host_bytes_of(const struct cws_gpu_source *s)
+{
+    const struct cws_chunk_record *first = &s->tensor->chunks[0], *last = &s->tensor->chunks[chunk_count(s) - 1];
+    size_t bytes = s->plain ? s->tensor->end - s->tensor->begin : last->offset + last->stored_bytes - first->offset;
+    return (bytes + CWS_STREAM_PAD + 4095) / 4096 * 4096;
+}
+
+struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor)
+{
+    for (struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
+        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
+        if (s->store == store && s->tensor == tensor) {
+            s->refs++;
+            return s;
+        }
+    }
+    struct cws_gpu_source *s = calloc(1, sizeof *s);
+    const uint8_t *packed = cws_store_table(store, tensor);
+    if (!s || tensor->record->chunk_count == 0)
+        goto fail;
+    if (packed) {
+        s->table = aligned_alloc(16, sizeof *s->table);
+        struct cws_error err = {0};
+        if (!s->table || cws_gpu_table_build(packed, s->table, &err))
+            goto fail;
+    }
+    s->store = store;
+    s->tensor = tensor;
+    s->plain = has_host_chunks(tensor);
+    s->refs = 1;
+    s->state = CWS_SOURCE_READY; /* nothing is wanted yet */
+    cws_store_retain(store);
+    cws_gpu_list_add(&gpu->sources, &s->link);
+    return s;
+fail:
+    if (s)
+        free(s->table);
+    free(s);
+    return NULL;
+}
+
+static void give_host_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
+{
+    if (!s->host)
+        return;
+    uint8_t *host = s->host;
+    s->host = NULL;
+    gpu->host_bytes -= s->host_bytes;
+    pthread_mutex_unlock(&gpu->lock);
+    gpu->driver->host_free(host);
+    pthread_mutex_lock(&gpu->lock);
+}
+
+void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
+{
+    if (--s->refs || s->state == CWS_SOURCE_FETCHING) /* the fetcher looks again when it is done */
+        return;
+    cws_gpu_list_del(&s->link);
+    give_host_locked(gpu, s);
+    cws_store_close(s->store);
+    free(s->table);
+    free(s);
+}
+
+enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws_gpu_source *s, bool urgent)
+{
+    if (s->state == CWS_SOURCE_READY && !s->host) {
+        s->state = CWS_SOURCE_WANTED;
+        s->urgent = urgent;
+        pthread_cond_signal(&gpu->fetch);
+    }
+    s->urgent |= urgent;
+    return s->state;
+}
+
+void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
+{
+    if (!s->keeps && s->loading == 0)
+        give_host_locked(gpu, s);
+}
+
+/* --- fetchers ---------------------------------------------------------------------------------------- */
+
+struct fetcher {
+    struct cws_store *store; /* of the cursor */
+    struct cws_store_cursor *cursor;
+};
+
+static int cursor_for(struct fetcher *f, struct cws_store *store, struct cws_error *err)
+{
+    if (f->store == store)
+        return 0;
+    cws_store_cursor_destroy(f->cursor);
+    if (f->store)
+        cws_store_close(f->store);
+    f->store = NULL;
+    f->cursor = NULL;
+    int code = cws_store_cursor_create(store, 8, &f->cursor, err);
+    if (code)
+        return code;
+    cws_store_retain(store);
+    f->store = store;
+    return 0;
+}
+
+static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *host, struct cws_error *err)
+{
+    int code = cursor_for(f, s->store, err);
+    if (code)
+        return code;
+    return s->plain ? cws_store_read(f->cursor, s->tensor->begin, s->tensor->end, host, err)
+                    : cws_store_fetch(f->cursor, s->tensor, 0, chunk_count(s), host, err);
+}
+
+/* What is bound early is wanted early; what a launch waits for goes first. What does not fit the host budget is read only when it is to be loaded. */
+static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
+{
+    struct cws_gpu_source *found = NULL;
+    for (struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
+        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
+        if (s->state != CWS_SOURCE_WANTED)
+            continue;
+        bool fits = gpu->host_bytes + host_bytes_of(s) <= gpu->host_budget;
+        if (s->urgent)
+            return s;
+        if (!found && fits)
+            found = s;
+    }
+    return found;
+}
+
+static void fetch_locked(struct cws_gpu *gpu, struct fetcher *f, struct cws_gpu_source *s)
+{
+    struct cws_error err = {0};
+    void *host = NULL;
+    s->state = CWS_SOURCE_FETCHING;
+    s->host_bytes = host_bytes_of(s);
+    /* A part of the budget is for what comes and goes. */
+    s->keeps = gpu->host_bytes + s->host_bytes <= gpu->host_budget - gpu->host_budget / 8;
+    gpu->host_bytes += s->host_bytes;
+    size_t bytes = s->host_bytes;
+    pthread_mutex_unlock(&gpu->lock);
+    CUresult result = gpu->driver->host_alloc(&host, bytes, CU_MEMHOSTALLOC_PORTABLE);
+    int code = result == CUDA_SUCCESS ? read_source(f, s, host, &err) : cws_driver_fail(gpu->driver, &err, result, "pinning host memory for compressed weights");
+    if (code && host)
+        gpu->driver->host_free(host);
+    pthread_mutex_lock(&gpu->lock);
+    if (code) {
+        gpu->host_bytes -= bytes;
+        s->error = err;
+        s->state = CWS_SOURCE_FAILED;
+    } else {
+        s->host = host;
+        s->state = CWS_SOURCE_READY;
+    }
+    s->urgent = false;
+    if (s->refs == 0) {
+        s->refs = 1;
+        cws_gpu_source_put_locked(gpu, s);
+    }
+    pthread_cond_signal(&gpu->work);
+    pthread_cond_broadcast(&gpu->changed);
+}
+
+void *cws_gpu_fetcher_main(void *arg)
+{
+    struct cws_gpu *gpu = arg;
+    struct fetcher f = {0};
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    gpu->driver->context_set(gpu->context);
+    gpu->driver->capture_mode(&mode);
+    pthread_mutex_lock(&gpu->lock);
+    while (!gpu->stop) {
+        struct cws_gpu_source *s = next_wanted_locked(gpu);
+        if (s)
+            fetch_locked(gpu, &f, s);
+        else
+            pthread_cond_wait(&gpu->fetch, &gpu->lock);
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    cws_store_cursor_destroy(f.cursor);
+    cws_store_close(f.store);
+    return NULL;
+}
+
+void cws_gpu_sources_close(struct cws_gpu *gpu)
+{
+    pthread_mutex_lock(&gpu->lock);
+    while (!cws_gpu_list_empty(&gpu->sources)) {
+        struct cws_gpu_source *s = CWS_GPU_OF(gpu->sources.next, struct cws_gpu_source, link);
+        s->refs = 1;
+        s->state = CWS_SOURCE_READY;
+        cws_gpu_source_put_locked(gpu, s);
+    }
+    pthread_mutex_unlock(&gpu->lock);
+}

@@ -1,0 +1,331 @@
+/* gpu_state.h - the inside of the CUDA manager: ranges, frames, sources, streams, and what its files offer each other.
+ *
+ * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
+ *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
+ *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays
+ *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
+ *
+ * Locks, in this order: `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
+ * Driver calls that take long (create, map, set access, unmap, copies, launches, waits) are made without `lock`; event_record, event_query and pool_get
+ * are made under it. Only the loader thread loads and drops; memory for fresh ranges is mapped by the thread that needs it.
+ *
+ * States of a range (suffix _locked: the caller holds `lock`)
+ *
+ *   RESERVED ---bind---> BOUND --load--> LOADING --> RESIDENT --drop--> DROPPING --> BOUND
+ *      |                   ^                            |                   `--(was written)--> DIRTY
+ *      `--first use--> MAKING --> ANONYMOUS             |
+ *   any, when the program frees it --> CACHED (memory stays, for the next allocation of this size) or gone
+ *
+ * Invariants (cws_gpu_check)
+ *   I1  A range is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED. LOADING, MAKING and DROPPING belong to one thread.
+ *   I2  A frame has exactly one place: a range, or the idle list. frame_bytes is the sum of all frames.
+ *   I3  A range is dropped only with no holds, and after all of its uses are done on their streams.
+ *   I4  frame_bytes + granted_bytes + ring_bytes + other_bytes <= budget, except after other_bytes grew by itself (pools).
+ *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the content. */
+#ifndef CWS_GPU_STATE_H
+#define CWS_GPU_STATE_H
+#include "../store/content_hash.h"
+#include "../store/gpu/gpu_decode.h"
+#include "gpu.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum {
+    CWS_GPU_USERS = 4,         /* streams whose last use of a range is remembered one by one */
+    CWS_GPU_STREAMS = 256,     /* streams of the program that are followed at a time */
+    CWS_GPU_EVENTS = 64,       /* marks in flight on a stream */
+    CWS_GPU_MARK_EVERY = 16,   /* uses between two marks */
+    CWS_GPU_SLOTS = 8,         /* batches of chunks on their way at a time */
+    CWS_GPU_SLOT_CHUNKS = 64,  /* chunks of a batch */
+    CWS_GPU_LOADS = 12,        /* ranges being loaded at a time */
+    CWS_GPU_DROPS = 32,        /* ranges being dropped at a time */
+    CWS_GPU_FETCHERS = 3,      /* threads that read stores */
+};
+
+enum cws_range_state {
+    CWS_RANGE_RESERVED, CWS_RANGE_BOUND, CWS_RANGE_LOADING, CWS_RANGE_RESIDENT, CWS_RANGE_DROPPING,
+    CWS_RANGE_MAKING, CWS_RANGE_ANONYMOUS, CWS_RANGE_DIRTY, CWS_RANGE_CACHED,
+};
+
+struct cws_gpu_list { /* circular, intrusive */
+    struct cws_gpu_list *prev, *next;
+};
+
+struct cws_gpu_frame {
+    CUmemGenericAllocationHandle handle;
+    uint32_t granules;
+    CUdeviceptr alias; /* mapped here as long as the frame lives */
+    struct cws_gpu_list link; /* idle list */
+};
+
+/* Where the bytes of a bound range come from: one tensor of one store. Shared by all ranges bound to it. */
+enum cws_source_state { CWS_SOURCE_WANTED, CWS_SOURCE_FETCHING, CWS_SOURCE_READY, CWS_SOURCE_FAILED };
+struct cws_gpu_source {
+    struct cws_store *store;
+    const struct cws_tensor_info *tensor;
+    struct cws_gpu_list link;   /* gpu->sources */
+    uint32_t refs;              /* ranges, and loads under way */
+    enum cws_source_state state;
+    bool urgent;                /* a launch waits for it */
+    bool keeps;                 /* the bytes stay in host memory after a load */
+    bool plain;                 /* host holds the decoded bytes: the tensor has chunks that only the host decodes */
+    uint8_t *host;              /* pinned; the stored bytes as they lie in the file, or the decoded ones */
+    size_t host_bytes;
+    struct cws_gpu_table *table; /* device form, or NULL */
+    uint32_t loading;           /* loads that read host now */
+    struct cws_error error;     /* why FAILED */
+};
+
+struct cws_gpu_last_use {
+    uint32_t stream; /* index + 1; 0: empty */
+    uint64_t ticket;
+};
+
+struct cws_gpu_range {
+    CUdeviceptr base;
+    size_t bytes;      /* as asked for */
+    uint32_t granules;
+    enum cws_range_state state;
+    uint32_t generation;
+    uint32_t holds;
+    bool freed;        /* the program freed it while it was LOADING or DROPPING: who owns it finishes that */
+    bool pinned, keeper, demanded, written_hint;
+    bool prefetched;   /* loaded, not used since */
+    struct cws_gpu_frame *frame;
+    struct cws_gpu_source *source;
+    struct cws_gpu_last_use uses[CWS_GPU_USERS];
+    CUresult failed;   /* of the last load that was demanded */
+    struct cws_gpu_list link;      /* gpu->ranges */
+    struct cws_gpu_list cached;    /* gpu->cached when CACHED, oldest first */
+    /* order: */
+    uint32_t id;
+    uint64_t last_tick;            /* of its last use */
+    uint64_t next_at;              /* uses from now until the next one is expected; UINT64_MAX: not foreseen */
+    uint64_t walk;                 /* the walk that set next_at */
+    struct {
+        struct cws_gpu_range *before, *after;
+    } follow[2];                   /* after `before`, this, then `after` */
+};
+
+struct cws_gpu_stream {
+    CUstream handle;
+    bool used, gone, capturing;
+    uint64_t issued, marked, done; /* tickets */
+    struct {
+        uint64_t ticket;
+        CUevent event;
+    } marks[CWS_GPU_EVENTS];
+    uint32_t mark_head, mark_count;
+};
+
+struct cws_gpu_slot { /* one batch: staging in device memory and its control block in pinned host memory */
+    bool busy;
+    CUdeviceptr device;          /* slot_bytes of stored bytes, then the control block */
+    CUdeviceptr device_table, device_jobs, device_results;
+    struct cws_gpu_table *table; /* pinned: table, jobs and results follow each other as on the device */
+    struct cws_gpu_job *jobs;
+    struct cws_gpu_result *results;
+    CUevent copied, done;
+    struct cws_gpu_load *load;
+    uint64_t first_chunk, chunks;
+};
+
+struct cws_gpu_load { /* a range on its way in; belongs to the loader */
+    struct cws_gpu_range *range;
+    struct cws_gpu_source *source;
+    uint64_t next_chunk;   /* to be issued */
+    uint64_t chunks_done;
+    bool for_launch, failed;
+};
+
+struct cws_gpu_drop { /* a range on its way out; belongs to the loader */
+    struct cws_gpu_range *range;
+    CUdeviceptr device_job, device_result;
+    struct cws_gpu_hash_job *job;     /* pinned */
+    struct cws_gpu_result *result;    /* pinned */
+    CUevent done;
+    bool for_launch;
+};
+
+struct cws_gpu_room { /* a thread waits until so many bytes are granted to it; on its stack */
+    uint64_t bytes;
+    bool granted, refused;
+    struct cws_gpu_room *next;
+};
+
+struct cws_gpu_arena { /* addresses, in granules from base */
+    CUdeviceptr base;
+    uint64_t granules, next;
+    struct cws_gpu_hole {
+        uint64_t at;
+        struct cws_gpu_hole *next;
+    } *holes[4096]; /* by size; larger ones are not used again */
+};
+
+struct cws_gpu {
+    const struct cws_driver *driver;
+    struct cws_gpu_config config;
+    CUdevice device;
+    CUcontext context;
+    struct cws_gpu_decoder *decoder;
+    bool dead; /* forked child */
+
+    pthread_mutex_t slow, lock;
+    pthread_cond_t changed; /* a range or a source changed its state, room was granted */
+    pthread_cond_t work;    /* the loader has something to do */
+    pthread_cond_t fetch;   /* a source is WANTED */
+    pthread_t loader, fetchers[CWS_GPU_FETCHERS];
+    unsigned threads;       /* started: loader first */
+    bool stop;
+
+    struct cws_gpu_arena arena, aliases;
+    struct cws_gpu_range **by_granule; /* of the arena; NULL: no range */
+    struct cws_gpu_list ranges, cached, idle, sources;
+    uint32_t range_count, next_id;
+
+    uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
+    uint64_t largest_set; /* bytes of the largest set of ranges that a launch named */
+    uint64_t least_budget;
+    uint64_t mapped_idle_bytes; /* of frame_bytes: idle list and CACHED */
+    uint64_t fixed_bytes;       /* of frame_bytes: ANONYMOUS, DIRTY, MAKING */
+    uint64_t bound_bytes;       /* spans of ranges with a source */
+    uint64_t resident_bytes;    /* spans of RESIDENT ones */
+    CUmemoryPool pools[16];
+    unsigned pool_count;
+    uint32_t pool_age;
+    struct cws_gpu_room *rooms;
+    uint32_t waiting;      /* launches that wait for loads */
+    uint32_t running_uses; /* begun, not ended, not waiting */
+
+    struct cws_gpu_stream streams[CWS_GPU_STREAMS];
+    unsigned stream_count;
+
+    /* order */
+    struct cws_gpu_range *last, *before_last;
+    uint64_t tick, walk, walked_tick;
+    struct cws_gpu_range **foreseen; /* the walk: what comes next, each range once */
+    uint32_t foreseen_count, foreseen_room;
+    uint64_t plan_room;      /* the room that keepers were chosen for */
+    uint32_t plan_count;
+    bool plan_due;
+
+    /* the loader's own */
+    CUstream copy_stream, decode_stream;
+    uint8_t *control;        /* pinned */
+    size_t control_bytes;
+    CUdeviceptr ring;
+    uint64_t slot_bytes;
+    struct cws_gpu_slot slots[CWS_GPU_SLOTS];
+    unsigned slot_next;      /* slots are taken and done in turn */
+    unsigned slot_oldest, slots_busy;
+    struct cws_gpu_load loads[CWS_GPU_LOADS];
+    unsigned load_count;
+    struct cws_gpu_drop drops[CWS_GPU_DROPS]; /* in order: [drop_head, drop_head + drop_count) */
+    unsigned drop_head, drop_count;
+    uint64_t drop_bytes;
+
+    uint64_t host_bytes, host_budget;
+    struct cws_gpu_stats counts; /* the counts since open only */
+};
+
+#define CWS_GPU_OF(list, type, member) ((type *)((char *)(list) - offsetof(type, member)))
+static inline void cws_gpu_list_init(struct cws_gpu_list *l) { l->prev = l->next = l; }
+static inline bool cws_gpu_list_empty(const struct cws_gpu_list *l) { return l->next == l; }
+static inline void cws_gpu_list_add(struct cws_gpu_list *head, struct cws_gpu_list *l)
+{
+    l->prev = head->prev;
+    l->next = head;
+    l->prev->next = l;
+    head->prev = l;
+}
+static inline void cws_gpu_list_del(struct cws_gpu_list *l)
+{
+    l->prev->next = l->next;
+    l->next->prev = l->prev;
+    cws_gpu_list_init(l);
+}
+static inline uint64_t cws_gpu_span(const struct cws_gpu_range *r) { return (uint64_t)r->granules * CWS_GPU_GRANULE; }
+static inline bool cws_gpu_is_mapped(enum cws_range_state s)
+{
+    return s == CWS_RANGE_RESIDENT || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY || s == CWS_RANGE_CACHED;
+}
+
+/* "codecllm: " is the shim's to add. */
+void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...) CWS_PRINTF(2, 3);
+/* A driver call of ours failed where it must not: says so once; the manager goes on. */
+void cws_gpu_unexpected(struct cws_gpu *gpu, CUresult error, const char *what);
+
+/* gpu_arena.c */
+CWS_MUST_CHECK int cws_gpu_arena_open(struct cws_gpu *gpu, struct cws_gpu_arena *arena, uint64_t bytes, struct cws_error *err);
+void cws_gpu_arena_close(struct cws_gpu *gpu, struct cws_gpu_arena *arena);
+CUdeviceptr cws_gpu_arena_take_locked(struct cws_gpu_arena *arena, uint32_t granules); /* 0: full */
+void cws_gpu_arena_give_locked(struct cws_gpu_arena *arena, CUdeviceptr at, uint32_t granules);
+/* The range that holds an address of the arena, or NULL. */
+struct cws_gpu_range *cws_gpu_range_at_locked(const struct cws_gpu *gpu, CUdeviceptr address);
+
+/* gpu_frame.c */
+uint64_t cws_gpu_used_locked(const struct cws_gpu *gpu);
+uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu);
+void cws_gpu_recount_pools_locked(struct cws_gpu *gpu);
+/* Bytes of the budget, granted at once or after the loader made room. Drops `lock` while it waits. False: they cannot be had. */
+bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes);
+/* A frame out of granted bytes, or NULL (then the grant is gone, too). Drops `lock`. */
+struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t granules);
+/* Destroys a frame that has no place. Drops `lock`. */
+void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame);
+struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t granules); /* takes one of that size; NULL: none */
+void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame);
+/* Gives up idle frames and then cached ranges whose uses are done, until `bytes` are free. Drops `lock`. Whether anything was given up. */
+bool cws_gpu_release_idle_locked(struct cws_gpu *gpu, uint64_t bytes);
+/* Maps a frame at a range, or unmaps it. No lock. */
+CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
+CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r);
+
+/* gpu_range.c */
+void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to);
+/* Ends a range that is not mapped: its address may be used again. */
+void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+
+/* The program freed a mapped range: its memory waits for the next allocation of its size. */
+void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+
+/* gpu_stream.c */
+struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle); /* NULL: too many */
+void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle);
+/* Are all uses of the range done? mark: where that is not known yet, put a mark behind them. */
+bool cws_gpu_uses_done_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool mark);
+bool cws_gpu_uses_only_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle); /* or done */
+/* Waits until they are. Drops `lock`. */
+void cws_gpu_uses_wait_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+void cws_gpu_streams_close(struct cws_gpu *gpu);
+
+/* gpu_source.c */
+struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor); /* NULL: no memory */
+void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
+/* The bytes are wanted in host memory. READY, or not yet (a fetcher was woken), or FAILED. */
+enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws_gpu_source *s, bool urgent);
+/* A load read the last of them: bytes that do not stay are given up. */
+void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
+void *cws_gpu_fetcher_main(void *gpu);
+void cws_gpu_sources_close(struct cws_gpu *gpu);
+uint64_t cws_gpu_host_default(void);
+
+/* gpu_order.c */
+void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+/* Sets next_at of what is foreseen, and who is a keeper when that is due. */
+void cws_gpu_order_walk_locked(struct cws_gpu *gpu);
+/* What to drop for a range that is needed after `until` uses (0: now), or NULL. Its uses may not be done yet. */
+struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
+
+/* gpu_loader.c, gpu_load.c, gpu_drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
+void *cws_gpu_loader_main(void *gpu);
+CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);
+void cws_gpu_ring_close(struct cws_gpu *gpu);
+bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame, bool for_launch);
+bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu);
+bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu);
+bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu);
+
+#endif

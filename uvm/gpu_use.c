@@ -1,0 +1,205 @@
+/* Uses: what a launch or a copy names is made ready before it is queued. The common case, everything is there, takes one lock. */
+#include "gpu_state.h"
+
+#include <string.h>
+#include <time.h>
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_range *r)
+{
+    for (unsigned i = 0; i < use->count; i++)
+        if (use->ranges[i] == r)
+            return true;
+    if (use->count == CWS_GPU_USE_MAX)
+        return false;
+    use->ranges[use->count++] = r;
+    r->holds++;
+    return true;
+}
+
+/* Bytes that this launch needs at the same time. */
+static uint64_t set_bytes(const struct cws_gpu_use *use)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < use->count; i++)
+        bytes += cws_gpu_span(use->ranges[i]);
+    return bytes;
+}
+
+/* Of these, what does not count as undroppable yet. */
+static uint64_t set_new_bytes(const struct cws_gpu_use *use)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < use->count; i++) {
+        enum cws_range_state s = use->ranges[i]->state;
+        if (s != CWS_RANGE_ANONYMOUS && s != CWS_RANGE_DIRTY)
+            bytes += cws_gpu_span(use->ranges[i]);
+    }
+    return bytes;
+}
+
+static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
+{
+    for (unsigned i = 0; i < use->count; i++)
+        use->ranges[i]->holds--;
+    use->count = 0;
+    if (gpu->rooms || gpu->waiting)
+        pthread_cond_signal(&gpu->work);
+}
+
+/* A fresh range gets memory, in this thread. */
+static CUresult make_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    uint64_t bytes = cws_gpu_span(r);
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING);
+    struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);
+    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!frame && cws_gpu_grant_locked(gpu, bytes))
+        frame = cws_gpu_frame_create_locked(gpu, r->granules);
+    if (frame) {
+        pthread_mutex_unlock(&gpu->lock);
+        result = cws_gpu_map(gpu, r, frame);
+        pthread_mutex_lock(&gpu->lock);
+        if (result == CUDA_SUCCESS)
+            r->frame = frame;
+        else
+            cws_gpu_frame_put_idle_locked(gpu, frame);
+    }
+    cws_gpu_range_set_locked(gpu, r, result == CUDA_SUCCESS ? CWS_RANGE_ANONYMOUS : CWS_RANGE_RESERVED);
+    pthread_cond_broadcast(&gpu->changed);
+    return result;
+}
+
+static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    for (;;) {
+        CUresult result;
+        switch (r->state) {
+        case CWS_RANGE_RESERVED:
+            result = make_locked(gpu, r);
+            if (result != CUDA_SUCCESS)
+                return result;
+            break;
+        case CWS_RANGE_BOUND:
+        case CWS_RANGE_LOADING:
+        case CWS_RANGE_DROPPING:
+        case CWS_RANGE_MAKING:
+            if (r->state != CWS_RANGE_MAKING && !r->demanded) {
+                r->demanded = true;
+                r->failed = CUDA_SUCCESS;
+                gpu->counts.demand += r->state == CWS_RANGE_BOUND;
+                pthread_cond_signal(&gpu->work);
+            }
+            pthread_cond_wait(&gpu->changed, &gpu->lock);
+            if (r->state == CWS_RANGE_BOUND && r->failed != CUDA_SUCCESS) {
+                result = r->failed;
+                r->demanded = false;
+                return result;
+            }
+            break;
+        default: /* mapped */
+            r->demanded = false;
+            return CUDA_SUCCESS;
+        }
+    }
+}
+
+static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t need)
+{
+    cws_gpu_say(gpu, "a launch needs %llu MiB of device memory at a time, more than CODEC_VRAM_BUDGET (%llu MiB) leaves; "
+                "the least budget that would have done is %llu MiB", (unsigned long long)(set_bytes(use) >> 20),
+                (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((need >> 20) + 1));
+}
+
+/* Something has to be loaded or made. One launch at a time does this: two that hold halves of what the other needs would never end. */
+static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
+{
+    CUresult result = CUDA_SUCCESS;
+    uint64_t begin = now_ns();
+    pthread_mutex_lock(&gpu->slow);
+    pthread_mutex_lock(&gpu->lock);
+    gpu->waiting++;
+    uint64_t need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
+    if (need > gpu->config.budget_bytes) {
+        cws_gpu_recount_pools_locked(gpu);
+        need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
+    }
+    if (need > gpu->config.budget_bytes)
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
+        result = ready_locked(gpu, use->ranges[i]);
+    gpu->waiting--;
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+        need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
+        gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
+        say_set(gpu, use, need);
+    }
+    if (result != CUDA_SUCCESS)
+        unhold_locked(gpu, use);
+    else
+        gpu->running_uses++;
+    gpu->counts.stall_ns += now_ns() - begin;
+    pthread_mutex_unlock(&gpu->lock);
+    pthread_mutex_unlock(&gpu->slow);
+    return result;
+}
+
+CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
+{
+    bool all = true, room = true;
+    use->stream = stream;
+    use->count = 0;
+    if (gpu->dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    pthread_mutex_lock(&gpu->lock);
+    for (size_t i = 0; i < count && room; i++) {
+        struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, addresses[i]);
+        if (!r)
+            continue;
+        room = add_locked(use, r);
+        if (r->source)
+            cws_gpu_order_use_locked(gpu, r);
+        all &= cws_gpu_is_mapped(r->state);
+    }
+    uint64_t bytes = 0; /* the others are among what cannot be dropped */
+    for (unsigned i = 0; i < use->count; i++)
+        bytes += use->ranges[i]->source && use->ranges[i]->state != CWS_RANGE_DIRTY ? cws_gpu_span(use->ranges[i]) : 0;
+    gpu->largest_set = bytes > gpu->largest_set ? bytes : gpu->largest_set;
+    if (!room)
+        unhold_locked(gpu, use);
+    else if (all && use->count)
+        gpu->running_uses++;
+    pthread_mutex_unlock(&gpu->lock);
+    if (!room) {
+        cws_gpu_say(gpu, "a launch names more than %u paged allocations: not supported", CWS_GPU_USE_MAX);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return all ? CUDA_SUCCESS : get_ready(gpu, use);
+}
+
+void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
+{
+    if (use->count == 0)
+        return;
+    pthread_mutex_lock(&gpu->lock);
+    for (unsigned i = 0; i < use->count && queued; i++)
+        cws_gpu_stream_note_use_locked(gpu, use->ranges[i], use->stream);
+    gpu->running_uses--;
+    unhold_locked(gpu, use);
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address)
+{
+    pthread_mutex_lock(&gpu->lock);
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, address);
+    if (r)
+        r->pinned = true;
+    pthread_mutex_unlock(&gpu->lock);
+}
