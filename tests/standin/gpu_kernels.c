@@ -3,7 +3,6 @@
  * tell CWS_GPU_BAD_LANE for whatever the reference refuses, but for a head that changed. */
 #include "state.h"
 
-#if __has_include("store/gpu/gpu_job.h")
 #include "store/codec.h"
 #include "store/content_hash.h"
 #include "store/gpu/gpu_job.h"
@@ -13,14 +12,31 @@
 #include <string.h>
 
 /* A fault leaves a kernel by a jump: everything it will touch is touched before it allocates. */
-static void touch(uint64_t address, uint64_t bytes, bool write)
+static void touch_byte(uint64_t address, bool write)
 {
     volatile unsigned char *at = (volatile unsigned char *)(uintptr_t)address;
-    for (uint64_t i = 0; i < bytes; i += i + 4096 < bytes ? 4096 : bytes - i == 1 ? 1 : bytes - 1 - i) {
-        unsigned char byte = at[i];
-        if (write)
-            at[i] = byte;
-    }
+    unsigned char byte = *at;
+    if (write)
+        *at = byte;
+}
+
+static void touch(uint64_t address, uint64_t bytes, bool write)
+{
+    for (uint64_t i = 0; i < bytes; i += 4096)
+        touch_byte(address + i, write);
+    if (bytes > 0)
+        touch_byte(address + bytes - 1, write);
+}
+
+/* Sums are added to the result, as the kernels do: who does not clear it first is found out. */
+static void result_add(struct cws_gpu_result *result, struct cws_hash128 sum, uint32_t status)
+{
+    struct cws_hash128 total = {result->hash[0], result->hash[1]};
+    cws_hash128_add(&total, sum);
+    result->hash[0] = total.lo;
+    result->hash[1] = total.hi;
+    if (result->status < status)
+        result->status = status;
 }
 
 /* The code's lengths, as stored in a file, from the table made from them: each symbol is the first of some window. */
@@ -32,14 +48,15 @@ static void packed_lengths(const struct cws_gpu_table *table, uint8_t packed[128
     cws_huffman_pack(lengths, packed);
 }
 
-static int decode_coded(const struct cws_gpu_job *job, void *out)
+static uint32_t decode_coded(const struct cws_gpu_job *job, void *out)
 {
     struct cws_gpu_table table = *(const struct cws_gpu_table *)(uintptr_t)job->table;
     if (memcmp((const void *)(uintptr_t)job->stored, &job->head, sizeof job->head) != 0)
         return CWS_GPU_BAD_HEAD;
     uint8_t packed[128];
     packed_lengths(&table, packed);
-    struct cws_chunk_context context = {.dtype = job->dtype, .codec = job->codec, .row_elems = job->row_elems, .first_elem = job->row_offset};
+    struct cws_chunk_context context = {.dtype = job->dtype, .codec = job->codec, .row_elems = job->row_elems,
+                                        .first_elem = job->row_offset};
     uint8_t *stored = calloc(1, job->stored_bytes + CWS_STREAM_PAD);
     if (!stored)
         abort();
@@ -53,25 +70,24 @@ static void decode_job(const struct cws_gpu_job *job, struct cws_gpu_result *res
 {
     touch(job->stored, job->stored_bytes, false);
     touch(job->dst, job->logical_bytes, true);
+    touch((uintptr_t)result, sizeof *result, true);
     if (job->codec != CWS_CODEC_RAW)
         touch(job->table, sizeof(struct cws_gpu_table), false);
     void *decoded = malloc(job->logical_bytes + 1);
     if (!decoded)
         abort();
-    int status = CWS_GPU_OK;
+    uint32_t status = CWS_GPU_OK;
     if (job->codec == CWS_CODEC_RAW)
         memcpy(decoded, (const void *)(uintptr_t)job->stored, job->logical_bytes);
     else
         status = decode_coded(job, decoded);
+    struct cws_hash128 sum = {0, 0};
     if (status == CWS_GPU_OK) {
-        struct cws_hash128 sum = {0, 0};
         memcpy((void *)(uintptr_t)job->dst, decoded, job->logical_bytes);
         cws_content_hash_add(&sum, key, decoded, job->logical_bytes, job->first_word * 16);
-        result->hash[0] = sum.lo;
-        result->hash[1] = sum.hi;
     }
-    result->status = (uint32_t)status;
     free(decoded);
+    result_add(result, sum, status);
 }
 
 static void decode_kernel(void **params, const unsigned grid[3], const unsigned block[3])
@@ -95,7 +111,7 @@ static void hash_kernel(void **params, const unsigned grid[3], const unsigned bl
     for (uint32_t i = 0; i < *(uint32_t *)params[1]; i++) {
         struct cws_hash128 sum = {0, 0};
         cws_content_hash_add(&sum, key, (const void *)(uintptr_t)jobs[i].address, jobs[i].bytes, jobs[i].first_word * 16);
-        results[i] = (struct cws_gpu_result){{sum.lo, sum.hi}, CWS_GPU_OK, 0};
+        result_add(&results[i], sum, CWS_GPU_OK);
     }
 }
 
@@ -105,6 +121,3 @@ static const struct standin_kernel KERNELS[] = {
     {"cws_gpu_hash_kernel", hash_kernel, 6, PARAMS},
 };
 const struct standin_image standin_gpu_image = {STANDIN_IMAGE_MAGIC, sizeof KERNELS / sizeof *KERNELS, KERNELS};
-#else
-const struct standin_image standin_gpu_image = {STANDIN_IMAGE_MAGIC, 0, NULL};
-#endif

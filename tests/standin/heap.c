@@ -396,17 +396,22 @@ API cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute which, void *va
     lock();
     if (!object_is_locked(OBJECT_POOL, pool) || !value)
         return unlock(CUDA_ERROR_INVALID_VALUE);
-    bool zero = *(int *)value == 0;
+    CUresult result = CUDA_SUCCESS;
     switch (which) {
     case 1: case 2: case 3: break;
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: pool->threshold = *(uint64_t *)value; break;
-    case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT + 1: pool->reserved_high = pool->reserved; break;
-    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT + 1: pool->used_high = pool->used; break;
-    default: zero = false; return unlock(CUDA_ERROR_INVALID_VALUE);
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT + 1:
+    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT + 1: /* high-water marks can only be set to 0 */
+        if (*(uint64_t *)value != 0)
+            result = CUDA_ERROR_INVALID_VALUE;
+        else if (which == CU_MEMPOOL_ATTR_USED_MEM_CURRENT + 1)
+            pool->used_high = pool->used;
+        else
+            pool->reserved_high = pool->reserved;
+        break;
+    default: result = CUDA_ERROR_INVALID_VALUE;
     }
-    if (which == CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT + 1 || which == CU_MEMPOOL_ATTR_USED_MEM_CURRENT + 1)
-        return unlock(zero ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE);
-    return unlock(CUDA_SUCCESS);
+    return unlock(result);
 }
 
 API cuMemPoolTrimTo(CUmemoryPool pool, size_t keep_bytes)

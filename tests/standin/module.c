@@ -319,9 +319,11 @@ static CUresult launch_params(struct launch *launch, void **params, void **extra
     const struct standin_kernel *kernel = launch->kernel;
     const unsigned char *buffer = NULL;
     size_t bytes = 0;
-    if ((kernel->param_count > 0 && !params && !extra) || (params && extra))
+    if (params && extra)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = extra ? extra_buffer(extra, &buffer, &bytes) : CUDA_SUCCESS;
+    if (kernel->param_count > 0 && !params && !buffer)
+        return CUDA_ERROR_INVALID_VALUE;
     for (unsigned i = 0; result == CUDA_SUCCESS && i < kernel->param_count; i++) {
         unsigned at = kernel->params[i].offset, size = kernel->params[i].bytes;
         if (buffer && (at > bytes || size > bytes - at))
