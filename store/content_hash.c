@@ -35,32 +35,55 @@ static inline unsigned __int128 word(uint64_t lo, uint64_t hi, uint64_t y0, uint
 }
 
 #if defined(__x86_64__)
-/* Keys of four words at a time; the products stay in the scalar multiplier, which gives all 128 bits. Takes whole
- * 128-byte blocks and returns how many bytes that was. */
-__attribute__((target("avx512f,avx512dq"))) static size_t add_avx512(unsigned __int128 *sum, uint64_t y0, uint64_t y1,
-                                                                     const uint8_t *p, size_t bytes)
+#define SUMS_MAX 4096 /* numbers of 52 bits that a sum of 64 bits holds */
+
+static inline unsigned __int128 sum_of(const uint64_t part[8])
 {
-    const __m512i mix = _mm512_set1_epi64((long long)KEY_MIX), step = _mm512_set1_epi64((long long)(4 * KEY_STEP));
-    const __m512i word_step = _mm512_mullo_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), _mm512_set1_epi64((long long)KEY_STEP));
-    long long a0 = (long long)y0, a1 = (long long)y1;
-    __m512i y = _mm512_add_epi64(_mm512_set_epi64(a1, a0, a1, a0, a1, a0, a1, a0), word_step);
-    unsigned __int128 a = 0, b = 0;
-    size_t done = 0;
-    for (; done + 128 <= bytes; done += 128) {
-        uint64_t v[16] __attribute__((aligned(64)));
-        for (unsigned half = 0; half < 2; half++) {
-            __m512i z = _mm512_mullo_epi64(_mm512_xor_si512(y, _mm512_srli_epi64(y, 32)), mix);
-            z = _mm512_xor_si512(z, _mm512_srli_epi64(z, 29));
-            _mm512_store_si512(v + 8 * half, _mm512_add_epi64(z, _mm512_loadu_si512(p + done + 64 * half)));
-            y = _mm512_add_epi64(y, step);
+    unsigned __int128 all = 0;
+    for (unsigned i = 0; i < 8; i++)
+        all += part[i];
+    return all;
+}
+
+/* Eight words at a time: a product's factors are cut at bit 52, and the halves of what multiplies them are summed apart. Takes
+ * whole 128-byte blocks and returns how many bytes that was. */
+__attribute__((target("avx512f,avx512dq,avx512ifma"))) static size_t add_avx512(unsigned __int128 *sum, uint64_t y0, uint64_t y1,
+                                                                                const uint8_t *p, size_t bytes)
+{
+    const __m512i mix = _mm512_set1_epi64((long long)KEY_MIX), step = _mm512_set1_epi64((long long)(8 * KEY_STEP)), zero = _mm512_setzero_si512();
+    /* The words' order behind an unpack. */
+    const __m512i word_step = _mm512_mullo_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), _mm512_set1_epi64((long long)KEY_STEP));
+    __m512i key0 = _mm512_add_epi64(_mm512_set1_epi64((long long)y0), word_step);
+    __m512i key1 = _mm512_add_epi64(_mm512_set1_epi64((long long)y1), word_step);
+    size_t blocks = bytes / 128;
+    for (size_t done = 0; done < blocks;) {
+        size_t stop = blocks - done > SUMS_MAX ? done + SUMS_MAX : blocks;
+        __m512i low = zero, middle[3] = {zero, zero, zero}, high[3] = {zero, zero, zero}; /* of weight 1, 2^52, 2^104 */
+        for (; done < stop; done++) {
+            __m512i v = _mm512_loadu_si512(p + 128 * done), w = _mm512_loadu_si512(p + 128 * done + 64);
+            __m512i z0 = _mm512_mullo_epi64(_mm512_xor_si512(key0, _mm512_srli_epi64(key0, 32)), mix);
+            __m512i z1 = _mm512_mullo_epi64(_mm512_xor_si512(key1, _mm512_srli_epi64(key1, 32)), mix);
+            __m512i a = _mm512_add_epi64(_mm512_xor_si512(z0, _mm512_srli_epi64(z0, 29)), _mm512_unpacklo_epi64(v, w));
+            __m512i b = _mm512_add_epi64(_mm512_xor_si512(z1, _mm512_srli_epi64(z1, 29)), _mm512_unpackhi_epi64(v, w));
+            __m512i a_top = _mm512_srli_epi64(a, 52), b_top = _mm512_srli_epi64(b, 52);
+            low = _mm512_madd52lo_epu64(low, a, b);
+            middle[0] = _mm512_madd52hi_epu64(middle[0], a, b);
+            middle[1] = _mm512_madd52lo_epu64(middle[1], a, b_top);
+            middle[2] = _mm512_madd52lo_epu64(middle[2], a_top, b);
+            high[0] = _mm512_madd52hi_epu64(high[0], a, b_top);
+            high[1] = _mm512_madd52hi_epu64(high[1], a_top, b);
+            high[2] = _mm512_madd52lo_epu64(high[2], a_top, b_top);
+            key0 = _mm512_add_epi64(key0, step);
+            key1 = _mm512_add_epi64(key1, step);
         }
-        for (unsigned i = 0; i < 16; i += 4) {
-            a += (unsigned __int128)v[i] * v[i + 1];
-            b += (unsigned __int128)v[i + 2] * v[i + 3];
-        }
+        uint64_t part[5][8];
+        _mm512_storeu_si512(part[0], low);
+        for (unsigned k = 0; k < 3; k++)
+            _mm512_storeu_si512(part[1 + k], middle[k]);
+        _mm512_storeu_si512(part[4], _mm512_add_epi64(_mm512_add_epi64(high[0], high[1]), high[2]));
+        *sum += sum_of(part[0]) + ((sum_of(part[1]) + sum_of(part[2]) + sum_of(part[3])) << 52) + (sum_of(part[4]) << 104);
     }
-    *sum = a + b;
-    return done;
+    return 128 * blocks;
 }
 
 static size_t add_fast(unsigned __int128 *sum, uint64_t y0, uint64_t y1, const uint8_t *p, size_t bytes)
@@ -69,7 +92,7 @@ static size_t add_fast(unsigned __int128 *sum, uint64_t y0, uint64_t y1, const u
     int can = atomic_load_explicit(&known, memory_order_relaxed);
     if (can == 0) {
         __builtin_cpu_init();
-        can = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? 1 : -1;
+        can = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512ifma") ? 1 : -1;
         atomic_store_explicit(&known, can, memory_order_relaxed);
     }
     return can > 0 ? add_avx512(sum, y0, y1, p, bytes) : 0;

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <cmocka.h>
 
 enum { BYTES = 4096 };
@@ -51,6 +52,28 @@ static void follows_its_definition(void **state)
         struct cws_hash128 got = hash(data, sizes[s]);
         assert_true(got.lo == (uint64_t)want && got.hi == (uint64_t)(want >> 64));
     }
+}
+
+/* Data whose factors are a and b in every word: sums of parts of the products come as close to their limits as they can. */
+static void factors_at_their_limits(void **state)
+{
+    (void)state;
+    enum { WORDS = 9 * 8192 + 5 };
+    static const uint64_t parts[] = {0, 1, 0xfff, 0x1000, 0x80000001, 0xffffffff, 0xfffffffffffff, 0x10000000000000, 0x1fffffffffffff, 0xffffffffffffffff};
+    const unsigned n = sizeof parts / sizeof *parts;
+    uint64_t *words = malloc(16 * (size_t)WORDS);
+    assert_non_null(words);
+    for (unsigned pair = 0; pair < n * n; pair++) {
+        uint64_t a = parts[pair / n], b = parts[pair % n];
+        for (uint64_t i = 0; i < WORDS; i++) {
+            words[2 * i] = a - key_of(2 * i);
+            words[2 * i + 1] = b - key_of(2 * i + 1);
+        }
+        unsigned __int128 want = (unsigned __int128)a * b * WORDS;
+        struct cws_hash128 got = hash((const uint8_t *)words, 16 * (size_t)WORDS);
+        assert_true(got.lo == (uint64_t)want && got.hi == (uint64_t)(want >> 64));
+    }
+    free(words);
 }
 
 static void two_words_swapped(void **state)
@@ -122,6 +145,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(follows_its_definition, fill),
+        cmocka_unit_test(factors_at_their_limits),
         cmocka_unit_test(two_words_swapped),
         cmocka_unit_test(one_bit_flipped_in_two_words),
         cmocka_unit_test(rows_rolled),
