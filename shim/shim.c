@@ -1,5 +1,6 @@
 #include "shim.h"
 #include "../uvm/view.h"
+#include "cuda_shim.h"
 #include "file_table.h"
 #include "hook_signal.h"
 #include "hooks.h"
@@ -174,6 +175,7 @@ __attribute__((constructor)) static void start(void)
         }
         pthread_atfork(cws_files_fork_prepare, cws_files_fork_parent, fork_child);
         cws_shim_is_active = true;
+        cws_cuda_start();
         adopt_inherited();
     }
     errno = saved;

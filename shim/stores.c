@@ -49,6 +49,59 @@ static bool has_front(int fd)
     return got == (ssize_t)sizeof front && memcmp(front + 8, mark, sizeof mark - 1) == 0;
 }
 
+/* --- what is about to be loaded ------------------------------------------------------------------ */
+
+/* Stores that the process has looked at. Those beyond the table are left out: a plan then asks for less. */
+enum { SEEN_COUNT = 256 };
+static struct {
+    dev_t device;
+    ino_t inode;
+    uint64_t logical_bytes, bound_bytes;
+} seen[SEEN_COUNT];
+static unsigned seen_count;
+
+static unsigned find_seen_locked(const struct stat *st)
+{
+    unsigned i = 0;
+    while (i < seen_count && (seen[i].inode != st->st_ino || seen[i].device != st->st_dev))
+        i++;
+    return i;
+}
+
+static void note_seen_locked(const struct stat *st, uint64_t logical_bytes)
+{
+    unsigned i = find_seen_locked(st);
+    if (!logical_bytes || i == SEEN_COUNT)
+        return;
+    if (i == seen_count)
+        seen_count++;
+    seen[i].device = st->st_dev;
+    seen[i].inode = st->st_ino;
+    seen[i].logical_bytes = logical_bytes;
+}
+
+void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    for (struct cws_shared *s = open_stores; s; s = s->next) {
+        unsigned i = s->store == store ? find_seen_locked(&s->opened) : SEEN_COUNT;
+        if (i < seen_count)
+            seen[i].bound_bytes += bytes;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+uint64_t cws_stores_unbound_bytes(void)
+{
+    uint64_t bytes = 0;
+    pthread_mutex_lock(&lock);
+    for (unsigned i = 0; i < seen_count; i++)
+        if (seen[i].logical_bytes > seen[i].bound_bytes)
+            bytes += seen[i].logical_bytes - seen[i].bound_bytes;
+    pthread_mutex_unlock(&lock);
+    return bytes;
+}
+
 /* --- open stores ------------------------------------------------------------------------------- */
 
 static struct cws_shared *find_locked(const struct stat *st)
@@ -109,6 +162,7 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
     } else {
         fresh->next = open_stores;
         open_stores = fresh;
+        note_seen_locked(st, cws_store_logical_bytes(store));
     }
     pthread_mutex_unlock(&lock);
     if (s)
@@ -210,6 +264,7 @@ uint64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *
         bytes = look_inside(dir, path, st, flags);
         pthread_mutex_lock(&lock);
         *slot = (struct known){*st, bytes};
+        note_seen_locked(st, bytes);
         pthread_mutex_unlock(&lock);
     }
     errno = saved;

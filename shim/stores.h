@@ -33,6 +33,12 @@ uint64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *
 
 /* A view of it was made. */
 void cws_stores_note_mapped(struct cws_shared *shared);
+/* Logical bytes of it were bound to device memory. */
+void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes);
+/* Logical bytes of all stores that the process has opened or asked the size of, and that are not bound yet: what a program that plans where a
+ * model goes is about to load. */
+uint64_t cws_stores_unbound_bytes(void);
+
 /* The process has no view now: what was kept for views only is closed. */
 void cws_stores_drop_unmapped(void);
 

@@ -64,43 +64,65 @@ static uint64_t physical_bytes(void)
     return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit : 0;
 }
 
-/* SIZE, PERCENT% or the first entry of "0:SIZE,1:SIZE". */
+/* "0:SIZE,1:SIZE": the entries, in order. */
+static int parse_list(struct cws_options *o, const char *value)
+{
+    o->device_count = 0;
+    for (const char *entry = value;;) {
+        const char *stop = entry + strcspn(entry, ","), *mark = strchr(entry, ':');
+        uint64_t bytes;
+        if (!mark || mark > stop || mark == entry || mark - entry > 9 || strspn(entry, "0123456789") != (size_t)(mark - entry) ||
+            o->device_count == CWS_OPTIONS_DEVICES || cws_parse_bytes(mark + 1, (size_t)(stop - mark - 1), &bytes))
+            return CWS_E_USAGE;
+        o->devices[o->device_count].device = atoi(entry);
+        o->devices[o->device_count++].bytes = bytes;
+        if (!*stop)
+            break;
+        entry = stop + 1;
+    }
+    o->budget_bytes = o->devices[0].bytes;
+    return o->budget_bytes ? 0 : CWS_E_USAGE;
+}
+
+/* SIZE, PERCENT% or "0:SIZE,1:SIZE". */
 static int parse_budget(struct cws_options *o, const char *value)
 {
-    const char *end = value + strlen(value);
-    const char *comma = strchr(value, ',');
-    const char *colon = strchr(value, ':');
-    if (comma && !colon)
-        return CWS_E_USAGE;
-    if (colon) {
-        for (const char *entry = value;;) { /* every entry must be well formed, not only the one used */
-            const char *stop = strchr(entry, ',');
-            const char *mark = strchr(entry, ':');
-            uint64_t ignored;
-            if (!stop)
-                stop = end;
-            if (!mark || mark == entry || mark > stop || strspn(entry, "0123456789") != (size_t)(mark - entry) ||
-                cws_parse_bytes(mark + 1, (size_t)(stop - mark - 1), &ignored))
-                return CWS_E_USAGE;
-            if (stop == end)
-                break;
-            entry = stop + 1;
-        }
-        value = colon + 1;
-        end = comma ? comma : end;
-    }
-    size_t len = (size_t)(end - value);
-    uint64_t bytes;
-    if (len > 1 && value[len - 1] == '%') {
-        uint64_t percent;
-        if (cws_parse_bytes(value, len - 1, &percent) || percent == 0 || percent > 100)
+    size_t len = strlen(value);
+    uint64_t number;
+    if (strchr(value, ':')) {
+        int code = parse_list(o, value);
+        if (code)
+            return code;
+    } else if (len > 1 && value[len - 1] == '%') {
+        if (cws_parse_bytes(value, len - 1, &number) || number == 0 || number > 100)
             return CWS_E_USAGE;
-        bytes = physical_bytes() / 100 * percent;
-    } else if (cws_parse_bytes(value, len, &bytes) || bytes == 0) {
-        return CWS_E_USAGE;
+        o->budget_percent = (unsigned)number;
+        o->budget_bytes = physical_bytes() / 100 * number;
+    } else {
+        if (cws_parse_bytes(value, len, &number) || number == 0)
+            return CWS_E_USAGE;
+        o->budget_bytes = number;
     }
-    o->budget_bytes = bytes;
     o->active = true;
+    return 0;
+}
+
+uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint64_t device_bytes)
+{
+    for (unsigned i = 0; i < o->device_count; i++)
+        if (o->devices[i].device == device)
+            return o->devices[i].bytes;
+    if (o->device_count)
+        return 0;
+    return o->budget_percent ? device_bytes / 100 * o->budget_percent : o->budget_bytes;
+}
+
+static int parse_pin(struct cws_options *o, const char *value)
+{
+    size_t len = strlen(value);
+    if (len >= sizeof o->pin)
+        return CWS_E_USAGE;
+    memcpy(o->pin, value, len + 1);
     return 0;
 }
 
@@ -170,6 +192,8 @@ static const struct option table[] = {
      parse_host_budget},
     {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},
     {"CODEC_PREFETCH", "1", "decode ahead of the program", "0 or 1", parse_prefetch},
+    {"CODEC_PIN", "none", "weights never dropped from a GPU, for kernels that reach them through hidden pointers",
+     "tensor names with * and ?, comma-separated, at most 255 bytes", parse_pin},
     {"CODEC_IO", "automatic", "how the store is read: uring (io_uring) or preadv", "uring or preadv", parse_io},
     {"CODEC_PAGER", "automatic", "force one paging rung", "uffd-dev, uffd, uffd-user, sigsegv or eager", parse_pager},
     {"CODEC_STATS", "0", "print the counters when the program ends", "0 or 1", parse_stats},

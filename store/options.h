@@ -10,22 +10,34 @@
 enum cws_io_engine { CWS_IO_AUTO, CWS_IO_URING, CWS_IO_PREADV };
 enum cws_policy_id { CWS_POLICY_NEXT, CWS_POLICY_LRU };
 
+#define CWS_OPTIONS_DEVICES 16
+
 struct cws_options {
     bool active;                 /* CODEC_VRAM_BUDGET is set */
-    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET: 2G, 512M, 50% (of physical memory on the host backend), plain bytes;
-                                  * "0:2G,1:4G" per device: the host backend takes the first entry */
+    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET on the host backend: 2G, 512M, 50% (of physical memory), plain bytes;
+                                  * of "0:2G,1:4G" the first entry. For a device: cws_options_device_budget */
+    unsigned budget_percent;     /* 0: not a percentage */
+    unsigned device_count;       /* entries of a list per device; 0: not a list */
+    struct {
+        int device;
+        uint64_t bytes;
+    } devices[CWS_OPTIONS_DEVICES];
     uint64_t host_budget_bytes;  /* CODEC_HOST_BUDGET; 0: default */
     enum cws_policy_id policy;   /* CODEC_POLICY=next|lru */
     bool prefetch;               /* CODEC_PREFETCH=0|1, default 1 */
     enum cws_io_engine io;       /* CODEC_IO=uring|preadv */
     bool stats;                  /* CODEC_STATS=1 */
     int verbose;                 /* CODEC_VERBOSE=0|1 */
+    char pin[256];               /* CODEC_PIN: tensor names with * and ?, comma-separated; empty: none */
     const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL: probe */
 };
 
 /* Reads the environment. CWS_E_USAGE with one line naming variable, value and what is accepted; *out is then the
  * default. Never allocates. */
 CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_error *err);
+
+/* The budget of a device that has device_bytes of memory; 0: a list that does not name it. */
+uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint64_t device_bytes);
 
 /* Calls visit for each CODEC_* name in the environment that no row of the table knows. */
 void cws_options_unknown(void (*visit)(void *arg, const char *name_and_value), void *arg);

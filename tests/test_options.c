@@ -80,6 +80,21 @@ static void budget_forms(void **state)
     }
 }
 
+static void budgets_of_devices(void **state)
+{
+    (void)state;
+    static const struct { const char *text; int device; uint64_t of, want; } rows[] = {
+        {"2G", 0, 1000, UINT64_C(2) << 30}, {"2G", 7, 1000, UINT64_C(2) << 30}, {"50%", 0, 8000, 4000}, {"50%", 3, 1000, 500},
+        {"0:2G,1:4G", 0, 1, UINT64_C(2) << 30}, {"0:2G,1:4G", 1, 1, UINT64_C(4) << 30}, {"0:2G,1:4G", 2, 1, 0}, {"1:1G", 0, 1, 0},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct cws_options o;
+        setenv("CODEC_VRAM_BUDGET", rows[i].text, 1);
+        assert_int_equal(cws_options_from_env(&o, NULL), 0);
+        assert_true(cws_options_device_budget(&o, rows[i].device, rows[i].of) == rows[i].want);
+    }
+}
+
 static void each_row_refuses_nonsense(void **state)
 {
     (void)state;
@@ -87,7 +102,10 @@ static void each_row_refuses_nonsense(void **state)
     for (size_t i = 0; cws_options_row(i, &row); i++) {
         struct cws_options o;
         struct cws_error err;
-        setenv(row.name, "nonsense", 1);
+        char text[300] = "nonsense";
+        if (strcmp(row.name, "CODEC_PIN") == 0) /* any text is a name of tensors, if not a longer one than all */
+            memset(text, 'x', sizeof text - 1), text[sizeof text - 1] = '\0';
+        setenv(row.name, text, 1);
         assert_int_equal(cws_options_from_env(&o, &err), CWS_E_USAGE);
         assert_non_null(strstr(err.message, row.name));
         setenv(row.name, "", 1);
@@ -136,6 +154,7 @@ int main(void)
         cmocka_unit_test(sizes_are_powers_of_1024),
         cmocka_unit_test_setup(unset_budget_means_inactive, clear),
         cmocka_unit_test_setup_teardown(budget_forms, clear, clear),
+        cmocka_unit_test_setup_teardown(budgets_of_devices, clear, clear),
         cmocka_unit_test_setup_teardown(each_row_refuses_nonsense, clear, clear),
         cmocka_unit_test_setup_teardown(unknown_names_are_found, clear, clear),
         cmocka_unit_test(errors_are_cut_and_keep_errno),
