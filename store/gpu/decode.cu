@@ -9,21 +9,13 @@
 #include "hash.cuh"
 #include "lanes.cuh"
 
-/* Tried on an H200 (tools/gpu/decode.sh): blocks of 128, 256 and 512 threads, 32 to 64 registers. */
+/* Tried on an H200 (tools/gpu/decode.sh): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile (a
+ * fifth slower); asking for the next tile's bytes, or loading a row's plane one row ahead (up to a fifth slower). */
 #ifndef CWS_BLOCK_WARPS
 #define CWS_BLOCK_WARPS 16
 #endif
 #ifndef CWS_BLOCKS_PER_SM
 #define CWS_BLOCKS_PER_SM 2
-#endif
-#ifndef CWS_TOUCH
-#define CWS_TOUCH 2
-#endif
-#ifndef CWS_PLANE_PREFETCH
-#define CWS_PLANE_PREFETCH 1
-#endif
-#ifndef CWS_TILE_CALL
-#define CWS_TILE_CALL __forceinline__
 #endif
 #define LANES CWS_TILE_LANES
 #define ROW_ELEMS 256u /* of a tile: 8 elements of each lane */
@@ -47,19 +39,12 @@ static __device__ __forceinline__ uint32_t align16(uint32_t v)
     return (v + 15) & ~15u;
 }
 
-/* Brings the tile's streams into the first-level cache, a sector a load: lanes come to new sectors at different steps, and each
+/* Asks for the tile's streams in the first-level cache, by sectors: lanes come to new sectors at different steps, and each
  * time the whole warp would wait. */
 static __device__ __forceinline__ void fetch_streams(const uint8_t *from, uint32_t bytes, unsigned lane)
 {
-#if CWS_TOUCH == 1
-    uint32_t all = 0;
-    for (uint32_t at = 32 * lane; at < bytes; at += 32 * LANES)
-        all |= __ldg((const uint32_t *)(from + at));
-    asm volatile("" ::"r"(all));
-#elif CWS_TOUCH == 2
     for (uint32_t at = 32 * lane; at < bytes; at += 32 * LANES)
         asm volatile("prefetch.global.L1 [%0];" ::"l"(from + at));
-#endif
 }
 
 /* Reads the tile's directory entry and starts the lane's reader. False, with place.bad set, when it cannot be decoded safely. */
@@ -211,7 +196,7 @@ template <int WORDS> static __device__ __forceinline__ void store_some(uint8_t *
 
 /* Decodes a tile with one warp. Returns the lane's enum cws_gpu_status. */
 template <int KIND, bool PAIRS>
-static __device__ CWS_TILE_CALL unsigned decode_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
+static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
                                                        hash_key key, hash_sum &out_sum)
 {
     hash_sum sum = {0, 0};
@@ -249,11 +234,9 @@ static __device__ CWS_TILE_CALL unsigned decode_tile(const cws_gpu_job &job, uin
     }
 
     uint32_t out[words], rows = place.elems / ROW_ELEMS;
-#if CWS_PLANE_PREFETCH
     if (s::elem_bytes == 2 && !s::quant && plane[0])
         for (uint32_t i = 0; i < rows; i += 8)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(plane[0] - 8 * lane + i * ROW_ELEMS + 64 * lane));
-#endif
     for (uint32_t row = 0; row < rows; row++) {
 #pragma unroll
         for (int p = 0; p < s::planes; p++)
