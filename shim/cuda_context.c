@@ -35,3 +35,28 @@ CUresult cws_do_cuCtxSynchronize(cws_fn_cuCtxSynchronize real, CUstream own)
         cws_gpu_synchronized(gpu);
     return result;
 }
+
+/* These are seen only for what they answer: a kernel's error comes out here. */
+CUresult cws_do_cuStreamSynchronize(cws_fn_cuStreamSynchronize real, CUstream own, CUstream stream)
+{
+    (void)own;
+    return real(stream);
+}
+
+CUresult cws_do_cuStreamQuery(cws_fn_cuStreamQuery real, CUstream own, CUstream stream)
+{
+    (void)own;
+    return real(stream);
+}
+
+CUresult cws_do_cuEventSynchronize(cws_fn_cuEventSynchronize real, CUstream own, CUevent event)
+{
+    (void)own;
+    return real(event);
+}
+
+CUresult cws_do_cuEventQuery(cws_fn_cuEventQuery real, CUstream own, CUevent event)
+{
+    (void)own;
+    return real(event);
+}

@@ -95,6 +95,7 @@ void cws_cuda_list_deinit(struct cws_cuda_list *list);
 
 struct cws_cuda_use {
     unsigned count;
+    CUstream order;
     struct {
         struct cws_gpu *gpu;
         struct cws_gpu_use use;
@@ -102,7 +103,7 @@ struct cws_cuda_use {
 };
 /* cws_gpu_begin of every manager that the list names one of; nothing is held when it fails. */
 CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struct cws_cuda_use *use);
-void cws_cuda_end(struct cws_cuda_use *use, bool queued);
+void cws_cuda_end(struct cws_cuda_use *use, bool queued); /* queued on a stream that captures counts as not */
 
 /* The stream that work goes to. */
 static inline CUstream cws_cuda_stream(CUstream stream, CUstream own) { return stream ? stream : own; }
@@ -111,6 +112,7 @@ static inline CUstream cws_cuda_stream(CUstream stream, CUstream own) { return s
 #define CWS_CUDA_AROUND(stream, first, second, call)                                                                        \
     (__extension__({                                                                                                        \
         CUdeviceptr first_ = (first), second_ = (second);                                                                   \
+        CUstream order_ = (stream);                                                                                         \
         CUresult result_;                                                                                                   \
         if (!cws_cuda_is_near(first_) && !cws_cuda_is_near(second_)) {                                                      \
             result_ = (call);                                                                                               \
@@ -120,7 +122,7 @@ static inline CUstream cws_cuda_stream(CUstream stream, CUstream own) { return s
             cws_cuda_list_init(&list_);                                                                                     \
             cws_cuda_list_add(&list_, first_);                                                                              \
             cws_cuda_list_add(&list_, second_);                                                                             \
-            result_ = cws_cuda_begin((stream), &list_, &use_);                                                              \
+            result_ = cws_cuda_begin(order_, &list_, &use_);                                                                \
             if (result_ == CUDA_SUCCESS) {                                                                                  \
                 result_ = (call);                                                                                           \
                 cws_cuda_end(&use_, result_ == CUDA_SUCCESS);                                                               \

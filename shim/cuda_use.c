@@ -98,6 +98,7 @@ static CUresult begin_mixed(CUstream stream, const struct cws_cuda_list *list, s
 CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struct cws_cuda_use *use)
 {
     use->count = 0;
+    use->order = stream;
     if (CWS_UNLIKELY(list->lost))
         return CUDA_ERROR_OUT_OF_MEMORY;
     if (!list->count)
@@ -109,8 +110,9 @@ CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struc
 
 void cws_cuda_end(struct cws_cuda_use *use, bool queued)
 {
+    bool runs = queued && use->count && !cws_cuda_is_capturing(use->order);
     for (unsigned i = 0; i < use->count; i++)
-        cws_gpu_end(use->parts[i].gpu, &use->parts[i].use, queued);
+        cws_gpu_end(use->parts[i].gpu, &use->parts[i].use, runs);
     use->count = 0;
 }
 

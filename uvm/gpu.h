@@ -23,7 +23,7 @@ struct cws_gpu;
 
 #define CWS_GPU_RANGE_MIN (1u << 20) /* bytes: smaller allocations are the driver's own */
 #define CWS_GPU_GRANULE (2u << 20)   /* bytes: of address space and of physical memory */
-#define CWS_GPU_USE_MAX 64u          /* ranges of one launch that are kept apart; a launch that names more holds them one by one */
+#define CWS_GPU_USE_FEW 64u          /* ranges of one launch that need no memory; graphs name more */
 
 struct cws_gpu_config {
     const struct cws_driver *driver; /* the real functions; outlives the manager */
@@ -71,8 +71,9 @@ void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool);
 
 struct cws_gpu_use { /* caller's storage; private */
     CUstream stream;
-    unsigned count;
-    struct cws_gpu_range *ranges[CWS_GPU_USE_MAX];
+    unsigned count, room;
+    struct cws_gpu_range **ranges; /* = few, or allocated */
+    struct cws_gpu_range *few[CWS_GPU_USE_FEW];
 };
 
 /* Makes every range that contains one of the addresses ready for work that is about to be queued on `stream`, and holds it. Addresses outside

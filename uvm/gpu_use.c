@@ -1,6 +1,7 @@
 /* Uses: what a launch or a copy names is made ready before it is queued. The common case, everything is there, takes one lock. */
 #include "gpu_state.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -11,12 +12,25 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static bool grow(struct cws_gpu_use *use)
+{
+    bool few = use->ranges == use->few;
+    struct cws_gpu_range **more = realloc(few ? NULL : use->ranges, 4 * (size_t)use->room * sizeof *more);
+    if (!more)
+        return false;
+    if (few)
+        memcpy(more, use->few, sizeof use->few);
+    use->ranges = more;
+    use->room *= 4;
+    return true;
+}
+
 static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_range *r)
 {
     for (unsigned i = 0; i < use->count; i++)
         if (use->ranges[i] == r)
             return true;
-    if (use->count == CWS_GPU_USE_MAX)
+    if (use->count == use->room && !grow(use))
         return false;
     use->ranges[use->count++] = r;
     r->holds++;
@@ -49,6 +63,9 @@ static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
     for (unsigned i = 0; i < use->count; i++)
         use->ranges[i]->holds--;
     use->count = 0;
+    if (use->ranges != use->few)
+        free(use->ranges);
+    use->ranges = use->few;
     if (gpu->rooms || gpu->waiting)
         pthread_cond_signal(&gpu->work);
 }
@@ -155,6 +172,8 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
     bool all = true, room = true;
     use->stream = stream;
     use->count = 0;
+    use->room = CWS_GPU_USE_FEW;
+    use->ranges = use->few;
     if (gpu->dead)
         return CUDA_ERROR_NOT_INITIALIZED;
     pthread_mutex_lock(&gpu->lock);
@@ -177,8 +196,8 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
         gpu->running_uses++;
     pthread_mutex_unlock(&gpu->lock);
     if (!room) {
-        cws_gpu_say(gpu, "a launch names more than %u paged allocations: not supported", CWS_GPU_USE_MAX);
-        return CUDA_ERROR_NOT_SUPPORTED;
+        cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more", CWS_GPU_USE_FEW);
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
     return all ? CUDA_SUCCESS : get_ready(gpu, use);
 }
