@@ -18,4 +18,5 @@ endif()
 
 if(TARGET cws_standin)
   cws_test(NAME test_gpu SOURCES test_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
+  cws_test(NAME stress_gpu SOURCES stress_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
 endif()

@@ -12,7 +12,8 @@ static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
     *drop->job = (struct cws_gpu_hash_job){.address = drop->range->frame->alias, .bytes = drop->range->bytes};
     if (cws_gpu_hash_plan(drop->job, 1, &batch, &err))
         return CUDA_ERROR_UNKNOWN;
-    CUresult result = d->copy_in_async(drop->device_job, drop->job, sizeof *drop->job, gpu->decode_stream);
+    *drop->result = (struct cws_gpu_result){0}; /* the kernel adds to it; it lies behind the job */
+    CUresult result = d->copy_in_async(drop->device_job, drop->job, sizeof *drop->job + sizeof *drop->result, gpu->decode_stream);
     if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->decode_stream, drop->device_job, &batch, drop->device_result, cws_content_key, &err))
         result = CUDA_ERROR_UNKNOWN;
     if (result == CUDA_SUCCESS)

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The control block of a slot, the same in pinned host memory and on the device. */
+/* The control block of a slot, the same in pinned host memory and on the device: table, results (sent as zeros, for the kernel adds to them), jobs. */
 #define TABLE_BYTES ((sizeof(struct cws_gpu_table) + 127) / 128 * 128)
 #define JOBS_BYTES (CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_job))
 #define RESULTS_BYTES ((CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_result) + 127) / 128 * 128)
@@ -38,11 +38,11 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
         uint8_t *control = gpu->control + i * CONTROL_BYTES;
         s->device = gpu->ring + i * slot;
         s->device_table = s->device + gpu->slot_bytes;
-        s->device_jobs = s->device_table + TABLE_BYTES;
-        s->device_results = s->device_jobs + JOBS_BYTES;
+        s->device_results = s->device_table + TABLE_BYTES;
+        s->device_jobs = s->device_results + RESULTS_BYTES;
         s->table = (struct cws_gpu_table *)control;
-        s->jobs = (struct cws_gpu_job *)(control + TABLE_BYTES);
-        s->results = (struct cws_gpu_result *)(control + TABLE_BYTES + JOBS_BYTES);
+        s->results = (struct cws_gpu_result *)(control + TABLE_BYTES);
+        s->jobs = (struct cws_gpu_job *)(control + TABLE_BYTES + RESULTS_BYTES);
         result = d->event_create(&s->copied, CU_EVENT_DISABLE_TIMING);
         if (result == CUDA_SUCCESS)
             result = d->event_create(&s->done, CU_EVENT_DISABLE_TIMING);
@@ -160,11 +160,12 @@ static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cw
     int code = plan_slot(gpu, slot, load, &batch, out_bytes, err);
     if (code)
         return code;
-    size_t control = s->table ? TABLE_BYTES + slot->chunks * sizeof(struct cws_gpu_job) : slot->chunks * sizeof(struct cws_gpu_job);
+    size_t control = RESULTS_BYTES + slot->chunks * sizeof(struct cws_gpu_job);
+    memset(slot->results, 0, slot->chunks * sizeof *slot->results);
     CUresult result = d->copy_in_async(slot->device, s->host + host_at(s, slot->first_chunk), *out_bytes, gpu->copy_stream);
     if (result == CUDA_SUCCESS)
-        result = s->table ? d->copy_in_async(slot->device_table, slot->table, control, gpu->copy_stream)
-                          : d->copy_in_async(slot->device_jobs, slot->jobs, control, gpu->copy_stream);
+        result = s->table ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, gpu->copy_stream)
+                          : d->copy_in_async(slot->device_results, slot->results, control, gpu->copy_stream);
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->copied, gpu->copy_stream);
     if (result == CUDA_SUCCESS)

@@ -47,10 +47,10 @@ static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t gran
 }
 
 /* Nothing moves any more and nothing will: what a launch waits for cannot be had. */
-static bool is_hopeless_locked(struct cws_gpu *gpu)
+static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
-    return gpu->running_uses == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_list_empty(&gpu->idle) &&
-           cws_gpu_list_empty(&gpu->cached);
+    return gpu->running_uses == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
+           free_bytes_locked(gpu) + gpu->mapped_idle_bytes < bytes;
 }
 
 static bool serve_rooms_locked(struct cws_gpu *gpu)
@@ -63,11 +63,11 @@ static bool serve_rooms_locked(struct cws_gpu *gpu)
         if (free_bytes_locked(gpu) < room->bytes)
             moved |= drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->drop_bytes, room->bytes);
         if (free_bytes_locked(gpu) < room->bytes) {
-            if (!is_hopeless_locked(gpu))
+            if (!is_hopeless_locked(gpu, room->bytes))
                 return moved;
             trim_pools_locked(gpu);
             if (free_bytes_locked(gpu) < room->bytes) {
-                if (!is_hopeless_locked(gpu))
+                if (!is_hopeless_locked(gpu, room->bytes))
                     return true;
                 room->refused = true;
             }
@@ -104,9 +104,9 @@ static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
         wanted += cws_gpu_span(r);
         if (drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
             return true;
-        if (is_hopeless_locked(gpu)) {
+        if (is_hopeless_locked(gpu, cws_gpu_span(r))) {
             trim_pools_locked(gpu);
-            if (free_bytes_locked(gpu) < cws_gpu_span(r) && is_hopeless_locked(gpu)) {
+            if (free_bytes_locked(gpu) < cws_gpu_span(r) && is_hopeless_locked(gpu, cws_gpu_span(r))) {
                 r->failed = CUDA_ERROR_OUT_OF_MEMORY;
                 pthread_cond_broadcast(&gpu->changed);
             }

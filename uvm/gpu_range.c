@@ -33,9 +33,10 @@ static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     if (!r->source)
         return;
     gpu->bound_bytes -= cws_gpu_span(r);
-    cws_gpu_order_forget_locked(gpu, r);
-    cws_gpu_source_put_locked(gpu, r->source);
+    struct cws_gpu_source *source = r->source;
     r->source = NULL;
+    cws_gpu_order_forget_locked(gpu, r);
+    cws_gpu_source_put_locked(gpu, source);
 }
 
 void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)

@@ -99,16 +99,31 @@ fail:
     return NULL;
 }
 
+/* The driver takes its time to free pinned memory, so a fetcher does it. */
 static void give_host_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
 {
     if (!s->host)
         return;
-    uint8_t *host = s->host;
+    struct cws_gpu_garbage *g = (struct cws_gpu_garbage *)s->host; /* the list lies in what it lists */
+    g->bytes = s->host_bytes;
+    g->next = gpu->garbage;
+    gpu->garbage = g;
     s->host = NULL;
-    gpu->host_bytes -= s->host_bytes;
+    pthread_cond_signal(&gpu->fetch);
+}
+
+static bool sweep_locked(struct cws_gpu *gpu)
+{
+    struct cws_gpu_garbage *g = gpu->garbage;
+    if (!g)
+        return false;
+    gpu->garbage = g->next;
+    size_t bytes = g->bytes;
     pthread_mutex_unlock(&gpu->lock);
-    gpu->driver->host_free(host);
+    gpu->driver->host_free(g);
     pthread_mutex_lock(&gpu->lock);
+    gpu->host_bytes -= bytes;
+    return true;
 }
 
 void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
@@ -126,10 +141,13 @@ enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws
 {
     if (s->state == CWS_SOURCE_READY && !s->host) {
         s->state = CWS_SOURCE_WANTED;
-        s->urgent = urgent;
+        s->urgent = false;
         pthread_cond_signal(&gpu->fetch);
     }
-    s->urgent |= urgent;
+    if (urgent && !s->urgent) { /* what was not worth its memory is now */
+        s->urgent = true;
+        pthread_cond_signal(&gpu->fetch);
+    }
     return s->state;
 }
 
@@ -232,6 +250,8 @@ void *cws_gpu_fetcher_main(void *arg)
     pthread_mutex_lock(&gpu->lock);
     while (!gpu->stop) {
         struct cws_gpu_source *s = next_wanted_locked(gpu);
+        if (sweep_locked(gpu))
+            continue;
         if (s)
             fetch_locked(gpu, &f, s);
         else
@@ -251,6 +271,8 @@ void cws_gpu_sources_close(struct cws_gpu *gpu)
         s->refs = 1;
         s->state = CWS_SOURCE_READY;
         cws_gpu_source_put_locked(gpu, s);
+    }
+    while (sweep_locked(gpu)) {
     }
     pthread_mutex_unlock(&gpu->lock);
 }

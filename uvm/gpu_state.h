@@ -122,7 +122,7 @@ struct cws_gpu_slot { /* one batch: staging in device memory and its control blo
     bool busy;
     CUdeviceptr device;          /* slot_bytes of stored bytes, then the control block */
     CUdeviceptr device_table, device_jobs, device_results;
-    struct cws_gpu_table *table; /* pinned: table, jobs and results follow each other as on the device */
+    struct cws_gpu_table *table; /* pinned: table, results and jobs follow each other as on the device */
     struct cws_gpu_job *jobs;
     struct cws_gpu_result *results;
     CUevent copied, done;
@@ -225,6 +225,10 @@ struct cws_gpu {
     uint64_t drop_bytes;
 
     uint64_t host_bytes, host_budget;
+    struct cws_gpu_garbage { /* pinned memory to be freed */
+        struct cws_gpu_garbage *next;
+        size_t bytes;
+    } *garbage;
     struct cws_gpu_stats counts; /* the counts since open only */
 };
 

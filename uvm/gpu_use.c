@@ -58,16 +58,21 @@ static uint64_t set_new_bytes(const struct cws_gpu_use *use)
     return bytes;
 }
 
-static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
+static void hold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, bool hold)
 {
     for (unsigned i = 0; i < use->count; i++)
-        use->ranges[i]->holds--;
+        use->ranges[i]->holds += hold ? 1 : -1u;
+    if (!hold && (gpu->rooms || gpu->waiting))
+        pthread_cond_signal(&gpu->work);
+}
+
+static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
+{
+    hold_locked(gpu, use, false);
     use->count = 0;
     if (use->ranges != use->few)
         free(use->ranges);
     use->ranges = use->few;
-    if (gpu->rooms || gpu->waiting)
-        pthread_cond_signal(&gpu->work);
 }
 
 /* A fresh range gets memory, in this thread. */
@@ -134,13 +139,15 @@ static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t
                 (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((need >> 20) + 1));
 }
 
-/* Something has to be loaded or made. One launch at a time does this: two that hold halves of what the other needs would never end. */
+/* Something has to be loaded or made. One launch at a time does this, and those that wait for their turn hold nothing: two that hold halves of
+ * what the other needs would never end. */
 static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
     CUresult result = CUDA_SUCCESS;
     uint64_t begin = now_ns();
     pthread_mutex_lock(&gpu->slow);
     pthread_mutex_lock(&gpu->lock);
+    hold_locked(gpu, use, true);
     gpu->waiting++;
     uint64_t need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
     if (need > gpu->config.budget_bytes) {
@@ -189,10 +196,13 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
     uint64_t bytes = 0; /* the others are among what cannot be dropped */
     for (unsigned i = 0; i < use->count; i++)
         bytes += use->ranges[i]->source && use->ranges[i]->state != CWS_RANGE_DIRTY ? cws_gpu_span(use->ranges[i]) : 0;
-    gpu->largest_set = bytes > gpu->largest_set ? bytes : gpu->largest_set;
+    if (bytes > gpu->largest_set && cws_gpu_undroppable_locked(gpu) + bytes <= gpu->config.budget_bytes) /* a set that fails is not to be kept room for */
+        gpu->largest_set = bytes;
     if (!room)
         unhold_locked(gpu, use);
-    else if (all && use->count)
+    else if (!all)
+        hold_locked(gpu, use, false);
+    else if (use->count)
         gpu->running_uses++;
     pthread_mutex_unlock(&gpu->lock);
     if (!room) {
