@@ -150,13 +150,14 @@ API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CU
     return copy(AT(to), AT(from), bytes, SIDE_DEVICE, SIDE_DEVICE, stream, true);
 }
 API cuMemcpyBatchAsync(CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count, void *attributes, size_t *indexes,
-                       size_t attribute_count, CUstream stream)
+                       size_t attribute_count, size_t *failed, CUstream stream)
 {
     ENTER("cuMemcpyBatchAsync", CALL_CONTEXT, count, 0);
     (void)attributes, (void)indexes, (void)attribute_count;
     CUresult result = count && to && from && bytes ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++)
-        result = copy(AT(to[i]), AT(from[i]), bytes[i], SIDE_ANY, SIDE_ANY, stream, true);
+        if ((result = copy(AT(to[i]), AT(from[i]), bytes[i], SIDE_ANY, SIDE_ANY, stream, true)) != CUDA_SUCCESS && failed)
+            *failed = i;
     return result;
 }
 
@@ -324,3 +325,40 @@ static CUresult fill(CUdeviceptr to, size_t pitch, uint32_t value, unsigned elem
 FILLS(8, unsigned char, 1)
 FILLS(16, unsigned short, 2)
 FILLS(32, unsigned, 4)
+
+/* ---- What nodes of graphs do. */
+/* Told as unified addresses. */
+static struct side3d side_of(const char *at, size_t pitch, size_t slice)
+{
+    return (struct side3d){.type = MEMORY_UNIFIED, .device = U64(at), .pitch = pitch, .height = pitch ? slice / pitch : 0};
+}
+
+API cuGraphMemcpyNodeGetParams(CUgraphNode node, struct copy3d *out)
+{
+    ENTER("cuGraphMemcpyNodeGetParams", 0, U64(node), 0);
+    lock();
+    if (!out || !object_is_locked(OBJECT_NODE, node) || node->type != NODE_MEMCPY)
+        return unlock(CUDA_ERROR_INVALID_VALUE);
+    const struct shape *s = node->data;
+    *out = (struct copy3d){side_of(s->from, s->from_pitch, s->from_slice), side_of(s->to, s->to_pitch, s->to_slice), s->width,
+                                  s->height, s->depth};
+    return unlock(CUDA_SUCCESS);
+}
+
+struct fill_params { /* CUDA_MEMSET_NODE_PARAMS */
+    CUdeviceptr to;
+    size_t pitch;
+    unsigned value, element;
+    size_t width, height;
+};
+
+API cuGraphMemsetNodeGetParams(CUgraphNode node, struct fill_params *out)
+{
+    ENTER("cuGraphMemsetNodeGetParams", 0, U64(node), 0);
+    lock();
+    if (!out || !object_is_locked(OBJECT_NODE, node) || node->type != NODE_MEMSET)
+        return unlock(CUDA_ERROR_INVALID_VALUE);
+    const struct fill *f = node->data;
+    *out = (struct fill_params){U64(f->to), f->pitch, f->value, f->element, f->width / f->element, f->height};
+    return unlock(CUDA_SUCCESS);
+}

@@ -1,0 +1,28 @@
+# Programs that use the stand-in driver as libcuda.so.1 under the preloaded library.
+if(CWS_TESTS AND TARGET codecshim AND TARGET cws_standin_driver)
+  foreach(name dlsym_first dlsym_second)
+    add_library(${name} SHARED ${name}.c)
+    target_link_libraries(${name} PRIVATE cws_flags ${CMAKE_DL_LIBS})
+  endforeach()
+
+  set(sanitizer_options)
+  set(preload $<TARGET_FILE:codecshim>)
+  if(CWS_SANITIZE)
+    set(preload "$<TARGET_FILE:sanitizer_gate>:${preload}")
+    set(sanitizer_options ASAN_OPTIONS=verify_asan_link_order=0:detect_leaks=0 CODEC_IO=preadv)
+  endif()
+
+  function(cws_cuda_shim_test name budget)
+    add_executable(${name} ${name}.c)
+    target_include_directories(${name} SYSTEM PRIVATE ${CWS_cmocka_INCLUDE})
+    target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+    target_link_libraries(${name} PRIVATE ${CWS_cmocka_LIBRARY} cws_flags Threads::Threads ${CMAKE_DL_LIBS} -Wl,--no-as-needed
+      dlsym_first dlsym_second -Wl,--as-needed)
+    target_compile_definitions(${name} PRIVATE CWS_BIN_DIR="${PROJECT_BINARY_DIR}")
+    add_dependencies(${name} cws_standin_driver codecshim codecllm)
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT 120 SKIP_RETURN_CODE 77
+      ENVIRONMENT "CODEC_VRAM_BUDGET=${budget};CODEC_HOST_BUDGET=64M;LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin;LD_PRELOAD=${preload};${sanitizer_options}")
+  endfunction()
+  cws_cuda_shim_test(test_cuda_shim 40M)
+endif()
