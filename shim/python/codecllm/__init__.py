@@ -9,7 +9,7 @@ The package has no dependencies and no logic of its own: the work is done by lib
 import os
 import sys
 
-__all__ = ["Error", "command_path", "shim_path", "stats"]
+__all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats"]
 
 
 class Error(RuntimeError):
@@ -36,14 +36,13 @@ def command_path():
     return path
 
 
-def stats():
-    """The counters of paging in this process, as a dict: faults, decoded_bytes, evictions, resident_bytes,
-    written_bytes, peak_bytes, reads, read_bytes and more. Raises codecllm.Error when the library is not loaded."""
+def _json(name):
+    """What a function of the library that writes JSON says."""
     import ctypes
     import json
 
     try:
-        function = ctypes.CDLL(None).codecllm_stats_json
+        function = getattr(ctypes.CDLL(None), name)
     except AttributeError:
         raise Error(
             "libcodecshim.so is not loaded in this process; start it with CODEC_VRAM_BUDGET set, or by 'codecllm run'"
@@ -57,6 +56,26 @@ def stats():
         if need < size:
             return json.loads(buffer.value)
         size = need + 1
+
+
+def stats():
+    """The counters of paging in this process, as a dict: faults, decoded_bytes, evictions, resident_bytes,
+    written_bytes, peak_bytes, reads, read_bytes and more. Raises codecllm.Error when the library is not loaded."""
+    return _json("codecllm_stats_json")
+
+
+def memory_stats(device=None):
+    """Where the GPU's memory goes, in bytes: a dict with decoded (weights in device memory), compressed (in pinned host
+    memory), staging, other (activations and all else), used, peak, budget and more, for one device; without an argument a
+    dict of these by device. A device appears with its first allocation. Raises codecllm.Error when the library is not loaded."""
+    devices = {entry.pop("device"): entry for entry in _json("codecllm_gpu_stats_json")}
+    if device is None:
+        return devices
+    index = device.rpartition(":")[2] if isinstance(device, str) else getattr(device, "index", device)
+    index = 0 if index in (None, "cuda") else int(index)
+    if index not in devices:
+        raise Error(f"GPU {index} is not paged in this process: nothing was allocated on it yet, or it has no budget")
+    return devices[index]
 
 
 def __getattr__(name):

@@ -17,6 +17,8 @@ import sys
 # CODEC_..., since those names are the user's.
 GUARD = "_CODECLLM_STARTED"
 
+_BACKEND = "cudaMallocAsync"
+
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _SIZE = re.compile(_NUMBER + r"(?:[kKmMgGtT]i?[bB]?)|\d+\.?0*[bB]?", re.ASCII)
 
@@ -36,9 +38,8 @@ def budget_is_valid(text):
     """The forms that store/options.c accepts: 2G, 512M, 50%, 0:2G,1:4G."""
     if ":" in text:
         entries = [entry.partition(":") for entry in text.split(",")]
-        return all(re.fullmatch("[0-9]+", device) and _size_is_valid(size) for device, _, size in entries) and not _is_zero(
-            entries[0][2]
-        )
+        well_formed = all(re.fullmatch("[0-9]{1,9}", device) and _size_is_valid(size) for device, _, size in entries)
+        return len(entries) <= 16 and well_formed and not _is_zero(entries[0][2])
     if text.endswith("%"):
         return re.fullmatch("[0-9]{1,9}", text[:-1]) is not None and 1 <= int(text[:-1]) <= 100
     return _size_is_valid(text) and not _is_zero(text)
@@ -79,6 +80,56 @@ def _is_interpreter():
         return False
 
 
+def _split(conf):
+    """The entries of a PyTorch allocator configuration: key:value, where a value may be a list in brackets."""
+    entries, depth, start = [], 0, 0
+    for i, c in enumerate(conf + ","):
+        depth += (c == "[") - (c == "]")
+        if c == "," and depth <= 0:
+            entries.append(conf[start:i].strip())
+            start = i + 1
+    return [entry for entry in entries if entry]
+
+
+def allocator_settings(conf):
+    """(conf with the allocator that pages, [what was changed for it]). Other keys stay as they are."""
+    kept, changed = [], []
+    for entry in _split(conf):
+        key, _, value = entry.partition(":")
+        key, value = key.strip(), value.strip()
+        if key == "backend":
+            if value != _BACKEND:
+                changed.append(entry)
+        elif key == "expandable_segments" and value.lower() == "true":
+            changed.append(entry)
+        else:
+            kept.append(entry)
+    return ",".join(kept + ["backend:" + _BACKEND]), changed
+
+
+def _has_gpu():
+    """Could PyTorch see an NVIDIA GPU here? Answered from files, because nothing may be initialised yet."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return False
+    return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def choose_allocator():
+    """Weights are paged only where each tensor is an allocation of its own, so PyTorch's other allocators are switched off."""
+    if not _has_gpu():
+        return
+    said = []
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        before = os.environ.get(name, "")
+        after, changed = allocator_settings(before)
+        if changed:
+            said.append(f"{name}={before} is now {after}")
+        os.environ[name] = after
+    if said:
+        _say("; ".join(said) + " (paging on the GPU needs this allocator)")
+
+
 def boot():
     budget = os.environ.get("CODEC_VRAM_BUDGET", "")
     started = os.environ.pop(GUARD, None)
@@ -91,7 +142,7 @@ def boot():
         )
         os._exit(2)  # an exception here would be a page of traceback from site.py
     if _loaded():
-        return
+        return choose_allocator()
     shim = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libcodecshim.so")
     if started == str(os.getpid()):
         return _off(f"{shim} was in LD_PRELOAD but was not loaded")
