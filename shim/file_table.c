@@ -1,4 +1,5 @@
 #include "file_table.h"
+#include "../uvm/sys.h"
 #include "../uvm/view.h"
 #include "hooks.h"
 #include "shim.h"
@@ -9,7 +10,12 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 enum { PAGE_SLOTS = 4096, PAGES = 1024, WINDOW_BYTES = 256 * 1024, CURSOR_DEPTH = 4 };
 
@@ -124,8 +130,9 @@ struct cws_file *cws_file_get(int fd)
     struct stat st;
     int saved = errno;
     struct cws_file *f = get_unchecked(fd);
-    /* Closed behind our back (by a direct system call, or inside the C library) and used again for something else? */
-    if (f && (CWS_REAL(fstat)(fd, &st) != 0 || st.st_ino != f->ino || st.st_dev != f->dev)) {
+    /* Closed behind our back (by a direct system call, or inside the C library) and used again for something else? A call that fails
+     * for another reason tells nothing, and the real bytes must not be shown. */
+    if (f && (CWS_REAL(fstat)(fd, &st) != 0 ? errno == EBADF : st.st_ino != f->ino || st.st_dev != f->dev)) {
         cws_file_put(f);
         cws_file_forget(fd);
         f = NULL;
@@ -158,6 +165,12 @@ void cws_file_forget_range(unsigned first, unsigned last)
     }
 }
 
+static int cannot_note(const char *path, int code)
+{
+    cws_shim_say("%s: not enough memory, or too many descriptors, to open the store: %s", path, cws_strerror(code));
+    return code;
+}
+
 int cws_file_share(int from, int to)
 {
     struct cws_file *before, *f = get_unchecked(from);
@@ -166,16 +179,18 @@ int cws_file_share(int from, int to)
         return 0;
     }
     int code = install(to, f, &before);
+    if (code && f)
+        cannot_note(cws_store_path(f->shared->store), code);
     cws_file_put(code ? f : before);
     return code;
 }
 
-static int track(int fd, struct cws_shared *shared, const struct stat *st)
+static int track(int fd, const char *path, struct cws_shared *shared, const struct stat *st)
 {
     struct cws_file *before, *f = create(shared, st);
     if (!f) {
         cws_stores_release(shared);
-        return -ENOMEM;
+        return cannot_note(path, -ENOMEM);
     }
     pthread_mutex_lock(&table_lock);
     f->next = all_files;
@@ -186,7 +201,7 @@ static int track(int fd, struct cws_shared *shared, const struct stat *st)
     pthread_mutex_unlock(&table_lock);
     int code = install(fd, f, &before);
     cws_file_put(code ? f : before);
-    return code ? code : 1;
+    return code ? cannot_note(path, code) : 1;
 }
 
 int cws_file_adopt(int fd, const char *path)
@@ -196,10 +211,12 @@ int cws_file_adopt(int fd, const char *path)
     int saved = errno, code = 0;
     if (cws_file_is_tracked(fd)) /* left over from a descriptor that was closed behind our back */
         cws_file_forget(fd);
-    if (CWS_REAL(fstat)(fd, &st) == 0 && cws_stores_plausible(&st) && !cws_shim_is_borrowed()) {
+    if (CWS_REAL(fstat)(fd, &st) != 0) {
+        code = cws_stores_cannot_tell(path, errno);
+    } else if (cws_stores_plausible(&st) && !cws_shim_is_borrowed()) {
         code = cws_stores_acquire(fd, &st, path, &shared);
         if (code > 0)
-            code = track(fd, shared, &st);
+            code = track(fd, path, shared, &st);
     }
     errno = saved;
     return code;
@@ -244,7 +261,7 @@ static int fill_window_locked(struct cws_file *f, uint64_t offset)
 {
     struct cws_error err = {0};
     if (!f->window && !(f->window = malloc(WINDOW_BYTES)))
-        return -ENOMEM;
+        return read_failed(f, &err, cws_fail(&err, -ENOMEM, "%s: not enough memory to read", cws_store_path(f->shared->store)));
     uint64_t begin = window_of(f, offset), end = begin + WINDOW_BYTES;
     if (end > f->bytes)
         end = f->bytes;
@@ -257,6 +274,46 @@ static int fill_window_locked(struct cws_file *f, uint64_t offset)
     return 0;
 }
 
+/* Has the kernel write one byte to each page of [data, data + bytes). */
+static bool kernel_can_write(uint8_t *data, size_t bytes)
+{
+    static const char some_page;
+    const uintptr_t mask = CWS_PAGE_BYTES - 1;
+    void *page = (void *)((uintptr_t)&some_page & ~mask);
+    for (size_t at = 0; at < bytes; at = (((uintptr_t)data + at) | mask) + 1 - (uintptr_t)data)
+        if (mincore(page, 1, data + at) != 0)
+            return false;
+    return true;
+}
+
+/* Where the kernel would answer EFAULT, decoding into the memory would raise a signal, with the file's lock held. 0 or -EFAULT. */
+static int check_writable(void *data, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)data & ~(uintptr_t)(CWS_PAGE_BYTES - 1);
+    int saved = errno;
+    bool good = CWS_REAL(madvise)((void *)page, (uintptr_t)data + bytes - page, MADV_POPULATE_WRITE) == 0;
+    if (!good && errno != ENOMEM && errno != EFAULT) /* EINVAL: a kernel before 5.14, memory of a device, or not writable */
+        good = kernel_can_write(data, bytes);
+    errno = saved;
+    return good ? 0 : -EFAULT;
+}
+
+/* Copies from the window. The memory of a view is held meanwhile: it may be read-only, and its faults need not come here. Returns how
+ * much was copied, or -errno. */
+static ssize_t copy_window(const struct cws_file *f, uint64_t at, void *data, size_t bytes, bool into_view)
+{
+    size_t part = f->window_end - at < bytes ? f->window_end - at : bytes, max = cws_view_hold_max();
+    if (into_view && part > max)
+        part = max;
+    int code = into_view ? cws_view_hold(data, part, /* for_write */ true, NULL) : 0;
+    if (code)
+        return -cws_shim_errno(code);
+    memcpy(data, f->window + (at - f->window_begin), part);
+    if (into_view)
+        cws_view_unhold(data, part);
+    return (ssize_t)part;
+}
+
 static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t offset)
 {
     struct cws_error err = {0};
@@ -266,22 +323,25 @@ static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t 
         bytes = f->bytes - (uint64_t)offset;
     if (bytes > SSIZE_MAX)
         bytes = SSIZE_MAX;
-    int code = need_cursor_locked(f);
+    bool into_view = cws_view_overlaps(data, bytes);
+    int code = into_view ? 0 : check_writable(data, bytes);
+    if (!code)
+        code = need_cursor_locked(f);
     size_t done = 0;
     while (!code && done < bytes) {
         uint64_t at = (uint64_t)offset + done;
         size_t rest = bytes - done;
         if (at >= f->window_begin && at < f->window_end) {
-            size_t part = f->window_end - at < rest ? f->window_end - at : rest;
-            memcpy((char *)data + done, f->window + (at - f->window_begin), part);
-            done += part;
-        } else if (rest >= WINDOW_BYTES && !cws_view_overlaps((char *)data + done, rest)) {
+            ssize_t part = copy_window(f, at, (char *)data + done, rest, into_view);
+            code = part < 0 ? (int)part : 0;
+            done += part > 0 ? (size_t)part : 0;
+        } else if (rest >= WINDOW_BYTES && !into_view) {
             code = cws_store_read(f->cursor, at, at + rest, (char *)data + done, &err);
             if (code)
                 code = read_failed(f, &err, code);
             else
                 done += rest;
-        } else { /* also into a view: a fault is not to be taken in the middle of decoding */
+        } else {
             code = fill_window_locked(f, at);
         }
     }

@@ -47,14 +47,14 @@ static int map_view(struct cws_file *f, void *addr, size_t len, int prot, int fl
     int view_prot = prot & PROT_WRITE ? PROT_READ | PROT_WRITE : PROT_READ;
     int code = cws_view_map(cws_file_shared(f)->store, addr, len, view_prot, flags, (uint64_t)offset, out, &err);
     if (code) {
-        if (code < -4095)
+        if (code != -EEXIST && code != -EINVAL) /* which say all about what the program asked for */
             cws_shim_say("%s", err.message);
         return -cws_shim_errno(code);
     }
     cws_stores_note_mapped(cws_file_shared(f));
-    if (!(prot & (PROT_READ | PROT_WRITE)))
-        cws_view_protect(*out, len, PROT_NONE);
-    return 0;
+    if (!(prot & (PROT_READ | PROT_WRITE)) && (code = cws_view_protect(*out, len, PROT_NONE)) != 0)
+        cws_view_munmap(*out, len);
+    return code;
 }
 
 /* As for any file, a mapping may be longer than what the file has; the pages behind it cannot be touched. */

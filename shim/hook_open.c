@@ -31,10 +31,8 @@ static int opened(int fd, const char *path, int flags)
     } else {
         if (cws_file_is_tracked(fd))
             cws_file_forget(fd);
-        if (!(flags & O_TRUNC) && cws_stores_is_writable_store(fd)) {
-            cws_shim_say("%s: a packed model cannot be changed in place; unpack it first, or write a new file", path);
-            code = -EROFS;
-        }
+        if (!(flags & O_TRUNC))
+            code = cws_stores_check_writable(fd, path);
     }
     if (code < 0) {
         CWS_REAL(close)(fd);

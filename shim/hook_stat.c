@@ -30,9 +30,13 @@ static bool is_program_file(const char *path)
 static int after_path(int result, int dir, const char *path, struct stat *st, int flags)
 {
     if (result == 0 && cws_shim_active() && cws_stores_plausible(st) && !is_program_file(path)) {
-        uint64_t bytes = cws_stores_logical_bytes(dir, path, st, flags);
-        if (bytes)
-            show(st, bytes);
+        int64_t bytes = cws_stores_logical_bytes(dir, path, st, flags);
+        if (bytes > 0)
+            show(st, (uint64_t)bytes);
+        if (bytes < 0) {
+            errno = (int)-bytes;
+            return -1;
+        }
     }
     return result;
 }
@@ -109,11 +113,16 @@ int cws_hook_statx(int dir, const char *path, int flags, unsigned mask, struct s
     int saved = errno;
     int at_flags = flags & (AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH);
     bool known = CWS_REAL(fstatat)(dir, by_fd ? "" : path, &st, at_flags) == 0;
+    if (!known) {
+        cws_stores_cannot_tell(path, errno);
+        return -1;
+    }
     errno = saved;
-    if (!known || st.st_ino != out->stx_ino || !S_ISREG(st.st_mode))
+    if (st.st_ino != out->stx_ino || !S_ISREG(st.st_mode))
         return result;
     off_t real_bytes = st.st_size;
-    after_at(0, dir, path, &st, at_flags);
+    if (after_at(0, dir, path, &st, at_flags) != 0)
+        return -1;
     if (st.st_size != real_bytes) {
         out->stx_size = (uint64_t)st.st_size;
         out->stx_blocks = (uint64_t)st.st_blocks;

@@ -31,6 +31,7 @@ static struct stream *claim(int fd)
             return &streams[i];
         }
     }
+    cws_shim_say("%d packed models are open as FILE, which is all there can be", STREAMS_MAX);
     errno = EMFILE;
     return NULL;
 }
@@ -120,10 +121,8 @@ static FILE *opened(FILE *file, const char *path, const char *mode)
     } else {
         if (cws_file_is_tracked(fd))
             cws_file_forget(fd);
-        if (mode[0] != 'w' && cws_stores_is_writable_store(fd)) {
-            cws_shim_say("%s: a packed model cannot be changed in place; unpack it first, or write a new file", path);
-            code = -EROFS;
-        }
+        if (mode[0] != 'w')
+            code = cws_stores_check_writable(fd, path);
     }
     if (code < 0) {
         fclose(file);
@@ -165,7 +164,7 @@ FILE *cws_hook_freopen(const char *path, const char *mode, FILE *file)
     if (!again)
         return NULL;
     int fd = CWS_REAL(fileno)(again);
-    int code = is_for_reading(mode) ? cws_file_adopt(fd, path) : mode[0] != 'w' && cws_stores_is_writable_store(fd) ? -EROFS : 0;
+    int code = is_for_reading(mode) ? cws_file_adopt(fd, path) : mode[0] != 'w' ? cws_stores_check_writable(fd, path) : 0;
     if (code > 0) {
         cws_file_forget(fd);
         cws_shim_say("%s: freopen cannot show a packed model; use fopen", path);

@@ -147,8 +147,9 @@ static void adopt_inherited(void)
     char link[64], path[PATH_MAX];
     for (int i = 0; i < LOOK_AT; i++)
         fds[i] = (struct pollfd){.fd = i};
-    if (poll(fds, LOOK_AT, 0) < 0)
-        return;
+    if (poll(fds, LOOK_AT, 0) < 0) /* fewer may be allowed: each is asked, then */
+        for (int i = 0; i < LOOK_AT; i++)
+            fds[i].revents = 0;
     for (int i = 0; i < LOOK_AT; i++) {
         if (fds[i].revents & POLLNVAL)
             continue;

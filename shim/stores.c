@@ -1,11 +1,13 @@
 #include "stores.h"
 #include "hooks.h"
 #include "shim.h"
+#include "../store/os.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,13 +42,28 @@ bool cws_stores_plausible(const struct stat *st)
     return S_ISREG(st->st_mode) && st->st_size >= CWS_CHUNK_ALIGN + CWS_TRAILER_BYTES;
 }
 
-/* Does the file start as every store does? One short read at the place that the program will read next anyway. */
-static bool has_front(int fd)
+/* Does the file start as every store does? 1, 0 or -errno. One short read at the place that the program will read next anyway. */
+static int has_front(int fd)
 {
     static const char mark[] = CWS_FRONT_MARK;
     char front[8 + sizeof mark - 1];
-    ssize_t got = CWS_REAL(pread)(fd, front, sizeof front, 0);
-    return got == (ssize_t)sizeof front && memcmp(front + 8, mark, sizeof mark - 1) == 0;
+    size_t got;
+    int code = cws_os_read_full(fd, front, sizeof front, 0, &got);
+    return code ? code : got == sizeof front && memcmp(front + 8, mark, sizeof mark - 1) == 0;
+}
+
+int cws_stores_cannot_tell(const char *path, int errnum)
+{
+    cws_shim_say("%s: cannot tell whether it is a packed model: %s; try again", path, cws_strerror(-errnum));
+    return -errnum;
+}
+
+/* A parser without memory may drop the end of a word (store/safetensors.c), so that a sound file looks damaged: that is believed
+ * when it is found twice. */
+static int open_store(int fd, const char *path, struct cws_store **out, struct cws_error *err)
+{
+    int code = cws_store_open_fd(fd, path, out, err);
+    return code == CWS_E_CORRUPT ? cws_store_open_fd(fd, path, out, err) : code;
 }
 
 /* --- what is about to be loaded ------------------------------------------------------------------ */
@@ -138,13 +155,14 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
         *out = s;
         return 1;
     }
-    if (!has_front(fd))
-        return 0;
-    int code = cws_shim_check_options();
+    int code = has_front(fd);
+    if (code <= 0)
+        return code ? cws_stores_cannot_tell(path, -code) : 0;
+    code = cws_shim_check_options();
     if (code)
         return code;
     struct cws_store *store;
-    code = cws_store_open_fd(fd, path, &store, &err);
+    code = open_store(fd, path, &store, &err);
     if (code == CWS_E_NOT_STORE)
         return 0;
     if (code)
@@ -152,7 +170,7 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
     struct cws_shared *fresh = calloc(1, sizeof *fresh);
     if (!fresh) {
         cws_store_close(store);
-        return -ENOMEM;
+        return refuse(&err, cws_fail(&err, -ENOMEM, "%s: not enough memory to open the store", path));
     }
     *fresh = (struct cws_shared){.store = store, .opened = *st, .users = 1};
     pthread_mutex_lock(&lock);
@@ -231,41 +249,58 @@ static struct known *slot_of(const struct stat *st)
     return &known[(key >> 32) % KNOWN_COUNT];
 }
 
-static uint64_t look_inside(int dir, const char *path, const struct stat *st, int flags)
+/* A program may be told an error for want of these, which may be there again the next moment. What it may not be told is the real
+ * size of a store. */
+static bool is_passing(int errnum)
+{
+    return errnum == ENOMEM || errnum == EMFILE || errnum == ENFILE || errnum == EIO || errnum == EAGAIN || errnum == EINTR;
+}
+
+static int64_t look_inside(int dir, const char *path, const struct stat *st, int flags)
 {
     struct stat now;
     struct cws_store *store;
-    uint64_t bytes = 0;
     int nofollow = flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0;
     int fd = CWS_REAL(openat)(dir, path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | nofollow);
     if (fd < 0)
-        return 0;
-    if (CWS_REAL(fstat)(fd, &now) == 0 && same_content(&now, st) && has_front(fd) &&
-        cws_store_open_fd(fd, path, &store, NULL) == 0) {
-        bytes = cws_store_logical_bytes(store);
-        cws_store_close(store);
+        return is_passing(errno) ? -errno : 0; /* not for this program to read: it stays what it is */
+    int64_t bytes = 0;
+    int code = CWS_REAL(fstat)(fd, &now) != 0 ? -errno : 0;
+    if (!code && same_content(&now, st))
+        code = has_front(fd);
+    if (code > 0) {
+        code = open_store(fd, path, &store, NULL);
+        if (code == 0) {
+            bytes = (int64_t)cws_store_logical_bytes(store);
+            cws_store_close(store);
+        }
     }
     CWS_REAL(close)(fd);
-    return bytes;
+    return code < 0 && is_passing(-code) ? code : bytes;
 }
 
-uint64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags)
+int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags)
 {
     int saved = errno;
+    static atomic_flag said = ATOMIC_FLAG_INIT;
     struct known *slot = slot_of(st);
-    uint64_t bytes = 0;
+    int64_t bytes = 0;
     pthread_mutex_lock(&lock);
     struct cws_shared *s = find_locked(st);
     bool found = s || same_content(&slot->st, st);
     if (found)
-        bytes = s ? cws_store_logical_bytes(s->store) : slot->logical_bytes;
+        bytes = (int64_t)(s ? cws_store_logical_bytes(s->store) : slot->logical_bytes);
     pthread_mutex_unlock(&lock);
     if (!found) {
         bytes = look_inside(dir, path, st, flags);
-        pthread_mutex_lock(&lock);
-        *slot = (struct known){*st, bytes};
-        note_seen_locked(st, bytes);
-        pthread_mutex_unlock(&lock);
+        if (bytes >= 0) {
+            pthread_mutex_lock(&lock);
+            *slot = (struct known){*st, (uint64_t)bytes};
+            note_seen_locked(st, (uint64_t)bytes);
+            pthread_mutex_unlock(&lock);
+        } else if (!atomic_flag_test_and_set(&said)) {
+            cws_stores_cannot_tell(path, (int)-bytes);
+        }
     }
     errno = saved;
     return bytes;
@@ -312,30 +347,31 @@ int cws_stores_spare(int dir, const char *path)
 {
     struct stat st;
     char link[64], real_path[PATH_MAX];
-    int saved = errno;
+    int saved = errno, code = 0;
     if (!__atomic_load_n(&open_stores, __ATOMIC_RELAXED))
         return 0;
-    if (CWS_REAL(fstatat)(dir, path, &st, 0) != 0 || !S_ISREG(st.st_mode) || !is_in_use(&st) ||
-        faccessat(dir, path, W_OK, AT_EACCESS) != 0) { /* what the open itself will answer is the program's to see */
-        errno = saved;
-        return 0;
-    }
-    int code = 0;
-    int fd = CWS_REAL(openat)(dir, path, O_PATH | O_CLOEXEC);
-    if (fd < 0) {
-        errno = saved;
-        return 0;
-    }
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t len = readlink(link, real_path, sizeof real_path - 1);
-    CWS_REAL(close)(fd);
-    if (len <= 0) {
+    /* What the open itself will answer is the program's to see. */
+    if (CWS_REAL(fstatat)(dir, path, &st, 0) != 0)
+        code = is_passing(errno) ? -errno : 1;
+    else if (!S_ISREG(st.st_mode) || !is_in_use(&st))
+        code = 1;
+    else if (faccessat(dir, path, W_OK, AT_EACCESS) != 0)
+        code = is_passing(errno) ? -errno : 1;
+    int fd = code ? -1 : CWS_REAL(openat)(dir, path, O_PATH | O_CLOEXEC);
+    if (!code && fd < 0)
         code = -errno;
-    } else {
-        real_path[len] = '\0';
-        code = replace_by_empty(real_path, &st);
+    if (!code) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        ssize_t len = readlink(link, real_path, sizeof real_path - 1);
+        code = len <= 0 ? -errno : 0;
+        real_path[len > 0 ? len : 0] = '\0';
+        CWS_REAL(close)(fd);
+        if (!code)
+            code = replace_by_empty(real_path, &st);
     }
     errno = saved;
+    if (code > 0)
+        return 0;
     if (code)
         cws_shim_say("%s: a packed model that this program is using can be overwritten only by putting a new file into its "
                      "directory, and that failed: %s; save elsewhere",
@@ -343,22 +379,36 @@ int cws_stores_spare(int dir, const char *path)
     return code;
 }
 
-bool cws_stores_is_writable_store(int fd)
+/* 1, 0 or -errno. A file that can be written but not read is left to the program. */
+static int is_store(int fd)
 {
     struct stat st;
     char link[64];
-    int saved = errno;
-    bool is = false;
-    if (CWS_REAL(fstat)(fd, &st) == 0 && cws_stores_plausible(&st)) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-        int again = CWS_REAL(open)(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-        if (again >= 0) {
-            is = has_front(again) && cws_store_probe_fd(again) == 1;
-            CWS_REAL(close)(again);
-        }
-    }
-    errno = saved;
+    if (CWS_REAL(fstat)(fd, &st) != 0)
+        return -errno;
+    if (!cws_stores_plausible(&st))
+        return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int again = CWS_REAL(open)(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (again < 0)
+        return is_passing(errno) ? -errno : 0;
+    int is = has_front(again);
+    if (is > 0)
+        is = cws_store_probe_fd(again);
+    CWS_REAL(close)(again);
     return is;
+}
+
+int cws_stores_check_writable(int fd, const char *path)
+{
+    int saved = errno;
+    int is = is_store(fd);
+    errno = saved;
+    if (is > 0) {
+        cws_shim_say("%s: a packed model cannot be changed in place; unpack it first, or write a new file", path);
+        return -EROFS;
+    }
+    return is < 0 ? cws_stores_cannot_tell(path, cws_shim_errno(is)) : 0;
 }
 
 void cws_stores_fork_prepare(void) { pthread_mutex_lock(&lock); }

@@ -27,9 +27,13 @@ bool cws_stores_plausible(const struct stat *st);
 int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out);
 void cws_stores_release(struct cws_shared *shared);
 
-/* The logical size of the store at (dir, path), whose stat is st, or 0: not a store that could be opened. Remembered by
- * identity. flags: AT_SYMLINK_NOFOLLOW or 0. Keeps errno. */
-uint64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags);
+/* The logical size of the store at (dir, path), whose stat is st; 0: not a store that could be opened; -errno: no memory, descriptor
+ * or answer to find out with (a line was written, for the first of them). Remembered by identity. flags: AT_SYMLINK_NOFOLLOW or 0.
+ * Keeps errno. */
+int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags);
+
+/* What a look at a file failed with, said: "PATH: cannot tell whether it is a packed model: WHY". Returns -errnum. */
+int cws_stores_cannot_tell(const char *path, int errnum);
 
 /* A view of it was made. */
 void cws_stores_note_mapped(struct cws_shared *shared);
@@ -46,8 +50,9 @@ void cws_stores_drop_unmapped(void);
  * place in the directory, so that descriptors and views keep the old one. 0, or -errno (a line was written). */
 int cws_stores_spare(int dir, const char *path);
 
-/* Is this writable descriptor one of a whole store, which can be replaced but not changed in place? */
-bool cws_stores_is_writable_store(int fd);
+/* Is this writable descriptor, opened by `path`, one of a whole store, which can be replaced but not changed in place? 0: no.
+ * -EROFS: yes; another -errno: it could not be found out (a line was written in both cases). Keeps errno. */
+int cws_stores_check_writable(int fd, const char *path);
 
 /* Around fork(). */
 void cws_stores_fork_prepare(void);

@@ -278,9 +278,15 @@ int cws_header_parse(const char *path, const uint8_t *bytes, uint64_t header_byt
     if (code)
         return code;
     json_error_t why;
+    /* Where the parser has no memory it says so in few places, speaks of the syntax in most, and drops the end of a word in one: errno tells. */
+    int saved = errno;
+    errno = 0;
     json_t *root = json_loadb((const char *)text, len, JSON_REJECT_DUPLICATES, &why);
-    if (!root) {
-        if (json_error_code(&why) == json_error_out_of_memory)
+    bool no_memory = errno == ENOMEM;
+    errno = saved;
+    if (!root || no_memory) {
+        json_decref(root);
+        if (no_memory || json_error_code(&why) == json_error_out_of_memory)
             return cws_fail(err, -ENOMEM, "%s: not enough memory for the header", path);
         char shown[CWS_NAME_SHOWN_BYTES];
         return cws_fail(err, CWS_E_INPUT, "%s: offset %d: the header is not valid JSON: %s", path, 8 + (why.position > 0 ? why.position : 0),

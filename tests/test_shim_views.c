@@ -351,7 +351,45 @@ static void a_read_only_view_is_not_written_by_the_kernel(void **state)
     assert_int_equal(errno, EFAULT);
     assert_memory_equal(view, plain, plain_bytes);
     close(fd);
+    fd = open(packed_path, O_RDONLY);
+    assert_int_equal(pread(fd, view, 4096, 5000000), -1);
+    assert_int_equal(errno, EFAULT);
+    assert_int_equal(read(fd, view + 4096, 1000000), -1);
+    assert_int_equal(errno, EFAULT);
+    assert_int_equal(lseek(fd, 0, SEEK_CUR), 0);
+    assert_memory_equal(view, plain, plain_bytes);
+    close(fd);
     munmap(view, plain_bytes);
+}
+
+/* Nor does a store's read end the program where the kernel's would say EFAULT. */
+static void bad_buffers_are_errors(void **state)
+{
+    (void)state;
+    static const size_t lengths[] = {1, 1000, 1000000};
+    uint8_t *bytes = mmap(NULL, 300 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *volatile nowhere = (uint8_t *)16; /* volatile: the compiler would warn */
+    int fd = open(packed_path, O_RDONLY);
+    assert_int_equal(mprotect(bytes + 280 * page, page, PROT_READ), 0);
+    assert_int_equal(munmap(bytes + 290 * page, page), 0);
+    for (size_t i = 0; i < 3; i++) {
+        uint8_t *const bad[] = {nowhere, bytes + 280 * page, bytes + 290 * page, bytes + 281 * page - lengths[i]};
+        for (size_t j = 0; j < 4; j++) {
+            assert_int_equal(pread(fd, bad[j], lengths[i], 100), -1);
+            assert_int_equal(errno, EFAULT);
+        }
+    }
+    struct iovec parts[2] = {{bytes, 500}, {nowhere, 500}};
+    assert_int_equal(preadv(fd, parts, 2, 3000000), 500); /* what could be read */
+    assert_memory_equal(bytes, plain + 3000000, 500);
+    off_t late = (off_t)plain_bytes - 100; /* only what is there is written */
+    assert_int_equal(pread(fd, bytes + 280 * page - 100, 100 + 2 * page, late), 100);
+    assert_memory_equal(bytes + 280 * page - 100, plain + late, 100);
+    assert_int_equal(pread(fd, nowhere, 100, (off_t)plain_bytes), 0);
+    assert_int_equal(pread(fd, bytes, 280 * page, 3000000), 280 * page);
+    assert_memory_equal(bytes, plain + 3000000, 280 * page);
+    close(fd);
+    munmap(bytes, 300 * page);
 }
 
 static int load(void **state)
@@ -375,6 +413,7 @@ int main(void)
         cmocka_unit_test(files_are_read_into_views),
         cmocka_unit_test(a_short_read_does_not_wait_for_more),
         cmocka_unit_test(a_read_only_view_is_not_written_by_the_kernel),
+        cmocka_unit_test(bad_buffers_are_errors),
     };
     int start = fixture_start();
     return start ? start : cmocka_run_group_tests(tests, load, NULL);
