@@ -4,7 +4,10 @@
 #include "shim.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 bool cws_buffers_any(const struct iovec *parts, int count)
@@ -307,4 +310,89 @@ ssize_t cws_hook___recvfrom_chk(int fd, void *data, size_t bytes, size_t room, i
     if (bytes > room || !CWS_UNLIKELY(cws_view_overlaps(data, bytes)))
         return CWS_REAL(__recvfrom_chk)(fd, data, bytes, room, flags, from, from_len);
     return cws_hook_recvfrom(fd, data, bytes, flags, from, from_len);
+}
+
+/* --- several messages: one by one, when any of them touches a view ------------------------------- */
+
+static bool messages_any(const struct mmsghdr *messages, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (cws_buffers_any(messages[i].msg_hdr.msg_iov, (int)messages[i].msg_hdr.msg_iovlen))
+            return true;
+    return false;
+}
+
+int cws_hook_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    unsigned done = 0;
+    int saved = errno;
+    if (!CWS_UNLIKELY(messages_any(messages, count)))
+        return CWS_REAL(sendmmsg)(fd, messages, count, flags);
+    for (; done < count; done++) {
+        ssize_t sent = cws_hook_sendmsg(fd, &messages[done].msg_hdr, flags);
+        if (sent < 0)
+            break;
+        messages[done].msg_len = (unsigned)sent;
+    }
+    if (done)
+        errno = saved; /* an error of a later message is met by the next call */
+    return done ? (int)done : -1;
+}
+
+/* What is left until `end`; false: nothing. */
+static bool time_left(const struct timespec *end, struct timespec *left)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t ns = (int64_t)(end->tv_sec - now.tv_sec) * 1000000000 + end->tv_nsec - now.tv_nsec;
+    if (ns < 0)
+        ns = 0;
+    *left = (struct timespec){ns / 1000000000, ns % 1000000000};
+    return ns > 0;
+}
+
+int cws_hook_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
+{
+    unsigned done = 0;
+    int saved = errno, each = flags & ~MSG_WAITFORONE;
+    struct timespec end = {0};
+    if (!CWS_UNLIKELY(messages_any(messages, count)))
+        return CWS_REAL(recvmmsg)(fd, messages, count, flags, timeout);
+    if (timeout) {
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        end.tv_sec += timeout->tv_sec;
+        end.tv_nsec += timeout->tv_nsec;
+    }
+    while (done < count) {
+        ssize_t got = cws_hook_recvmsg(fd, &messages[done].msg_hdr, each);
+        if (got < 0)
+            break;
+        messages[done++].msg_len = (unsigned)got;
+        if (flags & MSG_WAITFORONE)
+            each |= MSG_DONTWAIT;
+        if (timeout && !time_left(&end, timeout)) /* looked at after a message only, as the kernel does */
+            break;
+    }
+    if (done)
+        errno = saved;
+    return done ? (int)done : -1;
+}
+
+/* --- vmsplice ---------------------------------------------------------------------------------- */
+
+static ssize_t call_vmsplice(const struct cws_transfer *t, const struct iovec *parts, int count, size_t done)
+{
+    (void)done;
+    return CWS_REAL(vmsplice)(t->fd, parts, (size_t)count, (unsigned)t->flags);
+}
+
+ssize_t cws_hook_vmsplice(int fd, const struct iovec *parts, size_t count, unsigned flags)
+{
+    if (count > IOV_MAX || !CWS_UNLIKELY(cws_buffers_any(parts, (int)count)))
+        return CWS_REAL(vmsplice)(fd, parts, count, flags);
+    struct cws_transfer t = {.call = call_vmsplice, .fd = fd};
+    t.into = (CWS_REAL(fcntl)(fd, F_GETFL) & O_ACCMODE) == O_RDONLY;
+    cws_buffers_classify(&t);
+    t.flags = (int)(flags & ~(unsigned)SPLICE_F_GIFT); /* the pages stay the pager's */
+    return cws_buffers_run(&t, parts, (int)count);
 }

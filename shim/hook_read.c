@@ -154,6 +154,7 @@ off_t cws_hook_lseek(int fd, off_t offset, int whence)
 }
 CWS_SAME(lseek64, lseek);
 CWS_SAME(__lseek, lseek);
+CWS_SAME(llseek, lseek);
 
 /* --- what a store does not offer --------------------------------------------------------------- */
 

@@ -227,3 +227,22 @@ int cws_hook_pthread_sigmask(int how, const sigset_t *set, sigset_t *previous)
     sigset_t copy;
     return CWS_REAL(pthread_sigmask)(how, opened(how, set, &copy), previous);
 }
+
+/* The same of older times: a mask is the first 31 signals as bits. */
+static int opened_bits(int mask)
+{
+    if (!CWS_UNLIKELY(atomic_load_explicit(&installed, memory_order_relaxed)))
+        return mask;
+    return (int)((unsigned)mask & ~(1U << (SIGSEGV - 1) | 1U << (SIGBUS - 1)));
+}
+
+int cws_hook_sigblock(int mask) { return CWS_REAL(sigblock)(opened_bits(mask)); }
+int cws_hook_sigsetmask(int mask) { return CWS_REAL(sigsetmask)(opened_bits(mask)); }
+int cws_hook_sighold(int signo) { return is_chained(signo, SIG_DFL) ? 0 : CWS_REAL(sighold)(signo); }
+
+int cws_hook_sigignore(int signo)
+{
+    if (!is_chained(signo, SIG_IGN))
+        return CWS_REAL(sigignore)(signo);
+    return set_handler(signo, SIG_IGN, 0) == SIG_ERR ? -1 : 0;
+}

@@ -227,6 +227,35 @@ static void blocked_signals_do_not_stop_the_pager(void **state)
     munmap(view, plain_bytes);
 }
 
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+static void older_ways_to_block_and_ignore_do_not_stop_the_pager(void **state)
+{
+    (void)state;
+    const int both = 1 << (SIGSEGV - 1) | 1 << (SIGBUS - 1);
+    struct sigaction before[2];
+    sigaction(SIGSEGV, NULL, &before[0]);
+    sigaction(SIGBUS, NULL, &before[1]);
+    for (int how = 0; how < 4; how++) {
+        uint8_t *view = map_all(packed_path);
+        int old = how == 0 ? sigblock(both) : how == 1 ? sigsetmask(both) : sigblock(0);
+        if (how == 2)
+            assert_int_equal(sighold(SIGSEGV) | sighold(SIGBUS), 0);
+        if (how == 3)
+            assert_int_equal(sigignore(SIGSEGV) | sigignore(SIGBUS), 0);
+        assert_memory_equal(view, plain, plain_bytes);
+        pid_t child = fork(); /* reads by the signal on every rung */
+        if (child == 0)
+            _exit(memcmp(view, plain, plain_bytes) != 0);
+        assert_int_equal(status_of(child), 0);
+        sigsetmask(old);
+        munmap(view, plain_bytes);
+    }
+    sigaction(SIGSEGV, &before[0], NULL);
+    sigaction(SIGBUS, &before[1], NULL);
+}
+#pragma GCC diagnostic pop
+
 static void a_fault_of_the_program_ends_it_as_ever(void **state)
 {
     (void)state;
@@ -433,6 +462,7 @@ int main(void)
         cmocka_unit_test(an_inherited_descriptor_is_recognised),
         cmocka_unit_test(a_program_keeps_its_own_handlers),
         cmocka_unit_test(blocked_signals_do_not_stop_the_pager),
+        cmocka_unit_test(older_ways_to_block_and_ignore_do_not_stop_the_pager),
         cmocka_unit_test(a_fault_of_the_program_ends_it_as_ever),
         cmocka_unit_test(damage_is_a_bus_error_or_a_failed_read),
         cmocka_unit_test(overwriting_a_mapped_model_leaves_the_mapping_alone),

@@ -289,6 +289,57 @@ static void a_datagram_stays_one(void **state)
     munmap(view, plain_bytes);
 }
 
+/* Two messages per call, out of one part of a view and into another; the second call finds only one of the two it asks for. */
+static void several_messages_go_out_of_and_into_views(void **state)
+{
+    (void)state;
+    uint8_t *view = map_all(PROT_READ | PROT_WRITE);
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
+    struct iovec from[3] = {{view + 7, 9000}, {view + 700000, 8000}, {view + 800000, 700}};
+    struct mmsghdr messages[3] = {{.msg_hdr = {.msg_iov = &from[0], .msg_iovlen = 1}},
+                                  {.msg_hdr = {.msg_iov = &from[1], .msg_iovlen = 1}},
+                                  {.msg_hdr = {.msg_iov = &from[2], .msg_iovlen = 1}}};
+    assert_int_equal(sendmmsg(pair[0], messages, 3, 0), 3);
+    assert_int_equal(messages[1].msg_len, 8000);
+    struct iovec in[2] = {{view + 1200000, 10000}, {view + 1400000, 10000}};
+    messages[0].msg_hdr.msg_iov = &in[0];
+    messages[1].msg_hdr.msg_iov = &in[1];
+    struct timespec timeout = {.tv_sec = 60};
+    assert_int_equal(recvmmsg(pair[1], messages, 2, 0, &timeout), 2);
+    assert_true(timeout.tv_sec < 60 && timeout.tv_sec > 0);
+    assert_int_equal(messages[0].msg_len, 9000);
+    assert_int_equal(messages[1].msg_len, 8000);
+    assert_memory_equal(view + 1200000, plain + 7, 9000);
+    assert_memory_equal(view + 1400000, plain + 700000, 8000);
+    assert_memory_equal(view + 1209000, plain + 1209000, 1000);
+    assert_int_equal(recvmmsg(pair[1], messages, 2, MSG_WAITFORONE, NULL), 1);
+    assert_memory_equal(view + 1200000, plain + 800000, 700);
+    assert_int_equal(recvmmsg(pair[1], messages, 2, MSG_DONTWAIT, NULL), -1);
+    assert_int_equal(errno, EAGAIN);
+    close(pair[0]);
+    close(pair[1]);
+    munmap(view, plain_bytes);
+}
+
+static void pages_are_spliced_out_of_and_into_views(void **state)
+{
+    (void)state;
+    uint8_t *view = map_all(PROT_READ | PROT_WRITE), bytes[20000];
+    int pair[2];
+    assert_int_equal(pipe(pair), 0);
+    struct iovec part = {view + 900001, 20000}, back = {view + 1500001, 20000};
+    assert_int_equal(vmsplice(pair[1], &part, 1, SPLICE_F_GIFT), 20000);
+    assert_int_equal(read(pair[0], bytes, sizeof bytes), 20000);
+    assert_memory_equal(bytes, plain + 900001, 20000);
+    assert_int_equal(write(pair[1], plain + 5, 20000), 20000);
+    assert_int_equal(vmsplice(pair[0], &back, 1, 0), 20000);
+    assert_memory_equal(view + 1500001, plain + 5, 20000);
+    close(pair[0]);
+    close(pair[1]);
+    munmap(view, plain_bytes);
+}
+
 /* Every byte of the plain file lands one page later in the view. */
 static void files_are_read_into_views(void **state)
 {
@@ -410,6 +461,8 @@ int main(void)
         cmocka_unit_test(views_are_written_to_files),
         cmocka_unit_test(views_are_sent),
         cmocka_unit_test(a_datagram_stays_one),
+        cmocka_unit_test(several_messages_go_out_of_and_into_views),
+        cmocka_unit_test(pages_are_spliced_out_of_and_into_views),
         cmocka_unit_test(files_are_read_into_views),
         cmocka_unit_test(a_short_read_does_not_wait_for_more),
         cmocka_unit_test(a_read_only_view_is_not_written_by_the_kernel),
