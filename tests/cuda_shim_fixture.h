@@ -168,33 +168,43 @@ static const uint8_t *view;    /* the packed file, mapped */
 static inline size_t tensor_bytes(unsigned i) { return i % 3 == 0 ? 3 * MIB : i % 3 == 1 ? 2 * MIB : MIB + 512; }
 static inline const uint8_t *content(unsigned i) { return logical + tensor_begin[i]; }
 
+static char model_header[8192]; /* JSON, padded */
+static size_t model_header_bytes;
+
+/* Where the tensors lie. */
+static inline void fixture_layout(void)
+{
+    size_t begin = 0, len = (size_t)snprintf(model_header, sizeof model_header, "{");
+    for (unsigned i = 0; i < TENSORS; i++) {
+        len += (size_t)snprintf(model_header + len, sizeof model_header - len,
+                                "%s\"w%02u\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i,
+                                tensor_bytes(i) / 2, begin, begin + tensor_bytes(i));
+        tensor_begin[i] = begin;
+        begin += tensor_bytes(i);
+    }
+    len += (size_t)snprintf(model_header + len, sizeof model_header - len, "}");
+    while (len % 8)
+        model_header[len++] = ' ';
+    for (unsigned i = 0; i < TENSORS; i++)
+        tensor_begin[i] += 8 + len;
+    model_header_bytes = len;
+    logical_bytes = 8 + len + begin;
+}
+
 /* Packs it without the library, which would show the file as plain. */
 static inline void fixture_model(void)
 {
     static char plain[512], packed[512], command[2048];
-    char json[4096];
-    size_t at = 0, len = (size_t)snprintf(json, sizeof json, "{");
     const char *dir = getenv("TMPDIR");
     snprintf(plain, sizeof plain, "%s/cuda_shim.%d.safetensors", dir ? dir : "/tmp", (int)getpid());
     snprintf(packed, sizeof packed, "%s/cuda_shim.%d.packed.safetensors", dir ? dir : "/tmp", (int)getpid());
-    for (unsigned i = 0; i < TENSORS; i++) {
-        len += (size_t)snprintf(json + len, sizeof json - len, "%s\"w%02u\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
-                                i ? "," : "", i, tensor_bytes(i) / 2, at, at + tensor_bytes(i));
-        tensor_begin[i] = at;
-        at += tensor_bytes(i);
-    }
-    len += (size_t)snprintf(json + len, sizeof json - len, "}");
-    while (len % 8)
-        json[len++] = ' ';
-    logical_bytes = 8 + len + at;
+    fixture_layout();
     logical = malloc(logical_bytes);
     assert_non_null(logical);
-    uint64_t header = len, seed = 5;
+    uint64_t header = model_header_bytes, seed = 5;
     memcpy(logical, &header, 8);
-    memcpy(logical + 8, json, len);
-    for (unsigned i = 0; i < TENSORS; i++)
-        tensor_begin[i] += 8 + len;
-    for (size_t i = 8 + len; i + 1 < logical_bytes; i += 2) { /* bf16 of weights: few exponents */
+    memcpy(logical + 8, model_header, model_header_bytes);
+    for (size_t i = 8 + model_header_bytes; i + 1 < logical_bytes; i += 2) { /* bf16 of weights: few exponents */
         seed = seed * 6364136223846793005ull + 1442695040888963407ull;
         logical[i] = (uint8_t)(seed >> 40);
         logical[i + 1] = (uint8_t)(0x3b + (seed >> 60 & 1) + (seed >> 56 & 0x80));

@@ -1,0 +1,242 @@
+/* Description: what cannot work on a paged GPU ends with an error and one line that says why and what to do: hidden pointers, forked
+ * children, budgets that are too small. Each case is a process of its own: this program, started again with the case's name. */
+#include "cuda_shim_fixture.h"
+
+static CUstream stream;
+static CUdeviceptr at[TENSORS], scratch, table;
+
+/* --- inside: the cases. Exit status 0: went as told. --------------------------------------------------------- */
+
+#define MUST(condition)                                                                                                      \
+    do {                                                                                                                     \
+        if (!(condition)) {                                                                                                  \
+            fprintf(stderr, "case failed at line %d: %s\n", __LINE__, #condition);                                           \
+            exit(9);                                                                                                         \
+        }                                                                                                                    \
+    } while (0)
+
+static CUresult run_kernel(const char *name, void **params)
+{
+    return cu.cuLaunchKernel(kernel(name), 1, 1, 1, 1, 1, 1, 0, stream, params, NULL);
+}
+
+static void touch(unsigned i)
+{
+    uint64_t bytes = 16;
+    void *params[] = {&scratch, &at[i], &bytes};
+    MUST(run_kernel("sum", params) == CUDA_SUCCESS);
+}
+
+/* Weights, and a table in device memory that points to one of them; it came by a copy too large to be looked through. */
+static void start(void)
+{
+    static uint64_t pointers[(128 << 10) / 8];
+    fixture_map();
+    fixture_open_driver();
+    MUST(cu.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING) == 0);
+    MUST(cu.cuMemAlloc_v2(&scratch, 4096) == 0);
+    for (unsigned i = 0; i < TENSORS; i++) {
+        MUST(cu.cuMemAllocAsync(&at[i], tensor_bytes(i), stream) == 0);
+        MUST(cu.cuMemcpyHtoDAsync_v2(at[i], view + tensor_begin[i], tensor_bytes(i), stream) == 0);
+    }
+    MUST(cu.cuMemAlloc_v2(&table, sizeof pointers) == 0);
+    pointers[0] = at[1];
+    MUST(cu.cuMemcpyHtoD_v2(table, pointers, sizeof pointers) == 0);
+    MUST(cu.cuCtxSynchronize() == 0);
+}
+
+static void push_out(void)
+{
+    touch(1);
+    for (unsigned round = 0; round < 3; round++)
+        for (unsigned i = 2; i < TENSORS; i++)
+            touch(i);
+    MUST(cu.cuStreamSynchronize(stream) == 0);
+}
+
+static int hidden_read(void)
+{
+    uint64_t count = 1, bytes = 4096;
+    start();
+    push_out();
+    void *params[] = {&scratch, &table, &count, &bytes};
+    MUST(run_kernel("gather", params) == CUDA_SUCCESS);
+    MUST(cu.cuStreamSynchronize(stream) == CUDA_ERROR_ILLEGAL_ADDRESS);
+    return 0;
+}
+
+static int hidden_write(void)
+{
+    uint64_t count = 1, bytes = 4096;
+    unsigned value = 1;
+    start();
+    push_out();
+    void *params[] = {&table, &count, &bytes, &value};
+    MUST(run_kernel("scatter", params) == CUDA_SUCCESS);
+    MUST(cu.cuCtxSynchronize() == CUDA_ERROR_ILLEGAL_ADDRESS);
+    return 0;
+}
+
+static int pinned_read(void)
+{
+    uint64_t count = 1, bytes = 4096, got = 0;
+    start();
+    push_out();
+    void *params[] = {&scratch, &table, &count, &bytes};
+    MUST(run_kernel("gather", params) == CUDA_SUCCESS);
+    MUST(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == CUDA_SUCCESS);
+    MUST(got == sum_of(view + tensor_begin[1], bytes));
+    return 0;
+}
+
+static int forked(void)
+{
+    int status;
+    start();
+    pid_t child = fork();
+    if (child == 0) {
+        CUdeviceptr more;
+        bool refused = cu.cuMemAllocAsync(&more, 2 * MIB, stream) == CUDA_ERROR_NOT_INITIALIZED &&
+                       cu.cuCtxSynchronize() == CUDA_ERROR_NOT_INITIALIZED;
+        _exit(refused ? 0 : 1);
+    }
+    MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    touch(3); /* the parent goes on */
+    MUST(cu.cuStreamSynchronize(stream) == 0);
+    return 0;
+}
+
+static int too_small(void)
+{
+    CUdeviceptr memory;
+    fixture_open_driver();
+    MUST(cu.cuMemAlloc_v2(&memory, 4096) == CUDA_ERROR_OUT_OF_MEMORY);
+    MUST(cu.cuMemAllocAsync(&memory, 2 * MIB, NULL) == CUDA_ERROR_OUT_OF_MEMORY);
+    return 0;
+}
+
+/* Work is still queued, and the loader is busy. */
+static int left_alone(void)
+{
+    start();
+    for (unsigned i = 0; i < TENSORS; i++)
+        touch(i);
+    return 0;
+}
+
+static const struct {
+    const char *name;
+    int (*run)(void);
+} cases[] = {{"hidden_read", hidden_read}, {"hidden_write", hidden_write}, {"pinned_read", pinned_read},
+             {"forked", forked},           {"too_small", too_small},       {"left_alone", left_alone}};
+
+/* --- outside --------------------------------------------------------------------------------------------------- */
+
+static char said[8192];
+
+/* Runs a case with one more variable set; its exit status. What it wrote is in `said`. */
+static int run_case(const char *name, const char *variable, const char *value)
+{
+    int ends[2], status;
+    size_t len = 0;
+    assert_int_equal(pipe(ends), 0);
+    pid_t child = fork(); /* this process never used the driver */
+    if (child == 0) {
+        if (variable)
+            setenv(variable, value, 1);
+        setenv("CUDA_SHIM_MODEL", model_path, 1);
+        dup2(ends[1], STDERR_FILENO);
+        close(ends[0]);
+        execl("/proc/self/exe", "test_cuda_shim_loud", name, (char *)NULL);
+        _exit(8);
+    }
+    close(ends[1]);
+    for (ssize_t got; len < sizeof said - 1 && (got = read(ends[0], said + len, sizeof said - 1 - len)) > 0;)
+        len += (size_t)got;
+    said[len] = '\0';
+    close(ends[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (strstr(said, "no kernels"))
+        skip(); /* a build without kernels for the GPU */
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        print_error("%s", said);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 100;
+}
+
+static unsigned lines_with(const char *text)
+{
+    unsigned count = 0;
+    for (const char *at_text = said; (at_text = strstr(at_text, text)); at_text += strlen(text))
+        count++;
+    return count;
+}
+
+static void hidden_reads_fail_and_name_the_remedy(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("hidden_read", "CODEC_POLICY", "lru"), 0);
+    assert_int_equal(lines_with("CODEC_PIN="), 1);
+}
+static void hidden_writes_fail_and_name_the_remedy(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("hidden_write", "CODEC_POLICY", "lru"), 0);
+    assert_int_equal(lines_with("CODEC_PIN="), 1);
+}
+static void pinned_weights_stay(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("pinned_read", "CODEC_PIN", "other,w0[01]"), 0);
+    assert_string_equal(said, "");
+}
+static void a_forked_child_is_refused_with_one_line(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("forked", NULL, NULL), 0);
+    assert_int_equal(lines_with("a forked process cannot use the GPU of its parent"), 1);
+}
+static void a_budget_below_the_least_is_refused(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("too_small", "CODEC_VRAM_BUDGET", "2M"), 0);
+    assert_int_equal(lines_with("codecllm: GPU 0: "), 1);
+}
+static void a_program_that_just_ends_ends_quietly(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("left_alone", NULL, NULL), 0);
+    assert_string_equal(said, "");
+    assert_int_equal(run_case("left_alone", "CODEC_STATS", "1"), 0);
+    assert_int_equal(lines_with("paging of GPU 0"), 1);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    fixture_model();
+    return 0;
+}
+static int teardown(void **state)
+{
+    (void)state;
+    unlink(model_path);
+    free(logical);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(hidden_reads_fail_and_name_the_remedy), cmocka_unit_test(hidden_writes_fail_and_name_the_remedy),
+        cmocka_unit_test(pinned_weights_stay),                   cmocka_unit_test(a_forked_child_is_refused_with_one_line),
+        cmocka_unit_test(a_budget_below_the_least_is_refused),   cmocka_unit_test(a_program_that_just_ends_ends_quietly),
+    };
+    if (argc < 2)
+        return cmocka_run_group_tests(tests, setup, teardown);
+    model_path = getenv("CUDA_SHIM_MODEL");
+    fixture_layout();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        if (strcmp(argv[1], cases[i].name) == 0)
+            return cases[i].run();
+    return 7;
+}
