@@ -46,6 +46,12 @@ extern const struct cws_encoder_ops cws_encoder_portable;
 extern const struct cws_encoder_ops cws_encoder_avx2;
 extern const struct cws_encoder_ops cws_encoder_avx512;
 
+#define CWS_COMMON 12 /* neighbouring symbols that are counted in vectors */
+
+/* The first of the CWS_COMMON neighbours that cover most of a probe of these elements of 2 bytes, or -1 when they do not cover
+ * enough. */
+int cws_common_base(const uint8_t *elems, size_t count);
+
 /* The one in use. */
 const struct cws_encoder_ops *cws_encoder(void);
 

@@ -26,9 +26,76 @@ static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *
     cws_encoder_portable.split2(elems + 2 * i, count - i, plane + i, symbols + i);
 }
 
+#define COMMON CWS_COMMON
+#define TABLES (COMMON / 2)
+#define NIBBLE_MAX 15 /* rounds until a counter of four bits is full */
+#define BYTE_MAX 17   /* fills of a nibble until a byte is */
+
+/* What is not common, one by one. */
+static void count_rest(__m256i symbols, uint32_t which, uint64_t histogram[256])
+{
+    uint8_t rest[32];
+    _mm256_storeu_si256((__m256i *)rest, symbols);
+    for (; which; which &= which - 1)
+        histogram[rest[__builtin_ctz(which)]]++;
+}
+
+/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half
+ * of a byte, so that an addition counts 64 counters. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
-    cws_encoder_portable.count2(elems, count, histogram);
+    int base = cws_common_base(elems, count);
+    if (base < 0) {
+        cws_encoder_portable.count2(elems, count, histogram);
+        return;
+    }
+    const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi8(15);
+    const __m256i first = _mm256_set1_epi8((char)base), last = _mm256_set1_epi8(COMMON);
+    __m256i table[TABLES], sum[COMMON], bytes[COMMON];
+    for (unsigned k = 0; k < TABLES; k++) {
+        uint8_t ones[16] = {0};
+        ones[2 * k] = 1;
+        ones[2 * k + 1] = 16;
+        table[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)ones));
+        sum[2 * k] = sum[2 * k + 1] = bytes[2 * k] = bytes[2 * k + 1] = zero;
+    }
+    size_t i = 0;
+    for (unsigned fills = 1; i + 32 <= count; fills++) {
+        __m256i nibbles[TABLES];
+        for (unsigned k = 0; k < TABLES; k++)
+            nibbles[k] = zero;
+        for (unsigned round = 0; round < NIBBLE_MAX && i + 32 <= count; round++, i += 32) {
+            __m256i a = _mm256_loadu_si256((const __m256i *)(elems + 2 * i)), b = _mm256_loadu_si256((const __m256i *)(elems + 2 * i + 32));
+            a = _mm256_srli_epi16(_mm256_add_epi16(a, a), 8);
+            b = _mm256_srli_epi16(_mm256_add_epi16(b, b), 8);
+            __m256i symbols = _mm256_packus_epi16(a, b); /* in any order */
+            __m256i rank = _mm256_min_epu8(_mm256_sub_epi8(symbols, first), last);
+            for (unsigned k = 0; k < TABLES; k++)
+                nibbles[k] = _mm256_add_epi8(nibbles[k], _mm256_shuffle_epi8(table[k], rank));
+            uint32_t other = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(rank, last));
+            if (__builtin_expect(other != 0, 0))
+                count_rest(symbols, other, histogram);
+        }
+        for (unsigned k = 0; k < TABLES; k++) {
+            bytes[2 * k] = _mm256_add_epi8(bytes[2 * k], _mm256_and_si256(nibbles[k], half));
+            bytes[2 * k + 1] = _mm256_add_epi8(bytes[2 * k + 1], _mm256_and_si256(_mm256_srli_epi16(nibbles[k], 4), half));
+        }
+        if (fills % BYTE_MAX == 0 || i + 32 > count)
+            for (unsigned k = 0; k < COMMON; k++) {
+                sum[k] = _mm256_add_epi64(sum[k], _mm256_sad_epu8(bytes[k], zero));
+                bytes[k] = zero;
+            }
+    }
+    for (unsigned k = 0; k < COMMON && base + k < 256; k++) {
+        uint64_t part[4];
+        _mm256_storeu_si256((__m256i *)part, sum[k]);
+        histogram[base + k] += part[0] + part[1] + part[2] + part[3];
+    }
+    for (; i < count; i++) {
+        uint16_t v;
+        memcpy(&v, elems + 2 * i, 2);
+        histogram[v >> 7 & 0xff]++;
+    }
 }
 
 static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most)

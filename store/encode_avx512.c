@@ -36,38 +36,16 @@ static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *
     cws_encoder_portable.split2(elems + 2 * i, count - i, plane + i, symbols + i);
 }
 
-#define COMMON 12      /* neighbouring symbols that are counted in vectors */
-#define PROBE 512      /* elements that tell which they are */
-#define COVER_MIN 0.97 /* below, vectors do not pay */
+#define COMMON CWS_COMMON
 #define TABLES (COMMON / 2)
 #define NIBBLE_MAX 15 /* rounds until a counter of four bits is full */
 #define BYTE_MAX 17   /* fills of a nibble until a byte is */
-
-/* The first of the COMMON neighbours that cover most of the probe, or -1 when they do not cover enough. */
-static int common_base(const uint8_t *elems, size_t count)
-{
-    uint32_t probe[256] = {0}, sum = 0, most = 0;
-    int base = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint16_t v;
-        memcpy(&v, elems + 2 * i, 2);
-        probe[v >> 7 & 0xff]++;
-    }
-    for (int s = 0; s < 256; s++) {
-        sum += probe[s] - (s >= COMMON ? probe[s - COMMON] : 0);
-        if (sum > most) {
-            most = sum;
-            base = s - COMMON + 1;
-        }
-    }
-    return most < COVER_MIN * (double)count ? -1 : base < 0 ? 0 : base;
-}
 
 /* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half
  * of a byte, so that an addition counts 128 counters; what is not common is looked at one by one. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
-    int base = common_base(elems, count < PROBE ? count : PROBE);
+    int base = cws_common_base(elems, count);
     if (base < 0) {
         cws_encoder_portable.count2(elems, count, histogram);
         return;

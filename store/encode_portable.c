@@ -37,6 +37,29 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
         histogram[s] += (uint64_t)table[0][s] + table[1][s] + table[2][s] + table[3][s];
 }
 
+#define PROBE 512      /* elements that tell which they are */
+#define COVER_MIN 0.97 /* below, vectors do not pay */
+
+int cws_common_base(const uint8_t *elems, size_t count)
+{
+    uint32_t probe[256] = {0}, sum = 0, most = 0;
+    size_t n = count < PROBE ? count : PROBE;
+    int base = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t v;
+        memcpy(&v, elems + 2 * i, 2);
+        probe[v >> 7 & 0xff]++;
+    }
+    for (int s = 0; s < 256; s++) {
+        sum += probe[s] - (s >= CWS_COMMON ? probe[s - CWS_COMMON] : 0);
+        if (sum > most) {
+            most = sum;
+            base = s - CWS_COMMON + 1;
+        }
+    }
+    return most < COVER_MIN * (double)n ? -1 : base < 0 ? 0 : base;
+}
+
 /* Without its sign, an element's order is that of its symbol. One less, modulo 256, puts symbol 0 last. */
 static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most)
 {

@@ -363,6 +363,31 @@ static void what_cannot_be_quantised_stays_lossless(void **state)
     assert_int_equal(plan.codec, CWS_CODEC_ZSTD);
 }
 
+/* One symbol all along fills the counters of vectors as fast as can be. */
+static void every_encoder_counts_the_same(void **state)
+{
+    (void)state;
+    enum { ELEMS = 30000 };
+    static const uint64_t shape[1] = {ELEMS};
+    uint16_t *data = malloc(2 * (size_t)ELEMS);
+    assert_non_null(data);
+    for (unsigned strange = 0; strange < 2; strange++)
+        for (unsigned e = 0; cws_encoder_name(e); e++) {
+            struct cws_plan plan;
+            uint64_t histogram[256] = {0};
+            for (unsigned i = 0; i < ELEMS; i++)
+                data[i] = (uint16_t)((strange && i % 1000 == 999 ? 9 : 120) << 7 | (data_u64() & 0x807f));
+            assert_int_equal(cws_encoder_force(cws_encoder_name(e)), 0);
+            cws_plan_begin(&plan, CWS_MODE_LOSSLESS, CWS_BF16, shape, 1);
+            assert_false(plan.counts_part);
+            assert_int_equal(cws_plan_count(&plan, data, 2 * (size_t)ELEMS, 0, histogram), 0);
+            assert_int_equal(histogram[9], strange ? ELEMS / 1000 : 0);
+            assert_int_equal(histogram[120], ELEMS - histogram[9]);
+        }
+    assert_int_equal(cws_encoder_force(NULL), 0);
+    free(data);
+}
+
 static void an_uncounted_symbol_is_an_error(void **state)
 {
     (void)state;
@@ -545,6 +570,7 @@ int main(void)
         cmocka_unit_test(quantised_error_is_bounded),
         cmocka_unit_test(q6_fits_six_bits),
         cmocka_unit_test(what_cannot_be_quantised_stays_lossless),
+        cmocka_unit_test(every_encoder_counts_the_same),
         cmocka_unit_test(an_uncounted_symbol_is_an_error),
         cmocka_unit_test(a_large_tensor_may_hold_what_was_not_counted),
         cmocka_unit_test(a_middle_tensor_has_codes_for_all_it_holds),
