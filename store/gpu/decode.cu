@@ -12,7 +12,7 @@
 /* Tried on an H200 (tools/gpu/decode.sh): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile (a
  * fifth slower); asking for the next tile's bytes, or loading a row's plane one row ahead (up to a fifth slower). */
 #ifndef CWS_BLOCK_WARPS
-#define CWS_BLOCK_WARPS 16
+#define CWS_BLOCK_WARPS CWS_GPU_BLOCK_WARPS
 #endif
 #ifndef CWS_BLOCKS_PER_SM
 #define CWS_BLOCKS_PER_SM 2

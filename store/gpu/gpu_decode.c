@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define BLOCK_WARPS_DEFAULT 16u
 #define WAVES_DEFAULT 1u
 
 struct kernel {
@@ -79,7 +78,7 @@ int cws_gpu_decoder_create(const struct cws_driver *driver, struct cws_gpu_decod
     *out = NULL;
     if (!image)
         return cws_fail(err, CWS_E_UNSUPPORTED, "this build has no GPU kernels: it was made where nvcc was not found");
-    return cws_gpu_decoder_create_from(driver, image, BLOCK_WARPS_DEFAULT, out, err);
+    return cws_gpu_decoder_create_from(driver, image, CWS_GPU_BLOCK_WARPS, out, err);
 }
 
 void cws_gpu_decoder_destroy(struct cws_gpu_decoder *dec)

@@ -4,6 +4,7 @@
 #define CWS_GPU_JOB_H
 #include "../format.h"
 
+#define CWS_GPU_BLOCK_WARPS 16u      /* of a block of the built-in kernels: a launch of any other size is wrong */
 #define CWS_GPU_WINDOW 12u          /* bits of one lookup; holds every codeword */
 #define CWS_GPU_RAW_TILE (16u << 10) /* bytes of a raw chunk or of plain memory that a warp takes at a time */
 
