@@ -34,10 +34,12 @@ void cws_table_cell(struct cws_table *t, const char *fmt, ...)
 {
     if (t->count == t->room) {
         t->room = t->room ? 2 * t->room : 64;
-        t->cells = realloc(t->cells, t->room * sizeof *t->cells);
-        t->rules = realloc(t->rules, t->room * sizeof *t->rules);
-        if (!t->cells || !t->rules)
+        void *cells = realloc(t->cells, t->room * sizeof *t->cells);
+        void *rules = realloc(t->rules, t->room * sizeof *t->rules);
+        if (!cells || !rules)
             out_of_memory();
+        t->cells = cells;
+        t->rules = rules;
         memset(t->rules + t->count, 0, (t->room - t->count) * sizeof *t->rules);
     }
     va_list args;
