@@ -9,14 +9,14 @@
 
 static bool grow(struct cws_cuda_list *list)
 {
-    size_t room = list->room * 4;
-    CUdeviceptr *more = realloc(list->at == list->few ? NULL : list->at, room * sizeof *more);
+    size_t room = 4 * (list->room + 1);
+    CUdeviceptr *more = malloc(room * sizeof *more);
     if (!more) {
         list->lost = true;
         return false;
     }
-    if (list->at == list->few)
-        memcpy(more, list->few, sizeof list->few);
+    memcpy(more, list->at, list->count * sizeof *more);
+    cws_cuda_list_deinit(list);
     list->at = more;
     list->room = room;
     return true;
