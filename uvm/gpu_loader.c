@@ -28,6 +28,7 @@ static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, 
 {
     if (have >= need)
         return false;
+    cws_gpu_order_walk_locked(gpu);
     struct cws_gpu_range *victim = cws_gpu_order_victim_locked(gpu, until, true);
     return victim && cws_gpu_drop_start_locked(gpu, victim);
 }

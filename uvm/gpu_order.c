@@ -84,8 +84,11 @@ static void choose_keepers_locked(struct cws_gpu *gpu)
         keep -= small_bytes;
     }
     double rate = total ? (double)keep / (double)total : 0, credit = 0;
+    uint32_t first = 0; /* wherever the walk stands now, the same ranges are chosen */
+    for (uint32_t i = 0; i < gpu->foreseen_count; i++)
+        first = gpu->foreseen[i]->id < gpu->foreseen[first]->id ? i : first;
     for (uint32_t i = 0; i < gpu->foreseen_count; i++) {
-        struct cws_gpu_range *r = gpu->foreseen[i];
+        struct cws_gpu_range *r = gpu->foreseen[(first + i) % gpu->foreseen_count];
         double span = (double)cws_gpu_span(r);
         if (keep_small && cws_gpu_span(r) <= small) {
             r->keeper = true;
@@ -164,20 +167,31 @@ static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_range *a
     return next_a != next_b ? next_a > next_b : a->last_tick < b->last_tick;
 }
 
+/* May it be dropped for a range that is needed after `until` uses? */
+static bool is_fair_price(const struct cws_gpu *gpu, const struct cws_gpu_range *r, uint64_t until)
+{
+    if (r->state != CWS_RANGE_RESIDENT || r->holds || r->pinned)
+        return false;
+    if (until == 0)
+        return true;
+    return next_use(gpu, r) > until && !r->prefetched && !(r->keeper && gpu->config.policy == CWS_POLICY_NEXT);
+}
+
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done)
 {
     struct cws_gpu_range *best = NULL;
+    bool others = false; /* some that are no keepers will be done soon */
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
-        if (r->state != CWS_RANGE_RESIDENT || r->holds || r->pinned)
+        if (!is_fair_price(gpu, r, until) || (best && !goes_before(gpu, r, best)))
             continue;
-        if (until && (next_use(gpu, r) <= until || r->prefetched || (r->keeper && gpu->config.policy == CWS_POLICY_NEXT)))
+        if (must_be_done && !cws_gpu_uses_done_locked(gpu, r, true)) {
+            others |= !r->keeper;
             continue;
-        if (best && !goes_before(gpu, r, best))
-            continue;
-        if (must_be_done && !cws_gpu_uses_done_locked(gpu, r, true))
-            continue;
+        }
         best = r;
     }
-    return best;
+    /* The program runs ahead of the device, so what streams is often not done yet: waiting for it costs less than a keeper, which would have to be
+     * loaded again, too. */
+    return best && best->keeper && others ? NULL : best;
 }

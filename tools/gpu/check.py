@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Unmodified transformers programs on a GPU, plain and paged: are tokens and logits the same to the bit, does the process stay
+inside its budget, how fast is it?
+
+    python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 100%,60%,...] [--tokens 64]
+
+Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/infer.py on each without the
+shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of the whole device, sampled
+while a program runs, less what it said before; the context is in it, so the plain run of the same program stands beside.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SHAPES = {"tinyllama": ("tinyllama-1.1b", 2.2), "8b": ("llama-3.1-8b", 16.1)}
+
+
+class DeviceMemory:
+    """MiB in use on device 0, sampled every 50 ms while running."""
+
+    def __init__(self):
+        self.peak = 0
+        self.process = None
+
+    @staticmethod
+    def now():
+        text = subprocess.run(["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+        return int(text.stdout.split()[0]) if text.returncode == 0 and text.stdout.split() else 0
+
+    def __enter__(self):
+        self.before = self.now()
+        self.process = subprocess.Popen(
+            ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "50"], stdout=subprocess.PIPE, text=True
+        )
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+        return self
+
+    def _read(self):
+        for line in self.process.stdout:
+            if line.strip().isdigit():
+                self.peak = max(self.peak, int(line))
+
+    def __exit__(self, *unused):
+        self.process.terminate()
+        self.thread.join()
+        self.peak -= self.before
+
+
+def run(arguments, name, model, budget, tokens):
+    """One run of infer.py. Returns its report with what was seen from outside."""
+    stem = os.path.join(arguments.out, name)
+    raw = os.path.join(arguments.work, name)
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if budget:
+        environment.update(
+            CODEC_VRAM_BUDGET=budget, CODEC_STATS="1", PYTORCH_ALLOC_CONF="backend:cudaMallocAsync",
+            LD_PRELOAD=os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so"),
+        )  # fmt: skip
+    command = [sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
+    command += ["--max-new-tokens", str(tokens), "--min-new-tokens", str(tokens), "--logits", raw + ".logits", "--report", raw + ".json"]
+    for old in (raw + ".logits", raw + ".json"):
+        if os.path.exists(old):
+            os.unlink(old)
+    begin = time.time()
+    with DeviceMemory() as memory, open(stem + ".log", "w") as log:
+        try:
+            code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=arguments.limit).returncode
+        except subprocess.TimeoutExpired:
+            code = "timeout"
+    result = {"name": name, "code": code, "wall_s": time.time() - begin, "peak_mib": memory.peak, "budget": budget or "-"}
+    if code == 0:
+        with open(raw + ".json") as file:
+            result.update(json.load(file))
+        with open(raw + ".logits", "rb") as file:
+            result["logits"] = file.read()
+    else:
+        with open(stem + ".log") as log:
+            print(f"--- {name}: exit {code}\n" + "".join(log.readlines()[-25:]), flush=True)
+    return result
+
+
+def model_of(arguments, name):
+    """(plain directory, packed directory, logical bytes)"""
+    if name == "bard":
+        plain = os.path.join(ROOT, "tests", "models", "bard")
+    else:
+        plain = os.path.join(arguments.work, name)
+        if not os.path.isdir(plain):
+            subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_model.py"), "--shape", SHAPES[name][0], plain], check=True, stdout=subprocess.DEVNULL)
+    packed = os.path.join(arguments.work, name + ".packed")
+    if not os.path.isdir(packed):
+        begin = time.time()
+        subprocess.run([os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed], check=True, stdout=subprocess.DEVNULL)
+        print(f"{name}: packed in {time.time() - begin:.1f} s", flush=True)
+    size = sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors"))
+    return plain, packed, size
+
+
+def row(result, plain):
+    same = "-"
+    if result is not plain:
+        same = "FAILED" if result["code"] != 0 else "no run" if plain["code"] != 0 else "same" if (result["tokens"], result["logits"]) == (plain["tokens"], plain["logits"]) else "DIFFERS"
+    speed = result.get("tokens_per_s", 0)
+    share = speed / plain["tokens_per_s"] if plain.get("tokens_per_s") else 0
+    return (f"{result['name']:<24} {result['budget']:>8} {same:>8} {result['peak_mib']:>8} {speed:>9.2f} {share:>6.2f} "
+            f"{result.get('load_s', 0):>7.2f} {result.get('first_token_s', 0):>7.2f} {result['wall_s']:>7.1f}")  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--build", default=os.path.join(ROOT, "build"))
+    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser.add_argument("--models", default="bard,tinyllama")
+    parser.add_argument("--budgets", default="4G,1700M,1100M,600M")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--limit", type=int, default=150, help="seconds for a run")
+    arguments = parser.parse_args()
+    os.makedirs(arguments.out, exist_ok=True)
+    os.makedirs(arguments.work, exist_ok=True)
+    failed = False
+    table = [f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} {'wall s':>7}"]
+    for name in arguments.models.split(","):
+        plain_dir, packed_dir, _ = model_of(arguments, name)
+        plain = run(arguments, name + "-plain", plain_dir, None, arguments.tokens)
+        table.append(row(plain, plain))
+        print(table[-1], flush=True)
+        budgets = ["512M", "256M"] if name == "bard" else arguments.budgets.split(",")
+        for budget in budgets:
+            result = run(arguments, f"{name}-{budget}", packed_dir, budget, arguments.tokens)
+            table.append(row(result, plain))
+            print(table[-1], flush=True)
+            failed |= "same" not in table[-1]
+    print("\n".join(table))
+    with open(os.path.join(arguments.out, "table.txt"), "w") as file:
+        file.write("\n".join(table) + "\n")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
