@@ -33,8 +33,8 @@ def find_command(given=None):
 
 def view_rss(pid):
     """Resident bytes of the views of a process now; 0 when it is gone. A view is known by its name, where the kernel keeps
-    names of anonymous memory, or by being registered with userfaultfd (flags um and uw), as nothing else is in such a
-    program. Elsewhere (the sigsegv rung on such a kernel) they cannot be told apart from outside: 0."""
+    names of anonymous memory, by being registered with userfaultfd (flags um and uw), or by being /dev/zero (the sigsegv
+    rung), as nothing else is in such a program."""
     total = rss = 0
     named = False
     try:
@@ -47,7 +47,7 @@ def view_rss(pid):
                 elif line.startswith(b"Rss:"):
                     rss = int(line.split()[1]) * 1024
                 elif line[:1] in b"0123456789abcdef":  # the first line of a mapping; names of details start upper-case
-                    named, rss = VIEW_NAME in line, 0
+                    named, rss = VIEW_NAME in line or line.endswith(b" /dev/zero\n"), 0
     except OSError:
         pass
     return total

@@ -136,7 +136,7 @@ int cws_slot_need(unsigned slot, size_t bytes)
         return 0;
     if (s->staging)
         cws_sys_munmap(s->staging, s->staging_bytes);
-    long at = cws_sys_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1);
+    long at = cws_view_memory(NULL, bytes, PROT_READ | PROT_WRITE, MAP_POPULATE, 0);
     s->staging = at < 0 && at > -4096 ? NULL : (uint8_t *)at;
     s->staging_bytes = s->staging ? bytes : 0;
     return s->staging ? 0 : -ENOMEM;

@@ -14,6 +14,7 @@ struct cws_pager cws_pager = {
     .kick_fd = -1,
     .pagemap_fd = -1,
     .hole_fd = -1,
+    .zero_fd = -1,
 };
 
 #ifdef CWS_INJECT
@@ -121,7 +122,9 @@ static void close_all(void)
         cws_sys_close(p->pagemap_fd);
     if (p->hole_fd >= 0)
         cws_sys_close(p->hole_fd);
-    p->pagemap_fd = p->hole_fd = -1;
+    if (p->zero_fd >= 0)
+        cws_sys_close(p->zero_fd);
+    p->pagemap_fd = p->hole_fd = p->zero_fd = -1;
     p->rung = NULL;
 }
 
@@ -164,6 +167,8 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     p->slot_count = choose_slots();
     p->pagemap_fd = cws_own_fd_note(cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
     p->hole_fd = cws_own_fd_note(memfd_create("codecllm-failed", MFD_CLOEXEC));
+    if (p->rung->needs_signal) /* without it, it is MAP_ANONYMOUS */
+        p->zero_fd = cws_own_fd_note(cws_sys_open("/dev/zero", O_RDWR | O_CLOEXEC));
     if (p->hole_fd < 0)
         code = cws_fail_errno(err, errno, "memfd_create");
     if (!code && !p->rung->whole)

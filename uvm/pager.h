@@ -85,6 +85,7 @@ struct cws_pager {
     struct cws_ahead queue[CWS_QUEUE_ENTRIES];
     uint32_t queue_head, queue_tail;
     int epoll_fd, kick_fd, pagemap_fd, hole_fd;
+    int zero_fd; /* -1: view memory is MAP_ANONYMOUS */
     pthread_t workers[CWS_SLOTS_MAX];
     unsigned worker_count;
     _Atomic bool stop;
@@ -101,6 +102,11 @@ static inline size_t cws_block_end(const struct cws_view *v, uint32_t block)
     return end < v->bytes ? end : v->bytes;
 }
 static inline uint32_t cws_block_of(const struct cws_view *v, size_t at) { return (uint32_t)(at / v->block_bytes); }
+
+/* Fresh memory for pages of a view, or to be moved into one: private, without swap reserved; `more` are further MAP_ flags, `offset` is where in the view it
+ * belongs, so that neighbours of one protection are one mapping. Result as of cws_sys_mmap. On the sigsegv rung it is a private mapping of
+ * /dev/zero: anonymous memory like any, but smaps shows a name, by which views can be told from outside where userfaultfd does not mark them. */
+long cws_view_memory(void *addr, size_t len, int prot, int more, size_t offset);
 
 /* The attributes of the page at byte `at`. */
 unsigned cws_page_attr(const struct cws_view *v, size_t at);

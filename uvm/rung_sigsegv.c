@@ -1,12 +1,12 @@
 /* The sigsegv rung: absent blocks are PROT_NONE, the faulting thread decodes in the signal handler into fresh pages and moves them into place, which is
- * atomic. Clean pages are read-only. It is private anonymous memory throughout, so a forked child has its own right copy. */
+ * atomic. Clean pages are read-only. It is private anonymous memory throughout (/dev/zero's, see pager.h), so a forked child has its own right copy. */
 #include "pager.h"
 
 static int probe(const struct cws_rung *self, struct cws_error *err)
 {
     (void)self;
     /* Any Linux can; what may be refused is moving pages. */
-    long from = cws_sys_mmap(NULL, 2 * CWS_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    long from = cws_sys_mmap(NULL, 2 * CWS_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (from < 0 && from > -4096)
         return cws_fail_errno(err, (int)-from, "sigsegv: no memory for a trial");
     int code = cws_sys_move((void *)from, CWS_PAGE_BYTES, (uint8_t *)from + CWS_PAGE_BYTES);
@@ -54,7 +54,7 @@ static int drop(struct cws_view *v, size_t begin, size_t end)
     int prot;
     bool some = false;
     for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to, some = true) {
-        long rc = cws_sys_mmap(v->base + from, to - from, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1);
+        long rc = cws_view_memory(v->base + from, to - from, PROT_NONE, MAP_FIXED, from);
         if (rc >= 0 || rc <= -4096)
             continue;
         if (some) /* a block half of which is gone is in no state of ours */
@@ -81,7 +81,7 @@ void cws_rung_map_hole(struct cws_view *v, size_t begin, size_t end)
     int prot;
     for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to) {
         /* An empty file: every touch is behind its end. */
-        long rc = cws_sys_mmap(v->base + from, to - from, prot, MAP_PRIVATE | MAP_FIXED, cws_pager.hole_fd);
+        long rc = cws_sys_mmap(v->base + from, to - from, prot, MAP_PRIVATE | MAP_FIXED, cws_pager.hole_fd, 0);
         if (rc < 0 && rc > -4096)
             cws_die("a failed block could not be closed off (errno %d)", (int)-rc);
     }

@@ -37,18 +37,18 @@ static inline long cws_sys_result(long rc, int saved_errno)
 #endif
 
 /* Returns the address, or -errno in the top page. */
-static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int fd)
+static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int fd, size_t offset)
 {
 #ifdef CWS_TSAN
     /* ThreadSanitizer does not see raw calls: it would take an address that the kernel hands out again for the memory that was there before. What
      * replaces pages of a view stays raw, because for it that would be a write to them. */
     if (!(flags & MAP_FIXED)) {
         int saved = errno;
-        void *at = mmap(addr, len, prot, flags, fd, 0);
+        void *at = mmap(addr, len, prot, flags, fd, (off_t)offset);
         return cws_sys_result((long)at, saved);
     }
 #endif
-    return CWS_SYSCALL(SYS_mmap, addr, len, prot, flags, fd, 0L);
+    return CWS_SYSCALL(SYS_mmap, addr, len, prot, flags, fd, (long)offset);
 }
 static inline int cws_sys_munmap(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munmap, addr, len); }
 static inline int cws_sys_mprotect(void *addr, size_t len, int prot) { return (int)CWS_SYSCALL(SYS_mprotect, addr, len, prot); }

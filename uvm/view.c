@@ -299,7 +299,7 @@ static int map_locked(struct cws_view *v, void *hint, int flags, struct cws_erro
         code = unmap_views(hint, v->bytes);
     if (code)
         return cws_fail_errno(err, -code, "cannot replace a view");
-    long at = cws_sys_mmap(hint, v->bytes, v->prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how, -1);
+    long at = cws_view_memory(hint, v->bytes, v->prot, how, 0);
     if (at < 0 && at > -4096)
         return cws_fail_errno(err, (int)-at, "cannot reserve %zu bytes of address space for a view", v->bytes);
     v->base = (uint8_t *)at;

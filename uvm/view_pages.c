@@ -3,6 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+long cws_view_memory(void *addr, size_t len, int prot, int more, size_t offset)
+{
+    int fd = cws_pager.zero_fd, flags = MAP_PRIVATE | MAP_NORESERVE | more | (fd < 0 ? MAP_ANONYMOUS : 0);
+    return cws_sys_mmap(addr, len, prot, flags, fd, fd < 0 ? 0 : offset);
+}
+
 unsigned cws_page_attr(const struct cws_view *v, size_t at)
 {
     const uint8_t *attrs = atomic_load_explicit(&v->attrs, memory_order_acquire);
