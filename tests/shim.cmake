@@ -39,6 +39,7 @@ if(CWS_TESTS AND TARGET codecshim)
   endfunction()
 
   cws_shim_test(test_shim_files uffd-dev sigsegv)
+  cws_shim_test(test_shim_stdio uffd-dev uffd-user sigsegv)
   cws_shim_test(test_shim_views uffd-dev uffd uffd-user sigsegv eager)
   if(NOT CWS_SANITIZE STREQUAL "thread") # which cannot follow the forked children of a process with threads
     cws_shim_test(test_shim_process uffd-dev uffd-user sigsegv eager)

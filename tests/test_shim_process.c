@@ -59,6 +59,7 @@ static void a_forked_child_goes_on_with_views_and_descriptors(void **state)
 }
 
 static atomic_bool stop;
+static int shared_fd; /* both threads and the children read from it: a fork may find its lock taken */
 
 static void *keep_reading(void *arg)
 {
@@ -69,6 +70,8 @@ static void *keep_reading(void *arg)
         if (pread(fd, bytes, 300000, 1234567) != 300000 || memcmp(bytes, plain + 1234567, 300000) != 0)
             abort();
         close(fd);
+        if (pread(shared_fd, bytes, 300000, 2345678) != 300000 || memcmp(bytes, plain + 2345678, 300000) != 0)
+            abort();
     }
     free(bytes);
     return NULL;
@@ -78,7 +81,7 @@ static void fork_in_the_middle_of_reads_leaves_the_child_whole(void **state)
 {
     (void)state;
     pthread_t threads[2];
-    int fd = open(packed_path, O_RDONLY);
+    int fd = shared_fd = open(packed_path, O_RDONLY);
     stop = false;
     for (int i = 0; i < 2; i++)
         pthread_create(&threads[i], NULL, keep_reading, NULL);
