@@ -351,11 +351,10 @@ int cws_stores_spare(int dir, const char *path)
     if (!__atomic_load_n(&open_stores, __ATOMIC_RELAXED))
         return 0;
     /* What the open itself will answer is the program's to see. */
-    if (CWS_REAL(fstatat)(dir, path, &st, 0) != 0)
-        code = is_passing(errno) ? -errno : 1;
-    else if (!S_ISREG(st.st_mode) || !is_in_use(&st))
+    bool is_there = CWS_REAL(fstatat)(dir, path, &st, 0) == 0;
+    if (is_there && (!S_ISREG(st.st_mode) || !is_in_use(&st)))
         code = 1;
-    else if (faccessat(dir, path, W_OK, AT_EACCESS) != 0)
+    else if (!is_there || faccessat(dir, path, W_OK, AT_EACCESS) != 0)
         code = is_passing(errno) ? -errno : 1;
     int fd = code ? -1 : CWS_REAL(openat)(dir, path, O_PATH | O_CLOEXEC);
     if (!code && fd < 0)

@@ -258,10 +258,12 @@ static struct left left_now(void)
         now.files++;
     if (d)
         closedir(d);
-    FILE *file = fopen("/proc/self/statm", "r");
-    if (!file || fscanf(file, "%ld", &now.pages) != 1)
+    char text[100] = "";
+    int statm = open("/proc/self/statm", O_RDONLY);
+    if (statm < 0 || read(statm, text, sizeof text - 1) <= 0)
         die("statm");
-    fclose(file);
+    close(statm);
+    now.pages = strtol(text, NULL, 10);
     return now;
 }
 
