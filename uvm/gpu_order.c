@@ -177,21 +177,28 @@ static bool is_fair_price(const struct cws_gpu *gpu, const struct cws_gpu_range 
     return next_use(gpu, r) > until && !r->prefetched && !(r->keeper && gpu->config.policy == CWS_POLICY_NEXT);
 }
 
+/* The program runs ahead of the device, so what should go is often still in use. To wait for it costs less than to take what is needed soon and load
+ * that again: b, which is done, will do for a, which is better, if it is nearly as good. */
+static bool is_nearly_as_good(const struct cws_gpu *gpu, const struct cws_gpu_range *b, const struct cws_gpu_range *a)
+{
+    if (gpu->config.policy == CWS_POLICY_LRU)
+        return true;
+    return b->keeper == a->keeper && next_use(gpu, b) >= next_use(gpu, a) / 4 * 3;
+}
+
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done)
 {
-    struct cws_gpu_range *best = NULL;
-    bool others = false; /* some that are no keepers will be done soon */
+    struct cws_gpu_range *best = NULL, *done = NULL;
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
-        if (!is_fair_price(gpu, r, until) || (best && !goes_before(gpu, r, best)))
+        if (!is_fair_price(gpu, r, until))
             continue;
-        if (must_be_done && !cws_gpu_uses_done_locked(gpu, r, true)) {
-            others |= !r->keeper;
-            continue;
-        }
-        best = r;
+        if (!best || goes_before(gpu, r, best))
+            best = r;
+        if (must_be_done && (!done || goes_before(gpu, r, done)) && cws_gpu_uses_done_locked(gpu, r, true))
+            done = r;
     }
-    /* The program runs ahead of the device, so what streams is often not done yet: waiting for it costs less than a keeper, which would have to be
-     * loaded again, too. */
-    return best && best->keeper && others ? NULL : best;
+    if (!must_be_done)
+        return best;
+    return done && (done == best || is_nearly_as_good(gpu, done, best)) ? done : NULL;
 }
