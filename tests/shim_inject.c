@@ -37,10 +37,11 @@ bool shim_inject_disarm(bool *out_by_shim)
     return atomic_load(&fired);
 }
 
-static bool is_sanitized(void) { return dlsym(RTLD_DEFAULT, "__asan_init") != NULL; }
+static bool is_sanitized; /* found out before anything fails: a dlsym that finds nothing allocates */
+__attribute__((constructor)) static void start(void) { is_sanitized = dlsym(RTLD_DEFAULT, "__asan_init") != NULL; }
 
 /* AddressSanitizer's strdup and the like allocate behind our back. */
-long shim_inject_live_blocks(void) { return is_sanitized() ? 0 : atomic_load(&live); }
+long shim_inject_live_blocks(void) { return is_sanitized ? 0 : atomic_load(&live); }
 
 static bool is_shim(const void *caller)
 {
@@ -52,7 +53,7 @@ static bool hit(enum shim_inject_kind kind, unsigned times, const void *caller)
 {
     if (atomic_load_explicit(&armed, memory_order_relaxed) != (int)kind)
         return false;
-    if (kind == SHIM_INJECT_ALLOC && !is_shim(caller) && is_sanitized())
+    if (kind == SHIM_INJECT_ALLOC && !is_shim(caller) && is_sanitized)
         return false; /* it ends the process when it cannot start a thread */
     unsigned n = atomic_fetch_add(&seen, 1) + 1, first = atomic_load(&wanted);
     if (n < first || n - first >= times)
