@@ -23,7 +23,6 @@ void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     if (last == r)
         return;
     if (last && after(gpu->before_last, last) != r) {
-        gpu->plan_due = true;
         unsigned at = last->follow[0].before == gpu->before_last ? 0 : last->follow[1].before == gpu->before_last ? 1 : 2;
         if (at == 2) { /* the older of two contexts is forgotten */
             last->follow[1] = last->follow[0];
@@ -145,8 +144,11 @@ void cws_gpu_order_walk_locked(struct cws_gpu *gpu)
         before = at;
         at = next;
     }
-    /* A plan needs a whole cycle: the walk came back to where it stands. */
-    bool cycle = gpu->last && gpu->last->walk == gpu->walk;
+    /* A plan needs a whole cycle: the walk came back to where it stands, and met nearly all there is. (One use out of order can make a short circuit.) */
+    uint64_t met = 0;
+    for (uint32_t i = 0; i < gpu->foreseen_count; i++)
+        met += cws_gpu_span(gpu->foreseen[i]);
+    bool cycle = gpu->last && gpu->last->walk == gpu->walk && met >= gpu->bound_bytes / 8 * 7;
     if (cycle && gpu->config.policy == CWS_POLICY_NEXT && plan_is_stale(gpu))
         choose_keepers_locked(gpu);
 }
@@ -156,9 +158,19 @@ static uint64_t next_use(const struct cws_gpu *gpu, const struct cws_gpu_range *
     return r->walk == gpu->walk ? r->next_at : UINT64_MAX;
 }
 
+/* Named by one of the last few launches: the next one may well name it, too (two kernels of one product), and the order that is learned does not
+ * count such repetitions. */
+static bool is_recent(const struct cws_gpu *gpu, const struct cws_gpu_range *r)
+{
+    enum { RECENT = 4 };
+    return r->last_tick && gpu->tick - r->last_tick < RECENT;
+}
+
 /* Is a the better one to drop? */
 static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_range *a, const struct cws_gpu_range *b)
 {
+    if (is_recent(gpu, a) != is_recent(gpu, b))
+        return !is_recent(gpu, a);
     if (gpu->config.policy == CWS_POLICY_LRU)
         return a->last_tick < b->last_tick;
     if (a->keeper != b->keeper)
@@ -174,7 +186,7 @@ static bool is_fair_price(const struct cws_gpu *gpu, const struct cws_gpu_range 
         return false;
     if (until == 0)
         return true;
-    return next_use(gpu, r) > until && !r->prefetched && !(r->keeper && gpu->config.policy == CWS_POLICY_NEXT);
+    return next_use(gpu, r) > until && !is_recent(gpu, r) && !r->prefetched && !(r->keeper && gpu->config.policy == CWS_POLICY_NEXT);
 }
 
 /* The program runs ahead of the device, so what should go is often still in use. To wait for it costs less than to take what is needed soon and load
