@@ -17,6 +17,6 @@ if(CWS_TESTS)
 endif()
 
 if(TARGET cws_standin)
-  cws_test(NAME test_gpu SOURCES test_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
-  cws_test(NAME stress_gpu SOURCES stress_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
+  cws_test(NAME test_gpu TIMEOUT 300 SOURCES test_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
+  cws_test(NAME stress_gpu TIMEOUT 300 SOURCES stress_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
 endif()

@@ -24,7 +24,11 @@ static struct cws_gpu *gpu;
 static CUcontext context;
 static CUmodule kernels;
 static atomic_ulong steps, refused;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+static unsigned rounds = 30;
+#else
 static unsigned rounds = 120;
+#endif
 
 #define CHECK(condition)                                                                  \
     do {                                                                                  \

@@ -38,6 +38,7 @@ bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     if (result == CUDA_SUCCESS) {
         result = start(gpu, drop);
         if (result != CUDA_SUCCESS) {
+            gpu->driver->stream_sync(gpu->decode_stream); /* the control block is used again */
             cws_gpu_unexpected(gpu, result, "hashing a range");
             cws_gpu_map(gpu, r, r->frame);
         }

@@ -176,6 +176,7 @@ struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t 
     gpu->granted_bytes -= bytes;
     if (result == CUDA_SUCCESS) {
         gpu->frame_bytes += bytes;
+        note_peak_locked(gpu);
         return frame;
     }
     if (frame && frame->alias)

@@ -208,6 +208,10 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu)
                 uint64_t bytes = 0;
                 pthread_mutex_unlock(&gpu->lock);
                 int code = issue(gpu, slot, load, &bytes, &err);
+                if (code) { /* a part of it may be under way: the slot is used again only when that is over */
+                    gpu->driver->stream_sync(gpu->copy_stream);
+                    gpu->driver->stream_sync(gpu->decode_stream);
+                }
                 pthread_mutex_lock(&gpu->lock);
                 moved = true;
                 if (code) {
