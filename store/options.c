@@ -74,7 +74,7 @@ static int parse_list(struct cws_options *o, const char *value)
         if (!mark || mark > stop || mark == entry || mark - entry > 9 || strspn(entry, "0123456789") != (size_t)(mark - entry) ||
             o->device_count == CWS_OPTIONS_DEVICES || cws_parse_bytes(mark + 1, (size_t)(stop - mark - 1), &bytes))
             return CWS_E_USAGE;
-        o->devices[o->device_count].device = atoi(entry);
+        o->devices[o->device_count].device = (int)strtol(entry, NULL, 10); /* digits, as was seen */
         o->devices[o->device_count++].bytes = bytes;
         if (!*stop)
             break;

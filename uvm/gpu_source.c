@@ -10,37 +10,31 @@
 
 /* --- how much host memory -------------------------------------------------------------------------- */
 
-static uint64_t available_bytes(void)
+/* The number in the file's first line that begins with `key`, or UINT64_MAX. */
+static uint64_t number_in(const char *path, const char *key)
 {
-    char line[256];
-    uint64_t kib = UINT64_MAX;
-    FILE *f = fopen("/proc/meminfo", "re");
-    if (!f)
-        return UINT64_MAX;
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lu kB", &kib) == 1)
-            break;
-    fclose(f);
-    return kib == UINT64_MAX ? kib : kib * 1024;
-}
-
-static uint64_t plain_number_in(const char *path)
-{
-    uint64_t value;
+    char line[256], *end;
+    uint64_t value = UINT64_MAX;
     FILE *f = fopen(path, "re");
     if (!f)
         return UINT64_MAX;
-    if (fscanf(f, "%lu", &value) != 1)
-        value = UINT64_MAX; /* "max" */
+    while (fgets(line, sizeof line, f)) {
+        if (strncmp(line, key, strlen(key)) != 0)
+            continue;
+        value = strtoull(line + strlen(key), &end, 10);
+        if (end == line + strlen(key)) /* "max" */
+            value = UINT64_MAX;
+        break;
+    }
     fclose(f);
     return value;
 }
 
 uint64_t cws_gpu_host_default(void)
 {
-    uint64_t available = available_bytes();
-    uint64_t bytes = available == UINT64_MAX ? (uint64_t)1 << 30 : available / 2;
-    uint64_t most = plain_number_in("/sys/fs/cgroup/memory.max"), used = plain_number_in("/sys/fs/cgroup/memory.current");
+    uint64_t kib = number_in("/proc/meminfo", "MemAvailable:");
+    uint64_t bytes = kib == UINT64_MAX ? (uint64_t)1 << 30 : kib * 1024 / 2;
+    uint64_t most = number_in("/sys/fs/cgroup/memory.max", ""), used = number_in("/sys/fs/cgroup/memory.current", "");
     if (most != UINT64_MAX && used != UINT64_MAX && used < most && (most - used) / 2 < bytes)
         bytes = (most - used) / 2;
     return bytes;
@@ -266,8 +260,9 @@ void *cws_gpu_fetcher_main(void *arg)
 void cws_gpu_sources_close(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&gpu->lock);
-    while (!cws_gpu_list_empty(&gpu->sources)) {
-        struct cws_gpu_source *s = CWS_GPU_OF(gpu->sources.next, struct cws_gpu_source, link);
+    for (struct cws_gpu_list *l = gpu->sources.next, *next; l != &gpu->sources; l = next) {
+        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
+        next = l->next;
         s->refs = 1;
         s->state = CWS_SOURCE_READY;
         cws_gpu_source_put_locked(gpu, s);

@@ -9,10 +9,10 @@ struct check_case {
     struct data_chunk chunk;
     uint8_t *good;         /* stored bytes as encoded; chunk.stored may be changed */
     uint8_t *want;         /* NULL: the reference refuses it */
-    uint32_t logical;
     uint64_t first_byte;
     size_t stored_at, dst_at;
     struct cws_gpu_job job;
+    uint32_t logical;
     bool sent;
 };
 

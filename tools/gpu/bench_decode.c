@@ -102,15 +102,15 @@ int main(int argc, char **argv)
     for (int i = 2; i + 1 < argc; i += 2) {
         const char *v = argv[i + 1];
         if (strcmp(argv[i], "--rounds") == 0)
-            rounds = (unsigned)atoi(v);
+            rounds = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--weights") == 0)
             weights = strtoull(v, NULL, 10);
         else if (strcmp(argv[i], "--image") == 0)
             image = v;
         else if (strcmp(argv[i], "--warps") == 0)
-            warps = (unsigned)atoi(v);
+            warps = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--waves") == 0)
-            waves = (unsigned)atoi(v);
+            waves = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--label") == 0)
             label = v;
         else
