@@ -75,9 +75,7 @@ static void spread(struct bench *b, struct field *f, const struct packed *k, uns
     bench_upload(b, f->table, table, sizeof *table);
     for (unsigned c = 0; c < copies; c++)
         bench_upload(b, f->stored + c * k->stored_bytes, k->stored, k->stored_bytes);
-    const unsigned chunks = k->chunks ? k->chunks : 1;
-    for (unsigned i = 0; i < copies * chunks; i++) {
-        unsigned c = i / chunks, n = i % chunks;
+    for (unsigned i = 0, c = 0, n = 0; i < copies * k->chunks; i++, c += n + 1 == k->chunks, n = n + 1 == k->chunks ? 0 : n + 1) {
         size_t first = (size_t)n * k->plan.chunk_bytes, left = total - first;
         struct cws_gpu_chunk chunk = {
             .dtype = CWS_BF16,
@@ -152,9 +150,8 @@ static unsigned wrong_results(struct bench *b, const struct field *f, const stru
     unsigned wrong = 0;
     struct cws_gpu_result *r = bench_need(calloc(all, sizeof *r));
     bench_download(b, r, f->results, all * sizeof *r);
-    const unsigned chunks = k->chunks ? k->chunks : 1;
-    for (unsigned i = 0; i < all; i++) {
-        const struct cws_hash128 *h = &k->hash[i % chunks];
+    for (unsigned i = 0, n = 0; i < all; i++, n = n + 1 == k->chunks ? 0 : n + 1) { /* copies of the same chunks */
+        const struct cws_hash128 *h = &k->hash[n];
         if (r[i].status != 0 || ((h->lo | h->hi) != 0 && (h->lo != r[i].hash[0] || h->hi != r[i].hash[1])))
             wrong++;
     }
