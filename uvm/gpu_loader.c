@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-/* Bytes that could be had now or soon: free, idle, or on their way out. */
+/* Bytes of the budget that nothing has. */
 static uint64_t free_bytes_locked(const struct cws_gpu *gpu)
 {
     uint64_t used = cws_gpu_used_locked(gpu);

@@ -89,7 +89,7 @@ struct cws_gpu_range {
     uint32_t generation;
     uint32_t holds;
     bool freed;        /* the program freed it while it was LOADING or DROPPING: who owns it finishes that */
-    bool pinned, keeper, demanded, written_hint;
+    bool pinned, keeper, demanded;
     bool prefetched;   /* loaded, not used since */
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
@@ -144,7 +144,6 @@ struct cws_gpu_drop { /* a range on its way out; belongs to the loader */
     struct cws_gpu_hash_job *job;     /* pinned */
     struct cws_gpu_result *result;    /* pinned */
     CUevent done;
-    bool for_launch;
 };
 
 struct cws_gpu_room { /* a thread waits until so many bytes are granted to it; on its stack */
