@@ -24,6 +24,11 @@
 #define UNSEEN_BELOW 8u          /* exponents below one that was counted that get a code: each is half as likely as the next */
 #define UNSEEN_ABOVE 2u
 #define UNSEEN_MAX 12u /* codes within the range */
+/* Elements from which on lanes are short. A GPU decodes a tile with one warp, so that short lanes keep more of them busy: on an
+ * H200, 64 Mi weights, 1616 GB/s with 128 symbols a lane and 1428 with 256 (q8: 1296 and 1053). They cost 0.04 bits per
+ * weight more (q8: 0.07 over 1024), which small tensors, whose records weigh enough already, would gain little from; and for
+ * q6, where bits are precision, 256 must do. */
+#define LARGE_ELEMS (1u << 20)
 
 static uint64_t gcd(uint64_t a, uint64_t b)
 {
@@ -41,9 +46,7 @@ static void set_lossless(struct cws_plan *p)
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
     p->counts_range = p->codec == CWS_CODEC_SPLIT && p->elem_bytes == 2 && p->elems >= RANGE_BYTES / 2 && p->elems <= PARTIAL_BYTES / 2;
     p->counts_part = p->needs_count && (p->counts_range || p->elems > PARTIAL_BYTES / p->elem_bytes);
-    /* A GPU decodes a tile with one warp: 512 symbols per lane would be 8 % faster to decode here and 0.02 bits smaller, but
-     * leaves too few warps there (256: 1460 GB/s, 128: 1671 on an H200 with 64 Mi weights). */
-    p->lane_symbols = 256;
+    p->lane_symbols = p->elems < LARGE_ELEMS ? 256 : 128;
     p->chunk_bytes = CWS_CHUNK_BYTES;
     p->row_elems = 0;
     p->quant_bits = 0;
@@ -93,7 +96,10 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     p->codec = CWS_CODEC_QUANT;
     p->row_elems = row;
     p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
-    p->lane_symbols = 1024;
+    if (p->elems < LARGE_ELEMS)
+        p->lane_symbols = 1024;
+    else
+        p->lane_symbols = mode == CWS_MODE_Q8 ? 128 : 256;
     p->needs_count = true;
     p->counts_part = p->counts_range = false;
     if (row_bytes <= CWS_CHUNK_BYTES && unit <= CWS_CHUNK_BYTES)

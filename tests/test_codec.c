@@ -517,6 +517,26 @@ static void encoders_count_alike(void **state)
     }
 }
 
+/* Many short lanes keep a GPU busy; a small tensor would pay for them in bits. */
+static void lanes_are_short_in_large_tensors(void **state)
+{
+    (void)state;
+    static const unsigned lanes[][2] = {{256, 128}, {1024, 128}, {1024, 256}};
+    for (unsigned mode = 0; mode < 3; mode++)
+        for (unsigned large = 0; large < 2; large++) {
+            const size_t rows = large ? 1025 : 1023, cols = 1024;
+            struct cws_plan plan;
+            uint8_t *data = data_normal(CWS_BF16, rows * cols, 0.02);
+            uint8_t *back = there_and_back((enum cws_mode)mode, CWS_BF16, data, rows, cols, 1, &plan);
+            assert_int_equal(plan.codec, mode ? CWS_CODEC_QUANT : CWS_CODEC_SPLIT);
+            assert_int_equal(plan.lane_symbols, lanes[mode][large]);
+            if (mode == CWS_MODE_LOSSLESS)
+                assert_memory_equal(back, data, 2 * rows * cols);
+            free(back);
+            free(data);
+        }
+}
+
 static void checksums_agree(void **state)
 {
     (void)state;
@@ -576,6 +596,7 @@ int main(void)
         cmocka_unit_test(a_middle_tensor_has_codes_for_all_it_holds),
         cmocka_unit_test(encoders_find_the_same_range),
         cmocka_unit_test(encoders_count_alike),
+        cmocka_unit_test(lanes_are_short_in_large_tensors),
         cmocka_unit_test(checksums_agree),
         cmocka_unit_test(names_and_sizes),
     };
