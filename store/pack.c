@@ -5,8 +5,9 @@
 #include "checksum.h"
 #include "content_hash.h"
 #include "header_text.h"
-#include "pack_input.h"
+#include "pack_run.h"
 #include "parallel.h"
+#include "store.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -47,8 +48,8 @@ struct tensor_work {
 };
 
 struct packing {
-    struct cws_pack_input in;
-    struct cws_atomic_file out;
+    struct cws_pack_input *in;
+    const struct cws_pack_sink *out;
     const struct cws_pack_options *options;
     unsigned jobs;
     struct hand *hands;
@@ -81,7 +82,7 @@ static int fail_first(struct packing *p, int code, const struct cws_error *err)
     if (!p->error.code) {
         p->error = *err;
         if (!err->message[0]) /* not all of the codec's failures have words */
-            cws_fail(&p->error, code, "%s: cannot pack: %s", p->in.path, cws_strerror(code));
+            cws_fail(&p->error, code, "%s: cannot pack: %s", p->in->path, cws_strerror(code));
         p->error.code = code;
     }
     pthread_mutex_unlock(&p->lock);
@@ -95,7 +96,7 @@ static bool cancelled(const struct packing *p)
 
 static const struct cws_header_tensor *tensor_of(const struct packing *p, size_t t)
 {
-    return &p->in.logical->tensors[t];
+    return &p->in->logical->tensors[t];
 }
 
 static uint64_t tensor_bytes(const struct packing *p, size_t t)
@@ -153,7 +154,7 @@ static struct item find_item(const struct packing *p, uint64_t i, uint32_t unit)
 static int get_item(struct packing *p, struct hand *h, const struct item *item, const uint8_t **out, struct cws_error *err)
 {
     *out = item->work->data ? item->work->data + item->begin : h->input;
-    return item->work->data ? 0 : cws_pack_input_read(&p->in, item->t, item->begin, item->bytes, h->input, h->scratch, err);
+    return item->work->data ? 0 : cws_pack_input_read(p->in, item->t, item->begin, item->bytes, h->input, h->scratch, err);
 }
 
 /* --- read ------------------------------------------------------------------------------------------- */
@@ -165,7 +166,7 @@ static int load_item(void *arg, unsigned thread, uint64_t i)
     struct item item = find_item(p, i, PIECE_BYTES);
     if (cancelled(p))
         return -ECANCELED;
-    int code = cws_pack_input_read(&p->in, item.t, item.begin, item.bytes, (uint8_t *)item.work->data + item.begin,
+    int code = cws_pack_input_read(p->in, item.t, item.begin, item.bytes, (uint8_t *)item.work->data + item.begin,
                                    p->hands[thread].scratch, &err);
     return code ? fail_first(p, code, &err) : 0;
 }
@@ -173,8 +174,10 @@ static int load_item(void *arg, unsigned thread, uint64_t i)
 static int load_group(struct packing *p)
 {
     uint64_t at = 0;
-    if (group_room(p, p->group_begin) > GROUP_BYTES)
-        return 0; /* a large tensor, alone */
+    for (size_t t = p->group_begin; p->in->memory && t < p->group_end; t++)
+        p->work[t - p->group_begin].data = p->in->memory[t]->data;
+    if (p->in->memory || group_room(p, p->group_begin) > GROUP_BYTES)
+        return 0; /* or a large tensor, alone */
     for (size_t t = p->group_begin; t < p->group_end; t++) {
         p->work[t - p->group_begin].data = p->group_data + at;
         at += group_room(p, t);
@@ -189,7 +192,7 @@ static int choose(const struct packing *p, size_t t, struct cws_plan *plan, cons
     char shown[CWS_NAME_SHOWN_BYTES];
     struct cws_error why = {0};
     int code = cws_plan_sample(plan, sample, bytes, &why);
-    return code ? cws_fail(err, code, "%s: tensor \"%s\": %s", p->in.path, cws_name_shown(tensor_of(p, t)->name, shown), why.message) : 0;
+    return code ? cws_fail(err, code, "%s: tensor \"%s\": %s", p->in->path, cws_name_shown(tensor_of(p, t)->name, shown), why.message) : 0;
 }
 
 /* At most 1 MiB at even spacing, in whole rows where the codec has rows. */
@@ -222,6 +225,20 @@ static int sample_tensor(struct packing *p, struct hand *h, size_t t, struct ten
     return choose(p, t, &w->plan, h->decoded, at, err);
 }
 
+/* A tensor that is packed already: its chunks stay as they are. */
+static void plan_packed(struct cws_plan *plan, const struct cws_store *packed)
+{
+    const struct cws_tensor_info *t = cws_store_tensor(packed, 0);
+    const uint8_t *table = cws_store_table(packed, t);
+    plan->codec = (enum cws_codec_id)t->record->codec;
+    plan->chunk_bytes = t->record->chunk_bytes;
+    plan->row_elems = t->record->row_elems;
+    plan->quant_bits = t->record->quant_bits;
+    plan->needs_count = false;
+    if (table)
+        memcpy(plan->packed, table, sizeof plan->packed);
+}
+
 static int plan_item(void *arg, unsigned thread, uint64_t i)
 {
     struct packing *p = arg;
@@ -229,8 +246,12 @@ static int plan_item(void *arg, unsigned thread, uint64_t i)
     struct tensor_work *w = &p->work[i];
     const struct cws_header_tensor *tensor = tensor_of(p, t);
     struct cws_error err = {0};
-    cws_plan_begin(&w->plan, p->in.excluded[t] ? CWS_MODE_LOSSLESS : p->options->mode, tensor->dtype, tensor->shape, tensor->ndim);
-    if (p->in.excluded[t]) {
+    cws_plan_begin(&w->plan, p->in->excluded[t] ? CWS_MODE_LOSSLESS : p->options->mode, tensor->dtype, tensor->shape, tensor->ndim);
+    if (p->in->memory && p->in->memory[t]->packed) {
+        plan_packed(&w->plan, p->in->memory[t]->packed);
+        return 0;
+    }
+    if (p->in->excluded[t]) {
         w->plan.codec = CWS_CODEC_RAW;
         w->plan.needs_count = false;
         return 0;
@@ -338,7 +359,7 @@ static int write_ready_locked(struct packing *p)
         pthread_mutex_unlock(&p->lock);
         uint64_t gap = -(uint64_t)c->stored_bytes % CWS_CHUNK_ALIGN;
         memcpy(slot->data + c->stored_bytes, zeros, gap); /* the buffer has room for it */
-        code = cws_atomic_write(&p->out, slot->data, c->stored_bytes + gap, c->offset, &err);
+        code = p->out->write(p->out->arg, slot->data, c->stored_bytes + gap, c->offset, &err);
         if (code)
             fail_first(p, code, &err);
         pthread_mutex_lock(&p->lock);
@@ -347,20 +368,70 @@ static int write_ready_locked(struct packing *p)
         p->written++;
         p->done += c->logical_bytes;
         if (!code && p->options->progress)
-            p->options->progress(p->options->arg, p->done, p->in.logical->header_bytes + p->in.logical->data_bytes);
+            p->options->progress(p->options->arg, p->done, p->in->logical->header_bytes + p->in->logical->data_bytes);
         pthread_cond_broadcast(&p->turn);
     }
     p->writing = false;
     return code;
 }
 
+/* Chunk k of a tensor that is packed already. Its checksum has the chunk's place in it, and is made anew. */
+static int take_chunk(const struct cws_store *packed, uint64_t k, uint64_t place, struct slot *slot, struct cws_chunk_record *c,
+                      struct cws_error *err)
+{
+    const struct cws_chunk_record *from = &cws_store_tensor(packed, 0)->chunks[k];
+    const uint8_t *stored = cws_store_in_memory(packed, from->offset);
+    if (!stored)
+        return cws_fail(err, CWS_E_BUG, "%s: not a store in memory", cws_store_path(packed));
+    memcpy(slot->data, stored, from->stored_bytes);
+    if (cws_checksum(slot->data, from->stored_bytes, k) != from->xxh3)
+        return cws_fail(err, CWS_E_CORRUPT, "%s: the stored bytes fail their checksum in chunk %llu (offset %llu)", cws_store_path(packed),
+                        (unsigned long long)k, (unsigned long long)from->offset);
+    c->stored_bytes = from->stored_bytes;
+    c->logical_bytes = from->logical_bytes;
+    c->codec = from->codec;
+    c->xxh3 = cws_checksum(slot->data, from->stored_bytes, place);
+    memcpy(c->content_hash, from->content_hash, sizeof c->content_hash);
+    return 0;
+}
+
+/* Encodes a chunk into its slot and fills in its record. */
+static int encode_chunk(struct packing *p, struct hand *h, const struct item *item, uint64_t place, struct slot *slot,
+                        struct cws_error *err)
+{
+    struct cws_chunk_record *c = &p->chunks[place];
+    const uint8_t *data;
+    size_t stored;
+    enum cws_codec_id codec;
+    struct cws_hash128 sum = {0, 0};
+    bool lossy = item->work->plan.codec == CWS_CODEC_QUANT;
+    int code = get_item(p, h, item, &data, err);
+    if (!code && !lossy) /* before the encoder, which is slower to get its input from memory than from the cache */
+        cws_content_hash_add(&sum, cws_content_key, data, item->bytes, item->begin);
+    if (!code)
+        code = cws_chunk_encode(&item->work->plan, data, item->bytes, item->begin / item->work->plan.elem_bytes, slot->data, &stored, &codec,
+                                h->encode, err);
+    if (code)
+        return code;
+    c->stored_bytes = (uint32_t)stored;
+    c->logical_bytes = (uint32_t)item->bytes;
+    c->codec = (uint8_t)codec;
+    c->xxh3 = cws_checksum(slot->data, stored, place);
+    if (codec == CWS_CODEC_QUANT) {
+        code = decode_again(h, &p->records[item->t], item->work, item, slot, c, err);
+        data = h->decoded;
+    }
+    if (!code && lossy)
+        cws_content_hash_add(&sum, cws_content_key, data, item->bytes, item->begin);
+    c->content_hash[0] = sum.lo;
+    c->content_hash[1] = sum.hi;
+    return code;
+}
+
 static int encode_item(void *arg, unsigned thread, uint64_t i)
 {
     struct packing *p = arg;
-    struct hand *h = &p->hands[thread];
     struct item item = find_item(p, i, 0);
-    const struct cws_tensor_record *r = &p->records[item.t];
-    struct cws_chunk_record *c = &p->chunks[p->group_chunk + i];
     struct slot *slot = &p->slots[i % p->slot_count];
     struct cws_error err = {0};
 
@@ -372,33 +443,12 @@ static int encode_item(void *arg, unsigned thread, uint64_t i)
     if (stopped || cancelled(p))
         return -ECANCELED;
 
-    const uint8_t *data;
-    size_t stored;
-    enum cws_codec_id codec;
-    int code = get_item(p, h, &item, &data, &err);
-    struct cws_hash128 sum = {0, 0};
-    bool lossy = item.work->plan.codec == CWS_CODEC_QUANT;
-    if (!code && !lossy) /* before the encoder, which is slower to get its input from memory than from the cache */
-        cws_content_hash_add(&sum, cws_content_key, data, item.bytes, item.begin);
-    if (!code)
-        code = cws_chunk_encode(&item.work->plan, data, item.bytes, item.begin / item.work->plan.elem_bytes, slot->data, &stored, &codec,
-                                h->encode, &err);
-    if (!code) {
-        c->stored_bytes = (uint32_t)stored;
-        c->logical_bytes = (uint32_t)item.bytes;
-        c->codec = (uint8_t)codec;
-        c->xxh3 = cws_checksum(slot->data, stored, p->group_chunk + i);
-        if (codec == CWS_CODEC_QUANT) {
-            code = decode_again(h, r, item.work, &item, slot, c, &err);
-            data = h->decoded;
-        }
-    }
+    const struct cws_store *packed = p->in->memory ? p->in->memory[item.t]->packed : NULL;
+    uint64_t place = p->group_chunk + i;
+    int code = packed ? take_chunk(packed, item.begin / item.work->plan.chunk_bytes, place, slot, &p->chunks[place], &err)
+                      : encode_chunk(p, &p->hands[thread], &item, place, slot, &err);
     if (code)
         return fail_first(p, code, &err);
-    if (lossy)
-        cws_content_hash_add(&sum, cws_content_key, data, item.bytes, item.begin);
-    c->content_hash[0] = sum.lo;
-    c->content_hash[1] = sum.hi;
 
     pthread_mutex_lock(&p->lock);
     slot->ready = true;
@@ -425,7 +475,7 @@ static int reserve_chunks(struct packing *p, uint64_t more, struct cws_error *er
         uint64_t room = p->chunk_room * 2 > p->chunk_count + more ? p->chunk_room * 2 : p->chunk_count + more;
         struct cws_chunk_record *chunks = realloc(p->chunks, room * sizeof *chunks);
         if (!chunks)
-            return cws_fail(err, -ENOMEM, "%s: not enough memory for the index", p->in.path);
+            return cws_fail(err, -ENOMEM, "%s: not enough memory for the index", p->in->path);
         p->chunks = chunks;
         p->chunk_room = room;
     }
@@ -498,7 +548,7 @@ static int pack_group(struct packing *p)
 
 static int pack_tensors(struct packing *p)
 {
-    size_t count = p->in.logical->tensor_count;
+    size_t count = p->in->logical->tensor_count;
     int code = 0;
     for (size_t t = 0; t < count && !code; t = p->group_end) {
         uint64_t room = group_room(p, t);
@@ -514,8 +564,8 @@ static int pack_tensors(struct packing *p)
 
 static uint64_t index_bytes(const struct packing *p)
 {
-    return sizeof(struct cws_index_header) + (p->in.logical->header_bytes + 7) / 8 * 8 +
-           p->in.logical->tensor_count * sizeof *p->records + p->chunk_count * sizeof *p->chunks + p->table_count * sizeof *p->tables;
+    return sizeof(struct cws_index_header) + (p->in->logical->header_bytes + 7) / 8 * 8 +
+           p->in->logical->tensor_count * sizeof *p->records + p->chunk_count * sizeof *p->chunks + p->table_count * sizeof *p->tables;
 }
 
 static uint8_t *append(uint8_t *at, const void *data, size_t bytes)
@@ -527,7 +577,7 @@ static uint8_t *append(uint8_t *at, const void *data, size_t bytes)
 
 static int write_end(struct packing *p, uint64_t front_bytes, uint64_t front_xxh3, uint64_t *out_bytes, struct cws_error *err)
 {
-    const struct cws_header *h = p->in.logical;
+    const struct cws_header *h = p->in->logical;
     struct cws_trailer t = {
         .magic = CWS_MAGIC,
         .version = CWS_FORMAT_VERSION,
@@ -544,7 +594,7 @@ static int write_end(struct packing *p, uint64_t front_bytes, uint64_t front_xxh
     uint64_t gap = t.index_offset - p->data_at, total = gap + t.index_bytes + sizeof t;
     uint8_t *bytes = calloc(1, total);
     if (!bytes)
-        return cws_fail(err, -ENOMEM, "%s: not enough memory for the index", p->in.path);
+        return cws_fail(err, -ENOMEM, "%s: not enough memory for the index", p->in->path);
     struct cws_index_header head = {
         .header_bytes = h->header_bytes,
         .tensor_count = (uint32_t)h->tensor_count,
@@ -552,7 +602,7 @@ static int write_end(struct packing *p, uint64_t front_bytes, uint64_t front_xxh
         .chunk_count = p->chunk_count,
     };
     uint8_t *at = append(bytes + gap, &head, sizeof head);
-    at = append(at, p->in.header_text, h->header_bytes) + -h->header_bytes % 8;
+    at = append(at, p->in->header_text, h->header_bytes) + -h->header_bytes % 8;
     at = append(at, p->records, h->tensor_count * sizeof *p->records);
     at = append(at, p->chunks, p->chunk_count * sizeof *p->chunks);
     at = append(at, p->tables, p->table_count * sizeof *p->tables);
@@ -569,7 +619,7 @@ static int write_end(struct packing *p, uint64_t front_bytes, uint64_t front_xxh
     t.trailer_xxh3 = XXH3_64bits(&t, offsetof(struct cws_trailer, trailer_xxh3));
     append(at, &t, sizeof t);
     *out_bytes = t.file_bytes;
-    int code = cws_atomic_write(&p->out, bytes, total, p->data_at, err);
+    int code = p->out->write(p->out->arg, bytes, total, p->data_at, err);
     free(bytes);
     return code;
 }
@@ -593,9 +643,9 @@ static size_t slot_room(void)
 
 static int allocate(struct packing *p)
 {
-    const struct cws_header *h = p->in.logical;
+    const struct cws_header *h = p->in->logical;
     uint64_t group = 64;
-    for (size_t t = 0; t < h->tensor_count && group < GROUP_BYTES; t++)
+    for (size_t t = 0; !p->in->memory && t < h->tensor_count && group < GROUP_BYTES; t++)
         group += group_room(p, t);
     size_t room = slot_room();
     p->jobs = cws_parallel_jobs(p->options->jobs);
@@ -650,20 +700,20 @@ static int write_store(struct packing *p, uint64_t *out_bytes, struct cws_error 
 {
     uint8_t *front;
     uint64_t front_bytes;
-    int code = cws_header_write_front(p->in.path, p->in.logical, &front, &front_bytes, err);
+    int code = cws_header_write_front(p->in->path, p->in->logical, &front, &front_bytes, err);
     if (code)
         return code;
     uint64_t front_xxh3 = XXH3_64bits(front, front_bytes);
     p->data_at = front_bytes;
-    p->done = p->in.logical->header_bytes;
-    code = cws_atomic_write(&p->out, front, front_bytes, 0, err);
+    p->done = p->in->logical->header_bytes;
+    code = p->out->write(p->out->arg, front, front_bytes, 0, err);
     free(front);
     if (!code) {
         code = pack_tensors(p);
         if (p->error.code && err) /* the first error in time says more than the loop's result */
             *err = p->error;
         else if (code)
-            cws_fail(err, code, "%s: %s", p->in.path, code == -ECANCELED ? "cancelled" : cws_strerror(code));
+            cws_fail(err, code, "%s: %s", p->in->path, code == -ECANCELED ? "cancelled" : cws_strerror(code));
         if (p->error.code)
             code = p->error.code;
     }
@@ -671,7 +721,7 @@ static int write_store(struct packing *p, uint64_t *out_bytes, struct cws_error 
         code = write_end(p, front_bytes, front_xxh3, out_bytes, err);
     /* A file that changed between two reads may fail in any way: that is the reason to give. */
     struct cws_error changed = {0};
-    if (code != -ECANCELED && cws_pack_input_changed(&p->in, &changed)) {
+    if (code != -ECANCELED && cws_pack_input_changed(p->in, &changed)) {
         code = changed.code;
         if (err)
             *err = changed;
@@ -679,37 +729,63 @@ static int write_store(struct packing *p, uint64_t *out_bytes, struct cws_error 
     return code;
 }
 
-int cws_pack_file(const char *in_path, const char *out_path, const struct cws_pack_options *options, struct cws_pack_result *result,
-                  struct cws_error *err)
+int cws_pack_run(struct cws_pack_input *in, const struct cws_pack_sink *sink, const struct cws_pack_options *options,
+                 struct cws_pack_result *result, struct cws_error *err)
 {
-    struct packing p = {.options = options};
+    struct packing p = {.in = in, .out = sink, .options = options};
     uint64_t stored_bytes = 0;
-    int code = cws_pack_input_open(&p.in, in_path, options, err);
-    if (code)
-        return code;
     pthread_mutex_init(&p.lock, NULL);
     pthread_cond_init(&p.turn, NULL);
-    code = allocate(&p);
+    int code = allocate(&p);
     if (code)
-        cws_fail(err, code, "%s: not enough memory to pack with %u threads; use fewer (--jobs)", in_path, p.jobs);
+        cws_fail(err, code, "%s: not enough memory to pack with %u threads; use fewer (--jobs)", in->path, p.jobs);
     if (!code)
-        code = cws_atomic_begin(&p.out, out_path, &p.in.opened, err);
-    if (!code) {
         code = write_store(&p, &stored_bytes, err);
-        if (code)
-            cws_atomic_abort(&p.out);
-        else
-            code = cws_atomic_commit(&p.out, err);
-    }
     if (!code && result)
         *result = (struct cws_pack_result){
-            .input_bytes = (uint64_t)p.in.opened.st_size,
-            .logical_bytes = p.in.logical->header_bytes + p.in.logical->data_bytes,
+            .input_bytes = (uint64_t)in->opened.st_size,
+            .logical_bytes = in->logical->header_bytes + in->logical->data_bytes,
             .stored_bytes = stored_bytes,
-            .tensor_count = p.in.logical->tensor_count,
+            .tensor_count = in->logical->tensor_count,
             .chunk_count = p.chunk_count,
         };
     release(&p);
-    cws_pack_input_close(&p.in);
+    return code;
+}
+
+static int write_file(void *arg, const void *data, size_t bytes, uint64_t offset, struct cws_error *err)
+{
+    return cws_atomic_write(arg, data, bytes, offset, err);
+}
+
+int cws_pack_input_to_file(struct cws_pack_input *in, const char *out_path, const struct cws_pack_options *options,
+                           struct cws_pack_result *result, struct cws_error *err)
+{
+    struct cws_atomic_file out;
+    struct cws_pack_sink sink = {write_file, &out};
+    int code = cws_atomic_begin(&out, out_path, in->memory ? NULL : &in->opened, err);
+    if (code)
+        return code;
+    struct cws_pack_result done;
+    code = cws_pack_run(in, &sink, options, &done, err);
+    if (code) {
+        cws_atomic_abort(&out);
+        return code;
+    }
+    code = cws_atomic_commit(&out, err);
+    if (!code && result)
+        *result = done;
+    return code;
+}
+
+int cws_pack_file(const char *in_path, const char *out_path, const struct cws_pack_options *options, struct cws_pack_result *result,
+                  struct cws_error *err)
+{
+    struct cws_pack_input in;
+    int code = cws_pack_input_open(&in, in_path, options, err);
+    if (code)
+        return code;
+    code = cws_pack_input_to_file(&in, out_path, options, result, err);
+    cws_pack_input_close(&in);
     return code;
 }

@@ -123,6 +123,96 @@ int cws_pack_input_open(struct cws_pack_input *in, const char *path, const struc
     return code;
 }
 
+/* --- tensors in memory ---------------------------------------------------------------------------- */
+
+static int by_size_and_name(const void *a, const void *b)
+{
+    const struct cws_memory_tensor *x = *(const struct cws_memory_tensor *const *)a, *y = *(const struct cws_memory_tensor *const *)b;
+    unsigned xs = cws_dtype_bytes(x->dtype), ys = cws_dtype_bytes(y->dtype);
+    return xs != ys ? (xs < ys ? 1 : -1) : strcmp(x->name, y->name);
+}
+
+/* *out: the header's entry of a tensor that begins at `at`. */
+static int describe(const struct cws_pack_input *in, const struct cws_memory_tensor *m, size_t position, uint64_t at,
+                    struct cws_header_tensor *out, struct cws_error *err)
+{
+    char shown[CWS_NAME_SHOWN_BYTES];
+    *out = (struct cws_header_tensor){
+        .name = m->name, .shape = m->shape, .ndim = m->ndim, .elems = 1, .begin = at, .position = position, .dtype = m->dtype};
+    bool fits = true;
+    for (size_t d = 0; d < m->ndim && fits; d++)
+        fits = !__builtin_mul_overflow(out->elems, m->shape[d], &out->elems);
+    if (!fits || __builtin_mul_overflow(out->elems, (uint64_t)cws_dtype_bytes(m->dtype), &out->end) ||
+        __builtin_add_overflow(out->end, at, &out->end) || out->end > INT64_MAX)
+        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": its shape is larger than memory", in->path, cws_name_shown(m->name, shown));
+    if (!m->packed && !m->data && out->elems)
+        return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": no data", in->path, cws_name_shown(m->name, shown));
+    return 0;
+}
+
+static int make_header(struct cws_pack_input *in, const struct cws_memory_model *model, struct cws_error *err)
+{
+    size_t count = model->tensor_count;
+    struct cws_header h = {.tensor_count = count, .metadata_count = model->metadata_count, .has_metadata = model->metadata_count > 0};
+    h.tensors = calloc(count + 1, sizeof *h.tensors);
+    h.metadata = calloc(model->metadata_count + 1, sizeof *h.metadata);
+    in->memory = calloc(count + 1, sizeof *in->memory);
+    int code = h.tensors && h.metadata && in->memory ? 0 : cws_fail(err, -ENOMEM, "%s: not enough memory", in->path);
+    for (size_t i = 0; i < count && !code; i++) {
+        in->memory[i] = &model->tensors[i];
+        if (!cws_dtype_bytes(model->tensors[i].dtype))
+            code = cws_fail(err, CWS_E_USAGE, "%s: tensor %zu has an unknown dtype", in->path, i);
+    }
+    if (!code)
+        qsort(in->memory, count, sizeof *in->memory, by_size_and_name);
+    for (size_t i = 0; i < count && !code; i++) {
+        code = describe(in, in->memory[i], i, h.data_bytes, &h.tensors[i], err);
+        h.data_bytes = h.tensors[i].end;
+    }
+    for (size_t i = 0; i < model->metadata_count && !code; i++)
+        h.metadata[i] = (struct cws_header_metadata){model->metadata[2 * i], model->metadata[2 * i + 1]};
+    if (!code)
+        code = cws_header_write(in->path, &h, &in->header_text, &h.header_bytes, err);
+    if (!code) /* what it holds must be what a file may hold: names, metadata */
+        code = cws_header_parse(in->path, in->header_text, h.header_bytes, UINT64_MAX, &in->source, err);
+    if (!code && (in->source->tensor_count != count || in->source->metadata_count != model->metadata_count))
+        code = cws_fail(err, CWS_E_INPUT, "%s: a tensor cannot be called __metadata__", in->path);
+    free(h.tensors);
+    free(h.metadata);
+    return code;
+}
+
+static int check_packed(const struct cws_pack_input *in, const struct cws_memory_tensor *m, struct cws_error *err)
+{
+    char shown[CWS_NAME_SHOWN_BYTES];
+    const struct cws_tensor_info *t = cws_store_tensor_count(m->packed) == 1 ? cws_store_tensor(m->packed, 0) : NULL;
+    if (!t || t->dtype != m->dtype || t->ndim != m->ndim || (m->ndim && memcmp(t->shape, m->shape, m->ndim * sizeof *m->shape) != 0) ||
+        t->record->chunk_bytes > CWS_CHUNK_BYTES)
+        return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": what it is said to be packed in is not one tensor of its dtype and shape",
+                        in->path, cws_name_shown(m->name, shown));
+    return 0;
+}
+
+int cws_pack_input_memory(struct cws_pack_input *in, const struct cws_memory_model *model, const char *path,
+                          const struct cws_pack_options *options, struct cws_error *err)
+{
+    *in = (struct cws_pack_input){.path = path, .fd = -1};
+    int code = options->convert ? cws_fail(err, CWS_E_USAGE, "%s: tensors in memory are not converted", path) : 0;
+    if (!code)
+        code = make_header(in, model, err);
+    for (size_t i = 0; i < model->tensor_count && !code; i++)
+        if (in->memory[i]->packed)
+            code = check_packed(in, in->memory[i], err);
+    if (!code) {
+        in->logical = in->source;
+        in->opened.st_size = (off_t)(in->source->header_bytes + in->source->data_bytes);
+        code = find_excluded(in, options, err);
+    }
+    if (code)
+        cws_pack_input_close(in);
+    return code;
+}
+
 void cws_pack_input_close(struct cws_pack_input *in)
 {
     if (in->fd >= 0)
@@ -133,6 +223,7 @@ void cws_pack_input_close(struct cws_pack_input *in)
     free(in->header_text);
     free(in->shapes);
     free(in->excluded);
+    free(in->memory);
     *in = (struct cws_pack_input){.fd = -1};
 }
 
@@ -155,6 +246,8 @@ int cws_pack_input_changed(const struct cws_pack_input *in, struct cws_error *er
 {
     struct stat now;
     const struct stat *then = &in->opened;
+    if (in->memory)
+        return 0;
     int code = cws_os_fstat(in->fd, &now);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot stat", in->path);

@@ -62,6 +62,27 @@ const struct cws_reader_engine cws_engine_plain = {
     "preadv", "preadv+direct", plain_submit, plain_wait, plain_after_fork, NULL,
 };
 
+/* --- memory: nothing is copied ---------------------------------------------------------------- */
+
+static void memory_wait(struct cws_reader *r, unsigned slot)
+{
+    struct cws_slot *s = &r->slots[slot];
+    if (s->offset > r->memory_bytes || s->needed > r->memory_bytes - s->offset)
+        s->code = CWS_E_SHORT_READ;
+    else
+        s->buffer = (uint8_t *)r->memory + s->offset; /* only ever given out as const */
+    s->state = CWS_SLOT_DONE;
+}
+
+static void memory_after_fork(struct cws_reader *r)
+{
+    (void)r;
+}
+
+static const struct cws_reader_engine engine_memory = {
+    "memory", "memory", plain_submit, memory_wait, memory_after_fork, NULL,
+};
+
 /* --- the reader -------------------------------------------------------------------------------- */
 
 enum { DIRECT_SLOTS_LEAST = 8 };
@@ -119,11 +140,22 @@ int cws_reader_create(int fd, const struct cws_reader_options *options, struct c
     struct cws_reader *r = calloc(1, sizeof *r);
     if (!r)
         return cws_fail(err, -ENOMEM, "not enough memory for a reader");
-    r->engine = &cws_engine_plain;
+    r->engine = options->memory ? &engine_memory : &cws_engine_plain;
     r->fd = fd;
-    r->direct_fd = wants_direct(options) ? open_direct(fd) : -1;
+    r->direct_fd = !options->memory && wants_direct(options) ? open_direct(fd) : -1;
     atomic_init(&r->direct, r->direct_fd >= 0);
     r->slot_count = options->slots ? options->slots : 1;
+    if (options->memory) {
+        r->memory = options->memory;
+        r->memory_bytes = options->file_bytes;
+        r->slots = calloc(r->slot_count, sizeof *r->slots);
+        if (!r->slots) {
+            cws_reader_destroy(r);
+            return cws_fail(err, -ENOMEM, "not enough memory for a reader");
+        }
+        *out = r;
+        return 0;
+    }
     r->slot_bytes = round_up(options->extent_bytes + CWS_STREAM_PAD, CWS_DIRECT_ALIGN) + 2 * (size_t)CWS_DIRECT_ALIGN;
     r->staging_bytes = r->slot_bytes * r->slot_count;
     r->slots = calloc(r->slot_count, sizeof *r->slots);
@@ -202,7 +234,8 @@ void cws_reader_drain(struct cws_reader *r)
 void cws_reader_after_fork(struct cws_reader *r)
 {
     r->engine->after_fork(r);
-    r->engine = &cws_engine_plain;
+    if (!r->memory)
+        r->engine = &cws_engine_plain;
     for (unsigned i = 0; i < r->slot_count; i++)
         r->slots[i].state = CWS_SLOT_IDLE;
 }

@@ -27,6 +27,7 @@ struct cws_reader_options {
     unsigned slots;      /* extents in flight at most; at least 1 */
     size_t extent_bytes; /* of the largest extent */
     uint64_t file_bytes;
+    const void *memory; /* not NULL: these file_bytes bytes are read instead of `fd`, in place; the rest but slots does not matter */
 };
 
 struct cws_reader;
@@ -40,7 +41,7 @@ void cws_reader_destroy(struct cws_reader *r); /* NULL is fine; waits for what i
 void cws_reader_submit(struct cws_reader *r, unsigned slot, uint64_t offset, size_t bytes);
 
 /* Waits for a slot that was submitted. *out_data: the bytes, followed by at least CWS_STREAM_PAD readable bytes, aligned
- * to 64 where the offset is. CWS_E_SHORT_READ: the file ends inside the extent; -errno. No message: the caller knows
+ * to 64 where the offset is; of memory they lie where they are, and what follows is what follows there. CWS_E_SHORT_READ: the file ends inside the extent; -errno. No message: the caller knows
  * what the extent is. May be called again for a slot that was waited for already, with the same result. */
 CWS_MUST_CHECK int cws_reader_wait(struct cws_reader *r, unsigned slot, const uint8_t **out_data);
 
@@ -50,7 +51,7 @@ void cws_reader_drain(struct cws_reader *r);
 /* In a child after fork: gives up what belongs to the parent (ring, threads); from then on plain pread. Async-signal-safe. */
 void cws_reader_after_fork(struct cws_reader *r);
 
-/* What it uses, for messages and tests: "io_uring", "io_uring+direct", "preadv", "preadv+direct". Static. */
+/* What it uses, for messages and tests: "io_uring", "io_uring+direct", "preadv", "preadv+direct", "memory". Static. */
 const char *cws_reader_engine(const struct cws_reader *r);
 
 /* Does this kernel grant this process a ring? 0 or -errno. */

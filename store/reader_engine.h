@@ -39,6 +39,8 @@ struct cws_reader {
     uint8_t *staging; /* all slot buffers: one anonymous mapping, so that it can be registered */
     size_t staging_bytes, slot_bytes;
     unsigned slot_count;
+    const uint8_t *memory; /* or NULL */
+    uint64_t memory_bytes;
     int fd;
     int direct_fd;      /* the same file with O_DIRECT, or -1 */
     atomic_bool direct; /* direct_fd is in use; cleared for good when a read is refused with EINVAL */

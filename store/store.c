@@ -40,7 +40,7 @@ static int without_trailer(const struct cws_store *s, uint64_t file_bytes, struc
     static const char mark[] = CWS_FRONT_MARK;
     char front[8 + sizeof mark - 1];
     size_t got;
-    if (cws_os_read_full(s->fd, front, sizeof front, 0, &got) == 0 && got == sizeof front &&
+    if (cws_store_read_stored(s, front, sizeof front, 0, &got) == 0 && got == sizeof front &&
         memcmp(front + 8, mark, sizeof mark - 1) == 0)
         return cws_fail(err, CWS_E_TRUNCATED,
                         "%s: the file starts like a codecllm store but has no trailer at offset %" PRIu64
@@ -76,18 +76,28 @@ static int check_trailer(const struct cws_store *s, uint64_t file_bytes, struct 
     return 0;
 }
 
+int cws_store_read_stored(const struct cws_store *s, void *dst, size_t bytes, uint64_t offset, size_t *out_got)
+{
+    if (!s->memory)
+        return cws_os_read_full(s->fd, dst, bytes, offset, out_got);
+    uint64_t size = (uint64_t)s->opened.st_size, left = offset < size ? size - offset : 0;
+    *out_got = left < bytes ? (size_t)left : bytes;
+    memcpy(dst, s->memory + (*out_got ? offset : 0), *out_got);
+    return 0;
+}
+
 static int read_trailer(struct cws_store *s, struct cws_error *err)
 {
-    int code = cws_os_fstat(s->fd, &s->opened);
+    int code = s->memory ? 0 : cws_os_fstat(s->fd, &s->opened);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot stat", s->path);
-    if (!S_ISREG(s->opened.st_mode))
+    if (!s->memory && !S_ISREG(s->opened.st_mode))
         return cws_fail(err, CWS_E_NOT_STORE, "%s: not a regular file", s->path);
     uint64_t file_bytes = (uint64_t)s->opened.st_size;
     if (file_bytes < TRAILER)
         return without_trailer(s, file_bytes, err);
     size_t got;
-    code = cws_os_read_full(s->fd, &s->trailer, TRAILER, file_bytes - TRAILER, &got);
+    code = cws_store_read_stored(s, &s->trailer, TRAILER, file_bytes - TRAILER, &got);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot read offset %" PRIu64, s->path, file_bytes - TRAILER);
     if (got < TRAILER)
@@ -95,19 +105,22 @@ static int read_trailer(struct cws_store *s, struct cws_error *err)
     return check_trailer(s, file_bytes, err);
 }
 
-/* Takes over fd. */
-static int open_owned(int fd, const char *path, struct cws_store **out, struct cws_error *err)
+/* Takes over fd; memory: of `bytes` bytes instead, and fd is -1. */
+static int open_owned(int fd, const uint8_t *memory, uint64_t bytes, const char *path, struct cws_store **out, struct cws_error *err)
 {
     struct cws_store *s = calloc(1, sizeof *s);
     char *name = strdup(path);
     if (!s || !name) {
         free(s);
         free(name);
-        cws_os_close(fd);
+        if (fd >= 0)
+            cws_os_close(fd);
         return cws_fail(err, -ENOMEM, "%s: not enough memory to open the store", path);
     }
     atomic_init(&s->refs, 1);
     s->fd = cws_own_fd_note(fd);
+    s->memory = memory;
+    s->opened.st_size = (off_t)bytes;
     s->path = name;
     int code = read_trailer(s, err);
     if (!code)
@@ -127,7 +140,7 @@ int cws_store_open(const char *path, struct cws_store **out, struct cws_error *e
     int fd = cws_os_openat(AT_FDCWD, path, O_RDONLY | O_NONBLOCK, 0);
     if (fd < 0)
         return cws_fail_errno(err, -fd, "%s: cannot open", path);
-    return open_owned(fd, path, out, err);
+    return open_owned(fd, NULL, 0, path, out, err);
 }
 
 int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err)
@@ -136,7 +149,16 @@ int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct c
     int own = cws_os_dup(fd);
     if (own < 0)
         return cws_fail_errno(err, -own, "%s: cannot duplicate the descriptor", path);
-    return open_owned(own, path, out, err);
+    return open_owned(own, NULL, 0, path, out, err);
+}
+
+int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err)
+{
+    static const uint8_t nothing;
+    *out = NULL;
+    if (bytes > INT64_MAX)
+        return cws_fail(err, CWS_E_RANGE, "%s: a store cannot have %" PRIu64 " bytes", name, bytes);
+    return open_owned(-1, data && bytes ? data : &nothing, bytes, name, out, err);
 }
 
 void cws_store_retain(struct cws_store *s)
@@ -148,7 +170,8 @@ void cws_store_close(struct cws_store *s)
 {
     if (!s || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1)
         return;
-    cws_os_close(s->fd);
+    if (s->fd >= 0)
+        cws_os_close(s->fd);
     cws_header_destroy(s->parsed);
     free(s->tensors);
     free(s->by_name);
@@ -254,6 +277,11 @@ void cws_store_counters_get(const struct cws_store *s, struct cws_store_counters
     out->read_bytes = atomic_load_explicit(&s->read_bytes, memory_order_relaxed);
     out->decoded_bytes = atomic_load_explicit(&s->decoded_bytes, memory_order_relaxed);
     out->chunks_decoded = atomic_load_explicit(&s->chunks_decoded, memory_order_relaxed);
+}
+
+const uint8_t *cws_store_in_memory(const struct cws_store *s, uint64_t offset)
+{
+    return s->memory && offset <= s->trailer.file_bytes ? s->memory + offset : NULL;
 }
 
 const uint8_t *cws_store_table(const struct cws_store *s, const struct cws_tensor_info *t)

@@ -39,6 +39,10 @@ int cws_store_probe_fd(int fd);
  * `path` in the fd form is for messages only. */
 CWS_MUST_CHECK int cws_store_open(const char *path, struct cws_store **out, struct cws_error *err);
 CWS_MUST_CHECK int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err);
+/* Opens a store that lies in memory: nothing is copied but its index, and chunks are decoded from where they are. The memory stays the
+ * caller's; it must not change until the last close. `name` stands for the path, in messages. Errors as above, without -errno but -ENOMEM. */
+CWS_MUST_CHECK int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out,
+                                         struct cws_error *err);
 /* A store is reference-counted: open gives one reference, close drops one and frees at the last. NULL is fine.
  * No cursor may be left at the last close. Any thread. */
 void cws_store_retain(struct cws_store *s);
@@ -72,12 +76,19 @@ void cws_store_cursor_after_fork(struct cws_store_cursor *c);
 CWS_MUST_CHECK int cws_store_read(struct cws_store_cursor *c, uint64_t begin, uint64_t end, void *dst,
                                   struct cws_error *err);
 
+/* The same with `jobs` threads (0: all cores; fewer for a short range) and cursors of its own. Allocates; may be called from any number of threads. */
+CWS_MUST_CHECK int cws_store_read_parallel(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst,
+                                           struct cws_error *err);
+
 /* Copies the stored bytes of chunks [first, first + count) of a tensor (count > 0, indices within the tensor), each checked against its XXH3,
  * to dst + (its file offset - that of the first): as they lie in the file; what lies between them is not written. Errors as cws_store_read. */
 CWS_MUST_CHECK int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t first, uint64_t count,
                                    void *dst, struct cws_error *err);
 /* The 128 packed bytes of a tensor's code table, or NULL where it has none. */
 const uint8_t *cws_store_table(const struct cws_store *s, const struct cws_tensor_info *t);
+
+/* The stored bytes at an offset of a store in memory, which its chunk records give; NULL for a file. */
+const uint8_t *cws_store_in_memory(const struct cws_store *s, uint64_t offset);
 
 /* Totals since open, over all cursors; any thread. */
 struct cws_store_counters {

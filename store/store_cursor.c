@@ -61,6 +61,7 @@ int cws_store_cursor_create(const struct cws_store *s, unsigned depth, struct cw
             .slots = c->depth,
             .extent_bytes = s->stored_max + (size_t)GAP_MAX,
             .file_bytes = s->trailer.file_bytes,
+            .memory = s->memory,
         };
         code = cws_reader_create(s->fd, &how, &c->reader, err);
     }

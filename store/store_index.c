@@ -39,7 +39,7 @@ static int load_part(const struct cws_store *s, const char *what, uint64_t offse
     uint8_t *data = malloc(bytes);
     if (!data)
         return cws_fail(err, -ENOMEM, "%s: not enough memory for the %s of %" PRIu64 " bytes", s->path, what, bytes);
-    int code = cws_os_read_full(s->fd, data, bytes, offset, &got);
+    int code = cws_store_read_stored(s, data, bytes, offset, &got);
     if (code)
         cws_fail_errno(err, -code, "%s: cannot read the %s at offset %" PRIu64, s->path, what, offset);
     else if (got < bytes)

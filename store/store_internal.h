@@ -9,7 +9,8 @@
 /* Immutable after open, but refs and counters. */
 struct cws_store {
     atomic_uint refs;
-    int fd;
+    int fd;                /* -1: the store is `memory` */
+    const uint8_t *memory; /* the caller's; or NULL */
     char *path;
     struct stat opened; /* to tell damage from a change under our feet */
     struct cws_trailer trailer;
@@ -31,6 +32,9 @@ struct cws_store {
 /* store_index.c: reads and validates everything behind the trailer. The trailer is already known to be sound and to fit the
  * file. On failure the store is left for cws_store_close() to tear down. */
 CWS_MUST_CHECK int cws_store_load(struct cws_store *s, struct cws_error *err);
+
+/* As cws_os_read_full(), from the file or the memory. */
+CWS_MUST_CHECK int cws_store_read_stored(const struct cws_store *s, void *dst, size_t bytes, uint64_t offset, size_t *out_got);
 
 /* Where the zero bytes behind chunk `chunk` end: at the next chunk or the index. */
 uint64_t cws_store_gap_end(const struct cws_store *s, uint64_t chunk);

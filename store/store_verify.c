@@ -44,7 +44,7 @@ static int verify_empty(struct verifying *v, struct cws_error *err)
     size_t bytes = t->index_offset - t->front_bytes, got;
     if (v->store->chunk_count || bytes > sizeof gap)
         return 0;
-    int code = cws_os_read_full(v->store->fd, gap, bytes, t->front_bytes, &got);
+    int code = cws_store_read_stored(v->store, gap, bytes, t->front_bytes, &got);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot read offset %llu", v->store->path, (unsigned long long)t->front_bytes);
     for (size_t i = 0; i < got; i++)

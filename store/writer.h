@@ -9,7 +9,10 @@
 #include "codec.h"
 #include "error.h"
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+
+struct cws_store;
 
 struct cws_pack_options {
     enum cws_mode mode;
@@ -29,6 +32,34 @@ struct cws_pack_result {
  * CWS_E_CHANGED (the input changed while packing), CWS_E_USAGE, -errno. *result is set on success only. */
 CWS_MUST_CHECK int cws_pack_file(const char *in_path, const char *out_path, const struct cws_pack_options *options,
                                  struct cws_pack_result *result, struct cws_error *err);
+
+/* A tensor in memory, on its way into a store. All that it points to stays the caller's and must not change meanwhile. Either
+ *   data    its elements, row-major, `elems * element size` bytes, any alignment (may be NULL for no elements), or
+ *   packed  a store that was opened with cws_store_open_memory() and holds one tensor, of this dtype and shape: its chunks are taken as
+ *           they are, so that what was quantised once is not quantised again. The mode does not matter then. */
+struct cws_memory_tensor {
+    const char *name; /* UTF-8, unique; not "__metadata__" */
+    enum cws_dtype dtype;
+    const uint64_t *shape;
+    size_t ndim;
+    const void *data;
+    const struct cws_store *packed;
+};
+struct cws_memory_model {
+    const struct cws_memory_tensor *tensors;
+    size_t tensor_count;
+    const char *const *metadata; /* key, value, key, value, ...; unique keys */
+    size_t metadata_count;       /* pairs */
+};
+
+/* Packs tensors from memory. The logical file is the safetensors file that holds them by element size, largest first, then by name.
+ * options->convert must be false. To a file: errors as cws_pack_file. To memory: *out is the whole store, free() it; on an error NULL.
+ * CWS_E_INPUT: a name, a shape, the metadata; CWS_E_CORRUPT, CWS_E_USAGE: `packed`. */
+CWS_MUST_CHECK int cws_pack_tensors_to_file(const struct cws_memory_model *model, const char *out_path,
+                                            const struct cws_pack_options *options, struct cws_pack_result *result,
+                                            struct cws_error *err);
+CWS_MUST_CHECK int cws_pack_tensors_to_memory(const struct cws_memory_model *model, const struct cws_pack_options *options,
+                                              uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
 
 /* Writes the logical file. For a lossless store it is the packed file to the bit. Verifies every chunk and content
  * hash as it goes. */
