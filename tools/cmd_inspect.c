@@ -3,7 +3,7 @@
 #include "inspect_json.h"
 #include "model_dir.h"
 #include "say.h"
-#include "symbols.h"
+#include "../store/symbols.h"
 #include "table.h"
 #include "verbs.h"
 

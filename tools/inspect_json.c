@@ -1,6 +1,6 @@
 #include "inspect_json.h"
 #include "say.h"
-#include "symbols.h"
+#include "../store/symbols.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,52 +1,20 @@
 #include "symbols.h"
-#include "../store/codec_check.h"
-#include "../store/huffman.h"
+#include "codec_check.h"
+#include "huffman.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* What is needed while a tensor is walked chunk by chunk. */
 struct walk {
     const struct cws_store *store;
     const struct cws_tensor_info *tensor;
     struct cws_store_cursor *cursor;
-    int fd; /* of the file itself: code table and scales are not part of the logical bytes */
     uint8_t *decoded, *stored;
     uint64_t first_elem; /* of the chunk at work */
 };
-
-static int read_exact(const struct walk *w, void *dst, size_t bytes, uint64_t offset, struct cws_error *err)
-{
-    for (size_t done = 0; done < bytes;) {
-        ssize_t got = pread(w->fd, (char *)dst + done, bytes - done, (off_t)(offset + done));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return cws_fail_errno(err, errno, "%s: cannot read", cws_store_path(w->store));
-        if (got == 0)
-            return cws_fail(err, CWS_E_CHANGED, "%s: the file became shorter while it was read", cws_store_path(w->store));
-        done += (size_t)got;
-    }
-    return 0;
-}
-
-/* The code lengths, from the tables that end the index. */
-static int read_lengths(const struct walk *w, struct cws_symbols *out, struct cws_error *err)
-{
-    const struct cws_trailer *trailer = cws_store_trailer(w->store);
-    struct cws_index_header head;
-    uint8_t packed[128];
-    int rc = read_exact(w, &head, sizeof head, trailer->index_offset, err);
-    if (rc)
-        return rc;
-    uint64_t tables = trailer->index_offset + trailer->index_bytes - 128 * (uint64_t)head.table_count;
-    rc = read_exact(w, packed, sizeof packed, tables + 128 * (uint64_t)w->tensor->record->table, err);
-    return rc ? rc : cws_huffman_unpack(packed, out->length, err);
-}
 
 static void count_split(const struct walk *w, size_t bytes, struct cws_symbols *out)
 {
@@ -85,7 +53,7 @@ static int count_quant(const struct walk *w, const struct cws_chunk_record *chun
                                         .first_elem = w->first_elem};
     struct cws_coded coded;
     size_t step = cws_dtype_bytes(t->dtype);
-    int rc = read_exact(w, w->stored, chunk->stored_bytes, chunk->offset, err);
+    int rc = cws_store_fetch(w->cursor, t, (uint64_t)(chunk - t->chunks), 1, w->stored, err);
     if (!rc)
         rc = cws_coded_check(&context, w->stored, chunk->stored_bytes, chunk->logical_bytes, &coded, err);
     if (rc)
@@ -132,7 +100,7 @@ static void summarise(struct cws_symbols *out)
 int cws_symbols_count(const struct cws_store *store, const struct cws_tensor_info *tensor, struct cws_symbols *out,
                       struct cws_error *err)
 {
-    struct walk w = {.store = store, .tensor = tensor, .fd = -1};
+    struct walk w = {.store = store, .tensor = tensor};
     size_t decoded_max = 16, stored_max = 16;
     *out = (struct cws_symbols){0};
     if (tensor->record->codec != CWS_CODEC_SPLIT && tensor->record->codec != CWS_CODEC_QUANT)
@@ -148,16 +116,12 @@ int cws_symbols_count(const struct cws_store *store, const struct cws_tensor_inf
     w.stored = malloc(stored_max);
     if (!rc && (!w.decoded || !w.stored))
         rc = cws_fail(err, -ENOMEM, "%s: out of memory", cws_store_path(store));
-    if (!rc && (w.fd = open(cws_store_path(store), O_RDONLY | O_CLOEXEC)) < 0)
-        rc = cws_fail_errno(err, errno, "%s: cannot open", cws_store_path(store));
-    if (!rc)
-        rc = read_lengths(&w, out, err);
+    if (!rc) /* scales and code lengths are not part of the logical bytes */
+        rc = cws_huffman_unpack(cws_store_table(store, tensor), out->length, err);
     if (!rc)
         rc = count_chunks(&w, out, err);
     if (!rc)
         summarise(out);
-    if (w.fd >= 0)
-        close(w.fd);
     free(w.decoded);
     free(w.stored);
     cws_store_cursor_destroy(w.cursor);

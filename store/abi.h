@@ -1,0 +1,81 @@
+/* abi.h - what libcws.so exports: stores in files and in memory, for programs that load a library (Python's ctypes). Thin: each function
+ * checks its arguments and calls the one behind it (store.h, writer.h, symbols.h), whose contract holds.
+ *
+ * Functions return 0 or a code of error.h and then fill *err with the line for a person. Structs are read and filled by both sides: fields
+ * are only ever appended, and CODECLLM_ABI counts the changes. Sizes are bytes. Strings are UTF-8 with a NUL.
+ * Threads: an open store may be used by any number of threads. Nothing here prints, exits, or keeps state. */
+#ifndef CWS_ABI_H
+#define CWS_ABI_H
+#include "error.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#define CODECLLM_ABI 1
+#define CODECLLM_API __attribute__((visibility("default")))
+
+struct cws_store;
+
+CODECLLM_API int codecllm_abi(void);
+
+/* path: a packed file. memory: a whole packed file in memory, which stays the caller's and as it is until close; `name` is for messages. */
+CODECLLM_API int codecllm_open(const char *path, struct cws_store **out, struct cws_error *err);
+CODECLLM_API int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err);
+CODECLLM_API void codecllm_close(struct cws_store *s); /* NULL is fine */
+
+/* Is this file a packed one? 1 yes, 0 no (also when it cannot be read). Only its end is looked at. */
+CODECLLM_API int codecllm_is_store(const char *path);
+
+/* The logical file's header, its 8 bytes of length included; valid until close. */
+CODECLLM_API const uint8_t *codecllm_header(const struct cws_store *s, uint64_t *out_bytes);
+
+struct codecllm_tensor {
+    const char *name;       /* valid until close, as are the others */
+    const char *dtype;      /* "BF16" */
+    const char *codec;      /* "raw", "zstd", "split", "quant" */
+    const uint64_t *shape;
+    uint64_t ndim;
+    uint64_t elems;
+    uint64_t begin, end;    /* of the logical file: what codecllm_read takes */
+    uint64_t stored_bytes;  /* chunks and code table */
+    uint32_t quant_bits;    /* 8 or 6; 0: lossless */
+    uint32_t reserved;
+};
+CODECLLM_API uint64_t codecllm_tensor_count(const struct cws_store *s);
+/* Tensor i in the order of the file. CWS_E_RANGE: there is none. */
+CODECLLM_API int codecllm_tensor(const struct cws_store *s, uint64_t i, struct codecllm_tensor *out, struct cws_error *err);
+
+/* Logical bytes [begin, end) to dst; jobs 0: all cores. On an error dst is undefined. */
+CODECLLM_API int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst, struct cws_error *err);
+/* Every chunk decoded and compared with its content hash. CWS_E_CORRUPT with the first fault. */
+CODECLLM_API int codecllm_verify(const struct cws_store *s, unsigned jobs, struct cws_error *err);
+
+/* Entropy, bits per symbol (order 0), of the symbols that tensor i is coded with, and how many bits of each weight are stored beside them
+ * uncoded. CWS_E_UNSUPPORTED: the tensor is not coded so. */
+CODECLLM_API int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits, double *out_plain_bits,
+                                  struct cws_error *err);
+
+struct codecllm_input {    /* a tensor to pack */
+    const char *name;
+    const char *dtype;     /* "BF16" */
+    const uint64_t *shape;
+    uint64_t ndim;
+    const void *data;      /* row-major, or NULL */
+    uint64_t bytes;        /* of data; must be what dtype and shape say */
+    const void *packed;    /* instead: the bytes of a packed file of this one tensor, taken as they are */
+    uint64_t packed_bytes;
+};
+struct codecllm_job {
+    const struct codecllm_input *tensors;
+    uint64_t tensor_count;
+    const char *const *metadata; /* key, value, key, value, ... */
+    uint64_t metadata_count;     /* pairs */
+    const char *mode;            /* "lossless", "q8", "q6" */
+    uint32_t jobs;               /* threads; 0: all cores */
+    uint32_t reserved;
+};
+/* To a file, which appears whole or not at all; or to memory: *out is freed with codecllm_free(). */
+CODECLLM_API int codecllm_pack_file(const struct codecllm_job *job, const char *path, struct cws_error *err);
+CODECLLM_API int codecllm_pack_memory(const struct codecllm_job *job, uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
+CODECLLM_API void codecllm_free(void *data);
+
+#endif
