@@ -111,7 +111,7 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     cws_gpu_list_init(&gpu->cached);
     cws_gpu_list_init(&gpu->idle);
     cws_gpu_list_init(&gpu->sources);
-    gpu->walked_tick = UINT64_MAX;
+    cws_order_init(&gpu->order, config->policy);
     int code = set_up(gpu, err);
     if (code) {
         cws_gpu_close(gpu);
@@ -176,7 +176,7 @@ void cws_gpu_close(struct cws_gpu *gpu)
         munmap(gpu->by_granule, table_bytes(gpu));
     cws_gpu_arena_close(gpu, &gpu->arena);
     cws_gpu_arena_close(gpu, &gpu->aliases);
-    free(gpu->foreseen);
+    cws_order_deinit(&gpu->order);
     pthread_cond_destroy(&gpu->changed);
     pthread_cond_destroy(&gpu->work);
     pthread_cond_destroy(&gpu->fetch);

@@ -49,6 +49,7 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
     if (!r->source)
         goto out;
     gpu->bound_bytes += cws_gpu_span(r);
+    cws_gpu_order_add_locked(gpu, r);
     cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
     cws_gpu_source_want_locked(gpu, r->source, false);
     bound = true;

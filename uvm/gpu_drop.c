@@ -76,7 +76,7 @@ static void finish_locked(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool s
         if (result != CUDA_SUCCESS)
             cws_gpu_unexpected(gpu, result, "mapping a written range");
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
-        gpu->plan_due = true;
+        gpu->order.plan_due = true;
         if (r->freed)
             cws_gpu_range_cache_locked(gpu, r);
     }

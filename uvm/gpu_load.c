@@ -93,7 +93,7 @@ bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, str
         return false;
     cws_gpu_range_set_locked(gpu, r, CWS_RANGE_LOADING);
     r->frame = frame;
-    r->prefetched = !for_launch;
+    r->order.ahead = !for_launch;
     r->source->refs++;
     r->source->loading++;
     cws_gpu_source_want_locked(gpu, r->source, true);
@@ -286,7 +286,7 @@ static void finish_locked(struct cws_gpu *gpu, unsigned index)
         if (r->freed)
             cws_gpu_range_end_locked(gpu, r);
         else
-            r->prefetched = false;
+            r->order.ahead = false;
     }
     cws_gpu_source_put_locked(gpu, load.source);
     pthread_cond_broadcast(&gpu->changed);

@@ -127,8 +127,8 @@ static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
     if (!gpu->config.prefetch || gpu->resident_bytes >= gpu->bound_bytes)
         return false;
     cws_gpu_order_walk_locked(gpu);
-    for (uint32_t i = 0; i < gpu->foreseen_count && seen < AHEAD && gpu->load_count + 2 < CWS_GPU_LOADS; i++) {
-        struct cws_gpu_range *r = gpu->foreseen[i];
+    for (uint32_t i = 0; i < gpu->order.foreseen_count && seen < AHEAD && gpu->load_count + 2 < CWS_GPU_LOADS; i++) {
+        struct cws_gpu_range *r = CWS_GPU_OF(gpu->order.foreseen[i], struct cws_gpu_range, order);
         if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
             continue;
         seen++;
@@ -146,7 +146,7 @@ static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
         if (frame)
             return cws_gpu_load_start_locked(gpu, r, frame, false);
         wanted += cws_gpu_span(r);
-        if (drop_for_locked(gpu, r->next_at, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
+        if (drop_for_locked(gpu, r->order.next_at, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
             return true;
     }
     *pending = seen > 0;

@@ -80,7 +80,6 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
         return NULL;
     }
     r->granules = granules;
-    r->id = gpu->next_id++;
     cws_gpu_list_init(&r->cached);
     cws_gpu_list_add(&gpu->ranges, &r->link);
     uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;

@@ -2,7 +2,7 @@
  *
  * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
- *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays
+ *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
  *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
  *
  * Locks, in this order: `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
@@ -27,6 +27,7 @@
 #include "../store/content_hash.h"
 #include "../store/gpu/gpu_decode.h"
 #include "gpu.h"
+#include "order.h"
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -89,22 +90,14 @@ struct cws_gpu_range {
     uint32_t generation;
     uint32_t holds;
     bool freed;        /* the program freed it while it was LOADING or DROPPING: who owns it finishes that */
-    bool pinned, keeper, demanded;
-    bool prefetched;   /* loaded, not used since */
+    bool pinned, demanded;
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
     struct cws_gpu_last_use uses[CWS_GPU_USERS];
     CUresult failed;   /* of the last load that was demanded */
     struct cws_gpu_list link;      /* gpu->ranges */
     struct cws_gpu_list cached;    /* gpu->cached when CACHED, oldest first */
-    /* order: */
-    uint32_t id;
-    uint64_t last_tick;            /* of its last use */
-    uint64_t next_at;              /* uses from now until the next one is expected; UINT64_MAX: not foreseen */
-    uint64_t walk;                 /* the walk that set next_at */
-    struct {
-        struct cws_gpu_range *before, *after;
-    } follow[2];                   /* after `before`, this, then `after` */
+    struct cws_order_node order;   /* in gpu->order while it has a source */
 };
 
 struct cws_gpu_stream {
@@ -180,7 +173,7 @@ struct cws_gpu {
     struct cws_gpu_arena arena, aliases;
     struct cws_gpu_range **by_granule; /* of the arena; NULL: no range */
     struct cws_gpu_list ranges, cached, idle, sources;
-    uint32_t range_count, next_id;
+    uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
     uint64_t largest_set; /* bytes of the largest set of ranges that a launch named */
@@ -199,14 +192,7 @@ struct cws_gpu {
     struct cws_gpu_stream streams[CWS_GPU_STREAMS];
     unsigned stream_count;
 
-    /* order */
-    struct cws_gpu_range *last, *before_last;
-    uint64_t tick, walk, walked_tick;
-    struct cws_gpu_range **foreseen; /* the walk: what comes next, each range once */
-    uint32_t foreseen_count, foreseen_room;
-    uint64_t plan_room;      /* the room that keepers were chosen for */
-    uint32_t plan_count;
-    bool plan_due;
+    struct cws_order order; /* of the bound ranges */
 
     /* the loader's own */
     CUstream copy_stream, decode_stream;
@@ -314,9 +300,9 @@ void cws_gpu_sources_close(struct cws_gpu *gpu);
 uint64_t cws_gpu_host_default(void);
 
 /* gpu_order.c */
+void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it got a source */
 void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
-/* Sets next_at of what is foreseen, and who is a keeper when that is due. */
 void cws_gpu_order_walk_locked(struct cws_gpu *gpu);
 /* What to drop for a range that is needed after `until` uses (0: now), or NULL. Its uses may not be done yet. */
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
