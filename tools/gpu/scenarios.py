@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Runs the programs of tools/gpu/program.py from a plain model and, under the shim, from its packed form inside a budget; what
+they print must be the same to the byte, or the error must be the one that is promised.
+
+    python tools/gpu/scenarios.py OUTDIR [--build BUILD] [--work DIR] [--device cuda|cpu] [--only NAME,...]
+    python tools/gpu/scenarios.py OUTDIR --stress SECONDS     # random models, budgets and work, until the time is over
+
+With --device cpu the programs that need no GPU run through the paging of host memory, so that this can be tried everywhere.
+Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own output is kept in OUTDIR.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAM = os.path.join(ROOT, "tools", "gpu", "program.py")
+MIB = 2**20
+
+# name of the run: scenario, budget as a share of the logical size plus MiB, its options, whether it needs a GPU
+SAME = {
+    "generate 50 %": ("generate", (0.5, 48), [], False),
+    "batch 60 %": ("batch", (0.6, 160), [], False),
+    "edits 60 %": ("edits", (0.6, 64), [], False),
+    "there and back 60 %": ("there_and_back", (0.6, 64), [], False),
+    "two models 80 %": ("two_models", (0.8, 64), [], False),
+    "threads 60 %": ("threads", (0.6, 64), [], False),
+    "growing cache 100 %": ("growing", (1.0, 96), ["--cache-mb", "80"], False),
+    "products 60 %": ("products", (0.6, 96), [], False),
+    "device_map auto 25 %": ("auto", (0.25, 64), [], True),
+    "compile 60 %": ("compiled", (0.6, 96), [], True),
+    "graph 120 %": ("graph", (1.2, 128), [], True),
+}
+
+
+def budget_of(arguments, size, share, mib):
+    """A share of the model, and what a GPU's budget must hold besides; the host's bounds decoded weights alone."""
+    return share * size + (mib * MIB if arguments.device == "cuda" else 2 * MIB)
+
+
+class Run:
+    """What one program did: exit status, facts (stdout), figures, talk (stderr)."""
+
+    def __init__(self, arguments, name, model, budget, scenario, options, interrupt=False, backend="backend:cudaMallocAsync", pin=None):
+        environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+        if budget:
+            environment.update(CODEC_VRAM_BUDGET=str(int(budget)), CODEC_STATS="1", PYTORCH_ALLOC_CONF=backend)
+            environment["LD_PRELOAD"] = os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so")
+            if pin:
+                environment["CODEC_PIN"] = pin
+        command = [sys.executable, PROGRAM, scenario, "--model", model, "--device", arguments.device, *options]
+        begin = time.monotonic()
+        self.name = name
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+        try:
+            if interrupt:
+                first = process.stdout.readline()
+                time.sleep(1)
+                process.send_signal(signal.SIGINT)
+                self.facts, self.talk = process.communicate(timeout=30)
+                self.facts = first + self.facts
+            else:
+                self.facts, self.talk = process.communicate(timeout=arguments.limit)
+            self.code = process.returncode
+        except subprocess.TimeoutExpired:
+            process.kill()
+            self.facts, self.talk = process.communicate()
+            self.code = "timeout"
+        self.seconds = time.monotonic() - begin
+        stem = os.path.join(arguments.out, name.replace(" ", "-").replace("%", "pct"))
+        with open(stem + ".log", "w") as log:
+            log.write(f"exit {self.code}\n{self.facts}\n{self.talk}")
+
+    def figure(self, name):
+        values = [line.split()[2] for line in self.talk.splitlines() if line.startswith(f"figure {name} ")]
+        return values[-1] if values else "-"
+
+
+def first_difference(one, other):
+    for a, b in zip(one.facts.splitlines(), other.facts.splitlines()):
+        if a != b:
+            return f"{a!r} became {b!r}"
+    return f"{len(one.facts.splitlines())} lines became {len(other.facts.splitlines())}"
+
+
+def compare(plain, paged):
+    if plain.code != 0:
+        return f"the plain run failed with {plain.code}: {plain.talk.strip().splitlines()[-1:]}"
+    if paged.code != 0:
+        return f"exit {paged.code}: {paged.talk.strip().splitlines()[-1:]}"
+    return None if plain.facts == paged.facts else first_difference(plain, paged)
+
+
+def make_model(arguments, shape):
+    """(plain directory, packed directory, logical bytes)"""
+    plain = os.path.join(arguments.work, shape)
+    packed = plain + ".packed"
+    if not os.path.isdir(packed):
+        if not os.path.isdir(plain):
+            subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_model.py"), "--shape", shape, plain], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed], check=True, stderr=subprocess.DEVNULL)
+    return plain, packed, sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors"))
+
+
+def damage(arguments, packed, kind):
+    """A copy of a packed directory with a truncated store, or one with a flipped bit in a chunk in the middle."""
+    copy = os.path.join(arguments.work, kind)
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(packed, copy)
+    store = os.path.join(copy, "model.safetensors")
+    if kind == "truncated":
+        os.truncate(store, os.path.getsize(store) // 2)
+    else:
+        with open(store, "r+b") as file:
+            file.seek(os.path.getsize(store) // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+    return copy
+
+
+def loud(run, *words):
+    """None when the program failed and one line on stderr has all words."""
+    if run.code == 0 or run.code == "timeout":
+        return f"exit {run.code}, but an error was to come"
+    if not any(all(word in line for word in words) for line in run.talk.splitlines()):
+        return f"exit {run.code}, but no line with {words}"
+    return None
+
+
+def errors(arguments, plain, packed, size):
+    """The promised errors: (name, what is wrong or None)."""
+    budget = budget_of(arguments, size, 0.6, 64)
+    for kind in ("truncated", "corrupt"):
+        run = Run(arguments, kind, damage(arguments, packed, kind), budget, "damaged", [])
+        yield run, loud(run, *(("model.safetensors",) if kind == "truncated" else ("model.safetensors", "model.layers")))
+    run = Run(arguments, "interrupted", packed, budget, "interrupted", [], interrupt=True)
+    yield run, None if run.code in (1, -2, 130) and "KeyboardInterrupt" in run.talk else f"exit {run.code} on SIGINT"
+    run = Run(arguments, "convert", packed, budget, "convert", [])
+    same = compare(Run(arguments, "convert plain", plain, None, "convert", []), run)
+    yield run, same if run.code == 0 else loud(run, "codecllm", "dtype") and loud(run, "OutOfMemoryError")
+    if arguments.device != "cuda":
+        return
+    run = Run(arguments, "too much", packed, budget, "too_much", ["--hog-mb", str(budget // MIB)])
+    yield run, None if run.code == 0 and "OutOfMemoryError" in run.facts and "CODEC_VRAM_BUDGET" in run.talk else f"exit {run.code}: {run.facts.split()[-4:]}"
+    for write in ([], ["--write"]):
+        run = Run(arguments, "hidden pointer" + "".join(write), packed, 0.4 * size + 48 * MIB, "hidden", write)
+        yield run, loud(run, "CODEC_PIN")
+    pinned = Run(arguments, "hidden pointer pinned", packed, 0.4 * size + 48 * MIB, "hidden", [], pin="*")
+    yield pinned, None if pinned.code != 0 else compare(Run(arguments, "hidden pointer plain", plain, None, "hidden", []), pinned)
+    run = Run(arguments, "graph too large", packed, 0.5 * size + 48 * MIB, "graph", [])
+    yield run, loud(run, "codecllm")
+    run = Run(arguments, "reduce-overhead native", packed, 1.5 * size + 256 * MIB, "reduce_overhead", [], backend="backend:native")
+    yield run, compare(Run(arguments, "reduce-overhead plain", plain, None, "reduce_overhead", []), run)
+
+
+def check(arguments):
+    plain, packed, size = make_model(arguments, arguments.shape)
+    rows = []
+
+    def note(run, wrong, seconds=None):
+        rows.append((run.name, "as it should be" if wrong is None else "WRONG: " + wrong, f"{run.seconds:.1f}", f"{seconds:.1f}" if seconds else "-"))
+        print(" | ".join(rows[-1]), flush=True)
+
+    wanted = arguments.only.split(",") if arguments.only else None
+    for name, (scenario, (share, more), options, needs_gpu) in SAME.items():
+        if (needs_gpu and arguments.device != "cuda") or (wanted and scenario not in wanted):
+            continue
+        without = Run(arguments, name + " plain", plain, None, scenario, options)
+        paged = Run(arguments, name, packed, budget_of(arguments, size, share, more), scenario, options)
+        note(paged, compare(without, paged), without.seconds)
+    if not wanted or "errors" in wanted:
+        for run, wrong in errors(arguments, plain, packed, size):
+            note(run, wrong)
+    return rows
+
+
+def stress(arguments):
+    """Random walks until the time is over, each against an unshimmed shadow of the same seed."""
+    chance = random.Random(arguments.seed)
+    print(f"seed {arguments.seed}", flush=True)
+    end = time.monotonic() + arguments.stress
+    rows = []
+    while time.monotonic() < end:
+        seed = chance.randrange(1 << 30)
+        shape = chance.choice(["tiny", "llama-90m", "llama-90m"])
+        plain, packed, size = make_model(arguments, shape)
+        # The largest step of a walk: a copy of a tensor, a graph over it, 64 MiB of ones, and what torch and cuBLAS keep.
+        budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 192)
+        options = ["--seed", str(seed), "--steps", str(chance.randrange(50, 400))]
+        without = Run(arguments, f"walk {seed} plain", plain, None, "random_walk", options)
+        paged = Run(arguments, f"walk {seed}", packed, budget, "random_walk", options)
+        wrong = compare(without, paged)
+        rows.append((f"walk {seed} {shape} {budget / MIB:.0f}M", "as it should be" if wrong is None else "WRONG: " + wrong, f"{paged.seconds:.1f}", f"{without.seconds:.1f}"))
+        print(" | ".join(rows[-1]), flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--build", default=os.path.join(ROOT, "build"))
+    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--shape", default="llama-90m", help="of tools/make_model.py")
+    parser.add_argument("--only", help="scenarios by name, comma-separated; 'errors' for the promised errors")
+    parser.add_argument("--stress", type=float, metavar="SECONDS")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    parser.add_argument("--limit", type=float, default=120, help="seconds for a run")
+    arguments = parser.parse_args()
+    os.makedirs(arguments.out, exist_ok=True)
+    os.makedirs(arguments.work, exist_ok=True)
+    rows = stress(arguments) if arguments.stress else check(arguments)
+    width = max((len(row[0]) for row in rows), default=4)
+    table = [f"{'run':<{width}}  {'paged s':>8}  {'plain s':>8}  result"] + [f"{n:<{width}}  {s:>8}  {p:>8}  {r}" for n, r, s, p in rows]
+    print("\n".join(table))
+    with open(os.path.join(arguments.out, "scenarios.txt"), "w") as file:
+        file.write("\n".join(table) + "\n")
+    sys.exit(1 if any(row[1].startswith("WRONG") for row in rows) or not rows else 0)
+
+
+if __name__ == "__main__":
+    main()
