@@ -2,11 +2,14 @@
 """Unmodified transformers programs on a GPU, plain and paged: are tokens and logits the same to the bit, does the process stay
 inside its budget, how fast is it?
 
-    python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 100%,60%,...] [--tokens 64]
+    python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 1700M,1100M,...] [--tokens 64]
+                              [--unpacked] [--offload] [--cold]
 
 Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/infer.py on each without the
 shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of the whole device, sampled
 while a program runs, less what it said before; the context is in it, so the plain run of the same program stands beside.
+--unpacked runs each budget from the original directory, too; --offload times accelerate's cpu_offload over 8 tokens; --cold
+drops the model's files from the page cache before each run. The link is measured first: pinned memory to the device, 64 MiB.
 """
 
 import argparse
@@ -65,6 +68,8 @@ def run(arguments, name, model, budget, tokens):
         )  # fmt: skip
     command = [sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
     command += ["--max-new-tokens", str(tokens), "--min-new-tokens", str(tokens), "--logits", raw + ".logits", "--report", raw + ".json"]
+    if arguments.cold:
+        drop_from_page_cache(model)
     for old in (raw + ".logits", raw + ".json"):
         if os.path.exists(old):
             os.unlink(old)
@@ -84,6 +89,37 @@ def run(arguments, name, model, budget, tokens):
         with open(stem + ".log") as log:
             print(f"--- {name}: exit {code}\n" + "".join(log.readlines()[-25:]), flush=True)
     return result
+
+
+def drop_from_page_cache(directory):
+    for file in os.listdir(directory):
+        descriptor = os.open(os.path.join(directory, file), os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def offload_speed(model):
+    """Tokens per second of accelerate's cpu_offload from the plain directory, 8 tokens; what it said where it failed."""
+    command = [sys.executable, os.path.join(ROOT, "tools", "gpu", "program.py"), "offload", "--model", model, "--tokens", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = [line.split()[2] for line in done.stderr.splitlines() if line.startswith("figure tokens_per_s ")]
+    return found[-1] if found else f"failed with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+
+
+def link_speed():
+    """GB/s from pinned host memory to the device, the best of ten copies of 64 MiB."""
+    program = """
+import torch, time
+host, best = torch.empty(64 << 20, dtype=torch.uint8).pin_memory(), 0
+device = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+for _ in range(10):
+    torch.cuda.synchronize(); begin = time.perf_counter()
+    device.copy_(host, non_blocking=True); torch.cuda.synchronize()
+    best = max(best, (64 << 20) / 1e9 / (time.perf_counter() - begin))
+print(f"{best:.1f}")"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.stdout.strip() or "not measured"
 
 
 def model_of(arguments, name):
@@ -122,10 +158,14 @@ def main():
     parser.add_argument("--budgets", default="4G,1700M,1100M,600M")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--limit", type=int, default=150, help="seconds for a run")
+    parser.add_argument("--unpacked", action="store_true", help="run from the plain directory under the shim, too")
+    parser.add_argument("--offload", action="store_true", help="time accelerate's cpu_offload beside")
+    parser.add_argument("--cold", action="store_true", help="start each run with the model out of the page cache")
     arguments = parser.parse_args()
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
     failed = False
+    print(f"link: {link_speed()} GB/s", flush=True)
     table = [f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} {'wall s':>7}"]
     for name in arguments.models.split(","):
         plain_dir, packed_dir, _ = model_of(arguments, name)
@@ -138,6 +178,13 @@ def main():
             table.append(row(result, plain))
             print(table[-1], flush=True)
             failed |= "same" not in table[-1]
+            if arguments.unpacked:
+                table.append(row(run(arguments, f"{name}-{budget}-unpacked", plain_dir, budget, arguments.tokens), plain))
+                print(table[-1], flush=True)
+                failed |= "same" not in table[-1]
+        if arguments.offload:
+            table.append(f"{name}-cpu_offload: {offload_speed(plain_dir)} tokens/s over 8 tokens")
+            print(table[-1], flush=True)
     print("\n".join(table))
     with open(os.path.join(arguments.out, "table.txt"), "w") as file:
         file.write("\n".join(table) + "\n")
