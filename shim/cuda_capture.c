@@ -5,11 +5,10 @@
 
 _Atomic unsigned cws_cuda_captures; /* begun and not ended */
 
-/* Streams known to capture: those that began, and those that joined by waiting for one that did. */
+/* Streams on which a capture began. */
 static struct {
     CUstream stream;
-    bool began;
-    struct cws_gpu *gpu;
+    pthread_t thread; /* whose CU_STREAM_PER_THREAD it is */
 } capturing[64];
 enum { CAPTURING_MAX = sizeof capturing / sizeof *capturing };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -24,65 +23,52 @@ static bool asks_capturing(CUstream stream)
 
 bool cws_cuda_is_capturing_slow(CUstream stream) { return asks_capturing(stream); }
 
-/* --- telling the manager --------------------------------------------------------------------------------- */
-
 /* The manager marks the stream's progress a last time: before the stream captures. */
-static struct cws_gpu *announce(CUstream stream)
+static void announce(CUstream stream)
 {
     CUresult ignored;
     struct cws_gpu *gpu = cws_cuda_manager(&ignored);
     if (gpu)
-        cws_gpu_stream_capturing(gpu, stream, /* begins */ true);
-    return gpu;
+        cws_gpu_stream_captures(gpu, stream);
 }
 
-static void note(CUstream stream, bool began, struct cws_gpu *gpu)
+static void note(CUstream stream)
 {
-    if (began)
-        atomic_fetch_add(&cws_cuda_captures, 1);
     pthread_mutex_lock(&lock);
+    atomic_fetch_add(&cws_cuda_captures, 1); /* where there is no place for it, for good: streams are asked, then */
     for (int i = 0; i < CAPTURING_MAX; i++) {
         if (!capturing[i].stream) {
             capturing[i].stream = stream;
-            capturing[i].began = began;
-            capturing[i].gpu = gpu;
+            capturing[i].thread = pthread_self();
             break;
         }
     }
     pthread_mutex_unlock(&lock);
 }
 
-/* A capture ended: so did it for all streams that had joined it. `origin` ends in any case. */
+/* `origin` captures no more; nor may others, whose streams are asked. Another thread's own stream cannot be asked from here. */
 static void forget_ended(CUstream origin)
 {
+    pthread_mutex_lock(&lock);
     for (int i = 0; i < CAPTURING_MAX; i++) {
-        pthread_mutex_lock(&lock);
         CUstream stream = capturing[i].stream;
-        pthread_mutex_unlock(&lock);
-        if (!stream || (stream != origin && asks_capturing(stream)))
+        if (!stream || (stream == CU_STREAM_PER_THREAD && !pthread_equal(capturing[i].thread, pthread_self())))
             continue;
-        pthread_mutex_lock(&lock);
-        bool ours = capturing[i].stream == stream, began = capturing[i].began;
-        struct cws_gpu *gpu = capturing[i].gpu;
-        if (ours)
-            capturing[i].stream = NULL;
-        pthread_mutex_unlock(&lock);
-        if (ours && began)
-            atomic_fetch_sub(&cws_cuda_captures, 1);
-        if (ours && gpu && cws_cuda_manager_if_open() == gpu)
-            cws_gpu_stream_capturing(gpu, stream, /* begins */ false);
+        if (stream != origin && asks_capturing(stream))
+            continue;
+        capturing[i].stream = NULL;
+        atomic_fetch_sub(&cws_cuda_captures, 1);
     }
+    pthread_mutex_unlock(&lock);
 }
 
 #define BEGIN(call)                                                                                                          \
     do {                                                                                                                     \
         CUstream order = cws_cuda_stream(stream, own);                                                                       \
-        struct cws_gpu *gpu = announce(order);                                                                               \
+        announce(order);                                                                                                     \
         CUresult result = call;                                                                                              \
         if (result == CUDA_SUCCESS)                                                                                          \
-            note(order, /* began */ true, gpu);                                                                              \
-        else if (gpu)                                                                                                        \
-            cws_gpu_stream_capturing(gpu, order, /* begins */ false);                                                        \
+            note(order);                                                                                                     \
         return result;                                                                                                       \
     } while (0)
 
@@ -121,11 +107,6 @@ CUresult cws_do_cuStreamWaitEvent(cws_fn_cuStreamWaitEvent real, CUstream own, C
     CUstream order = cws_cuda_stream(stream, own);
     if (!atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed) || asks_capturing(order))
         return real(stream, event, flags);
-    struct cws_gpu *gpu = announce(order);
-    CUresult result = real(stream, event, flags);
-    if (asks_capturing(order))
-        note(order, /* began */ false, gpu);
-    else if (gpu)
-        cws_gpu_stream_capturing(gpu, order, /* begins */ false);
-    return result;
+    announce(order);
+    return real(stream, event, flags);
 }

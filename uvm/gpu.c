@@ -24,6 +24,13 @@ void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...)
         gpu->config.say(line);
 }
 
+uint64_t cws_gpu_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 void cws_gpu_unexpected(struct cws_gpu *gpu, CUresult error, const char *what)
 {
     struct cws_error err;

@@ -88,9 +88,12 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
  * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset);
 
-/* Streams: what the program does with them. Legacy and NULL are the same stream. */
+/* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in each thread that names it, here as in
+ * cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of the driver mean that by NULL.) */
 void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream);            /* before cuStreamDestroy */
-void cws_gpu_stream_capturing(struct cws_gpu *gpu, CUstream stream, bool begins); /* nothing is recorded on it meanwhile */
+/* The stream is about to capture, or to join a capture. Not needed for what is right: nothing is recorded on a stream that captures, and a use that was noted on it counts as
+ * running until the capture ends and the stream is used again. Called before, it tells the manager early that the uses until now are done. */
+void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream);
 /* Everything that was queued so far is done: cuCtxSynchronize returned. Cheap; helps the manager to know. */
 void cws_gpu_synchronized(struct cws_gpu *gpu);
 

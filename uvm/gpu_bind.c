@@ -39,7 +39,7 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
     pthread_mutex_lock(&gpu->lock);
     struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, to);
     struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, stream);
-    if (!r || r->base != to || r->bytes != bytes || r->holds || !s || s->capturing)
+    if (!r || r->base != to || r->bytes != bytes || r->holds || !s || cws_gpu_stream_captures_locked(gpu, s))
         goto out;
     if (r->state == CWS_RANGE_ANONYMOUS && !unmap_locked(gpu, r))
         goto out;

@@ -37,8 +37,27 @@ static bool is_done(void *gpu, struct cws_order_node *n)
     return cws_gpu_uses_done_locked(gpu, CWS_GPU_OF(n, struct cws_gpu_range, order), true);
 }
 
+/* A launch waits for a better victim than those that are done, but not for long: what runs may itself wait for that launch. */
+static bool has_waited_locked(struct cws_gpu *gpu)
+{
+    const uint64_t most_ns = 2000000;
+    uint64_t now = cws_gpu_now_ns();
+    if (gpu->waited_since_ns == 0)
+        gpu->waited_since_ns = now;
+    return now - gpu->waited_since_ns > most_ns;
+}
+
+static bool may_go_now(void *gpu, const struct cws_order_node *n)
+{
+    return may_go(gpu, n) && cws_gpu_uses_done_locked(gpu, CWS_GPU_OF(n, struct cws_gpu_range, order), true);
+}
+
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done)
 {
     struct cws_order_node *n = cws_order_victim(&gpu->order, until, may_go, must_be_done ? is_done : NULL, gpu);
+    if (!n && must_be_done && until == 0 && has_waited_locked(gpu))
+        n = cws_order_victim(&gpu->order, until, may_go_now, NULL, gpu);
+    if (n && must_be_done)
+        gpu->waited_since_ns = 0;
     return n ? CWS_GPU_OF(n, struct cws_gpu_range, order) : NULL;
 }

@@ -126,7 +126,6 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
     }
     if (r) {
         r->bytes = bytes;
-        r->generation++;
         *out = r->base;
     }
     pthread_mutex_unlock(&gpu->lock);
@@ -147,13 +146,14 @@ CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream,
     if (!r || r->base != address) {
         result = CUDA_ERROR_INVALID_VALUE;
     } else {
-        r->generation++;
         r->pinned = r->demanded = false;
         if (r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING) {
             r->freed = true; /* the loader ends it */
         } else if (cws_gpu_is_mapped(r->state)) {
-            if (in_order) /* what is queued behind the last use that we saw may use it, too */
+            if (in_order) { /* what is queued behind the last use that we saw may use it, too */
                 cws_gpu_stream_note_use_locked(gpu, r, stream);
+                cws_gpu_stream_mark_own_locked(gpu, stream);
+            }
             cws_gpu_range_cache_locked(gpu, r);
         } else {
             cws_gpu_range_end_locked(gpu, r);

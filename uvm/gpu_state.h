@@ -87,7 +87,6 @@ struct cws_gpu_range {
     size_t bytes;      /* as asked for */
     uint32_t granules;
     enum cws_range_state state;
-    uint32_t generation;
     uint32_t holds;
     bool freed;        /* the program freed it while it was LOADING or DROPPING: who owns it finishes that */
     bool pinned, demanded;
@@ -102,7 +101,8 @@ struct cws_gpu_range {
 
 struct cws_gpu_stream {
     CUstream handle;
-    bool used, gone, capturing;
+    uint64_t owner;                /* of CU_STREAM_PER_THREAD: the thread, which alone can record on it; else 0 */
+    bool used, gone;
     uint64_t issued, marked, done; /* tickets */
     struct {
         uint64_t ticket;
@@ -193,6 +193,7 @@ struct cws_gpu {
     unsigned stream_count;
 
     struct cws_order order; /* of the bound ranges */
+    uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
 
     /* the loader's own */
     CUstream copy_stream, decode_stream;
@@ -244,6 +245,8 @@ void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...) CWS_PRINTF(2, 3);
 /* A driver call of ours failed where it must not: says so once; the manager goes on. */
 void cws_gpu_unexpected(struct cws_gpu *gpu, CUresult error, const char *what);
 
+uint64_t cws_gpu_now_ns(void);
+
 /* gpu_arena.c */
 CWS_MUST_CHECK int cws_gpu_arena_open(struct cws_gpu *gpu, struct cws_gpu_arena *arena, uint64_t bytes, struct cws_error *err);
 void cws_gpu_arena_close(struct cws_gpu *gpu, struct cws_gpu_arena *arena);
@@ -281,6 +284,9 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 /* gpu_stream.c */
 struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle); /* NULL: too many */
 void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle);
+bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s); /* asks the driver; calling thread: as for marks */
+/* After uses of the calling thread's own stream were noted: no other thread can put a mark behind them. Other streams: nothing. */
+void cws_gpu_stream_mark_own_locked(struct cws_gpu *gpu, CUstream handle);
 /* Are all uses of the range done? mark: where that is not known yet, put a mark behind them. */
 bool cws_gpu_uses_done_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool mark);
 bool cws_gpu_uses_only_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle); /* or done */

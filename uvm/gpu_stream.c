@@ -6,29 +6,16 @@
 
 static CUstream same_name(CUstream handle) { return handle == CU_STREAM_LEGACY ? NULL : handle; }
 
-struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle)
+/* Who calls, where it matters: one handle names another stream in each thread. Never the same for two threads, also when one has ended. */
+static uint64_t owner_of(CUstream handle)
 {
-    struct cws_gpu_stream *empty = NULL;
-    handle = same_name(handle);
-    for (unsigned i = 0; i < gpu->stream_count; i++) {
-        struct cws_gpu_stream *s = &gpu->streams[i];
-        if (s->used && !s->gone && s->handle == handle)
-            return s;
-        if (!s->used && !empty)
-            empty = s;
-    }
-    if (!empty) {
-        if (gpu->stream_count == CWS_GPU_STREAMS)
-            return NULL;
-        empty = &gpu->streams[gpu->stream_count++];
-    }
-    /* Tickets go on where the last stream of this place ended: what still names one of those is done. */
-    empty->done = empty->marked = empty->issued;
-    empty->handle = handle;
-    empty->used = true;
-    empty->gone = empty->capturing = false;
-    empty->mark_head = empty->mark_count = 0;
-    return empty;
+    static _Atomic uint64_t threads;
+    static _Thread_local uint64_t self;
+    if (handle != CU_STREAM_PER_THREAD)
+        return 0;
+    if (self == 0)
+        self = atomic_fetch_add(&threads, 1) + 1;
+    return self;
 }
 
 /* Takes in the marks that were passed. `wait`: at least one. */
@@ -49,25 +36,81 @@ static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait
         s->used = false;
 }
 
+/* A place whose stream has nothing under way: should that stream come again, it takes another. */
+static struct cws_gpu_stream *idle_place_locked(struct cws_gpu *gpu)
+{
+    for (unsigned i = 0; i < gpu->stream_count; i++) {
+        struct cws_gpu_stream *s = &gpu->streams[i];
+        look_locked(gpu, s, false);
+        if (s->done == s->issued)
+            return s;
+    }
+    return NULL;
+}
+
+struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle)
+{
+    struct cws_gpu_stream *empty = NULL;
+    handle = same_name(handle);
+    uint64_t owner = owner_of(handle);
+    for (unsigned i = 0; i < gpu->stream_count; i++) {
+        struct cws_gpu_stream *s = &gpu->streams[i];
+        if (s->used && !s->gone && s->handle == handle && s->owner == owner)
+            return s;
+        if (!s->used && !empty)
+            empty = s;
+    }
+    if (!empty && gpu->stream_count < CWS_GPU_STREAMS)
+        empty = &gpu->streams[gpu->stream_count++];
+    if (!empty)
+        empty = idle_place_locked(gpu);
+    if (!empty)
+        return NULL;
+    /* Tickets go on where the last stream of this place ended: what still names one of those is done. */
+    empty->done = empty->marked = empty->issued;
+    empty->handle = handle;
+    empty->owner = owner;
+    empty->used = true;
+    empty->gone = false;
+    empty->mark_head = empty->mark_count = 0;
+    return empty;
+}
+
+/* An event that is recorded on a stream that captures becomes a part of the graph and is never reached. The legacy stream answers with an error while another one
+ * captures, and recording on it would end that capture. */
+bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s)
+{
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return gpu->driver->stream_capturing(s->handle, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
 static bool mark_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
 {
     if (s->marked == s->issued)
         return true;
-    if (s->gone || s->capturing)
+    if (s->gone || s->owner != owner_of(s->handle) || cws_gpu_stream_captures_locked(gpu, s))
         return false;
-    if (s->mark_count == CWS_GPU_EVENTS) {
-        look_locked(gpu, s, s->handle == CU_STREAM_PER_THREAD);
-        if (s->mark_count == CWS_GPU_EVENTS)
-            return false; /* a later mark covers these tickets, too */
-    }
-    unsigned at = (s->mark_head + s->mark_count) % CWS_GPU_EVENTS;
+    if (s->mark_count == CWS_GPU_EVENTS)
+        look_locked(gpu, s, false);
+    bool full = s->mark_count == CWS_GPU_EVENTS; /* then the last mark moves on: it is passed later, and says more */
+    unsigned at = (s->mark_head + s->mark_count - full) % CWS_GPU_EVENTS;
     if (!s->marks[at].event && gpu->driver->event_create(&s->marks[at].event, CU_EVENT_DISABLE_TIMING) != CUDA_SUCCESS)
         return false;
     if (gpu->driver->event_record(s->marks[at].event, s->handle) != CUDA_SUCCESS)
         return false;
     s->marks[at].ticket = s->marked = s->issued;
-    s->mark_count++;
+    s->mark_count += !full;
     return true;
+}
+
+/* Behind all uses of a stream, for the last time that this can be done. */
+static void mark_or_wait_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
+{
+    if (mark_locked(gpu, s) || cws_gpu_stream_captures_locked(gpu, s))
+        return;
+    gpu->driver->stream_sync(s->handle);
+    s->done = s->marked = s->issued;
+    s->mark_head = s->mark_count = 0;
 }
 
 void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle)
@@ -96,9 +139,15 @@ void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r
     }
     into->stream = name;
     into->ticket = ++s->issued;
-    /* The stream of a thread is another one for each thread that names it so: only now is it this thread's. */
-    if (s->handle == CU_STREAM_PER_THREAD || s->issued - s->marked >= CWS_GPU_MARK_EVERY)
+    if (s->issued - s->marked >= CWS_GPU_MARK_EVERY)
         mark_locked(gpu, s);
+}
+
+void cws_gpu_stream_mark_own_locked(struct cws_gpu *gpu, CUstream handle)
+{
+    struct cws_gpu_stream *s = handle == CU_STREAM_PER_THREAD ? cws_gpu_stream_locked(gpu, handle) : NULL;
+    if (s)
+        mark_or_wait_locked(gpu, s);
 }
 
 static bool use_done_locked(struct cws_gpu *gpu, struct cws_gpu_last_use *u, bool mark)
@@ -133,7 +182,7 @@ bool cws_gpu_uses_only_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUst
         if (u->stream && &gpu->streams[u->stream - 1] != s && !use_done_locked(gpu, u, false))
             return false;
     }
-    return s && s->handle != CU_STREAM_PER_THREAD;
+    return s != NULL;
 }
 
 void cws_gpu_uses_wait_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
@@ -151,7 +200,7 @@ void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream handle)
     pthread_mutex_lock(&gpu->lock);
     struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, handle);
     if (s) {
-        mark_locked(gpu, s);
+        mark_or_wait_locked(gpu, s);
         s->gone = true;
         look_locked(gpu, s, false);
         if (s->mark_count == 0) {
@@ -162,15 +211,12 @@ void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream handle)
     pthread_mutex_unlock(&gpu->lock);
 }
 
-void cws_gpu_stream_capturing(struct cws_gpu *gpu, CUstream handle, bool begins)
+void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream handle)
 {
     pthread_mutex_lock(&gpu->lock);
     struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, handle);
-    if (s) {
-        if (begins)
-            mark_locked(gpu, s);
-        s->capturing = begins;
-    }
+    if (s)
+        mark_locked(gpu, s);
     pthread_mutex_unlock(&gpu->lock);
 }
 

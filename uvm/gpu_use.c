@@ -3,14 +3,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static bool grow(struct cws_gpu_use *use)
 {
@@ -144,7 +136,7 @@ static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t
 static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
     CUresult result = CUDA_SUCCESS;
-    uint64_t begin = now_ns();
+    uint64_t begin = cws_gpu_now_ns();
     pthread_mutex_lock(&gpu->slow);
     pthread_mutex_lock(&gpu->lock);
     hold_locked(gpu, use, true);
@@ -168,7 +160,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
         unhold_locked(gpu, use);
     else
         gpu->running_uses++;
-    gpu->counts.stall_ns += now_ns() - begin;
+    gpu->counts.stall_ns += cws_gpu_now_ns() - begin;
     pthread_mutex_unlock(&gpu->lock);
     pthread_mutex_unlock(&gpu->slow);
     return result;
@@ -219,6 +211,8 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
     pthread_mutex_lock(&gpu->lock);
     for (unsigned i = 0; i < use->count && queued; i++)
         cws_gpu_stream_note_use_locked(gpu, use->ranges[i], use->stream);
+    if (queued)
+        cws_gpu_stream_mark_own_locked(gpu, use->stream);
     gpu->running_uses--;
     unhold_locked(gpu, use);
     pthread_mutex_unlock(&gpu->lock);

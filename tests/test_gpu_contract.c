@@ -1,0 +1,147 @@
+/* What gpu.h promises about streams, threads and the budget, where it is easily broken. */
+#include "gpu_fixture.h"
+
+#include <pthread.h>
+
+/* --- streams of threads ---------------------------------------------------------------------------- */
+
+struct own_stream { /* a thread that queues one kernel on its own stream and leaves it there */
+    struct fixture *f;
+    CUdeviceptr to;
+    pthread_barrier_t queued, go_on;
+    CUresult result;
+};
+
+static void *queue_and_wait(void *arg)
+{
+    struct own_stream *o = arg;
+    CUfunction function;
+    struct cws_gpu_use use;
+    CUdeviceptr from = o->f->at[0];
+    uint64_t bytes = tensor_bytes(0);
+    void *params[] = {&o->to, &from, &bytes};
+    driver.context_set(o->f->context);
+    standin_hold(CU_STREAM_PER_THREAD);
+    o->result = cws_gpu_begin(o->f->gpu, CU_STREAM_PER_THREAD, &from, 1, &use);
+    if (o->result == CUDA_SUCCESS)
+        o->result = driver.module_function(&function, o->f->kernels, "sum");
+    if (o->result == CUDA_SUCCESS) {
+        o->result = driver.launch(function, 1, 1, 1, 1, 1, 1, 0, CU_STREAM_PER_THREAD, params, NULL);
+        cws_gpu_end(o->f->gpu, &use, true);
+    }
+    pthread_barrier_wait(&o->queued);
+    pthread_barrier_wait(&o->go_on);
+    standin_let_go(CU_STREAM_PER_THREAD);
+    if (o->result == CUDA_SUCCESS)
+        o->result = driver.stream_sync(CU_STREAM_PER_THREAD);
+    return NULL;
+}
+
+/* A kernel of another thread's own stream still runs; this thread's own stream goes far ahead of it and needs memory. */
+static void test_own_streams_are_told_apart(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    struct own_stream o = {.f = f};
+    pthread_t thread;
+    uint64_t sum;
+    bind_all(f);
+    assert_int_equal(driver.mem_alloc(&o.to, 64), 0);
+    pthread_barrier_init(&o.queued, NULL, 2);
+    pthread_barrier_init(&o.go_on, NULL, 2);
+    assert_int_equal(pthread_create(&thread, NULL, queue_and_wait, &o), 0);
+    pthread_barrier_wait(&o.queued);
+    CUstream made = f->stream;
+    f->stream = CU_STREAM_PER_THREAD;
+    for (unsigned pass = 0; pass < 3; pass++)
+        for (unsigned i = 1; i < TENSORS; i++)
+            expect_right(f, i);
+    f->stream = made;
+    pthread_barrier_wait(&o.go_on);
+    pthread_join(thread, NULL);
+    assert_int_equal(o.result, 0);
+    assert_int_equal(driver.copy_out(&sum, o.to, 8), 0);
+    assert_int_equal(sum, plain_sum(content(0), tensor_bytes(0)));
+    pthread_barrier_destroy(&o.queued);
+    pthread_barrier_destroy(&o.go_on);
+    assert_int_equal(driver.mem_free(o.to), 0);
+    free_all(f);
+    close_gpu(f);
+}
+
+/* Threads come and go, each with a stream of its own: their places are used again. */
+static void *use_once(void *arg)
+{
+    struct own_stream *o = arg;
+    struct cws_gpu_use use;
+    driver.context_set(o->f->context);
+    o->result = cws_gpu_begin(o->f->gpu, CU_STREAM_PER_THREAD, &o->f->at[1], 1, &use);
+    if (o->result == CUDA_SUCCESS)
+        cws_gpu_end(o->f->gpu, &use, true);
+    return NULL;
+}
+
+static void test_many_threads(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    struct own_stream o = {.f = f};
+    struct cws_gpu_stats stats;
+    bind_all(f);
+    for (unsigned i = 0; i < 300; i++) {
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, use_once, &o), 0);
+        pthread_join(thread, NULL);
+        assert_int_equal(o.result, 0);
+    }
+    for (unsigned pass = 0; pass < 3; pass++)
+        for (unsigned i = 2; i < TENSORS; i++)
+            expect_right(f, i);
+    cws_gpu_settle(f->gpu);
+    uint64_t loads;
+    cws_gpu_stats_get(f->gpu, &stats);
+    loads = stats.loads;
+    expect_right(f, 1); /* it was not kept for ever: it went, and comes again */
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_true(stats.loads > loads || stats.prefetched > 0);
+    free_all(f);
+    close_gpu(f);
+}
+
+/* --- capture --------------------------------------------------------------------------------------- */
+
+/* Nobody told the manager: it records nothing on the stream all the same, which would make the event a part of the graph. */
+static void test_a_capture_is_left_alone(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 128 * MIB, true);
+    CUresult (*begin)(CUstream, CUstreamCaptureMode) = (__typeof__(begin))standin_resolve(NULL, "cuStreamBeginCapture_v2");
+    CUresult (*end)(CUstream, CUgraph *) = (__typeof__(end))standin_resolve(NULL, "cuStreamEndCapture");
+    CUresult (*destroy)(CUgraph) = (__typeof__(destroy))standin_resolve(NULL, "cuGraphDestroy");
+    CUgraph graph;
+    bind_all(f);
+    expect_right(f, 0);
+    assert_int_equal(begin(f->stream, CU_STREAM_CAPTURE_MODE_GLOBAL), 0);
+    unsigned long records = standin_calls("cuEventRecord");
+    for (unsigned i = 0; i < 64; i++) {
+        struct cws_gpu_use use;
+        assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &f->at[0], 1, &use), 0);
+        cws_gpu_end(f->gpu, &use, true);
+    }
+    assert_int_equal(standin_calls("cuEventRecord"), records);
+    assert_int_equal(end(f->stream, &graph), 0);
+    assert_int_equal(destroy(graph), 0);
+    expect_right(f, 0);
+    free_all(f);
+    close_gpu(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_own_streams_are_told_apart),
+        cmocka_unit_test(test_many_threads),
+        cmocka_unit_test(test_a_capture_is_left_alone),
+    };
+    return cmocka_run_group_tests(tests, group_setup, group_teardown);
+}
