@@ -136,12 +136,117 @@ static void test_a_capture_is_left_alone(void **state)
     close_gpu(f);
 }
 
+/* --- sets ------------------------------------------------------------------------------------------ */
+
+/* A launch named everything; when that model is freed, room is no longer kept for it. */
+static void test_a_freed_set_is_forgotten(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 48 * MIB, true);
+    CUdeviceptr to = f->scratch, more;
+    uint64_t bytes = 8;
+    void *params[] = {&to, &f->at[0], &bytes};
+    bind_all(f);
+    expect_right(f, 0);
+    assert_int_equal(launch(f, "sum", f->at, TENSORS, params), 0);
+    assert_int_equal(cws_gpu_alloc(f->gpu, 20 * MIB, f->stream, &more), CUDA_ERROR_OUT_OF_MEMORY);
+    for (unsigned i = 1; i < TENSORS; i++)
+        assert_int_equal(cws_gpu_free(f->gpu, f->at[i], f->stream, true), 0);
+    assert_int_equal(cws_gpu_alloc(f->gpu, 20 * MIB, f->stream, &more), 0);
+    assert_int_equal(cws_gpu_free(f->gpu, more, f->stream, true), 0);
+    for (unsigned i = 1; i < TENSORS; i++) {
+        assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(i), f->stream, &f->at[i]), 0);
+        assert_true(cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, cws_store_tensor(store, i)->begin));
+        expect_right(f, i);
+    }
+    free_all(f);
+    close_gpu(f);
+}
+
+/* --- uses inside uses -------------------------------------------------------------------------------- */
+
+static void test_a_use_inside_a_use(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    struct cws_gpu_use uses[TENSORS];
+    unsigned begun = 0;
+    CUresult result = CUDA_SUCCESS;
+    bind_all(f);
+    while (begun < TENSORS && result == CUDA_SUCCESS) {
+        result = cws_gpu_begin(f->gpu, f->stream, &f->at[begun], 1, &uses[begun]);
+        begun += result == CUDA_SUCCESS;
+    }
+    assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY); /* not all of them fit, and nothing waits for ever */
+    assert_true(begun > 1);
+    assert_non_null(strstr(last_line, "calls around it"));
+    assert_int_equal(cws_gpu_make_room(f->gpu, 20 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
+    while (begun > 0)
+        cws_gpu_end(f->gpu, &uses[--begun], true);
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    free_all(f);
+    close_gpu(f);
+}
+
+struct holder {
+    struct fixture *f;
+    unsigned first, second;
+    pthread_barrier_t *both;
+    CUresult result;
+};
+
+static void *hold_two(void *arg)
+{
+    struct holder *h = arg;
+    struct cws_gpu_use outer, inner;
+    driver.context_set(h->f->context);
+    CUresult result = cws_gpu_begin(h->f->gpu, h->f->stream, &h->f->at[h->first], 1, &outer);
+    pthread_barrier_wait(h->both);
+    if (result == CUDA_SUCCESS) {
+        h->result = cws_gpu_begin(h->f->gpu, h->f->stream, &h->f->at[h->second], 4, &inner);
+        if (h->result == CUDA_SUCCESS)
+            cws_gpu_end(h->f->gpu, &inner, true);
+        cws_gpu_end(h->f->gpu, &outer, true);
+    }
+    return NULL;
+}
+
+/* Two threads hold something and want more than is left: both end, at least one gets what it wants. */
+static void test_two_that_hold(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 24 * MIB, false);
+    pthread_barrier_t both;
+    struct holder h[2] = {{.f = f, .first = 0, .second = 3, .both = &both, .result = CUDA_ERROR_UNKNOWN},
+                          {.f = f, .first = 2, .second = 7, .both = &both, .result = CUDA_ERROR_UNKNOWN}};
+    pthread_t threads[2];
+    bind_all(f);
+    for (unsigned pass = 0; pass < 10; pass++) {
+        pthread_barrier_init(&both, NULL, 2);
+        for (unsigned i = 0; i < 2; i++)
+            assert_int_equal(pthread_create(&threads[i], NULL, hold_two, &h[i]), 0);
+        for (unsigned i = 0; i < 2; i++) {
+            pthread_join(threads[i], NULL);
+            assert_true(h[i].result == CUDA_SUCCESS || h[i].result == CUDA_ERROR_OUT_OF_MEMORY);
+        }
+        pthread_barrier_destroy(&both);
+    }
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    free_all(f);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_own_streams_are_told_apart),
         cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_a_capture_is_left_alone),
+        cmocka_unit_test(test_a_freed_set_is_forgotten),
+        cmocka_unit_test(test_a_use_inside_a_use),
+        cmocka_unit_test(test_two_that_hold),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

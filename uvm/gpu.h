@@ -79,7 +79,9 @@ struct cws_gpu_use { /* caller's storage; private */
 /* Makes every range that contains one of the addresses ready for work that is about to be queued on `stream`, and holds it. Addresses outside
  * the arena, or in no range, are passed over. Bound ranges are loaded (this may block), fresh ones get memory (undefined content). Errors, nothing held then:
  * CUDA_ERROR_OUT_OF_MEMORY (the ranges do not fit the budget together), CUDA_ERROR_OPERATING_SYSTEM = 304 (a tensor cannot be read; the line names it).
- * Call cws_gpu_end with the same use after the work was queued (or was not), always. */
+ * A use that is begun inside another one of the same thread is fine while both fit; where they do not it fails with CUDA_ERROR_OUT_OF_MEMORY and a line, and so it does where
+ * several threads each hold what another one waits for.
+ * Call cws_gpu_end, in the same thread, with the same use after the work was queued (or was not), always. */
 CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use);
 void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
 

@@ -99,7 +99,11 @@ CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes)
         cws_gpu_recount_pools_locked(gpu);
     if (room_locked(gpu) < bytes) {
         uint64_t need = cws_gpu_undroppable_locked(gpu) + gpu->granted_bytes + bytes + gpu->largest_set;
-        if (need <= gpu->config.budget_bytes && cws_gpu_grant_locked(gpu, bytes)) {
+        unsigned stuck = cws_gpu_uses_open(gpu);
+        gpu->stuck_uses += stuck;
+        bool granted = need <= gpu->config.budget_bytes && cws_gpu_grant_locked(gpu, bytes);
+        gpu->stuck_uses -= stuck;
+        if (granted) {
             gpu->granted_bytes -= bytes; /* the caller takes it now */
         } else {
             gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;

@@ -50,7 +50,7 @@ static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t gran
 /* Nothing moves any more and nothing will: what a launch waits for cannot be had. */
 static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
-    return gpu->running_uses == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
+    return gpu->running_uses <= gpu->stuck_uses && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
            free_bytes_locked(gpu) + gpu->mapped_idle_bytes < bytes;
 }
 

@@ -25,6 +25,8 @@ void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum
         gpu->mapped_idle_bytes += span;
         cws_gpu_list_add(&gpu->cached, &r->cached);
     }
+    if (to == CWS_RANGE_DIRTY)
+        cws_gpu_set_forget_locked(gpu, r);
     r->state = to;
 }
 
@@ -33,6 +35,7 @@ static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     if (!r->source)
         return;
     gpu->bound_bytes -= cws_gpu_span(r);
+    cws_gpu_set_forget_locked(gpu, r);
     struct cws_gpu_source *source = r->source;
     r->source = NULL;
     cws_gpu_order_forget_locked(gpu, r);

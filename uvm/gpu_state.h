@@ -2,6 +2,7 @@
  *
  * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
+ *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
  *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
  *
@@ -40,6 +41,8 @@ enum {
     CWS_GPU_SLOT_CHUNKS = 64,  /* chunks of a batch */
     CWS_GPU_LOADS = 12,        /* ranges being loaded at a time */
     CWS_GPU_DROPS = 32,        /* ranges being dropped at a time */
+    CWS_GPU_MANAGERS = 16,     /* of a process */
+    CWS_GPU_SETS = 32,         /* largest sets of ranges that are remembered; bits of cws_gpu_range.sets */
     CWS_GPU_FETCHERS = 3,      /* threads that read stores */
 };
 
@@ -93,6 +96,7 @@ struct cws_gpu_range {
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
     struct cws_gpu_last_use uses[CWS_GPU_USERS];
+    uint32_t sets;     /* that it is one of */
     CUresult failed;   /* of the last load that was demanded */
     struct cws_gpu_list link;      /* gpu->ranges */
     struct cws_gpu_list cached;    /* gpu->cached when CACHED, oldest first */
@@ -176,7 +180,8 @@ struct cws_gpu {
     uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
-    uint64_t largest_set; /* bytes of the largest set of ranges that a launch named */
+    uint64_t sets[CWS_GPU_SETS]; /* bytes of sets of bound ranges that launches named, and whose ranges still are; 0: none */
+    uint64_t largest_set, smallest_set; /* of these; smallest 0: there is a place free */
     uint64_t least_budget;
     uint64_t mapped_idle_bytes; /* of frame_bytes: idle list and CACHED */
     uint64_t fixed_bytes;       /* of frame_bytes: ANONYMOUS, DIRTY, MAKING */
@@ -188,6 +193,7 @@ struct cws_gpu {
     struct cws_gpu_room *rooms;
     uint32_t waiting;      /* launches that wait for loads */
     uint32_t running_uses; /* begun, not ended, not waiting */
+    uint32_t stuck_uses;   /* of these, whose thread waits for memory */
 
     struct cws_gpu_stream streams[CWS_GPU_STREAMS];
     unsigned stream_count;
@@ -280,6 +286,14 @@ void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* The program freed a mapped range: its memory waits for the next allocation of its size. */
 void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+
+/* gpu_set.c */
+void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count); /* a launch names these */
+void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it ends, or was written to */
+
+/* gpu_use.c */
+/* Uses that the calling thread has begun and not ended. While it waits for memory they count as stuck: what they hold is not to be hoped for. */
+unsigned cws_gpu_uses_open(const struct cws_gpu *gpu);
 
 /* gpu_stream.c */
 struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle); /* NULL: too many */

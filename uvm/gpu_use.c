@@ -4,6 +4,31 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How many uses of which manager this thread has open: one line per manager that it ever met, in a process of a few. */
+static _Thread_local struct {
+    const struct cws_gpu *gpu;
+    unsigned count;
+} open_uses[CWS_GPU_MANAGERS];
+
+static void count_open(const struct cws_gpu *gpu, int change)
+{
+    unsigned i = 0, free_line = CWS_GPU_MANAGERS - 1;
+    for (; i < CWS_GPU_MANAGERS && open_uses[i].gpu != gpu; i++)
+        if (open_uses[i].count == 0 && i < free_line)
+            free_line = i;
+    i = i < CWS_GPU_MANAGERS ? i : free_line;
+    open_uses[i].gpu = gpu;
+    open_uses[i].count += (unsigned)change;
+}
+
+unsigned cws_gpu_uses_open(const struct cws_gpu *gpu)
+{
+    for (unsigned i = 0; i < CWS_GPU_MANAGERS; i++)
+        if (open_uses[i].gpu == gpu)
+            return open_uses[i].count;
+    return 0;
+}
+
 static bool grow(struct cws_gpu_use *use)
 {
     bool few = use->ranges == use->few;
@@ -124,8 +149,13 @@ static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     }
 }
 
-static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t need)
+static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t need, unsigned others)
 {
+    if (need <= gpu->config.budget_bytes && others) {
+        cws_gpu_say(gpu, "a launch needs %llu MiB of device memory while %u calls around it hold what CODEC_VRAM_BUDGET (%llu MiB) leaves",
+                    (unsigned long long)(set_bytes(use) >> 20), others, (unsigned long long)(gpu->config.budget_bytes >> 20));
+        return;
+    }
     cws_gpu_say(gpu, "a launch needs %llu MiB of device memory at a time, more than CODEC_VRAM_BUDGET (%llu MiB) leaves; "
                 "the least budget that would have done is %llu MiB", (unsigned long long)(set_bytes(use) >> 20),
                 (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((need >> 20) + 1));
@@ -137,6 +167,13 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
     CUresult result = CUDA_SUCCESS;
     uint64_t begin = cws_gpu_now_ns();
+    unsigned open = cws_gpu_uses_open(gpu);
+    if (open) { /* others may wait for what this thread holds */
+        pthread_mutex_lock(&gpu->lock);
+        gpu->stuck_uses += open;
+        pthread_cond_signal(&gpu->work);
+        pthread_mutex_unlock(&gpu->lock);
+    }
     pthread_mutex_lock(&gpu->slow);
     pthread_mutex_lock(&gpu->lock);
     hold_locked(gpu, use, true);
@@ -154,12 +191,15 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     if (result == CUDA_ERROR_OUT_OF_MEMORY) {
         need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
         gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
-        say_set(gpu, use, need);
+        say_set(gpu, use, need, gpu->running_uses);
     }
+    gpu->stuck_uses -= open;
     if (result != CUDA_SUCCESS)
         unhold_locked(gpu, use);
     else
         gpu->running_uses++;
+    if (result == CUDA_SUCCESS)
+        count_open(gpu, 1);
     gpu->counts.stall_ns += cws_gpu_now_ns() - begin;
     pthread_mutex_unlock(&gpu->lock);
     pthread_mutex_unlock(&gpu->slow);
@@ -185,17 +225,15 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
             cws_gpu_order_use_locked(gpu, r);
         all &= cws_gpu_is_mapped(r->state);
     }
-    uint64_t bytes = 0; /* the others are among what cannot be dropped */
-    for (unsigned i = 0; i < use->count; i++)
-        bytes += use->ranges[i]->source && use->ranges[i]->state != CWS_RANGE_DIRTY ? cws_gpu_span(use->ranges[i]) : 0;
-    if (bytes > gpu->largest_set && cws_gpu_undroppable_locked(gpu) + bytes <= gpu->config.budget_bytes) /* a set that fails is not to be kept room for */
-        gpu->largest_set = bytes;
+    cws_gpu_set_note_locked(gpu, use->ranges, use->count);
     if (!room)
         unhold_locked(gpu, use);
     else if (!all)
         hold_locked(gpu, use, false);
     else if (use->count)
         gpu->running_uses++;
+    if (room && all && use->count)
+        count_open(gpu, 1);
     pthread_mutex_unlock(&gpu->lock);
     if (!room) {
         cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more", CWS_GPU_USE_FEW);
@@ -214,6 +252,7 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
     if (queued)
         cws_gpu_stream_mark_own_locked(gpu, use->stream);
     gpu->running_uses--;
+    count_open(gpu, -1);
     unhold_locked(gpu, use);
     pthread_mutex_unlock(&gpu->lock);
 }
