@@ -94,6 +94,21 @@ int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint
     return cws_store_read_parallel(s, jobs, begin, end, dst, err);
 }
 
+int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, uint64_t dst_bytes, struct cws_error *err)
+{
+    struct cws_store *s;
+    int code = cws_store_open_memory(data, bytes, "compressed tensor", &s, err);
+    if (code)
+        return code;
+    const struct cws_tensor_info *t = cws_store_tensor(s, 0);
+    if (cws_store_tensor_count(s) != 1 || t->end - t->begin != dst_bytes)
+        code = cws_fail(err, CWS_E_RANGE, "compressed tensor: not one tensor of %llu bytes", (unsigned long long)dst_bytes);
+    else
+        code = cws_store_read_parallel(s, jobs, t->begin, t->end, dst, err);
+    cws_store_close(s);
+    return code;
+}
+
 static int first_fault(void *arg, const struct cws_verify_fault *fault)
 {
     cws_error_set(arg, CWS_E_CORRUPT, "%s", fault->message);
@@ -146,6 +161,8 @@ static int take_input(const struct codecllm_input *in, struct cws_memory_tensor 
         return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": dtype %.20s is not one that safetensors files have here", in->name, in->dtype);
     if (in->packed) {
         int code = cws_store_open_memory(in->packed, in->packed_bytes, in->name, packed, err);
+        if (!code && cws_store_tensor_count(*packed) != 1)
+            code = cws_fail(err, CWS_E_USAGE, "%.100s: not a store of one tensor", in->name);
         out->packed = *packed;
         return code;
     }
@@ -194,6 +211,21 @@ int codecllm_pack_memory(const struct codecllm_job *job, uint8_t **out, uint64_t
     *out = NULL;
     *out_bytes = 0;
     return pack(job, NULL, out, out_bytes, err);
+}
+
+int codecllm_extract(const struct cws_store *s, uint64_t i, uint8_t **out, uint64_t *out_bytes, struct cws_error *err)
+{
+    const struct cws_tensor_info *t;
+    *out = NULL;
+    *out_bytes = 0;
+    int code = find(s, i, &t, err);
+    if (code)
+        return code;
+    struct cws_memory_tensor alone = {
+        .name = "tensor", .dtype = t->dtype, .shape = t->shape, .ndim = t->ndim, .packed = s, .packed_index = i};
+    struct cws_memory_model model = {.tensors = &alone, .tensor_count = 1};
+    struct cws_pack_options options = {.jobs = 0};
+    return cws_pack_tensors_to_memory(&model, &options, out, out_bytes, err);
 }
 
 void codecllm_free(void *data)

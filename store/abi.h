@@ -46,6 +46,8 @@ CODECLLM_API int codecllm_tensor(const struct cws_store *s, uint64_t i, struct c
 
 /* Logical bytes [begin, end) to dst; jobs 0: all cores. On an error dst is undefined. */
 CODECLLM_API int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst, struct cws_error *err);
+/* The whole tensor of a store in memory that holds one, into dst_bytes bytes, which must be its size. */
+CODECLLM_API int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, uint64_t dst_bytes, struct cws_error *err);
 /* Every chunk decoded and compared with its content hash. CWS_E_CORRUPT with the first fault. */
 CODECLLM_API int codecllm_verify(const struct cws_store *s, unsigned jobs, struct cws_error *err);
 
@@ -76,6 +78,8 @@ struct codecllm_job {
 /* To a file, which appears whole or not at all; or to memory: *out is freed with codecllm_free(). */
 CODECLLM_API int codecllm_pack_file(const struct codecllm_job *job, const char *path, struct cws_error *err);
 CODECLLM_API int codecllm_pack_memory(const struct codecllm_job *job, uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
+/* Tensor i alone, as it is packed, as a store in memory whose tensor is called "tensor". */
+CODECLLM_API int codecllm_extract(const struct cws_store *s, uint64_t i, uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
 CODECLLM_API void codecllm_free(void *data);
 
 #endif

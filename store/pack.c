@@ -226,10 +226,10 @@ static int sample_tensor(struct packing *p, struct hand *h, size_t t, struct ten
 }
 
 /* A tensor that is packed already: its chunks stay as they are. */
-static void plan_packed(struct cws_plan *plan, const struct cws_store *packed)
+static void plan_packed(struct cws_plan *plan, const struct cws_memory_tensor *m)
 {
-    const struct cws_tensor_info *t = cws_store_tensor(packed, 0);
-    const uint8_t *table = cws_store_table(packed, t);
+    const struct cws_tensor_info *t = cws_store_tensor(m->packed, m->packed_index);
+    const uint8_t *table = cws_store_table(m->packed, t);
     plan->codec = (enum cws_codec_id)t->record->codec;
     plan->chunk_bytes = t->record->chunk_bytes;
     plan->row_elems = t->record->row_elems;
@@ -248,7 +248,7 @@ static int plan_item(void *arg, unsigned thread, uint64_t i)
     struct cws_error err = {0};
     cws_plan_begin(&w->plan, p->in->excluded[t] ? CWS_MODE_LOSSLESS : p->options->mode, tensor->dtype, tensor->shape, tensor->ndim);
     if (p->in->memory && p->in->memory[t]->packed) {
-        plan_packed(&w->plan, p->in->memory[t]->packed);
+        plan_packed(&w->plan, p->in->memory[t]);
         return 0;
     }
     if (p->in->excluded[t]) {
@@ -376,17 +376,18 @@ static int write_ready_locked(struct packing *p)
 }
 
 /* Chunk k of a tensor that is packed already. Its checksum has the chunk's place in it, and is made anew. */
-static int take_chunk(const struct cws_store *packed, uint64_t k, uint64_t place, struct slot *slot, struct cws_chunk_record *c,
+static int take_chunk(const struct cws_memory_tensor *m, uint64_t k, uint64_t place, struct slot *slot, struct cws_chunk_record *c,
                       struct cws_error *err)
 {
-    const struct cws_chunk_record *from = &cws_store_tensor(packed, 0)->chunks[k];
-    const uint8_t *stored = cws_store_in_memory(packed, from->offset);
-    if (!stored)
-        return cws_fail(err, CWS_E_BUG, "%s: not a store in memory", cws_store_path(packed));
-    memcpy(slot->data, stored, from->stored_bytes);
-    if (cws_checksum(slot->data, from->stored_bytes, k) != from->xxh3)
-        return cws_fail(err, CWS_E_CORRUPT, "%s: the stored bytes fail their checksum in chunk %llu (offset %llu)", cws_store_path(packed),
-                        (unsigned long long)k, (unsigned long long)from->offset);
+    const struct cws_tensor_info *t = cws_store_tensor(m->packed, m->packed_index);
+    const struct cws_chunk_record *from = &t->chunks[k];
+    struct cws_store_cursor *cursor;
+    int code = cws_store_cursor_create(m->packed, 1, &cursor, err);
+    if (!code)
+        code = cws_store_fetch(cursor, t, k, 1, slot->data, err);
+    cws_store_cursor_destroy(cursor);
+    if (code)
+        return code;
     c->stored_bytes = from->stored_bytes;
     c->logical_bytes = from->logical_bytes;
     c->codec = from->codec;
@@ -443,10 +444,10 @@ static int encode_item(void *arg, unsigned thread, uint64_t i)
     if (stopped || cancelled(p))
         return -ECANCELED;
 
-    const struct cws_store *packed = p->in->memory ? p->in->memory[item.t]->packed : NULL;
+    const struct cws_memory_tensor *from = p->in->memory ? p->in->memory[item.t] : NULL;
     uint64_t place = p->group_chunk + i;
-    int code = packed ? take_chunk(packed, item.begin / item.work->plan.chunk_bytes, place, slot, &p->chunks[place], &err)
-                      : encode_chunk(p, &p->hands[thread], &item, place, slot, &err);
+    int code = from && from->packed ? take_chunk(from, item.begin / item.work->plan.chunk_bytes, place, slot, &p->chunks[place], &err)
+                                    : encode_chunk(p, &p->hands[thread], &item, place, slot, &err);
     if (code)
         return fail_first(p, code, &err);
 

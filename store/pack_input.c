@@ -185,10 +185,10 @@ static int make_header(struct cws_pack_input *in, const struct cws_memory_model 
 static int check_packed(const struct cws_pack_input *in, const struct cws_memory_tensor *m, struct cws_error *err)
 {
     char shown[CWS_NAME_SHOWN_BYTES];
-    const struct cws_tensor_info *t = cws_store_tensor_count(m->packed) == 1 ? cws_store_tensor(m->packed, 0) : NULL;
+    const struct cws_tensor_info *t = cws_store_tensor(m->packed, m->packed_index);
     if (!t || t->dtype != m->dtype || t->ndim != m->ndim || (m->ndim && memcmp(t->shape, m->shape, m->ndim * sizeof *m->shape) != 0) ||
         t->record->chunk_bytes > CWS_CHUNK_BYTES)
-        return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": what it is said to be packed in is not one tensor of its dtype and shape",
+        return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": what it is said to be packed in is no tensor of its dtype and shape",
                         in->path, cws_name_shown(m->name, shown));
     return 0;
 }

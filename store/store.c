@@ -279,11 +279,6 @@ void cws_store_counters_get(const struct cws_store *s, struct cws_store_counters
     out->chunks_decoded = atomic_load_explicit(&s->chunks_decoded, memory_order_relaxed);
 }
 
-const uint8_t *cws_store_in_memory(const struct cws_store *s, uint64_t offset)
-{
-    return s->memory && offset <= s->trailer.file_bytes ? s->memory + offset : NULL;
-}
-
 const uint8_t *cws_store_table(const struct cws_store *s, const struct cws_tensor_info *t)
 {
     return t->record->table == UINT32_MAX ? NULL : s->tables[t->record->table];

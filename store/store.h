@@ -87,9 +87,6 @@ CWS_MUST_CHECK int cws_store_fetch(struct cws_store_cursor *c, const struct cws_
 /* The 128 packed bytes of a tensor's code table, or NULL where it has none. */
 const uint8_t *cws_store_table(const struct cws_store *s, const struct cws_tensor_info *t);
 
-/* The stored bytes at an offset of a store in memory, which its chunk records give; NULL for a file. */
-const uint8_t *cws_store_in_memory(const struct cws_store *s, uint64_t offset);
-
 /* Totals since open, over all cursors; any thread. */
 struct cws_store_counters {
     uint64_t read_calls, read_bytes, decoded_bytes, chunks_decoded;

@@ -35,8 +35,8 @@ CWS_MUST_CHECK int cws_pack_file(const char *in_path, const char *out_path, cons
 
 /* A tensor in memory, on its way into a store. All that it points to stays the caller's and must not change meanwhile. Either
  *   data    its elements, row-major, `elems * element size` bytes, any alignment (may be NULL for no elements), or
- *   packed  a store that was opened with cws_store_open_memory() and holds one tensor, of this dtype and shape: its chunks are taken as
- *           they are, so that what was quantised once is not quantised again. The mode does not matter then. */
+ *   packed  a store whose tensor `packed_index` has this dtype and shape: its chunks are taken as they are, so that what was quantised
+ *           once is not quantised again. The mode does not matter then. */
 struct cws_memory_tensor {
     const char *name; /* UTF-8, unique; not "__metadata__" */
     enum cws_dtype dtype;
@@ -44,6 +44,7 @@ struct cws_memory_tensor {
     size_t ndim;
     const void *data;
     const struct cws_store *packed;
+    size_t packed_index;
 };
 struct cws_memory_model {
     const struct cws_memory_tensor *tensors;

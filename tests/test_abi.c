@@ -70,6 +70,27 @@ static void packs_and_reads(void **state)
         assert_int_equal(CWS_E_RANGE, codecllm_read(s, 1, 5, 4, back, &err));
         codecllm_close(s);
 
+        uint8_t *alone; /* the tensor of a store of one is that store, but for its name */
+        uint64_t alone_bytes;
+        assert_int_equal(0, codecllm_open_memory(data, bytes, "w", &s, &err));
+        assert_int_equal(0, codecllm_extract(s, 0, &alone, &alone_bytes, &err));
+        assert_int_equal(CWS_E_RANGE, codecllm_extract(s, 1, &(uint8_t *){NULL}, &(uint64_t){0}, &err));
+        codecllm_close(s);
+        assert_int_equal(0, codecllm_open_memory(alone, alone_bytes, "alone", &s, &err));
+        assert_int_equal(0, codecllm_tensor(s, 0, &t, &err));
+        assert_string_equal("tensor", t.name);
+        static float again[ELEMS];
+        assert_int_equal(0, codecllm_read(s, 1, t.begin, t.end, again, &err));
+        assert_memory_equal(back, again, sizeof again);
+        codecllm_close(s);
+        memset(again, 0, sizeof again);
+        assert_int_equal(0, codecllm_unpack(alone, alone_bytes, 0, again, sizeof again, &err));
+        assert_memory_equal(back, again, sizeof again);
+        assert_int_equal(CWS_E_RANGE, codecllm_unpack(alone, alone_bytes, 0, again, sizeof again - 1, &err));
+        alone[alone_bytes / 2] ^= 4;
+        assert_int_equal(CWS_E_CORRUPT, codecllm_unpack(alone, alone_bytes, 0, again, sizeof again, &err));
+        codecllm_free(alone);
+
         const char *path = sample_path("packed");
         struct codecllm_input packed = {.name = "w", .dtype = "F32", .shape = shape, .ndim = 2, .packed = data, .packed_bytes = bytes};
         job.tensors = &packed; /* the same store again, through a file */
