@@ -61,6 +61,7 @@ def script(tmp_path):
 
 def test_installs_library_command_and_pth(venv):
     assert (venv.site / "codecllm" / "libcodecshim.so").exists()
+    assert (venv.site / "codecllm" / "libcws.so").exists()
     assert (venv.site / "codecllm.pth").exists()
     assert os.access(venv.command, os.X_OK)
     package = run(venv.python, "-c", "import codecllm; print(codecllm.__version__, codecllm.shim_path(), codecllm.command_path())")
@@ -72,7 +73,7 @@ def test_installs_library_command_and_pth(venv):
 
 
 def test_needs_only_libraries_of_the_system(venv):
-    for path in (venv.command, venv.site / "codecllm" / "libcodecshim.so"):
+    for path in (venv.command, venv.site / "codecllm" / "libcodecshim.so", venv.site / "codecllm" / "libcws.so"):
         needed = {
             line.split("[")[1].rstrip("]\n") for line in run("readelf", "-d", path).stdout.splitlines() if "(NEEDED)" in line
         }
@@ -210,6 +211,16 @@ def test_an_embedded_interpreter_is_not_started_again(venv):
     env = clean_environment(CODEC_VRAM_BUDGET="64M", PYTHONPATH=str(venv.site))
     done = run(venv.python, "-S", "-c", code, env=env)
     assert done.stdout == "ran\n" and "embedded" in done.stderr
+
+
+def test_classes_work_where_the_package_is_installed(venv):
+    pytest.importorskip("torch")
+    code = (
+        "import torch, codecllm\nt = torch.randn(64, 64)\nc = codecllm.CompressedTensor.compress(t)\n"
+        "print(torch.equal(c.decompress(), t), codecllm._library.library_path())"
+    )
+    equal, path = run(venv.python, "-c", code).stdout.split()
+    assert equal == "True" and Path(path).samefile(venv.site / "codecllm" / "libcws.so")
 
 
 def test_stats_need_the_library(venv):

@@ -3,13 +3,30 @@
     CODEC_VRAM_BUDGET=2G python infer.py        # nothing to import: codecllm.pth loads the library
     import codecllm; codecllm.stats()           # what paging did so far, in this process
 
-The package has no dependencies and no logic of its own: the work is done by libcodecshim.so and the codecllm command.
+    import codecllm; codecllm.compress_model(model, mode="q8")    # weights compressed in memory, without the shim
+
+The package has no logic of its own: the work is done by libcodecshim.so, libcws.so and the codecllm command. It depends on nothing; what
+needs torch or transformers imports them when it is first used.
 """
 
 import os
 import sys
 
-__all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats"]
+# What needs torch, and the module it lives in.
+_WITH_TORCH = {
+    "CompressedTensor": "tensor",
+    "CompressedLinear": "linear",
+    "CompressedEmbedding": "linear",
+    "CompressionReport": "model",
+    "compress_model": "model",
+    "safe_open": "files",
+    "load_file": "files",
+    "save_file": "files",
+    "from_pretrained": "files",
+    "CodecConfig": "transformers_integration",
+}
+
+__all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats", *_WITH_TORCH]
 
 
 class Error(RuntimeError):
@@ -83,4 +100,16 @@ def __getattr__(name):
         from importlib.metadata import version
 
         return version("codecllm")
+    if name in _WITH_TORCH:
+        from importlib import import_module
+
+        try:
+            import torch  # noqa: F401
+        except ImportError as why:
+            raise Error(f"codecllm.{name} needs PyTorch, which cannot be imported ({why}); install it: pip install torch") from None
+        return getattr(import_module("codecllm." + _WITH_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_WITH_TORCH])

@@ -1,0 +1,193 @@
+"""Packed files in the safetensors API, for programs that run without the shim: safe_open, load_file, save_file, from_pretrained."""
+
+import json
+import math
+import os
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+
+import torch
+
+from codecllm import Error, _library
+from codecllm.tensor import TENSOR_NAME, CompressedTensor, block_tensor, dtype_name, host_source, torch_dtype
+
+Path = Union[str, "os.PathLike[str]"]
+
+
+class PackedSlice:
+    """A tensor of a packed file that is decoded when it is indexed, as safetensors' get_slice gives it. Indexing with an int or a slice of step 1
+    in the first dimension decodes only these rows."""
+
+    def __init__(self, file: "PackedFile", info: _library.Info):
+        self._file, self._info = file, info
+
+    def get_shape(self) -> List[int]:
+        return list(self._info.shape)
+
+    def get_dtype(self) -> str:
+        return self._info.dtype
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+        shape = self._info.shape
+        if not shape or first is Ellipsis or isinstance(index, tuple) and not index:
+            return self._file.get_tensor(self._info.name)[index]
+        if isinstance(first, int):
+            if not -shape[0] <= first < shape[0]:
+                raise IndexError(f"index {first} is out of bounds for dimension 0 with size {shape[0]}")
+            row = first % shape[0]
+            return self._file._rows(self._info, row, row + 1)[(0, *rest)]
+        if isinstance(first, slice) and first.step in (None, 1):
+            begin, end, _ = first.indices(shape[0])
+            return self._file._rows(self._info, begin, max(begin, end))[(slice(None), *rest)]
+        return self._file.get_tensor(self._info.name)[index]
+
+
+class PackedFile:
+    """What safe_open gives for a packed file. A context manager; close() or leaving it ends it."""
+
+    def __init__(self, path: Path, framework: str = "pt", device: Union[str, int, torch.device] = "cpu"):
+        if framework not in ("pt", "torch", "pytorch"):
+            raise Error(f"{os.fspath(path)}: framework {framework!r} is not supported for packed files; use 'pt'")
+        self._device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        self._store = _library.Store(path)
+        self._path = os.fspath(path)
+
+    def __enter__(self) -> "PackedFile":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def keys(self) -> List[str]:
+        """Names, sorted."""
+        return sorted(self._store.tensors())
+
+    def offset_keys(self) -> List[str]:
+        """Names in the order of the file."""
+        return list(self._store.tensors())
+
+    def metadata(self) -> Optional[Dict[str, str]]:
+        """`__metadata__` of the file that was packed."""
+        return self._store.metadata()
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """The decoded tensor. Raises codecllm.Error for an unknown name, or when a byte is damaged."""
+        info = self._find(name)
+        return self._read(info, info.shape, info.begin, info.end)
+
+    def get_slice(self, name: str) -> PackedSlice:
+        return PackedSlice(self, self._find(name))
+
+    def get_compressed(self, name: str) -> CompressedTensor:
+        """The tensor as it is packed, without decoding."""
+        return CompressedTensor(block_tensor(self._store.extract(self._find(name).index))).to(self._device)
+
+    def _find(self, name: str) -> _library.Info:
+        try:
+            return self._store.tensors()[name]
+        except KeyError:
+            raise Error(f"{self._path}: no tensor {name!r}") from None
+
+    def _rows(self, info: _library.Info, begin: int, end: int) -> torch.Tensor:
+        row = math.prod(info.shape[1:]) * torch_dtype(info.dtype).itemsize
+        return self._read(info, (end - begin, *info.shape[1:]), info.begin + begin * row, info.begin + end * row)
+
+    def _read(self, info: _library.Info, shape: Tuple[int, ...], begin: int, end: int) -> torch.Tensor:
+        host = torch.empty(shape, dtype=torch_dtype(info.dtype))
+        self._store.read(begin, end, host.data_ptr())
+        return host.to(self._device)
+
+
+def safe_open(filename: Path, framework: str = "pt", device: Union[str, int, torch.device] = "cpu", **options: Any) -> Any:
+    """safetensors.safe_open for packed files; a plain file goes to safetensors itself, with its own options."""
+    if _library.is_store(filename):
+        return PackedFile(filename, framework, device)
+    import safetensors
+
+    return safetensors.safe_open(filename, framework=framework, device=device, **options)
+
+
+def load_file(filename: Path, device: Union[str, int, torch.device] = "cpu") -> Dict[str, torch.Tensor]:
+    """All tensors of a packed (or plain) safetensors file, by name."""
+    with safe_open(filename, framework="pt", device=device) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def save_file(
+    tensors: Mapping[str, Union[torch.Tensor, CompressedTensor]],
+    filename: Path,
+    metadata: Optional[Mapping[str, str]] = None,
+    *,
+    mode: str = "lossless",
+    jobs: int = 0,
+) -> None:
+    """Writes tensors as a packed file. CompressedTensors go in as they are, whatever `mode`; for the others see CompressedTensor.compress. The file
+    appears whole or not at all. Raises codecllm.Error, with nothing written, for a dtype or name that safetensors files cannot hold."""
+    sources, keep = [], []
+    for name, t in tensors.items():
+        if isinstance(t, CompressedTensor):
+            packed = t.packed.to("cpu")
+            keep.append(packed)
+            sources.append(_library.Source(name, dtype_name(t.dtype), tuple(t.shape), packed.data_ptr(), packed.numel(), packed=True))
+        else:
+            source, owner = host_source(name, t)
+            keep.append(owner)
+            sources.append(source)
+    _library.pack_file(filename, sources, metadata, mode, jobs)
+
+
+def packed_files(directory: Path) -> Iterator[str]:
+    """Paths of the packed weight files of a model directory."""
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        if name.endswith(".safetensors") and _library.is_store(path):
+            yield path
+
+
+def from_pretrained(directory: Path, *args: Any, auto_class: Any = None, **kwargs: Any) -> Any:
+    """A Transformers model from a packed (or plain) model directory, in a process without the shim.
+
+    auto_class: the class whose from_pretrained is called with all other arguments; default: the class that config.json names. While it runs,
+    Transformers reads weight files through codecllm.safe_open. The weights are ordinary tensors then, and take their full size; with
+    quantization_config=CodecConfig(...) they stay compressed. Raises codecllm.Error where Transformers is missing or knows no such model."""
+    try:
+        import transformers
+        from transformers import modeling_utils
+    except ImportError as why:
+        raise Error(f"transformers cannot be imported ({why}); install it: pip install transformers") from None
+    try:
+        from codecllm import transformers_integration  # noqa: F401  registers CodecConfig: config.json may name it
+    except Error:
+        pass  # an older Transformers: only CodecConfig needs more
+
+    original = modeling_utils.safe_open
+
+    def open_weights(filename: Path, *a: Any, **k: Any) -> Any:
+        return safe_open(filename, k.pop("framework", a[0] if a else "pt"), k.pop("device", "cpu")) if _library.is_store(filename) \
+            else original(filename, *a, **k)  # fmt: skip
+
+    loader = auto_class or _named_class(directory, transformers)
+    modeling_utils.safe_open = open_weights
+    try:
+        return loader.from_pretrained(directory, *args, **kwargs)
+    finally:
+        modeling_utils.safe_open = original
+
+
+def _named_class(directory: Path, transformers: Any) -> Any:
+    path = os.path.join(directory, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            names = json.load(file).get("architectures") or []
+    except (OSError, ValueError) as why:
+        raise Error(f"{path}: {why}: {os.fspath(directory)} is not a model directory") from None
+    for name in names:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    return transformers.AutoModelForCausalLM
+
+
+__all__ = ["CompressedTensor", "PackedFile", "PackedSlice", "TENSOR_NAME", "from_pretrained", "load_file", "safe_open", "save_file"]
