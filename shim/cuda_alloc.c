@@ -14,11 +14,11 @@ static CUresult prepare(size_t bytes, struct cws_gpu **gpu)
     return *gpu ? cws_gpu_make_room(*gpu, bytes) : result;
 }
 
-/* They were, or not. */
-static void settle(struct cws_gpu *gpu, CUresult result, unsigned long long key, size_t bytes)
+/* `taken` of the `bytes` were, or none where the call failed. */
+static void settle(struct cws_gpu *gpu, CUresult result, unsigned long long key, size_t bytes, size_t taken)
 {
-    if (gpu && result == CUDA_SUCCESS && cws_plain_note(key, bytes, gpu))
-        cws_gpu_plain_changed(gpu, (int64_t)bytes);
+    if (gpu)
+        cws_gpu_room_used(gpu, bytes, result == CUDA_SUCCESS && cws_plain_note(key, taken, gpu) ? taken : 0);
 }
 
 static void forget(unsigned long long key)
@@ -26,7 +26,7 @@ static void forget(unsigned long long key)
     struct cws_gpu *gpu = NULL;
     size_t bytes = cws_plain_forget(key, &gpu);
     if (bytes)
-        cws_gpu_plain_changed(gpu, -(int64_t)bytes);
+        cws_gpu_plain_freed(gpu, bytes);
 }
 
 /* A large plain allocation that does not fit is most likely PyTorch's own allocator. */
@@ -47,7 +47,7 @@ CUresult cws_do_cuMemAlloc_v2(cws_fn_cuMemAlloc_v2 real, CUstream own, CUdevicep
     if (result != CUDA_SUCCESS)
         return explain_plain(result, bytes);
     result = real(out, bytes);
-    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes);
+    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes, bytes);
     return result;
 }
 
@@ -63,7 +63,7 @@ CUresult cws_do_cuMemAllocPitch_v2(cws_fn_cuMemAllocPitch_v2 real, CUstream own,
     if (result != CUDA_SUCCESS)
         return explain_plain(result, bytes);
     result = real(out, pitch, width, height, element);
-    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, result == CUDA_SUCCESS ? *pitch * height : 0);
+    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes, result == CUDA_SUCCESS ? *pitch * height : 0);
     return result;
 }
 
@@ -76,7 +76,7 @@ CUresult cws_do_cuMemAllocManaged(cws_fn_cuMemAllocManaged real, CUstream own, C
     if (result != CUDA_SUCCESS)
         return explain_plain(result, bytes);
     result = real(out, bytes, flags);
-    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes);
+    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes, bytes);
     return result;
 }
 
@@ -101,6 +101,18 @@ static CUresult alloc_range(struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
     return result;
 }
 
+/* `call` takes memory from a pool. */
+#define alloc_pool(gpu, pool, bytes, call)                                                                                  \
+    (__extension__({                                                                                                        \
+        size_t room_;                                                                                                       \
+        CUresult made_ = cws_gpu_pool_room(gpu, pool, bytes, &room_);                                                       \
+        if (made_ == CUDA_SUCCESS) {                                                                                        \
+            made_ = (call);                                                                                                 \
+            cws_gpu_pool_used(gpu, room_);                                                                                  \
+        }                                                                                                                   \
+        made_;                                                                                                              \
+    }))
+
 CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdeviceptr *out, size_t bytes, CUstream stream)
 {
     CUresult result;
@@ -111,13 +123,7 @@ CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdev
         return result == CUDA_SUCCESS ? real(out, bytes, stream) : result;
     if (bytes >= CWS_GPU_RANGE_MIN && out)
         return alloc_range(gpu, out, bytes, cws_cuda_stream(stream, own));
-    result = cws_gpu_make_room(gpu, bytes);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = real(out, bytes, stream);
-    if (result == CUDA_SUCCESS)
-        cws_gpu_plain_changed(gpu, 0);
-    return result;
+    return alloc_pool(gpu, NULL, bytes, real(out, bytes, stream));
 }
 
 /* Pools whose memory can be shared with other processes, and those made elsewhere, have to be the driver's. */
@@ -167,13 +173,7 @@ CUresult cws_do_cuMemAllocFromPoolAsync(cws_fn_cuMemAllocFromPoolAsync real, CUs
         return result == CUDA_SUCCESS ? real(out, bytes, pool, stream) : result;
     if (bytes >= CWS_GPU_RANGE_MIN && out && is_ordinary_pool(pool, gpu))
         return alloc_range(gpu, out, bytes, cws_cuda_stream(stream, own));
-    result = cws_gpu_make_room(gpu, bytes);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = real(out, bytes, pool, stream);
-    if (result == CUDA_SUCCESS)
-        cws_gpu_plain_changed(gpu, 0);
-    return result;
+    return alloc_pool(gpu, pool, bytes, real(out, bytes, pool, stream));
 }
 
 CUresult cws_do_cuMemFreeAsync(cws_fn_cuMemFreeAsync real, CUstream own, CUdeviceptr address, CUstream stream)
@@ -227,7 +227,7 @@ CUresult cws_do_cuMemPoolTrimTo(cws_fn_cuMemPoolTrimTo real, CUstream own, CUmem
     CUresult result = real(pool, keep);
     struct cws_gpu *gpu = cws_cuda_manager_if_open();
     if (gpu)
-        cws_gpu_plain_changed(gpu, 0);
+        cws_gpu_pools_changed(gpu);
     return result;
 }
 
@@ -244,7 +244,7 @@ CUresult cws_do_cuMemCreate(cws_fn_cuMemCreate real, CUstream own, CUmemGenericA
     if (result != CUDA_SUCCESS)
         return explain_plain(result, bytes);
     result = real(out, bytes, prop, flags);
-    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes);
+    settle(gpu, result, result == CUDA_SUCCESS ? *out : 0, bytes, bytes);
     return result;
 }
 
@@ -283,7 +283,7 @@ CUresult cws_do_cuArrayCreate_v2(cws_fn_cuArrayCreate_v2 real, CUstream own, CUa
     if (result != CUDA_SUCCESS)
         return result;
     result = real(out, shape);
-    settle(gpu, result, result == CUDA_SUCCESS ? (uintptr_t)*out : 0, bytes);
+    settle(gpu, result, result == CUDA_SUCCESS ? (uintptr_t)*out : 0, bytes, bytes);
     return result;
 }
 
@@ -296,7 +296,7 @@ CUresult cws_do_cuArray3DCreate_v2(cws_fn_cuArray3DCreate_v2 real, CUstream own,
     if (result != CUDA_SUCCESS)
         return result;
     result = real(out, shape);
-    settle(gpu, result, result == CUDA_SUCCESS ? (uintptr_t)*out : 0, bytes);
+    settle(gpu, result, result == CUDA_SUCCESS ? (uintptr_t)*out : 0, bytes, bytes);
     return result;
 }
 
@@ -320,7 +320,7 @@ CUresult cws_do_cuMipmappedArrayCreate(cws_fn_cuMipmappedArrayCreate real, CUstr
     if (result != CUDA_SUCCESS)
         return result;
     result = real(out, shape, levels);
-    settle(gpu, result, result == CUDA_SUCCESS ? (uintptr_t)*out : 0, bytes);
+    settle(gpu, result, result == CUDA_SUCCESS ? (uintptr_t)*out : 0, bytes, bytes);
     return result;
 }
 

@@ -238,6 +238,71 @@ static void test_two_that_hold(void **state)
     close_gpu(f);
 }
 
+/* --- memory that is the driver's own --------------------------------------------------------------- */
+
+/* Small allocations by the hundred while weights fill the rest: at no moment is more taken than the budget. */
+static void test_small_allocations_are_counted_before(void **state)
+{
+    (void)state;
+    enum { SMALL = 700, BYTES = 48 << 10 };
+    static CUdeviceptr small[SMALL];
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct cws_gpu_stats stats;
+    size_t before = standin_device_used(), count = 0;
+    cws_gpu_stats_get(f->gpu, &stats);
+    size_t own = before - stats.used_bytes; /* the test's own */
+    bind_all(f);
+    for (CUresult result = CUDA_SUCCESS; count < SMALL && result == CUDA_SUCCESS; count += result == CUDA_SUCCESS) {
+        size_t room;
+        expect_right(f, (unsigned)count % TENSORS);
+        result = cws_gpu_pool_room(f->gpu, NULL, BYTES, &room);
+        if (result != CUDA_SUCCESS)
+            break;
+        assert_int_equal(driver.mem_alloc_async(&small[count], BYTES, f->stream), 0);
+        cws_gpu_pool_used(f->gpu, room);
+        if (standin_device_used() > own + 40 * MIB)
+            fail_msg("%zu bytes above the budget after %zu allocations", standin_device_used() - own - 40 * MIB, count + 1);
+    }
+    assert_true(count > 300 && count < SMALL);
+    assert_non_null(strstr(last_line, "does not fit CODEC_VRAM_BUDGET"));
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_true(stats.peak_bytes <= 40 * MIB);
+    for (size_t i = 0; i < count; i++)
+        assert_int_equal(driver.mem_free_async(small[i], f->stream), 0);
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    free_all(f);
+    close_gpu(f);
+}
+
+/* A pool grew past what was made room for: weights go until the budget holds again. */
+static void test_what_grew_by_itself_is_made_up_for(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct cws_gpu_stats stats;
+    CUdeviceptr big;
+    bind_all(f);
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    cws_gpu_settle(f->gpu);
+    assert_int_equal(driver.mem_alloc_async(&big, 14 * MIB, f->stream), 0);
+    cws_gpu_pools_changed(f->gpu);
+    for (unsigned wait = 0; wait < 2000; wait++) {
+        cws_gpu_settle(f->gpu);
+        cws_gpu_stats_get(f->gpu, &stats);
+        if (stats.used_bytes <= 40 * MIB)
+            break;
+    }
+    assert_true(stats.other_bytes >= 14 * MIB);
+    assert_true(stats.used_bytes <= 40 * MIB);
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    assert_int_equal(driver.mem_free_async(big, f->stream), 0);
+    free_all(f);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +312,8 @@ int main(void)
         cmocka_unit_test(test_a_freed_set_is_forgotten),
         cmocka_unit_test(test_a_use_inside_a_use),
         cmocka_unit_test(test_two_that_hold),
+        cmocka_unit_test(test_small_allocations_are_counted_before),
+        cmocka_unit_test(test_what_grew_by_itself_is_made_up_for),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

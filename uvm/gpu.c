@@ -11,6 +11,7 @@
 
 #define ARENA_SHARE 64u /* addresses per byte of the device: they are not given back to other sizes */
 #define SLOT_BYTES_MAX ((uint64_t)8 << 20)
+#define POOL_STEP ((uint64_t)32 << 20) /* that a pool is expected to grow by; what it does is learned */
 #define SLOT_BYTES_MIN ((uint64_t)1 << 20)
 
 void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...)
@@ -108,6 +109,7 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     gpu->config = *config;
     gpu->device = device;
     gpu->slot_bytes = slot_bytes(config);
+    gpu->pool_step = config->budget_bytes / 16 < POOL_STEP ? config->budget_bytes / 16 : POOL_STEP;
     gpu->host_budget = config->host_budget_bytes ? config->host_budget_bytes : cws_gpu_host_default();
     pthread_mutex_init(&gpu->slow, NULL);
     pthread_mutex_init(&gpu->lock, NULL);

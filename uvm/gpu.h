@@ -58,11 +58,19 @@ bool cws_gpu_owns(const struct cws_gpu *gpu, CUdeviceptr address);
 /* The range that `address` lies in: its first address and its size as asked for. False: none. */
 bool cws_gpu_extent(struct cws_gpu *gpu, CUdeviceptr address, CUdeviceptr *out_base, size_t *out_bytes);
 
-/* The program is about to take `bytes` of device memory from the driver itself, outside of ranges (cuMemAlloc, a pool, an array): makes
- * room. CUDA_ERROR_OUT_OF_MEMORY as for cws_gpu_alloc. After it: cws_gpu_plain_changed(+bytes or 0 where it was pool memory, which is counted by asking the
- * pools), -bytes when it is freed. */
+/* The program is about to take `bytes` of device memory from the driver itself, outside of ranges (cuMemAlloc, an array): makes room and keeps it until
+ * cws_gpu_room_used, which is due where this succeeds. CUDA_ERROR_OUT_OF_MEMORY as for cws_gpu_alloc. */
 CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes);
-void cws_gpu_plain_changed(struct cws_gpu *gpu, int64_t bytes);
+/* It has taken `taken` bytes of them (0: the call failed; more than it said is counted, too). */
+void cws_gpu_room_used(struct cws_gpu *gpu, size_t bytes, size_t taken);
+/* It gave back what it had taken. */
+void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes);
+/* The same for memory from a pool (NULL: the device's current one), which grows in steps of its own: the pools are asked, before where the allocation may not fit
+ * what they have, and after where one was to grow. *room is for cws_gpu_pool_used, which is due in any case where this succeeds. */
+CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room);
+void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room);
+/* Memory may have gone back from a pool to the driver. */
+void cws_gpu_pools_changed(struct cws_gpu *gpu);
 /* A memory pool that the process allocates from, to be counted and trimmed; the device's current pool is known from the start. */
 void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool);
 void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool);

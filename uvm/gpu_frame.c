@@ -4,6 +4,10 @@
 
 #include <stdlib.h>
 
+#define POOL_UNIT 512u                          /* bytes; what a pool hands out is a multiple of it */
+#define POOL_STEP_MAX ((uint64_t)64 << 20)      /* the largest step that is taken for granted of a pool that has to grow */
+#define POOL_RECOUNT_EVERY 256u                 /* allocations: small ones come by the thousand */
+
 /* --- the budget ---------------------------------------------------------------------------------- */
 
 uint64_t cws_gpu_used_locked(const struct cws_gpu *gpu)
@@ -22,34 +26,45 @@ static uint64_t room_locked(const struct cws_gpu *gpu)
     return used < gpu->config.budget_bytes ? gpu->config.budget_bytes - used : 0;
 }
 
+/* What was made room for in pools is counted when they have taken it. */
 static void note_peak_locked(struct cws_gpu *gpu)
 {
-    uint64_t used = cws_gpu_used_locked(gpu);
+    uint64_t used = cws_gpu_used_locked(gpu) - gpu->pool_granted_bytes;
     gpu->used_peak = used > gpu->used_peak ? used : gpu->used_peak;
+}
+
+/* Something grew that nobody made room for: the loader finds it. */
+static void check_budget_locked(struct cws_gpu *gpu)
+{
+    note_peak_locked(gpu);
+    if (cws_gpu_used_locked(gpu) - gpu->pool_granted_bytes > gpu->config.budget_bytes)
+        pthread_cond_signal(&gpu->work);
 }
 
 void cws_gpu_recount_pools_locked(struct cws_gpu *gpu)
 {
-    uint64_t total = 0, bytes;
-    for (unsigned i = 0; i < gpu->pool_count; i++)
-        if (gpu->driver->pool_get(gpu->pools[i], CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &bytes) == CUDA_SUCCESS)
-            total += bytes;
-    if (gpu->driver->device_graph_memory(gpu->device, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &bytes) == CUDA_SUCCESS)
+    const struct cws_driver *d = gpu->driver;
+    uint64_t total = 0, bytes, used;
+    for (unsigned i = 0; i < gpu->pool_count; i++) {
+        struct cws_gpu_pool *p = &gpu->pools[i];
+        p->slack = 0;
+        if (d->pool_get(p->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &bytes) != CUDA_SUCCESS)
+            continue;
+        total += bytes;
+        uint64_t grown = bytes > p->reserved ? bytes - p->reserved : 0;
+        if (grown > gpu->pool_step)
+            gpu->pool_step = grown < POOL_STEP_MAX ? grown : POOL_STEP_MAX;
+        if (grown && (!p->step || grown < p->step))
+            p->step = grown;
+        p->reserved = bytes;
+        if (d->pool_get(p->handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used) == CUDA_SUCCESS && used < bytes)
+            p->slack = bytes - used;
+    }
+    if (d->device_graph_memory(gpu->device, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &bytes) == CUDA_SUCCESS)
         total += bytes;
     gpu->other_pools = total;
     gpu->pool_age = 0;
-    note_peak_locked(gpu);
-}
-
-void cws_gpu_plain_changed(struct cws_gpu *gpu, int64_t bytes)
-{
-    enum { RECOUNT_EVERY = 256 }; /* small allocations come by the thousand, and a pool grows in steps of megabytes */
-    pthread_mutex_lock(&gpu->lock);
-    gpu->other_plain += (uint64_t)bytes;
-    if (bytes == 0 && ++gpu->pool_age >= RECOUNT_EVERY)
-        cws_gpu_recount_pools_locked(gpu);
-    note_peak_locked(gpu);
-    pthread_mutex_unlock(&gpu->lock);
+    check_budget_locked(gpu);
 }
 
 void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool)
@@ -57,9 +72,9 @@ void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool)
     pthread_mutex_lock(&gpu->lock);
     bool known = gpu->pool_count == sizeof gpu->pools / sizeof *gpu->pools;
     for (unsigned i = 0; i < gpu->pool_count; i++)
-        known |= gpu->pools[i] == pool;
+        known |= gpu->pools[i].handle == pool;
     if (!known)
-        gpu->pools[gpu->pool_count++] = pool;
+        gpu->pools[gpu->pool_count++] = (struct cws_gpu_pool){.handle = pool};
     pthread_mutex_unlock(&gpu->lock);
 }
 
@@ -67,7 +82,7 @@ void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool)
 {
     pthread_mutex_lock(&gpu->lock);
     for (unsigned i = 0; i < gpu->pool_count; i++)
-        if (gpu->pools[i] == pool)
+        if (gpu->pools[i].handle == pool)
             gpu->pools[i--] = gpu->pools[--gpu->pool_count];
     pthread_mutex_unlock(&gpu->lock);
 }
@@ -89,32 +104,125 @@ bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes)
     return room.granted; /* the loader took it off the list and counted it */
 }
 
+static CUresult make_room_locked(struct cws_gpu *gpu, uint64_t bytes)
+{
+    if (room_locked(gpu) < bytes)
+        cws_gpu_recount_pools_locked(gpu);
+    if (room_locked(gpu) >= bytes) {
+        gpu->granted_bytes += bytes;
+        note_peak_locked(gpu);
+        return CUDA_SUCCESS;
+    }
+    uint64_t need = cws_gpu_undroppable_locked(gpu) + gpu->granted_bytes + bytes + gpu->largest_set;
+    unsigned stuck = cws_gpu_uses_open(gpu);
+    gpu->stuck_uses += stuck;
+    bool granted = need <= gpu->config.budget_bytes && cws_gpu_grant_locked(gpu, bytes);
+    gpu->stuck_uses -= stuck;
+    if (granted)
+        return CUDA_SUCCESS;
+    gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult say_no_room(struct cws_gpu *gpu, size_t bytes)
+{
+    cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB", (double)bytes / (1 << 20),
+                (unsigned long long)(gpu->least_budget >> 20) + 1);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes)
 {
     if (gpu->dead)
         return CUDA_ERROR_NOT_INITIALIZED;
-    CUresult result = CUDA_SUCCESS;
     pthread_mutex_lock(&gpu->lock);
-    if (room_locked(gpu) < bytes)
+    CUresult result = make_room_locked(gpu, bytes);
+    pthread_mutex_unlock(&gpu->lock);
+    return result ? say_no_room(gpu, bytes) : CUDA_SUCCESS;
+}
+
+void cws_gpu_room_used(struct cws_gpu *gpu, size_t bytes, size_t taken)
+{
+    pthread_mutex_lock(&gpu->lock);
+    gpu->granted_bytes -= bytes;
+    gpu->other_plain += taken;
+    check_budget_locked(gpu);
+    if (taken < bytes && gpu->rooms)
+        pthread_cond_signal(&gpu->work);
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes)
+{
+    pthread_mutex_lock(&gpu->lock);
+    gpu->other_plain -= bytes;
+    pthread_cond_signal(&gpu->work);
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+/* --- pools ----------------------------------------------------------------------------------------- */
+
+/* Takes the bytes out of what the pool has and nobody uses, if they fit: each piece that it grew by may end in a rest that is too small for any allocation. What is freed
+ * meanwhile is not counted, so this errs to the safe side, mostly: a pool can be in more pieces than that, which shows when it is asked again. */
+static bool take_slack_locked(struct cws_gpu *gpu, CUmemoryPool pool, uint64_t bytes)
+{
+    for (unsigned i = 0; i < gpu->pool_count; i++) {
+        struct cws_gpu_pool *p = &gpu->pools[i];
+        if (pool ? p->handle != pool : i != 0)
+            continue;
+        p->largest = bytes > p->largest ? bytes : p->largest;
+        uint64_t rests = p->step ? p->reserved / p->step * p->largest : 0;
+        if (p->slack < bytes + rests)
+            return false;
+        p->slack -= bytes;
+        return true;
+    }
+    return false;
+}
+
+CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room)
+{
+    if (gpu->dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    CUresult result = CUDA_SUCCESS;
+    uint64_t units = ((uint64_t)bytes + POOL_UNIT - 1) / POOL_UNIT * POOL_UNIT, least = (units + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
+    *room = 0;
+    pthread_mutex_lock(&gpu->lock);
+    bool fits = ++gpu->pool_age < POOL_RECOUNT_EVERY && take_slack_locked(gpu, pool, units);
+    if (!fits) {
         cws_gpu_recount_pools_locked(gpu);
-    if (room_locked(gpu) < bytes) {
-        uint64_t need = cws_gpu_undroppable_locked(gpu) + gpu->granted_bytes + bytes + gpu->largest_set;
-        unsigned stuck = cws_gpu_uses_open(gpu);
-        gpu->stuck_uses += stuck;
-        bool granted = need <= gpu->config.budget_bytes && cws_gpu_grant_locked(gpu, bytes);
-        gpu->stuck_uses -= stuck;
-        if (granted) {
-            gpu->granted_bytes -= bytes; /* the caller takes it now */
-        } else {
-            gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
-            result = CUDA_ERROR_OUT_OF_MEMORY;
-        }
+        fits = take_slack_locked(gpu, pool, units);
+    }
+    if (!fits) {
+        uint64_t step = least > gpu->pool_step ? least : gpu->pool_step;
+        uint64_t need = cws_gpu_undroppable_locked(gpu) + gpu->granted_bytes + step + gpu->largest_set;
+        *room = need <= gpu->config.budget_bytes ? step : least;
+        result = make_room_locked(gpu, *room);
+        gpu->pool_granted_bytes += result == CUDA_SUCCESS ? *room : 0;
     }
     pthread_mutex_unlock(&gpu->lock);
-    if (result)
-        cws_gpu_say(gpu, "an allocation of %zu MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB", bytes >> 20,
-                    (unsigned long long)(gpu->least_budget >> 20) + 1);
-    return result;
+    return result ? say_no_room(gpu, bytes) : CUDA_SUCCESS;
+}
+
+void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room)
+{
+    if (room == 0)
+        return;
+    pthread_mutex_lock(&gpu->lock);
+    gpu->granted_bytes -= room;
+    gpu->pool_granted_bytes -= room;
+    cws_gpu_recount_pools_locked(gpu);
+    if (gpu->rooms)
+        pthread_cond_signal(&gpu->work);
+    pthread_mutex_unlock(&gpu->lock);
+}
+
+void cws_gpu_pools_changed(struct cws_gpu *gpu)
+{
+    pthread_mutex_lock(&gpu->lock);
+    cws_gpu_recount_pools_locked(gpu);
+    pthread_cond_signal(&gpu->work);
+    pthread_mutex_unlock(&gpu->lock);
 }
 
 /* --- frames -------------------------------------------------------------------------------------- */

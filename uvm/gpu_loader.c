@@ -15,7 +15,7 @@ static void trim_pools_locked(struct cws_gpu *gpu)
     CUmemoryPool pools[sizeof gpu->pools / sizeof *gpu->pools];
     unsigned count = gpu->pool_count;
     for (unsigned i = 0; i < count; i++)
-        pools[i] = gpu->pools[i];
+        pools[i] = gpu->pools[i].handle;
     pthread_mutex_unlock(&gpu->lock);
     for (unsigned i = 0; i < count; i++)
         gpu->driver->pool_trim(pools[i], 0);
@@ -84,6 +84,15 @@ static bool serve_rooms_locked(struct cws_gpu *gpu)
         moved = true;
     }
     return moved;
+}
+
+/* Other memory grew past what was made room for (a pool in pieces, a graph): weights give way. */
+static bool shrink_locked(struct cws_gpu *gpu)
+{
+    uint64_t used = cws_gpu_used_locked(gpu), budget = gpu->config.budget_bytes;
+    if (used <= budget)
+        return false;
+    return cws_gpu_release_idle_locked(gpu, 1) || drop_for_locked(gpu, 0, gpu->drop_bytes, used - budget);
 }
 
 static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
@@ -177,6 +186,7 @@ void *cws_gpu_loader_main(void *arg)
         for (unsigned i = 0; gpu->stop && i < gpu->load_count; i++)
             gpu->loads[i].failed = true; /* the fetchers are gone */
         if (!gpu->stop) {
+            moved |= shrink_locked(gpu);
             moved |= serve_rooms_locked(gpu);
             bool unmet = false;
             moved |= serve_demand_locked(gpu, &unmet);

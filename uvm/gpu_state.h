@@ -187,9 +187,15 @@ struct cws_gpu {
     uint64_t fixed_bytes;       /* of frame_bytes: ANONYMOUS, DIRTY, MAKING */
     uint64_t bound_bytes;       /* spans of ranges with a source */
     uint64_t resident_bytes;    /* spans of RESIDENT ones */
-    CUmemoryPool pools[16];
+    struct cws_gpu_pool {
+        CUmemoryPool handle;
+        uint64_t reserved, slack; /* as last asked; slack: of it not used, less what was allocated since */
+        uint64_t step, largest;   /* the least it grew by; the largest allocation that it was asked for */
+    } pools[16]; /* the first: what was the device's current one at first */
     unsigned pool_count;
-    uint32_t pool_age;
+    uint32_t pool_age;      /* allocations since they were asked */
+    uint64_t pool_step;     /* the most that one grew at a time */
+    uint64_t pool_granted_bytes; /* of granted_bytes */
     struct cws_gpu_room *rooms;
     uint32_t waiting;      /* launches that wait for loads */
     uint32_t running_uses; /* begun, not ended, not waiting */
