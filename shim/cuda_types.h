@@ -152,6 +152,7 @@ typedef struct {
             CUgraph graph;
         } graph;
     } node;
+    long long reserved2;
 } CUgraphNodeParams;
 
 typedef struct {

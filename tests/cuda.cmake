@@ -5,6 +5,15 @@ if(CWS_CUDA_INCLUDE)
   if(TARGET test_cuda_abi)
     target_include_directories(test_cuda_abi SYSTEM PRIVATE ${CWS_CUDA_INCLUDE})
   endif()
+  # The list of hooks has functions that came with 13.0.
+  file(STRINGS ${CWS_CUDA_INCLUDE}/cuda.h cuda_version REGEX "^#define CUDA_VERSION [0-9]+")
+  string(REGEX REPLACE "[^0-9]" "" cuda_version "${cuda_version}")
+  if(cuda_version GREATER_EQUAL 13000)
+    cws_test(NAME test_cuda_hooks_abi SOURCES test_cuda_hooks_abi.c cuda_hooks_abi_theirs.c)
+    if(TARGET test_cuda_hooks_abi)
+      target_include_directories(test_cuda_hooks_abi SYSTEM PRIVATE ${CWS_CUDA_INCLUDE})
+    endif()
+  endif()
 endif()
 
 # The stand-in for the driver, and what is tested against it.
