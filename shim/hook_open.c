@@ -1,6 +1,6 @@
 /* hook_open.c - open, close and dup: which descriptors are stores. A store opened for reading is shown as its logical file.
  * One opened for writing with O_TRUNC is replaced, as any file is; without O_TRUNC it is refused with EROFS, because a
- * program that changes a few bytes in place would change them in a file whose layout it does not know. */
+ * program that changes a few bytes in place would change them in a file whose layout it does not know. So is truncate(). */
 #include "file_table.h"
 #include "hooks.h"
 #include "shim.h"
@@ -103,6 +103,19 @@ int cws_hook_creat(const char *path, mode_t mode)
     return open_active(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
 }
 CWS_SAME(creat64, creat);
+
+/* --- truncating by path ------------------------------------------------------------------------ */
+
+/* To nothing is what O_TRUNC does. Any other size is one of the logical file, to which the real one cannot be cut. By descriptor,
+ * a store is never open for writing. */
+int cws_hook_truncate(const char *path, off_t bytes)
+{
+    int code = 0;
+    if (cws_shim_active() && path && bytes >= 0)
+        code = bytes ? cws_stores_check_path_writable(path) : cws_stores_spare(AT_FDCWD, path);
+    return code ? fail(code) : CWS_REAL(truncate)(path, bytes);
+}
+CWS_SAME(truncate64, truncate);
 
 /* --- closing: forgotten first, so that another thread that gets the number next is not taken for a store ----------- */
 

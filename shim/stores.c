@@ -410,5 +410,19 @@ int cws_stores_check_writable(int fd, const char *path)
     return is < 0 ? cws_stores_cannot_tell(path, cws_shim_errno(is)) : 0;
 }
 
+int cws_stores_check_path_writable(const char *path)
+{
+    int saved = errno, code = 0;
+    int fd = CWS_REAL(open)(path, O_PATH | O_CLOEXEC);
+    if (fd >= 0) {
+        code = cws_stores_check_writable(fd, path);
+        CWS_REAL(close)(fd);
+    } else if (is_passing(errno)) {
+        code = cws_stores_cannot_tell(path, errno);
+    }
+    errno = saved;
+    return code;
+}
+
 void cws_stores_fork_prepare(void) { pthread_mutex_lock(&lock); }
 void cws_stores_fork_done(void) { pthread_mutex_unlock(&lock); }

@@ -50,9 +50,11 @@ void cws_stores_drop_unmapped(void);
  * place in the directory, so that descriptors and views keep the old one. 0, or -errno (a line was written). */
 int cws_stores_spare(int dir, const char *path);
 
-/* Is this writable descriptor, opened by `path`, one of a whole store, which can be replaced but not changed in place? 0: no.
+/* Is this descriptor (writable, or O_PATH), opened by `path`, one of a whole store, which can be replaced but not changed in place? 0: no.
  * -EROFS: yes; another -errno: it could not be found out (a line was written in both cases). Keeps errno. */
 int cws_stores_check_writable(int fd, const char *path);
+/* The same of a file that is about to be changed by its path. What opening it would fail with is left to the program's call. */
+int cws_stores_check_path_writable(const char *path);
 
 /* Around fork(). */
 void cws_stores_fork_prepare(void);

@@ -41,6 +41,9 @@ if(CWS_TESTS AND TARGET codecshim)
   cws_shim_test(test_shim_files uffd-dev sigsegv)
   cws_shim_test(test_shim_stdio uffd-dev uffd-user sigsegv)
   cws_shim_test(test_shim_views uffd-dev uffd uffd-user sigsegv eager)
+  cws_shim_test(test_shim_fortify uffd-dev uffd-user sigsegv)
+  target_compile_options(test_shim_fortify PRIVATE -O2 -D_FORTIFY_SOURCE=3) # behind -U_FORTIFY_SOURCE
+  add_test(NAME shim_fortified_names COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/fortified_names.sh $<TARGET_FILE:test_shim_fortify>)
   if(NOT CWS_SANITIZE STREQUAL "thread") # which cannot follow the forked children of a process with threads
     cws_shim_test(test_shim_process uffd-dev uffd-user sigsegv eager)
   endif()

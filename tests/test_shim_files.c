@@ -364,6 +364,26 @@ static void offsets_beyond_the_real_file_work(void **state)
     close(fd);
 }
 
+static void every_name_of_lseek_knows_the_logical_size(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"lseek", "lseek64", "__lseek", "llseek"};
+    uint8_t bytes[10];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        off_t (*call)(int, off_t, int) = (off_t(*)(int, off_t, int))dlsym(RTLD_DEFAULT, names[i]);
+        assert_non_null(call);
+        int fd = open(packed_path, O_RDONLY);
+        assert_int_equal(call(fd, 0, SEEK_END), plain_bytes);
+        assert_int_equal(call(fd, -10, SEEK_END), plain_bytes - 10);
+        assert_int_equal(read(fd, bytes, sizeof bytes), 10);
+        assert_memory_equal(bytes, plain + plain_bytes - 10, 10);
+        assert_int_equal(call(fd, 777, SEEK_SET), 777);
+        assert_int_equal(call(fd, 3, SEEK_CUR), 780);
+        assert_int_equal(call(fd, 780, SEEK_HOLE), plain_bytes);
+        close(fd);
+    }
+}
+
 static void a_descriptor_closed_behind_our_back_is_noticed(void **state)
 {
     (void)state;
@@ -403,6 +423,13 @@ static void ranges_of_descriptors_close(void **state)
 
 /* --- what a store cannot offer ----------------------------------------------------------------- */
 
+#define REFUSED(why, call)                                                                                              \
+    do {                                                                                                                \
+        errno = 0;                                                                                                      \
+        assert_int_equal(call, -1);                                                                                     \
+        assert_int_equal(errno, why);                                                                                   \
+    } while (0)
+
 static void copies_inside_the_kernel_are_refused(void **state)
 {
     (void)state;
@@ -411,12 +438,6 @@ static void copies_inside_the_kernel_are_refused(void **state)
     struct file_clone_range range = {.src_fd = fd};
     off_t at = 0;
     assert_true(out >= 0 && pipe(pair) == 0);
-#define REFUSED(why, call)                                                                                              \
-    do {                                                                                                                \
-        errno = 0;                                                                                                      \
-        assert_int_equal(call, -1);                                                                                     \
-        assert_int_equal(errno, why);                                                                                   \
-    } while (0)
     REFUSED(EINVAL, sendfile(out, fd, NULL, 4096));
     REFUSED(EINVAL, sendfile64(out, fd, &at, 4096));
     REFUSED(EXDEV, copy_file_range(fd, NULL, out, NULL, 4096, 0));
@@ -444,6 +465,40 @@ static void copies_inside_the_kernel_are_refused(void **state)
     close(out);
     close(pair[0]);
     close(pair[1]);
+    unlink(path);
+}
+
+/* A size is one of the logical file, to which the real one cannot be cut. */
+static void truncating_by_path_empties_or_is_refused(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"truncate", "truncate64"};
+    char path[4200], link[4300];
+    packed_copy(path, sizeof path, "cut");
+    snprintf(link, sizeof link, "%s.link", path);
+    assert_int_equal(symlink(path, link), 0);
+    off_t real = raw_file_bytes(path);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int (*call)(const char *, off_t) = (int (*)(const char *, off_t))dlsym(RTLD_DEFAULT, names[i]);
+        const off_t sizes[] = {1, 4096, real - 1, real, (off_t)plain_bytes, (off_t)plain_bytes + 5000};
+        for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+            REFUSED(EROFS, call(path, sizes[k]));
+            REFUSED(EROFS, call(link, sizes[k]));
+        }
+        REFUSED(EINVAL, call(path, -1));
+        assert_int_equal(raw_file_bytes(path), real);
+        assert_is_logical(open(path, O_RDONLY));
+        assert_int_equal(call(path, 0), 0); /* not in use: cut where it is */
+        assert_int_equal(raw_file_bytes(path), 0);
+        assert_int_equal(call(path, 70000), 0); /* any file now */
+        assert_int_equal(raw_file_bytes(path), 70000);
+        raw_copy(packed_path, path);
+        REFUSED(ENOENT, call("/no/such/file", 5));
+        REFUSED(ENOENT, call("/no/such/file", 0));
+        REFUSED(EISDIR, call("/tmp", 5));
+        REFUSED(EFAULT, call(NULL, 5));
+    }
+    unlink(link);
     unlink(path);
 }
 
@@ -536,9 +591,11 @@ int main(void)
         cmocka_unit_test(random_calls_do_what_they_do_on_the_plain_file),
         cmocka_unit_test(checked_forms_read_the_same),
         cmocka_unit_test(offsets_beyond_the_real_file_work),
+        cmocka_unit_test(every_name_of_lseek_knows_the_logical_size),
         cmocka_unit_test(a_descriptor_closed_behind_our_back_is_noticed),
         cmocka_unit_test(ranges_of_descriptors_close),
         cmocka_unit_test(copies_inside_the_kernel_are_refused),
+        cmocka_unit_test(truncating_by_path_empties_or_is_refused),
         cmocka_unit_test(random_stdio_does_what_it_does_on_the_plain_file),
         cmocka_unit_test(streams_have_descriptors),
     };

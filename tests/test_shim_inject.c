@@ -220,6 +220,10 @@ static void writes(void)
         die("fopen for writing in place");
     if (errno != EROFS)
         worked("fopen for writing in place", false);
+    if (truncate(target, 5) == 0)
+        die("truncate in place");
+    if (errno != EROFS)
+        worked("truncate in place", false);
     writer = open(target, O_WRONLY | O_TRUNC);
     if (worked("open for overwriting", writer >= 0)) {
         if (write(writer, "new", 3) != 3)
@@ -301,7 +305,7 @@ static bool fail_once(const struct scenario *s, enum shim_inject_kind kind, unsi
     bool did = shim_inject_disarm(&by_shim);
     unsigned refused = refusals;
     dup2(own, STDERR_FILENO);
-    int lines = lines_of(log, text, sizeof text), wanted = s->on_copy ? 2 : 0; /* two opens for writing in place */
+    int lines = lines_of(log, text, sizeof text), wanted = s->on_copy ? 3 : 0; /* three calls that would write in place */
     bool ours = by_shim && (kind == SHIM_INJECT_ALLOC || kind == SHIM_INJECT_READ); /* else it can be what the program asked for */
     if (lines > wanted + 1 || (ours && refused && lines == 0)) {
         dprintf(STDOUT_FILENO, "    %d lines, %u refusals:\n%s", lines, refused, text);
