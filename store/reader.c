@@ -236,8 +236,6 @@ void cws_reader_after_fork(struct cws_reader *r)
     r->engine->after_fork(r);
     if (!r->memory)
         r->engine = &cws_engine_plain;
-    for (unsigned i = 0; i < r->slot_count; i++)
-        r->slots[i].state = CWS_SLOT_IDLE;
 }
 
 const char *cws_reader_engine(const struct cws_reader *r)

@@ -87,9 +87,7 @@ void cws_store_cursor_destroy(struct cws_store_cursor *c)
 void cws_store_cursor_after_fork(struct cws_store_cursor *c)
 {
     cws_reader_after_fork(c->reader);
-    c->kept_chunk = UINT64_MAX;
-    for (unsigned i = 0; i < TABLES_KEPT; i++) /* the fork may have come while one was being built */
-        c->tables[i].id = UINT32_MAX;
+    c->kept_chunk = UINT64_MAX; /* the fork may have come while its slot was being filled with another */
 }
 
 unsigned cws_cursor_depth(const struct cws_store_cursor *c)

@@ -1,5 +1,7 @@
 /* An open store: any range of the logical file, in any order, equals the file that was packed; damage is found and named. */
+#include "no_ring.h"
 #include "sample_model.h"
+#include "store/reader.h"
 #include "store/store.h"
 #include "store/writer.h"
 
@@ -7,11 +9,13 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -446,26 +450,92 @@ static void many_threads_read_one_store(void **state)
     cws_store_close(s);
 }
 
+/* Without the call a child waits for the reading threads of its parent, or makes a ring of its own. */
 static void a_forked_child_reads_with_the_parents_cursor(void **state)
 {
     (void)state;
+    static const char *const engines[] = {"", "preadv", "uring"};
     struct cws_store *s = open_store(store_path);
-    for (unsigned depth = 1; depth < 6; depth += 4) {
-        struct cws_store_cursor *c = cursor(s, depth);
-        check_range(c, 0, model.size);
-        pid_t child = fork();
-        if (child == 0) {
-            struct reading r = {.s = s, .c = c, .seed = 1};
-            cws_store_cursor_after_fork(c);
-            read_much(&r);
-            _exit(r.right ? 0 : 1);
+    for (size_t i = 0; i < (cws_reader_probe_uring() ? 2 : 3); i++) {
+        setenv("CODEC_IO", engines[i], 1);
+        for (unsigned depth = 1; depth < 6; depth += 4) {
+            struct cws_store_cursor *c = cursor(s, depth);
+            check_range(c, 0, model.size);
+            pid_t child = fork();
+            if (child == 0) {
+                struct reading r = {.s = s, .c = c, .seed = 1};
+                alarm(60);
+                cws_store_cursor_after_fork(c);
+                if (!forbid_rings())
+                    _exit(2);
+                read_much(&r);
+                _exit(r.right ? 0 : 1);
+            }
+            int status;
+            check_range(c, 0, model.size);
+            assert_int_equal(child, waitpid(child, &status, 0));
+            if (status)
+                fail_msg("CODEC_IO=%s, depth %u: status %#x", engines[i], depth, (unsigned)status);
+            cws_store_cursor_destroy(c);
         }
-        int status;
-        check_range(c, 0, model.size);
-        assert_int_equal(child, waitpid(child, &status, 0));
-        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        cws_store_cursor_destroy(c);
     }
+    unsetenv("CODEC_IO");
+    cws_store_close(s);
+}
+
+/* A timer forks in the middle of reads: the child inherits slots that are being filled, and must not take them for the chunk that was
+ * kept in them. */
+static struct {
+    struct cws_store_cursor *c;
+    uint64_t begin; /* where the last finished read began */
+    volatile int left, wrong;
+} middle;
+
+static void fork_here(int signo)
+{
+    (void)signo;
+    if (middle.left <= 0)
+        return;
+    middle.left--;
+    pid_t child = fork();
+    if (child == 0) {
+        uint8_t bytes[100];
+        alarm(10);
+        cws_store_cursor_after_fork(middle.c);
+        _exit(cws_store_read(middle.c, middle.begin, middle.begin + sizeof bytes, bytes, NULL) ||
+              memcmp(bytes, model.data + middle.begin, sizeof bytes) != 0);
+    }
+    int status = -1;
+    if (child < 0 || waitpid(child, &status, 0) != child || status)
+        middle.wrong++;
+}
+
+static void a_fork_in_the_middle_of_a_read_leaves_the_child_whole(void **state)
+{
+    (void)state;
+    struct cws_store *s = open_store(store_path);
+    struct sigaction on_timer = {.sa_handler = fork_here, .sa_flags = SA_RESTART}, before;
+    uint8_t bytes[100];
+    assert_int_equal(0, sigaction(SIGALRM, &on_timer, &before));
+    for (unsigned depth = 1; depth <= 2; depth++) {
+        uint64_t seed = 5;
+        middle.c = cursor(s, depth);
+        middle.begin = 0;
+        middle.left = 40;
+        while (middle.left > 0) {
+            const struct itimerval soon = {{0, 0}, {0, (suseconds_t)(1 + sample_random(&seed) % 300)}};
+            assert_int_equal(0, setitimer(ITIMER_REAL, &soon, NULL));
+            uint64_t begin = sample_random(&seed) % (model.size - sizeof bytes);
+            assert_int_equal(0, cws_store_read(middle.c, begin, begin + sizeof bytes, bytes, NULL));
+            assert_memory_equal(bytes, model.data + begin, sizeof bytes);
+            middle.begin = begin;
+            __asm__ volatile("" ::: "memory");
+        }
+        assert_int_equal(0, setitimer(ITIMER_REAL, &(struct itimerval){{0, 0}, {0, 0}}, NULL));
+        cws_store_cursor_destroy(middle.c);
+        assert_int_equal(middle.wrong, 0);
+    }
+    assert_int_equal(0, sigaction(SIGALRM, &before, NULL));
     cws_store_close(s);
 }
 
@@ -509,6 +579,7 @@ int main(void)
         cmocka_unit_test(a_change_while_open_is_told_from_damage),
         cmocka_unit_test(many_threads_read_one_store),
         cmocka_unit_test(a_forked_child_reads_with_the_parents_cursor),
+        cmocka_unit_test(a_fork_in_the_middle_of_a_read_leaves_the_child_whole),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

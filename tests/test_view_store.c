@@ -1,7 +1,9 @@
 /* Description: views of real stores on every rung: the file that was packed comes back to the byte under pressure, in threads and in a forked child; a
  * flipped byte in a chunk is SIGBUS with a line that names tensor, file and offset. */
+#include "no_ring.h"
 #include "pattern_source.h"
 
+#include "store/reader.h"
 #include "store/writer.h"
 
 #include <fcntl.h>
@@ -163,6 +165,30 @@ static void threads_read_one_store_at_a_tiny_budget(void **state)
     stop_pager();
 }
 
+/* A child's faults are served inside its signal handler: no place to make a ring. */
+static void a_forked_child_makes_no_ring(void **state)
+{
+    (void)state;
+    int status = -1;
+    if (cws_reader_probe_uring())
+        skip();
+    setenv("CODEC_IO", "uring", 1);
+    start_pager(MIB);
+    struct cws_store *s = open_store(packed);
+    uint8_t *at = map_store(s, original_bytes, PROT_READ, 0);
+    cws_store_close(s);
+    assert_memory_equal(at, original, original_bytes);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(!forbid_rings() || memcmp(at, original, original_bytes) != 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    unmap_view(at, original_bytes);
+    stop_pager();
+    unsetenv("CODEC_IO");
+}
+
 static size_t broken_offset;
 
 static void touch_broken(void *arg)
@@ -211,6 +237,7 @@ static int tests(void)
     const struct CMUnitTest list[] = {
         cmocka_unit_test(the_packed_file_reads_as_the_original),
         cmocka_unit_test(threads_read_one_store_at_a_tiny_budget),
+        cmocka_unit_test(a_forked_child_makes_no_ring),
         cmocka_unit_test(a_flipped_byte_in_a_chunk_is_sigbus_and_a_line),
     };
     return cmocka_run_group_tests_name("view_store", list, prepare, clean_up);
