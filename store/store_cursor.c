@@ -87,7 +87,6 @@ void cws_store_cursor_destroy(struct cws_store_cursor *c)
 void cws_store_cursor_after_fork(struct cws_store_cursor *c)
 {
     cws_reader_after_fork(c->reader);
-    c->kept_chunk = UINT64_MAX; /* the fork may have come while its slot was being filled with another */
 }
 
 unsigned cws_cursor_depth(const struct cws_store_cursor *c)
@@ -233,9 +232,9 @@ static int read_chunks(struct cws_store_cursor *c, uint64_t begin, uint64_t end,
         code = cws_cursor_check(c, slot, t, chunk, /* with_gap */ false, &stored, err);
         if (code)
             break;
-        c->kept_chunk = chunk;
         c->kept_slot = slot;
         c->kept_stored = stored;
+        c->kept_chunk = chunk; /* last: a fork may come anywhere */
         code = decode_part(c, t, chunk, stored, begin, end, dst, err);
         slot = (slot + 1) % c->depth;
     }
