@@ -1,5 +1,6 @@
 /* cuda_devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled by fork. */
 #include "../store/gpu/gpu_decode.h"
+#include "../uvm/view.h"
 #include "cuda_shim.h"
 #include "shim.h"
 
@@ -61,6 +62,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
     *out = NULL;
     if (cws_shim_check_options()) /* a program that asks for a budget does not run without one */
         return CUDA_ERROR_OUT_OF_MEMORY;
+    cws_pager_trace_start(options);
     driver.device_total(&total, device);
     struct cws_gpu_config config = {
         .driver = &driver,

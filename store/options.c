@@ -126,6 +126,15 @@ static int parse_pin(struct cws_options *o, const char *value)
     return 0;
 }
 
+static int parse_trace(struct cws_options *o, const char *value)
+{
+    size_t len = strlen(value);
+    if (len >= sizeof o->trace)
+        return CWS_E_USAGE;
+    memcpy(o->trace, value, len + 1);
+    return 0;
+}
+
 static int parse_host_budget(struct cws_options *o, const char *value)
 {
     return cws_parse_bytes(value, strlen(value), &o->host_budget_bytes);
@@ -196,6 +205,8 @@ static const struct option table[] = {
      "tensor names with * and ?, comma-separated, at most 255 bytes", parse_pin},
     {"CODEC_IO", "automatic", "how the store is read: uring (io_uring) or preadv", "uring or preadv", parse_io},
     {"CODEC_PAGER", "automatic", "force one paging rung", "uffd-dev, uffd, uffd-user, sigsegv or eager", parse_pager},
+    {"CODEC_TRACE", "none", "file to write what was paged when to, for ui.perfetto.dev and 'codecllm plot'", "the name of a file, at most 1023 bytes",
+     parse_trace},
     {"CODEC_STATS", "0", "print the counters when the program ends", "0 or 1", parse_stats},
     {"CODEC_VERBOSE", "0", "1: say at the first store what is in force", "0 or 1", parse_verbose},
 };

@@ -29,6 +29,7 @@ struct cws_options {
     bool stats;                  /* CODEC_STATS=1 */
     int verbose;                 /* CODEC_VERBOSE=0|1 */
     char pin[256];               /* CODEC_PIN: tensor names with * and ?, comma-separated; empty: none */
+    char trace[1024];            /* CODEC_TRACE: where a trace is written (trace.h); empty: nowhere */
     const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL: probe */
 };
 

@@ -2,6 +2,7 @@
  * everything is allocated in cws_store_cursor_create(). */
 #include "checksum.h"
 #include "store_internal.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -129,11 +130,13 @@ int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws
     const struct cws_store *s = c->store;
     const struct cws_chunk_record *r = &s->chunks[chunk];
     const uint8_t *stored = NULL;
+    bool traced = CWS_TRACE_BEGIN(.kind = CWS_TRACE_READ, .tensor = t->name, .bytes = r->stored_bytes, .index = chunk);
     int code = cws_reader_wait(c->reader, slot, &stored);
-    if (code && code != CWS_E_SHORT_READ)
-        return chunk_fail(s, t, chunk, code, cws_strerror(code), err);
     if (!code && cws_checksum(stored, r->stored_bytes, chunk) != r->xxh3)
         code = CWS_E_CORRUPT;
+    cws_trace_end(CWS_TRACE_READ, traced);
+    if (code && code != CWS_E_SHORT_READ && code != CWS_E_CORRUPT)
+        return chunk_fail(s, t, chunk, code, cws_strerror(code), err);
     for (uint64_t i = r->stored_bytes; !code && with_gap && i < cws_store_gap_end(s, chunk) - r->offset; i++)
         if (stored[i])
             return chunk_fail(s, t, chunk, CWS_E_CORRUPT, "bytes that are not zero behind the data", err);
@@ -182,9 +185,11 @@ int cws_cursor_decode(struct cws_store_cursor *c, const struct cws_tensor_info *
         .row_elems = t->record->row_elems,
         .first_elem = (chunk - t->record->first_chunk) * (t->record->chunk_bytes / cws_dtype_bytes(t->dtype)),
     };
+    bool traced = CWS_TRACE_BEGIN(.kind = CWS_TRACE_DECODE, .tensor = t->name, .bytes = end - begin, .index = chunk);
     int code = table_for(c, r->codec == CWS_CODEC_RAW ? UINT32_MAX : t->record->table, &context.table, &why);
     if (!code)
         code = cws_chunk_decode(&context, stored, r->stored_bytes, r->logical_bytes, begin, end, dst, c->scratch, &why);
+    cws_trace_end(CWS_TRACE_DECODE, traced);
     if (code)
         return chunk_fail(s, t, chunk, code, why.message[0] ? why.message : cws_strerror(code), err);
     atomic_fetch_add_explicit(&s->decoded_bytes, end - begin, memory_order_relaxed);

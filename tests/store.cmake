@@ -16,6 +16,11 @@ foreach(name test_memory test_reader test_writer)
   endif()
 endforeach()
 
+cws_test(NAME test_trace SOURCES test_trace.c trace_file.c sample_model.c inject.c LIBS cws_store cws_dep_uring cws_dep_jansson m)
+if(TARGET test_trace)
+  target_link_options(test_trace PRIVATE ${INJECT_WRAPS})
+endif()
+
 # Not run by the tests: writes tests/golden and tests/malformed anew.
 if(CWS_TESTS)
   add_executable(make_golden EXCLUDE_FROM_ALL make_golden.c sample_model.c)

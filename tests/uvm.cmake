@@ -4,6 +4,7 @@ cws_test(NAME test_view SOURCES test_view.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_change SOURCES test_view_change.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_fork SOURCES test_view_fork.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_store SOURCES test_view_store.c pattern_source.c LIBS cws_uvm)
+cws_test(NAME test_view_trace SOURCES test_view_trace.c pattern_source.c sample_model.c trace_file.c LIBS cws_uvm cws_dep_jansson m)
 # Fault injection replaces these at link time (inject_sys.h); every system call of uvm/ and store/ goes through syscall().
 set(SYS_WRAPS syscall malloc calloc realloc aligned_alloc free mmap memfd_create epoll_create1 eventfd epoll_ctl pthread_create pthread_atfork sigaction)
 list(TRANSFORM SYS_WRAPS PREPEND "-Wl,--wrap=")

@@ -2,6 +2,7 @@
 #include "../store/codec.h"
 #include "../store/options.h"
 #include "../store/reader.h"
+#include "../store/trace.h"
 #include "../uvm/view.h"
 #include "machine.h"
 #include "say.h"
@@ -142,7 +143,6 @@ static void unknown_variable(void *arg, const char *name_and_value)
 static bool show_options(struct cws_options *options, int rc, const struct cws_error *err)
 {
     struct cws_option_row row;
-    (void)options;
     puts("\nVariables");
     for (size_t i = 0; cws_options_row(i, &row); i++) {
         char key[40], value[256];
@@ -153,8 +153,11 @@ static bool show_options(struct cws_options *options, int rc, const struct cws_e
             line(key, "(%s)", row.fallback);
     }
     cws_options_unknown(unknown_variable, NULL);
+    struct cws_error why = {0};
     if (rc)
         line("  verdict", "%s", err->message);
+    else if (options->trace[0] && (rc = cws_trace_check(options->trace, &why)) != 0)
+        line("  verdict", "%s", why.message);
     return rc == 0;
 }
 

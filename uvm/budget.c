@@ -48,9 +48,11 @@ static bool evict_locked(struct cws_block *b)
     cws_busy_begin_locked(b, CWS_EVICTING);
     p->evictions_running++;
     cws_lock_drop(&p->lock);
+    bool traced = cws_block_trace_begin(v, block, CWS_TRACE_EVICT, NULL);
     cws_phase(CWS_PHASE_EVICTING, v, block);
     int code = p->rung->drop(v, cws_block_begin(v, block), cws_block_end(v, block));
     cws_phase(CWS_PHASE_DROPPED, v, block);
+    cws_trace_end(CWS_TRACE_EVICT, traced);
     cws_lock_take(&p->lock);
     p->evictions_running--;
     if (code) {
@@ -62,6 +64,7 @@ static bool evict_locked(struct cws_block *b)
     } else {
         p->resident -= b->node.bytes;
         p->evictions++;
+        cws_pager_trace_counts_locked();
         b->prefetched = false;
         cws_busy_end_locked(b, CWS_ABSENT);
     }

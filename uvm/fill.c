@@ -53,6 +53,7 @@ static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why 
     if (why == CWS_FILL_WRITE_FAULT) {
         cws_budget_written_locked(reserved);
         p->write_faults++;
+        cws_pager_trace_counts_locked();
         cws_busy_end_locked(b, CWS_WRITTEN);
         return;
     }
@@ -60,6 +61,7 @@ static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why 
     b->prefetched = why == CWS_FILL_AHEAD;
     p->prefetched += why == CWS_FILL_AHEAD;
     p->policy.ops->on_fill(&p->policy, &b->node, why == CWS_FILL_AHEAD);
+    cws_pager_trace_counts_locked();
     cws_busy_end_locked(b, CWS_CLEAN);
 }
 
@@ -69,7 +71,7 @@ static void say_failed(struct cws_view *v, uint32_t block, const struct cws_erro
             v->offset + cws_block_begin(v, block), v->offset + cws_block_end(v, block));
 }
 
-int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err)
+static int fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_block *b = &v->blocks[block];
@@ -101,7 +103,9 @@ int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct c
     int code = decode(v, slot, begin, end, &own);
     cws_phase(CWS_PHASE_DECODED, v, block);
     if (!code) {
+        bool traced = cws_block_trace_begin(v, block, CWS_TRACE_PUBLISH, NULL);
         code = p->rung->publish(v, &p->slots[slot], begin, end, why == CWS_FILL_WRITE_FAULT, /* missing_only */ false);
+        cws_trace_end(CWS_TRACE_PUBLISH, traced);
         if (code)
             cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
     }
@@ -122,6 +126,23 @@ int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct c
     return given_up ? 0 : code;
 }
 
+int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err)
+{
+    static const struct {
+        enum cws_trace_kind kind;
+        const char *why;
+    } as[] = {
+        [CWS_FILL_FAULT] = {CWS_TRACE_FAULT, "read"},
+        [CWS_FILL_WRITE_FAULT] = {CWS_TRACE_FAULT, "write"},
+        [CWS_FILL_HOLD] = {CWS_TRACE_HOLD, NULL},
+        [CWS_FILL_AHEAD] = {CWS_TRACE_PREFETCH, NULL},
+    };
+    bool traced = cws_block_trace_begin(v, block, as[why].kind, as[why].why);
+    int code = fill(v, block, why, err);
+    cws_trace_end(as[why].kind, traced);
+    return code;
+}
+
 void cws_make_written_locked(struct cws_view *v, uint32_t block)
 {
     struct cws_pager *p = &cws_pager;
@@ -131,6 +152,8 @@ void cws_make_written_locked(struct cws_view *v, uint32_t block)
     cws_budget_written_locked(b->node.bytes);
     p->write_faults++;
     b->prefetched = false;
+    cws_block_trace_mark(v, block, CWS_TRACE_WRITTEN);
+    cws_pager_trace_counts_locked();
     cws_block_set(b, CWS_WRITTEN);
     p->rung->allow_write(v, cws_block_begin(v, block), cws_block_end(v, block));
 }

@@ -185,9 +185,20 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     return 0;
 }
 
+static void say_line(const char *line) { cws_say("%s", line); }
+
+/* A trace that cannot be written is said, and no reason not to run. */
+void cws_pager_trace_start(const struct cws_options *options)
+{
+    struct cws_error err = {0};
+    if (options->trace[0] && cws_trace_start(options->trace, say_line, &err))
+        cws_say("%s; the program runs without a trace", err.message);
+}
+
 int cws_pager_start(const struct cws_options *options, struct cws_error *err)
 {
     struct cws_signal_mask mask = cws_signals_block();
+    cws_pager_trace_start(options);
     cws_lock_take(&cws_pager.views_lock);
     int code = start_locked(options, err);
     cws_lock_drop(&cws_pager.views_lock);

@@ -4,6 +4,7 @@
  * blocked (cws_signals_block), but for the contract functions of view.h, which do it themselves. */
 #ifndef CWS_PAGER_H
 #define CWS_PAGER_H
+#include "../store/trace.h"
 #include "block.h"
 #include "lock.h"
 #include "policy.h"
@@ -194,6 +195,21 @@ CWS_MUST_CHECK int cws_workers_start(struct cws_error *err);
 void cws_workers_stop(void);
 /* A fault message of a uffd rung was read for byte `at` of view v, which the caller uses. */
 void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect);
+
+/* --- the trace (pager_trace.c): spans and marks of a block, and the counters. Nothing where CODEC_TRACE is not set --- */
+
+bool cws_block_trace_begin_slow(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why);
+void cws_block_trace_mark_slow(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind);
+static inline bool cws_block_trace_begin(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why)
+{
+    return cws_trace_is_on() && cws_block_trace_begin_slow(v, block, kind, why);
+}
+static inline void cws_block_trace_mark(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind)
+{
+    if (cws_trace_is_on())
+        cws_block_trace_mark_slow(v, block, kind);
+}
+void cws_pager_trace_counts_locked(void);
 
 /* --- the rest ---------------------------------------------------------------------------------------- */
 

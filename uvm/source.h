@@ -22,6 +22,8 @@ struct cws_source_ops {
     uint32_t (*region_at)(struct cws_source *s, uint64_t offset);
     /* [begin, end) of region i. */
     void (*region)(struct cws_source *s, uint32_t i, uint64_t *begin, uint64_t *end);
+    /* Name of region i, for the trace; as long as the source lives. As restricted as fill; may be NULL. */
+    const char *(*name)(struct cws_source *s, uint32_t i);
     /* I/O so far; may be NULL. */
     void (*counters)(struct cws_source *s, uint64_t *reads, uint64_t *read_bytes);
     /* In a forked child, before any fill there; async-signal-safe; may be NULL. */

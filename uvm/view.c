@@ -83,6 +83,9 @@ static void forget_pages_locked(struct cws_view *v, uint32_t block)
         p->resident -= b->node.bytes - left;
     if (was == CWS_WRITTEN)
         p->written -= b->node.bytes - left;
+    if ((was == CWS_CLEAN || was == CWS_WRITTEN) && left == 0)
+        cws_block_trace_mark(v, block, CWS_TRACE_UNMAPPED);
+    cws_pager_trace_counts_locked();
     if (b->node.seen)
         p->policy.seen_bytes -= b->node.bytes - left;
     if (b->node.seen || was == CWS_CLEAN || was == CWS_WRITTEN)
@@ -456,6 +459,9 @@ static int forget_part(struct cws_view *v, uint32_t block, size_t from, size_t t
         p->resident -= b->node.bytes;
     if (now == CWS_ABSENT && was == CWS_WRITTEN)
         p->written -= b->node.bytes;
+    if (now == CWS_ABSENT && (was == CWS_CLEAN || was == CWS_WRITTEN))
+        cws_block_trace_mark(v, block, CWS_TRACE_UNMAPPED);
+    cws_pager_trace_counts_locked();
     release_block_locked(b, now);
     cws_lock_drop(&p->lock);
     return code < -4095 ? -EIO : code;

@@ -25,6 +25,8 @@ struct cws_view;
 /* Starts the pager if it is not running. Without a budget (options->active false) the budget is unlimited.
  * CWS_E_BUDGET: below the least budget (line names it). CWS_E_UNSUPPORTED: the forced rung does not work here. */
 CWS_MUST_CHECK int cws_pager_start(const struct cws_options *options, struct cws_error *err);
+/* Starts the trace that the options ask for, if it is not running; what goes wrong is said. The pager does it when it starts. */
+void cws_pager_trace_start(const struct cws_options *options);
 const char *cws_pager_rung(void); /* name of the active rung; "none" before start */
 /* Tries one rung on this machine without starting the pager: 0, or the code with the reason in err. For doctor, tests. */
 int cws_pager_probe(const char *rung, struct cws_error *err);

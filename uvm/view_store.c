@@ -33,6 +33,8 @@ static void region(struct cws_source *s, uint32_t i, uint64_t *begin, uint64_t *
     *end = t->end;
 }
 
+static const char *name(struct cws_source *s, uint32_t i) { return cws_store_tensor(self(s)->store, i)->name; }
+
 static void counters(struct cws_source *s, uint64_t *reads, uint64_t *read_bytes)
 {
     struct cws_store_counters c;
@@ -71,7 +73,7 @@ static void destroy(struct cws_source *base)
     free_source(s);
 }
 
-static const struct cws_source_ops store_ops = {fill, region_at, region, counters, after_fork, destroy};
+static const struct cws_source_ops store_ops = {fill, region_at, region, name, counters, after_fork, destroy};
 
 static int create(struct cws_store *store, struct store_source **out, struct cws_error *err)
 {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 
 #define KICK_EVENT UINT64_MAX
 
@@ -116,6 +117,7 @@ static void *worker(void *arg)
     struct cws_pager *p = &cws_pager;
     bool more = false;
     (void)arg;
+    prctl(PR_SET_NAME, "codecllm-worker");
     while (!atomic_load(&p->stop)) {
         struct epoll_event event;
         long n = CWS_SYSCALL(SYS_epoll_pwait, p->epoll_fd, &event, 1, more ? 0 : -1, (void *)0, (size_t)8);

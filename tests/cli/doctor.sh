@@ -11,6 +11,9 @@ sed -n '/verdict/s/by .*/by a rung of this machine/p' out
 CODEC_IO=floppy codecllm doctor >out
 echo "exit status $?"
 grep -E 'CODEC_IO|verdict *CODEC' out
+CODEC_TRACE=no-folder/t.json codecllm doctor >out
+echo "exit status $?"
+grep -E 'CODEC_TRACE' out
 CODEC_PAGER=eager codecllm doctor >out
 echo "exit status $?"
 grep verdict out
