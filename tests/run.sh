@@ -44,7 +44,7 @@ stage_fuzz() {
 stage_python() {
     [ -d build-ci-release ] || build release -DCMAKE_BUILD_TYPE=Release
     # A process whose pager hangs blocks all signals but SIGKILL.
-    CWS_BUILD_DIR=$root/build-ci-release timeout -s KILL 1500 .venv/bin/python -m pytest -q tests/python
+    CWS_BUILD_DIR=$root/build-ci-release timeout -s KILL 1500 .venv/bin/python -m pytest -q tests/python tests/lowmem
 }
 
 [ $# -gt 0 ] || set -- release asan tsan clang tidy fuzz python
