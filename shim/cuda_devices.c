@@ -70,7 +70,6 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .host_budget_bytes = options->host_budget_bytes,
         .policy = options->policy,
         .prefetch = options->prefetch,
-        .kernels = cws_gpu_image(),
         .say = say,
     };
     if (!config.budget_bytes) {

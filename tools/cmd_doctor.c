@@ -1,5 +1,7 @@
 /* cmd_doctor.c - codecllm doctor: what works on this machine, what does not and why, and every variable in force. */
 #include "../store/codec.h"
+#include "../store/gpu/gpu_compile.h"
+#include "../store/gpu/gpu_decode.h"
 #include "../store/options.h"
 #include "../store/reader.h"
 #include "../store/trace.h"
@@ -108,6 +110,21 @@ static bool show_paging(const struct cws_options *options)
     return true;
 }
 
+/* Where a device's decoding kernels would come from. */
+static void show_kernels(const struct cws_cuda *cuda)
+{
+    struct cws_gpu_target target = {0, 0, cuda->driver ? cuda->version : 0};
+    struct cws_error err = {0};
+    char path[1024];
+    int version;
+    if (cws_gpu_image())
+        line("  GPU decoder", "built in");
+    else if (cws_gpu_compiler_find(&target, path, &version, &err) == 0)
+        line("  GPU decoder", "compiled when needed by NVRTC %d.%d (%s)", version / 1000, version % 1000, path);
+    else
+        line("  GPU decoder", "compiled when needed; no NVRTC was found from here, but PyTorch for CUDA brings one");
+}
+
 static void show_cuda(void)
 {
     struct cws_cuda cuda;
@@ -125,11 +142,7 @@ static void show_cuda(void)
             line("  device", "%d: %s, %s, VMM %s", i, cuda.devices[i].name, cws_size_text(cuda.devices[i].memory_bytes).text,
                  cuda.devices[i].vmm ? "yes" : "no");
     }
-#ifdef CWS_HAVE_CUDA
-    line("  GPU decoder", "built in");
-#else
-    line("  GPU decoder", "not in this build: weights are decoded on the host");
-#endif
+    show_kernels(&cuda);
 }
 
 static void unknown_variable(void *arg, const char *name_and_value)

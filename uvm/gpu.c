@@ -89,7 +89,7 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
     if (d->device_default_pool(&pool, gpu->device) == CUDA_SUCCESS)
         cws_gpu_pool_seen(gpu, pool);
     code = gpu->config.kernels ? cws_gpu_decoder_create_from(d, gpu->config.kernels, CWS_GPU_BLOCK_WARPS, &gpu->decoder, err)
-                               : cws_gpu_decoder_create(d, &gpu->decoder, err);
+                               : cws_gpu_decoder_create(d, gpu->config.say, &gpu->decoder, err);
     if (!code)
         code = cws_gpu_ring_open(gpu, err);
     if (!code && gpu->ring_bytes > gpu->config.budget_bytes / 2)

@@ -32,7 +32,7 @@ struct cws_gpu_config {
     enum cws_policy_id policy;
     bool prefetch;
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
-    const void *kernels;             /* image of the decoding kernels (store/gpu/gpu_decode.h) */
+    const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/gpu/gpu_decode.h) */
     void (*say)(const char *line);   /* one line for the user; any thread */
 };
 

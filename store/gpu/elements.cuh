@@ -2,8 +2,6 @@
 #ifndef CWS_GPU_ELEMENTS_CUH
 #define CWS_GPU_ELEMENTS_CUH
 #include "gpu_job.h"
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 /* Two 16-bit halves, each rotated right by one. */
 static __device__ __forceinline__ uint32_t unrotate(uint32_t v)
@@ -60,12 +58,13 @@ static __device__ __forceinline__ float scaled(uint2 symbols, int i, float scale
 
 static __device__ __forceinline__ uint32_t round_two(float low, float high, unsigned dtype)
 {
-    if (dtype == CWS_BF16) {
-        __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-        return *(uint32_t *)&v;
-    }
-    __half2 v = __floats2half2_rn(low, high);
-    return *(uint32_t *)&v;
+    /* As instructions, so that this compiles where the toolkit's headers are not (gpu_compile.h). */
+    uint32_t v;
+    if (dtype == CWS_BF16)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
 }
 
 #endif

@@ -1,4 +1,5 @@
 #include "gpu_decode.h"
+#include "gpu_compile.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -32,29 +33,75 @@ static int find_kernel(struct cws_gpu_decoder *d, const char *name, struct kerne
     return 0;
 }
 
-static int load(struct cws_gpu_decoder *d, const void *image, struct cws_error *err)
+/* Did the driver say that it cannot run such an image here? Another one may do. */
+static bool is_about_the_image(CUresult r)
+{
+    return r == CUDA_ERROR_INVALID_IMAGE || r == CUDA_ERROR_NO_BINARY_FOR_GPU || r == CUDA_ERROR_INVALID_PTX ||
+           r == CUDA_ERROR_UNSUPPORTED_PTX_VERSION || r == CUDA_ERROR_JIT_COMPILER_NOT_FOUND;
+}
+
+/* The kernels that came with the library, those that an earlier program compiled on this machine, or new ones. */
+static int load_some(struct cws_gpu_decoder *d, const struct cws_gpu_target *target, void (*say)(const char *line), struct cws_error *err)
+{
+    CUresult r = cws_gpu_image() ? d->driver->module_load(&d->module, cws_gpu_image()) : CUDA_ERROR_NO_BINARY_FOR_GPU;
+    size_t bytes = 0;
+    void *image = NULL;
+    if (!is_about_the_image(r))
+        return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, "loading the decoding kernels");
+    image = cws_gpu_cache_read(target, &bytes);
+    if (image) {
+        r = d->driver->module_load(&d->module, image);
+        free(image);
+        if (!is_about_the_image(r))
+            return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, "loading the decoding kernels that were kept");
+    }
+    if (say)
+        say("compiling the decoding kernels for this GPU: some seconds, once");
+    int rc = cws_gpu_compile(target, &image, &bytes, err);
+    if (rc != 0)
+        return rc;
+    r = d->driver->module_load(&d->module, image);
+    if (r == CUDA_SUCCESS)
+        cws_gpu_cache_write(target, image, bytes);
+    free(image);
+    return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, "loading the decoding kernels that were compiled");
+}
+
+/* image: NULL for the library's choice. */
+static int load(struct cws_gpu_decoder *d, const void *image, void (*say)(const char *line), struct cws_error *err)
 {
     CUdevice device;
-    int sms = 0, major = 0;
+    int sms = 0;
+    struct cws_gpu_target target = {0, 0, 0};
     CUresult r = d->driver->context_device(&device);
     if (r == CUDA_SUCCESS)
         r = d->driver->device_attribute(&sms, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);
     if (r == CUDA_SUCCESS)
-        r = d->driver->device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
+        r = d->driver->device_attribute(&target.major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
+    if (r == CUDA_SUCCESS)
+        r = d->driver->device_attribute(&target.minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device);
+    if (r == CUDA_SUCCESS)
+        r = d->driver->driver_version(&target.driver_version);
     if (r != CUDA_SUCCESS)
         return cws_driver_fail(d->driver, err, r, "the device's properties");
-    if (major < 8)
-        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d; paging needs 8.0 or later", major);
+    if (target.major < 8)
+        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d.%d; paging needs 8.0 or later", target.major, target.minor);
     d->sms = (unsigned)sms;
-    r = d->driver->module_load(&d->module, image);
-    if (r != CUDA_SUCCESS)
-        return cws_driver_fail(d->driver, err, r, "loading the decoding kernels");
+    if (image) {
+        r = d->driver->module_load(&d->module, image);
+        if (r != CUDA_SUCCESS)
+            return cws_driver_fail(d->driver, err, r, "loading the decoding kernels");
+    } else {
+        int rc = load_some(d, &target, say, err);
+        if (rc != 0)
+            return rc;
+    }
     int rc = find_kernel(d, "cws_gpu_decode_kernel", &d->decode, err);
     return rc != 0 ? rc : find_kernel(d, "cws_gpu_hash_kernel", &d->hash, err);
 }
 
-int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *image, unsigned block_warps,
-                                struct cws_gpu_decoder **out, struct cws_error *err)
+static int create(const struct cws_driver *driver, const void *image, unsigned block_warps, void (*say)(const char *line),
+                  struct cws_gpu_decoder **out, struct cws_error *err)
 {
     *out = NULL;
     struct cws_gpu_decoder *d = calloc(1, sizeof *d);
@@ -63,7 +110,7 @@ int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *ima
     d->driver = driver;
     d->warps = block_warps;
     d->waves = WAVES_DEFAULT;
-    int rc = load(d, image, err);
+    int rc = load(d, image, say, err);
     if (rc != 0) {
         cws_gpu_decoder_destroy(d);
         return rc;
@@ -72,13 +119,15 @@ int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *ima
     return 0;
 }
 
-int cws_gpu_decoder_create(const struct cws_driver *driver, struct cws_gpu_decoder **out, struct cws_error *err)
+int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *image, unsigned block_warps,
+                                struct cws_gpu_decoder **out, struct cws_error *err)
 {
-    const void *image = cws_gpu_image();
-    *out = NULL;
-    if (!image)
-        return cws_fail(err, CWS_E_UNSUPPORTED, "this build has no GPU kernels: it was made where nvcc was not found");
-    return cws_gpu_decoder_create_from(driver, image, CWS_GPU_BLOCK_WARPS, out, err);
+    return create(driver, image, block_warps, NULL, out, err);
+}
+
+int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line), struct cws_gpu_decoder **out, struct cws_error *err)
+{
+    return create(driver, NULL, CWS_GPU_BLOCK_WARPS, say, out, err);
 }
 
 void cws_gpu_decoder_destroy(struct cws_gpu_decoder *dec)

@@ -19,12 +19,15 @@
 
 struct cws_gpu_decoder;
 
-/* The kernels (a fatbin: sm_80, sm_90, PTX for others); NULL where this build has none, because no nvcc was found. */
+/* The kernels (a fatbin: sm_80, sm_90, PTX for others); NULL where this build has none, because no nvcc was found: then they
+ * are compiled when they are needed (gpu_compile.h). */
 const void *cws_gpu_image(void);
 
-/* Loads the kernels into the current context. `driver` must outlive it.
- * 0; CWS_E_UNSUPPORTED: no kernels in this build, or a device below compute capability 8.0; -ENOMEM; driver errors. */
-CWS_MUST_CHECK int cws_gpu_decoder_create(const struct cws_driver *driver, struct cws_gpu_decoder **out, struct cws_error *err);
+/* Loads the kernels into the current context: those of this build, those that were compiled and kept, or new ones (a few seconds).
+ * `driver` must outlive it; say (may be NULL) hears one line before a compilation. 0; CWS_E_UNSUPPORTED: a device below compute capability 8.0, or no kernels for it and nothing to compile
+ * them with; -ENOMEM; driver errors. */
+CWS_MUST_CHECK int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line), struct cws_gpu_decoder **out,
+                                          struct cws_error *err);
 /* The same with other kernels than the built-in ones, built for blocks of so many warps (benchmark). */
 CWS_MUST_CHECK int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *image, unsigned block_warps,
                                                struct cws_gpu_decoder **out, struct cws_error *err);

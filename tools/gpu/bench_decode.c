@@ -86,7 +86,7 @@ static void start(struct bench *b, const void *image, unsigned warps, unsigned w
     if (image)
         bench_rc(cws_gpu_decoder_create_from(&b->driver, image, warps, &b->decoder, &err), &err);
     else
-        bench_rc(cws_gpu_decoder_create(&b->driver, &b->decoder, &err), &err);
+        bench_rc(cws_gpu_decoder_create(&b->driver, NULL, &b->decoder, &err), &err);
     cws_gpu_decoder_tune(b->decoder, waves);
     bench_driver(b, b->driver.stream_create(&b->stream, CU_STREAM_NON_BLOCKING), "stream");
     if (cws_encode_scratch_create(&b->scratch) != 0)
