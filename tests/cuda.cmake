@@ -30,6 +30,7 @@ endif()
 
 if(TARGET cws_standin)
   cws_test(NAME test_gpu TIMEOUT 300 SOURCES test_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
+  cws_test(NAME test_gpu_trace SOURCES test_gpu_trace.c trace_file.c sample_model.c LIBS cws_uvm cws_standin cws_dep_jansson m)
   cws_test(NAME test_gpu_contract TIMEOUT 120 SOURCES test_gpu_contract.c sample_model.c LIBS cws_uvm cws_standin m)
   cws_test(NAME stress_gpu TIMEOUT 300 SOURCES stress_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
 endif()

@@ -96,6 +96,8 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
         code = cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %llu MiB: staging alone takes %llu MiB; give it at least %llu MiB",
                         (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)(gpu->ring_bytes >> 20),
                         (unsigned long long)(gpu->ring_bytes >> 19));
+    if (!code)
+        cws_gpu_trace_open(gpu);
     return code ? code : start_threads(gpu, err);
 }
 
@@ -179,6 +181,7 @@ void cws_gpu_close(struct cws_gpu *gpu)
     end_ranges(gpu);
     cws_gpu_sources_close(gpu);
     cws_gpu_streams_close(gpu);
+    cws_gpu_trace_close(gpu);
     cws_gpu_ring_close(gpu);
     cws_gpu_decoder_destroy(gpu->decoder);
     if (gpu->by_granule)

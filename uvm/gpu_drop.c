@@ -31,6 +31,7 @@ bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     struct cws_gpu_drop *drop = &gpu->drops[(gpu->drop_head + gpu->drop_count) % CWS_GPU_DROPS];
     cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DROPPING);
     drop->range = r;
+    drop->begin_ns = cws_trace_is_on() ? cws_trace_now() : 0;
     gpu->drop_count++;
     gpu->drop_bytes += cws_gpu_span(r);
     pthread_mutex_unlock(&gpu->lock);
@@ -60,6 +61,8 @@ static void finish_locked(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool s
     struct cws_gpu_range *r = drop->range;
     struct cws_gpu_frame *frame = r->frame;
     gpu->drop_bytes -= cws_gpu_span(r);
+    if (drop->begin_ns)
+        cws_gpu_trace_drop_slow_locked(gpu, drop, !same && !r->freed);
     gpu->drop_head = (gpu->drop_head + 1) % CWS_GPU_DROPS;
     gpu->drop_count--;
     if (same || r->freed) {

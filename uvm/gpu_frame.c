@@ -246,7 +246,10 @@ static CUresult map_at(struct cws_gpu *gpu, CUdeviceptr at, uint64_t bytes, CUme
 
 CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame)
 {
-    return map_at(gpu, r->base, cws_gpu_span(r), frame->handle);
+    bool traced = cws_trace_is_on() && cws_gpu_trace_range_slow(r, CWS_TRACE_MAP);
+    CUresult result = map_at(gpu, r->base, cws_gpu_span(r), frame->handle);
+    cws_trace_end(CWS_TRACE_MAP, traced);
+    return result;
 }
 
 CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r)

@@ -98,6 +98,8 @@ bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, str
     r->source->loading++;
     cws_gpu_source_want_locked(gpu, r->source, true);
     gpu->loads[gpu->load_count++] = (struct cws_gpu_load){.range = r, .source = r->source, .for_launch = for_launch};
+    if (cws_trace_is_on())
+        cws_gpu_trace_load_begin_slow_locked(gpu, &gpu->loads[gpu->load_count - 1]);
     gpu->counts.loads++;
     gpu->counts.prefetched += !for_launch;
     return true;
@@ -162,6 +164,7 @@ static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cw
         return code;
     size_t control = RESULTS_BYTES + slot->chunks * sizeof(struct cws_gpu_job);
     memset(slot->results, 0, slot->chunks * sizeof *slot->results);
+    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPY);
     CUresult result = d->copy_in_async(slot->device, s->host + host_at(s, slot->first_chunk), *out_bytes, gpu->copy_stream);
     if (result == CUDA_SUCCESS)
         result = s->table ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, gpu->copy_stream)
@@ -172,9 +175,12 @@ static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cw
         result = d->stream_wait(gpu->decode_stream, slot->copied, 0);
     if (result != CUDA_SUCCESS)
         return cws_driver_fail(d, err, result, "copying compressed weights");
+    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPIED);
+    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_DECODE);
     code = cws_gpu_decode(gpu->decoder, gpu->decode_stream, slot->device_jobs, &batch, slot->device_results, cws_content_key, err);
     if (code)
         return code;
+    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_DECODED);
     result = d->copy_out_async(slot->results, slot->device_results, slot->chunks * sizeof *slot->results, gpu->decode_stream);
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->done, gpu->decode_stream);
@@ -265,6 +271,8 @@ static void finish_locked(struct cws_gpu *gpu, unsigned index)
         if (result != CUDA_SUCCESS)
             cws_gpu_unexpected(gpu, result, "mapping a range");
     }
+    if (load.lane)
+        cws_gpu_trace_load_end_slow_locked(gpu, &load);
     /* Slots point into the array: the last one moves, its slots with it. */
     unsigned last = --gpu->load_count;
     for (unsigned i = 0; i < CWS_GPU_SLOTS; i++)
@@ -304,6 +312,8 @@ bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu)
             check_results(gpu, slot);
         else
             fail_load(gpu, slot->load, "the device failed while weights were decoded");
+        if (slot->timed)
+            cws_gpu_trace_batch_slow(gpu, slot);
         slot->load->chunks_done += slot->chunks;
         slot->busy = false;
         gpu->slot_oldest = (gpu->slot_oldest + 1) % CWS_GPU_SLOTS;

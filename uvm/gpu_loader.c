@@ -1,6 +1,7 @@
 /* The loader: one thread that decides what is dropped and loaded, for launches that wait first, then ahead of them. */
 #include "gpu_state.h"
 
+#include <sys/prctl.h>
 #include <time.h>
 
 /* Bytes of the budget that nothing has. */
@@ -174,6 +175,7 @@ void *cws_gpu_loader_main(void *arg)
 {
     struct cws_gpu *gpu = arg;
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    prctl(PR_SET_NAME, "codecllm-loader");
     gpu->driver->context_set(gpu->context);
     gpu->driver->capture_mode(&mode); /* the program may be capturing; what happens here is none of it */
     pthread_mutex_lock(&gpu->lock);
@@ -194,7 +196,7 @@ void *cws_gpu_loader_main(void *arg)
                 moved |= serve_ahead_locked(gpu, &pending);
         }
         moved |= cws_gpu_loads_issue_locked(gpu);
-        if (moved)
+        if (moved || (gpu->trace.anchor && cws_gpu_trace_idle_locked(gpu)))
             continue;
         if (gpu->slots_busy || gpu->drop_count)
             pause_locked(gpu, 10000);

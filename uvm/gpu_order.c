@@ -9,6 +9,8 @@ void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 
 void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
+    if (cws_trace_is_on())
+        cws_gpu_trace_use_slow_locked(gpu, r);
     bool again = gpu->order.last == &r->order;
     cws_order_use(&gpu->order, &r->order);
     if (!again && gpu->resident_bytes < gpu->bound_bytes)

@@ -28,6 +28,7 @@ void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum
     if (to == CWS_RANGE_DIRTY)
         cws_gpu_set_forget_locked(gpu, r);
     r->state = to;
+    cws_gpu_trace_memory_locked(gpu);
 }
 
 static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)

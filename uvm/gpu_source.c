@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 /* --- how much host memory -------------------------------------------------------------------------- */
 
@@ -212,10 +213,12 @@ static void fetch_locked(struct cws_gpu *gpu, struct fetcher *f, struct cws_gpu_
     gpu->host_bytes += s->host_bytes;
     size_t bytes = s->host_bytes;
     pthread_mutex_unlock(&gpu->lock);
+    bool traced = CWS_TRACE_BEGIN(.kind = CWS_TRACE_FETCH, .tensor = s->tensor->name, .bytes = bytes, .index = UINT64_MAX);
     CUresult result = gpu->driver->host_alloc(&host, bytes, CU_MEMHOSTALLOC_PORTABLE);
     int code = result == CUDA_SUCCESS ? read_source(f, s, host, &err) : cws_driver_fail(gpu->driver, &err, result, "pinning host memory for compressed weights");
     if (code && host)
         gpu->driver->host_free(host);
+    cws_trace_end(CWS_TRACE_FETCH, traced);
     pthread_mutex_lock(&gpu->lock);
     if (code) {
         gpu->host_bytes -= bytes;
@@ -239,6 +242,7 @@ void *cws_gpu_fetcher_main(void *arg)
     struct cws_gpu *gpu = arg;
     struct fetcher f = {0};
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    prctl(PR_SET_NAME, "codecllm-fetch");
     gpu->driver->context_set(gpu->context);
     gpu->driver->capture_mode(&mode);
     pthread_mutex_lock(&gpu->lock);

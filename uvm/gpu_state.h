@@ -4,6 +4,7 @@
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
  *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
+ *         gpu_trace.c what CODEC_TRACE records
  *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
  *
  * Locks, in this order: `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
@@ -27,6 +28,7 @@
 #define CWS_GPU_STATE_H
 #include "../store/content_hash.h"
 #include "../store/gpu/gpu_decode.h"
+#include "../store/trace.h"
 #include "gpu.h"
 #include "order.h"
 #include <pthread.h>
@@ -115,6 +117,9 @@ struct cws_gpu_stream {
     uint32_t mark_head, mark_count;
 };
 
+/* Moments of a batch, by the device's clock; only where a trace runs. */
+enum cws_gpu_moment { CWS_MOMENT_COPY, CWS_MOMENT_COPIED, CWS_MOMENT_DECODE, CWS_MOMENT_DECODED, CWS_GPU_MOMENTS };
+
 struct cws_gpu_slot { /* one batch: staging in device memory and its control block in pinned host memory */
     bool busy;
     CUdeviceptr device;          /* slot_bytes of stored bytes, then the control block */
@@ -125,6 +130,8 @@ struct cws_gpu_slot { /* one batch: staging in device memory and its control blo
     CUevent copied, done;
     struct cws_gpu_load *load;
     uint64_t first_chunk, chunks;
+    CUevent moments[CWS_GPU_MOMENTS];
+    uint32_t timed;              /* bit per moment that was recorded */
 };
 
 struct cws_gpu_load { /* a range on its way in; belongs to the loader */
@@ -133,6 +140,8 @@ struct cws_gpu_load { /* a range on its way in; belongs to the loader */
     uint64_t next_chunk;   /* to be issued */
     uint64_t chunks_done;
     bool for_launch, failed;
+    uint32_t lane;         /* of the trace, + 1; 0: none */
+    uint64_t begin_ns;
 };
 
 struct cws_gpu_drop { /* a range on its way out; belongs to the loader */
@@ -141,6 +150,15 @@ struct cws_gpu_drop { /* a range on its way out; belongs to the loader */
     struct cws_gpu_hash_job *job;     /* pinned */
     struct cws_gpu_result *result;    /* pinned */
     CUevent done;
+    uint64_t begin_ns; /* for the trace; 0: it does not run */
+};
+
+struct cws_gpu_trace {
+    uint32_t lanes;                /* bit per load that has one */
+    uint64_t weights, fixed;       /* as last told */
+    CUevent anchor;                /* recorded at anchor_ns */
+    uint64_t anchor_ns;
+    uint64_t round_tick, rounds, round_ranges, before_ranges, before_uses; /* rounds of the order of uses */
 };
 
 struct cws_gpu_room { /* a thread waits until so many bytes are granted to it; on its stack */
@@ -201,10 +219,11 @@ struct cws_gpu {
     uint32_t running_uses; /* begun, not ended, not waiting */
     uint32_t stuck_uses;   /* of these, whose thread waits for memory */
 
-    struct cws_gpu_stream streams[CWS_GPU_STREAMS];
     unsigned stream_count;
+    struct cws_gpu_stream streams[CWS_GPU_STREAMS];
 
     struct cws_order order; /* of the bound ranges */
+    struct cws_gpu_trace trace;
     uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
 
     /* the loader's own */
@@ -332,6 +351,30 @@ void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_walk_locked(struct cws_gpu *gpu);
 /* What to drop for a range that is needed after `until` uses (0: now), or NULL. Its uses may not be done yet. */
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
+
+/* gpu_trace.c. Nothing happens where no trace runs. Functions that return bool begin a span of the calling thread, for cws_trace_end. */
+void cws_gpu_trace_open(struct cws_gpu *gpu); /* the streams are there */
+void cws_gpu_trace_close(struct cws_gpu *gpu);
+void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r); /* before the order hears of it */
+bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use);
+bool cws_gpu_trace_range_slow(const struct cws_gpu_range *r, enum cws_trace_kind kind);
+void cws_gpu_trace_memory_slow_locked(struct cws_gpu *gpu);
+void cws_gpu_trace_load_begin_slow_locked(struct cws_gpu *gpu, struct cws_gpu_load *load);
+void cws_gpu_trace_load_end_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_load *load);
+void cws_gpu_trace_drop_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_drop *drop, bool kept);
+void cws_gpu_trace_moment_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot, enum cws_gpu_moment which);
+void cws_gpu_trace_batch_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot); /* it is done */
+bool cws_gpu_trace_idle_locked(struct cws_gpu *gpu); /* in the loader, when it has nothing to do. True: the lock was dropped, look again */
+static inline void cws_gpu_trace_moment(struct cws_gpu *gpu, struct cws_gpu_slot *slot, enum cws_gpu_moment which)
+{
+    if (cws_trace_is_on())
+        cws_gpu_trace_moment_slow(gpu, slot, which);
+}
+static inline void cws_gpu_trace_memory_locked(struct cws_gpu *gpu)
+{
+    if (cws_trace_is_on())
+        cws_gpu_trace_memory_slow_locked(gpu);
+}
 
 /* gpu_loader.c, gpu_load.c, gpu_drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
 void *cws_gpu_loader_main(void *gpu);

@@ -208,7 +208,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 
 CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
 {
-    bool all = true, room = true;
+    bool all = true, room = true, traced = false;
     use->stream = stream;
     use->count = 0;
     use->room = CWS_GPU_USE_FEW;
@@ -226,6 +226,8 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
         all &= cws_gpu_is_mapped(r->state);
     }
     cws_gpu_set_note_locked(gpu, use->ranges, use->count);
+    if (room && !all && cws_trace_is_on())
+        traced = cws_gpu_trace_wait_slow_locked(use);
     if (!room)
         unhold_locked(gpu, use);
     else if (!all)
@@ -239,7 +241,9 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
         cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more", CWS_GPU_USE_FEW);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    return all ? CUDA_SUCCESS : get_ready(gpu, use);
+    CUresult result = all ? CUDA_SUCCESS : get_ready(gpu, use);
+    cws_trace_end(CWS_TRACE_WAIT, traced);
+    return result;
 }
 
 void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)

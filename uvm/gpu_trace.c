@@ -1,0 +1,214 @@
+/* What the trace says of a device. Host times come from the threads that do the work; times of copies and decoding from the device's own clock, by
+ * events that exist only where a trace was running when the manager was opened. */
+#include "gpu_state.h"
+
+#include <string.h>
+
+#define ANCHOR_EVERY_NS 2000000000u /* the driver tells the time between two events as a float of milliseconds */
+#define COUNT_STEP_BYTES ((uint64_t)4 << 20)
+
+static void describe(const struct cws_gpu_range *r, enum cws_trace_kind kind, const char *why, struct cws_trace_what *out)
+{
+    *out = (struct cws_trace_what){.kind = kind, .why = why, .bytes = r->bytes, .index = (r->base / CWS_GPU_GRANULE)};
+    if (!r->source)
+        return;
+    out->tensor = r->source->tensor->name;
+    out->tensor_bytes = r->bytes;
+    out->index = r->order.id;
+}
+
+/* --- uses --------------------------------------------------------------------------------------------- */
+
+/* A range comes again that was used in this round already, and about as many were as in the round before. */
+static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_range *r, const struct cws_gpu *gpu)
+{
+    bool again = r->order.last_tick > t->round_tick && gpu->order.last != &r->order;
+    return again && (t->round_ranges >= t->before_ranges / 4 * 3 || gpu->order.tick - t->round_tick > 2 * t->before_uses);
+}
+
+void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r)
+{
+    static const char *const how[] = {
+        [CWS_RANGE_BOUND] = "miss", [CWS_RANGE_LOADING] = "loading", [CWS_RANGE_DROPPING] = "dropping",
+        [CWS_RANGE_RESIDENT] = "hit", [CWS_RANGE_DIRTY] = "hit", [CWS_RANGE_CACHED] = NULL,
+    };
+    struct cws_gpu_trace *t = &gpu->trace;
+    struct cws_trace_what what;
+    if (begins_round(t, r, gpu)) {
+        t->before_ranges = t->round_ranges;
+        t->before_uses = gpu->order.tick - t->round_tick;
+        t->round_tick = gpu->order.tick;
+        t->round_ranges = 0;
+        CWS_TRACE_MARK(.kind = CWS_TRACE_CYCLE, .index = ++t->rounds);
+    }
+    t->round_ranges += r->order.last_tick <= t->round_tick;
+    describe(r, CWS_TRACE_USE, how[r->state], &what);
+    cws_trace_mark_slow(&what);
+}
+
+bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use)
+{
+    const struct cws_gpu_range *first = NULL;
+    struct cws_trace_what what;
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < use->count; i++) {
+        if (cws_gpu_is_mapped(use->ranges[i]->state))
+            continue;
+        first = first ? first : use->ranges[i];
+        bytes += use->ranges[i]->bytes;
+    }
+    if (!first)
+        return false;
+    describe(first, CWS_TRACE_WAIT, first->source ? "weights" : "fresh memory", &what);
+    what.bytes = bytes;
+    return cws_trace_begin_slow(&what);
+}
+
+bool cws_gpu_trace_range_slow(const struct cws_gpu_range *r, enum cws_trace_kind kind)
+{
+    struct cws_trace_what what;
+    describe(r, kind, NULL, &what);
+    return cws_trace_begin_slow(&what);
+}
+
+/* --- memory ------------------------------------------------------------------------------------------- */
+
+void cws_gpu_trace_memory_slow_locked(struct cws_gpu *gpu)
+{
+    struct cws_gpu_trace *t = &gpu->trace;
+    uint64_t weights = gpu->frame_bytes - gpu->mapped_idle_bytes - gpu->fixed_bytes;
+    uint64_t fixed = gpu->mapped_idle_bytes + gpu->fixed_bytes + gpu->ring_bytes + gpu->other_plain + gpu->other_pools;
+    uint64_t moved = fixed > t->fixed ? fixed - t->fixed : t->fixed - fixed;
+    if (weights == t->weights && moved < COUNT_STEP_BYTES)
+        return;
+    t->weights = weights;
+    t->fixed = fixed;
+    cws_trace_count(gpu->device, weights, fixed);
+}
+
+/* --- loads and drops ------------------------------------------------------------------------------------ */
+
+void cws_gpu_trace_load_begin_slow_locked(struct cws_gpu *gpu, struct cws_gpu_load *load)
+{
+    uint32_t lane = (uint32_t)__builtin_ctz(~gpu->trace.lanes);
+    if (lane >= CWS_TRACE_LOADS)
+        return;
+    gpu->trace.lanes |= 1u << lane;
+    load->lane = lane + 1;
+    load->begin_ns = cws_trace_now();
+}
+
+void cws_gpu_trace_load_end_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_load *load)
+{
+    struct cws_trace_what what;
+    gpu->trace.lanes &= ~(1u << (load->lane - 1));
+    describe(load->range, CWS_TRACE_LOAD, load->failed ? "failed" : load->for_launch ? "demand" : "ahead", &what);
+    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_LOAD, load->lane - 1), load->begin_ns, cws_trace_now(), &what);
+}
+
+void cws_gpu_trace_drop_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_drop *drop, bool kept)
+{
+    struct cws_trace_what what;
+    describe(drop->range, CWS_TRACE_DROP, kept ? "written, kept" : "dropped", &what);
+    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_DROP, (unsigned)(drop - gpu->drops)), drop->begin_ns, cws_trace_now(), &what);
+}
+
+/* --- the device's clock ----------------------------------------------------------------------------------- */
+
+static void forget_events(struct cws_gpu *gpu)
+{
+    for (unsigned i = 0; i < CWS_GPU_SLOTS; i++) {
+        for (unsigned k = 0; k < CWS_GPU_MOMENTS; k++) {
+            if (gpu->slots[i].moments[k])
+                gpu->driver->event_destroy(gpu->slots[i].moments[k]);
+            gpu->slots[i].moments[k] = NULL;
+        }
+    }
+    if (gpu->trace.anchor)
+        gpu->driver->event_destroy(gpu->trace.anchor);
+    gpu->trace.anchor = NULL;
+}
+
+/* The copy stream is idle: what an event on it says is now, unless this thread was interrupted. */
+static bool drop_anchor(struct cws_gpu *gpu)
+{
+    enum { TRIES = 4, GOOD_NS = 100000 };
+    const struct cws_driver *d = gpu->driver;
+    for (unsigned i = 0; i < TRIES; i++) {
+        uint64_t before = cws_trace_now();
+        if (d->event_record(gpu->trace.anchor, gpu->copy_stream) != CUDA_SUCCESS || d->event_sync(gpu->trace.anchor) != CUDA_SUCCESS)
+            return false;
+        uint64_t after = cws_trace_now();
+        gpu->trace.anchor_ns = before + (after - before) / 2;
+        if (after - before < GOOD_NS)
+            break;
+    }
+    return true;
+}
+
+void cws_gpu_trace_open(struct cws_gpu *gpu)
+{
+    const struct cws_driver *d = gpu->driver;
+    if (!cws_trace_is_on())
+        return;
+    bool made = d->event_create(&gpu->trace.anchor, CU_EVENT_DEFAULT) == CUDA_SUCCESS && drop_anchor(gpu);
+    for (unsigned i = 0; i < CWS_GPU_SLOTS; i++)
+        for (unsigned k = 0; made && k < CWS_GPU_MOMENTS; k++)
+            made = d->event_create(&gpu->slots[i].moments[k], CU_EVENT_DEFAULT) == CUDA_SUCCESS;
+    if (!made) /* a trace without them is one, too */
+        forget_events(gpu);
+}
+
+void cws_gpu_trace_close(struct cws_gpu *gpu) { forget_events(gpu); }
+
+void cws_gpu_trace_moment_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot, enum cws_gpu_moment which)
+{
+    bool copies = which == CWS_MOMENT_COPY || which == CWS_MOMENT_COPIED;
+    slot->timed &= ~(1u << which);
+    if (slot->moments[which] && gpu->driver->event_record(slot->moments[which], copies ? gpu->copy_stream : gpu->decode_stream) == CUDA_SUCCESS)
+        slot->timed |= 1u << which;
+}
+
+static bool when(struct cws_gpu *gpu, const struct cws_gpu_slot *slot, enum cws_gpu_moment which, uint64_t *out_ns)
+{
+    float ms = 0;
+    if (!(slot->timed & 1u << which) || gpu->driver->event_elapsed(&ms, gpu->trace.anchor, slot->moments[which]) != CUDA_SUCCESS || ms < 0)
+        return false;
+    *out_ns = gpu->trace.anchor_ns + (uint64_t)((double)ms * 1e6);
+    return true;
+}
+
+void cws_gpu_trace_batch_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot)
+{
+    const struct cws_gpu_range *r = slot->load->range;
+    uint64_t at[CWS_GPU_MOMENTS] = {0}, stored = 0, logical = 0;
+    bool known = true;
+    for (unsigned k = 0; k < CWS_GPU_MOMENTS; k++)
+        known = known && when(gpu, slot, (enum cws_gpu_moment)k, &at[k]);
+    slot->timed = 0;
+    if (!known)
+        return;
+    for (uint64_t i = 0; i < slot->chunks; i++) {
+        stored += slot->jobs[i].stored_bytes;
+        logical += slot->jobs[i].logical_bytes;
+    }
+    struct cws_trace_what what;
+    describe(r, CWS_TRACE_COPY, NULL, &what);
+    what.index = slot->first_chunk;
+    what.bytes = stored;
+    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_COPY, 0), at[CWS_MOMENT_COPY], at[CWS_MOMENT_COPIED], &what);
+    what.kind = CWS_TRACE_DECODE;
+    what.bytes = logical;
+    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_DECODE, 0), at[CWS_MOMENT_DECODE], at[CWS_MOMENT_DECODED], &what);
+}
+
+bool cws_gpu_trace_idle_locked(struct cws_gpu *gpu)
+{
+    if (gpu->slots_busy || cws_trace_now() - gpu->trace.anchor_ns < ANCHOR_EVERY_NS)
+        return false;
+    pthread_mutex_unlock(&gpu->lock);
+    if (!drop_anchor(gpu))
+        forget_events(gpu);
+    pthread_mutex_lock(&gpu->lock);
+    return true;
+}
