@@ -46,10 +46,20 @@ const struct cuda_abi_row cuda_hooks_alike[] = {
     ALIKE(cuStreamWaitValue64_v2, CUstream, CUdeviceptr, cuuint64_t, unsigned)
     ALIKE(cuStreamBeginCaptureToGraph, CUstream, CUgraph, const CUgraphNode *, const CUgraphEdgeData *, size_t, CUstreamCaptureMode)
     ALIKE(cuGraphInstantiateWithParams, CUgraphExec *, CUgraph, CUDA_GRAPH_INSTANTIATE_PARAMS *)
+    ALIKE(cuTensorMapEncodeTiled, CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+          const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill)
+    ALIKE(cuTensorMapEncodeIm2col, CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const int *,
+          const int *, cuuint32_t, cuuint32_t, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+          CUtensorMapFloatOOBfill)
+    ALIKE(cuTensorMapEncodeIm2colWide, CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, int, int,
+          cuuint32_t, cuuint32_t, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapIm2ColWideMode, CUtensorMapSwizzle, CUtensorMapL2promotion,
+          CUtensorMapFloatOOBfill)
+    ALIKE(cuTensorMapReplaceAddress, CUtensorMap *, void *)
     ALIKE(cuGraphExecUpdate, CUgraphExec, CUgraph, CUgraphNode *, CUgraphExecUpdateResult *)
     ALIKE(cuGraphExecUpdate_v2, CUgraphExec, CUgraph, CUgraphExecUpdateResultInfo *)
     ALIKE(cuGraphExecKernelNodeSetParams, CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS_v1 *)
     {NULL, 0},
 };
-_Static_assert(sizeof(cuuint64_t) == sizeof(unsigned long long) && sizeof(CUgraphExecUpdateResult) == sizeof(int) &&
+_Static_assert(sizeof(cuuint64_t) == sizeof(unsigned long long) && sizeof(cuuint32_t) == sizeof(unsigned) && sizeof(CUtensorMap) == 128 &&
+               sizeof(CUtensorMapDataType) == sizeof(int) && sizeof(CUgraphExecUpdateResult) == sizeof(int) &&
                sizeof(CUdriverProcAddressQueryResult) == sizeof(int), "types that stand for each other");

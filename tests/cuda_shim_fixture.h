@@ -54,6 +54,9 @@ enum { TENSORS = 24 };
     CALL(cuGraphLaunch, (CUgraphExec exec, CUstream stream))                                                                 \
     CALL(cuGraphExecDestroy, (CUgraphExec exec))                                                                             \
     CALL(cuGraphDestroy, (CUgraph graph))                                                                                    \
+    CALL(cuTensorMapReplaceAddress, (void *map, void *address))                                                              \
+    CALL(cuTensorMapEncodeTiled, (void *map, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, \
+                                  const unsigned *box, const unsigned *steps, int interleave, int swizzle, int promotion, int fill)) \
     CALL(cuMemAlloc_v2, (CUdeviceptr *out, size_t bytes))                                                                    \
     CALL(cuMemFree_v2, (CUdeviceptr address))                                                                                \
     CALL(cuMemAllocAsync, (CUdeviceptr *out, size_t bytes, CUstream stream))                                                 \

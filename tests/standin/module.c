@@ -74,6 +74,29 @@ API cuModuleLoadData(CUmodule *module, const void *image)
     return module_load(module, image);
 }
 
+/* ---- Tensor maps: the address is the first word, xor the second. STANDIN_TENSOR_MAP=hide: as if a driver hid it. */
+API cuTensorMapReplaceAddress(void *map, void *address)
+{
+    const char *how = getenv("STANDIN_TENSOR_MAP");
+    uint64_t words[16] = {U64(address), 0};
+    if (!map)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (how && strcmp(how, "hide") == 0) {
+        words[1] = UINT64_C(0x5555555555555555);
+        words[0] ^= words[1];
+    }
+    memcpy(map, words, sizeof words);
+    return CUDA_SUCCESS;
+}
+
+API cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, const unsigned *box,
+                           const unsigned *steps, int interleave, int swizzle, int promotion, int fill)
+{
+    ENTER("cuTensorMapEncodeTiled", 0, U64(address), rank);
+    (void)type, (void)strides, (void)interleave, (void)swizzle, (void)promotion, (void)fill;
+    return dims && box && steps && rank >= 1 && rank <= 5 ? cuTensorMapReplaceAddress(map, address) : CUDA_ERROR_INVALID_VALUE;
+}
+
 API cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count, int *options, void **values)
 {
     ENTER("cuModuleLoadDataEx", CALL_CONTEXT, U64(image), count);

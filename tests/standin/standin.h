@@ -92,6 +92,7 @@ struct standin_image {
  *   gather(u64 *out, u8 *const *from, u64 count, u64 bytes)   out[i]: the sum of the bytes at from[i], a table in device memory
  *   scatter(u8 *const *to, u64 count, u64 bytes, u32 value)   the same, writing
  *   many(struct of 40 pointers by value, u64 bytes, u64 *out) as the list of a foreach kernel
+ *   map_sum(u64 *out, tensor map by value, u64 bytes)         the sum of the bytes at its address
  *   nothing()
  * The image is also what cuModuleLoadData("standin:test") gives a program that cannot link it. */
 STANDIN_API extern const struct standin_image standin_test_image;

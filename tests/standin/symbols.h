@@ -22,7 +22,8 @@
     X(cuMemRelease) X(cuMemSetAccess) X(cuMemUnmap) X(cuModuleGetFunction) X(cuModuleLoadData)                     \
     X(cuModuleLoadDataEx) X(cuModuleLoadFatBinary) X(cuModuleUnload)                                               \
     X(cuOccupancyMaxActiveBlocksPerMultiprocessor) X(cuPointerGetAttribute) X(cuPointerGetAttributes)              \
-    X(cuStreamCreate) X(cuStreamCreateWithPriority) X(cuStreamDestroy_v2) X(cuThreadExchangeStreamCaptureMode)
+    X(cuStreamCreate) X(cuStreamCreateWithPriority) X(cuStreamDestroy_v2) X(cuTensorMapEncodeTiled)       \
+    X(cuTensorMapReplaceAddress) X(cuThreadExchangeStreamCaptureMode)
 #define STANDIN_STREAM(X) \
     X(cuEventRecord) X(cuEventRecordWithFlags) X(cuGraphInstantiateWithParams) X(cuGraphLaunch)                    \
     X(cuLaunchCooperativeKernel) X(cuLaunchHostFunc) X(cuLaunchKernel) X(cuLaunchKernelEx) X(cuMemAllocAsync)      \

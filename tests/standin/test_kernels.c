@@ -67,6 +67,14 @@ static void many_kernel(void **params, const unsigned grid[3], const unsigned bl
     *ARG(uint64_t *, 2) = sum;
 }
 
+static void map_sum_kernel(void **params, const unsigned grid[3], const unsigned block[3])
+{
+    UNUSED_SHAPE;
+    uint64_t map[16];
+    memcpy(map, params[1], sizeof map);
+    *ARG(uint64_t *, 0) = sum_bytes((const unsigned char *)(uintptr_t)(map[0] ^ map[1]), ARG(uint64_t, 2));
+}
+
 static void nothing_kernel(void **params, const unsigned grid[3], const unsigned block[3])
 {
     (void)params;
@@ -81,6 +89,7 @@ static const struct standin_kernel KERNELS[] = {
     {"gather", gather_kernel, 4, {{0, 8}, {8, 8}, {16, 8}, {24, 8}}},
     {"scatter", scatter_kernel, 4, {{0, 8}, {8, 8}, {16, 8}, {24, 4}}},
     {"many", many_kernel, 3, {{0, 320}, {320, 8}, {328, 8}}},
+    {"map_sum", map_sum_kernel, 3, {{0, 8}, {64, 128}, {192, 8}}},
     {"nothing", nothing_kernel, 0, {{0, 0}}},
 };
 const struct standin_image standin_test_image = {STANDIN_IMAGE_MAGIC, sizeof KERNELS / sizeof *KERNELS, KERNELS};
