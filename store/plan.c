@@ -26,9 +26,10 @@
 #define UNSEEN_MAX 12u /* codes within the range */
 /* Elements from which on lanes are short. A GPU decodes a tile with one warp, so that short lanes keep more of them busy: on an
  * H200, 64 Mi weights, 1616 GB/s with 128 symbols a lane and 1428 with 256 (q8: 1296 and 1053). They cost 0.04 bits per
- * weight more (q8: 0.07 over 1024), which small tensors, whose records weigh enough already, would gain little from; and for
- * q6, where bits are precision, 256 must do. */
+ * weight more (q8: 0.06 over 512), which small tensors, whose records weigh enough already, would gain little from. Quantised
+ * tensors are packed for their size: there only the largest get short lanes, and with q6, where bits are precision, 256 must do. */
 #define LARGE_ELEMS (1u << 20)
+#define HUGE_ELEMS (8u << 20)
 
 static uint64_t gcd(uint64_t a, uint64_t b)
 {
@@ -98,6 +99,8 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     p->quant_bits = mode == CWS_MODE_Q8 ? 8 : 6;
     if (p->elems < LARGE_ELEMS)
         p->lane_symbols = 1024;
+    else if (p->elems < HUGE_ELEMS)
+        p->lane_symbols = 512;
     else
         p->lane_symbols = mode == CWS_MODE_Q8 ? 128 : 256;
     p->needs_count = true;

@@ -521,20 +521,25 @@ static void encoders_count_alike(void **state)
 static void lanes_are_short_in_large_tensors(void **state)
 {
     (void)state;
-    static const unsigned lanes[][2] = {{256, 128}, {1024, 128}, {1024, 256}};
+    static const uint64_t rows[] = {1023, 1024, 8191, 8192};
+    static const unsigned lanes[][4] = {{256, 128, 128, 128}, {1024, 512, 512, 128}, {1024, 512, 512, 256}};
     for (unsigned mode = 0; mode < 3; mode++)
-        for (unsigned large = 0; large < 2; large++) {
-            const size_t rows = large ? 1025 : 1023, cols = 1024;
+        for (unsigned i = 0; i < 4; i++) {
             struct cws_plan plan;
-            uint8_t *data = data_normal(CWS_BF16, rows * cols, 0.02);
-            uint8_t *back = there_and_back((enum cws_mode)mode, CWS_BF16, data, rows, cols, 1, &plan);
-            assert_int_equal(plan.codec, mode ? CWS_CODEC_QUANT : CWS_CODEC_SPLIT);
-            assert_int_equal(plan.lane_symbols, lanes[mode][large]);
-            if (mode == CWS_MODE_LOSSLESS)
-                assert_memory_equal(back, data, 2 * rows * cols);
-            free(back);
-            free(data);
+            const uint64_t shape[] = {rows[i], 1024};
+            cws_plan_begin(&plan, (enum cws_mode)mode, CWS_BF16, shape, 2);
+            assert_int_equal(plan.lane_symbols, lanes[mode][i]);
         }
+    uint8_t *data = data_normal(CWS_BF16, 1025 * 1024, 0.02);
+    for (unsigned mode = 0; mode < 3; mode++) {
+        struct cws_plan plan;
+        uint8_t *back = there_and_back((enum cws_mode)mode, CWS_BF16, data, 1025, 1024, 1, &plan);
+        assert_int_equal(plan.lane_symbols, lanes[mode][1]);
+        if (mode == CWS_MODE_LOSSLESS)
+            assert_memory_equal(back, data, 2 * 1025 * 1024);
+        free(back);
+    }
+    free(data);
 }
 
 static void checksums_agree(void **state)
