@@ -61,7 +61,7 @@ def check_row(row):
     if row["used"] != mode:
         wrong.append(f"{mode}: the tensor was stored as {row['used']}")
     if row["bits"] > MOST_OVER_BOUND * row["bound"]:
-        wrong.append(f"{mode}: {row['bits']:.3f} bits per weight is more than {MOST_OVER_BOUND[mode]} x the bound of {row['bound']:.3f}")
+        wrong.append(f"{mode}: {row['bits']:.3f} bits per weight is more than {MOST_OVER_BOUND} x the bound of {row['bound']:.3f}")
     if mode == "lossless" and not row["exact"]:
         wrong.append("lossless: the decoded tensor is not the original: this is a bug, please report it")
     if mode == "q8" and row["relative_l2"] > MOST_Q8_ERROR:
