@@ -51,6 +51,7 @@ def test_ranges_of_a_device():
     trace = plot.understand(
         [event("i", "cycle", 0, number=1), event("i", "use", 1, range=1, why="loading", **what), {**event("X", "load", 2, range=1, **what), "dur": 8},
          event("i", "use", 12, range=1, why="hit", **what), {**event("X", "copy", 3, bytes=30), "dur": 2},
+         {**event("X", "load", 13, range=2, why="failed", **what), "dur": 1}, {**event("X", "drop", 15, range=1, why="written, kept", **what), "dur": 1},
          {**event("X", "drop", 20, range=1, why="dropped", **what), "dur": 1}, event("i", "cycle", 30, number=2)]
     )  # fmt: skip
     assert trace.changes == [(10e-6, "w", 50), (21e-6, "w", -50)]

@@ -87,10 +87,11 @@ def understand(events: List[Dict[str, Any]]) -> Trace:
         key = (tensor, args.get("block", args.get("range")))
         if tensor is not None and "tensor_bytes" in args:
             trace.tensors[tensor] = max(args["tensor_bytes"], size)
-        if name in ("publish", "load") and tensor is not None and key not in inside:
+        why = args.get("why", "")
+        if name in ("publish", "load") and tensor is not None and key not in inside and why != "failed":
             inside[key] = size
             trace.changes.append((at, tensor, size))
-        elif name in ("evict", "unmapped") or name == "drop" and args.get("why") != "written":
+        elif name in ("evict", "unmapped") or name == "drop" and why == "dropped":
             if key in inside:
                 trace.changes.append((at, tensor, -inside.pop(key)))
         elif name in ("read", "copy"):
@@ -100,7 +101,7 @@ def understand(events: List[Dict[str, Any]]) -> Trace:
         elif name == "prefetch":
             trace.ready.append(at)
         elif name == "use":
-            (trace.ready if args.get("why") == "hit" else trace.waited).append(at)
+            (trace.ready if why == "hit" else trace.waited).append(at)
         elif name == "cycle":
             trace.tokens.append(at)
         elif name == "lost":
