@@ -3,7 +3,7 @@
  *
  * Functions return 0 or a code of error.h and then fill *err with the line for a person. Structs are read and filled by both sides: fields
  * are only ever appended, and CODECLLM_ABI counts the changes. Sizes are bytes. Strings are UTF-8 with a NUL.
- * Threads: an open store may be used by any number of threads. Nothing here prints, exits, or keeps state. */
+ * Threads: an open store may be used by any number of threads. Nothing here prints, exits, or keeps state but the decoders of GPUs. */
 #ifndef CWS_ABI_H
 #define CWS_ABI_H
 #include "error.h"
@@ -81,5 +81,18 @@ CODECLLM_API int codecllm_pack_memory(const struct codecllm_job *job, uint8_t **
 /* Tensor i alone, as it is packed, as a store in memory whose tensor is called "tensor". */
 CODECLLM_API int codecllm_extract(const struct cws_store *s, uint64_t i, uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
 CODECLLM_API void codecllm_free(void *data);
+
+/* --- a compressed tensor on a GPU: gpu/gpu_tensor.h ----------------------------------------------------- */
+
+struct cws_gpu_tensor;
+/* From the bytes in host memory, which are not kept. CWS_E_UNSUPPORTED: some of it only the host can decode. No GPU is needed. */
+CODECLLM_API int codecllm_gpu_create(const void *data, uint64_t bytes, struct cws_gpu_tensor **out, struct cws_error *err);
+CODECLLM_API void codecllm_gpu_destroy(struct cws_gpu_tensor *t); /* NULL is fine */
+/* Bytes of device memory that a decode needs while it runs. */
+CODECLLM_API uint64_t codecllm_gpu_scratch(const struct cws_gpu_tensor *t);
+/* In the current context, on a stream of it (NULL: the default one), and waits for it. Device addresses, multiples of 16. The first decode in a
+ * context loads the kernels. CWS_E_UNSUPPORTED: no driver, no kernels for the device; CWS_E_CORRUPT; driver errors. */
+CODECLLM_API int codecllm_gpu_decode(const struct cws_gpu_tensor *t, uint64_t packed, uint64_t scratch, uint64_t dst, void *stream,
+                                     struct cws_error *err);
 
 #endif

@@ -465,3 +465,80 @@ def test_codec_config(codecllm, transformers, command, bard, packed_bard, tmp_pa
 def test_codec_config_refuses_an_unknown_mode(codecllm, transformers):
     with pytest.raises(codecllm.Error, match="q8"):
         codecllm.CodecConfig(mode="int3")
+
+
+# --- a GPU, which the stand-in for the driver plays ---------------------------------------------------------
+
+ON_THE_STAND_IN = """
+import ctypes, torch
+from codecllm import Error, _library
+from codecllm.tensor import CompressedTensor
+
+cuda = ctypes.CDLL("libcuda.so.1")
+context, u64 = ctypes.c_void_p(), ctypes.c_uint64
+assert cuda.cuInit(0) == 0 and cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+
+
+def device(nbytes, data=None):
+    at = u64()
+    assert cuda.cuMemAlloc_v2(ctypes.byref(at), u64(nbytes)) == 0
+    if data is not None:
+        assert cuda.cuMemcpyHtoD_v2(at, ctypes.c_void_p(data.data_ptr()), u64(nbytes)) == 0
+    return at.value
+
+
+t = torch.randn(700, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
+for mode in ("lossless", "q8", "q6"):
+    c = CompressedTensor.compress(t, mode)
+    gpu = _library.GpuTensor(c.packed.data_ptr(), c.nbytes)
+    packed, scratch, to = device(c.nbytes, c.packed), device(gpu.scratch_nbytes), device(t.nbytes)
+    if mode == "lossless":
+        assert cuda.cuCtxSetCurrent(None) == 0
+        try:
+            gpu.decode(packed, scratch, to, None)
+        except Error as why:
+            print("said:", why)
+        assert cuda.cuCtxSetCurrent(context) == 0
+    gpu.decode(packed, scratch, to, None)
+    back = torch.empty_like(t)
+    assert cuda.cuMemcpyDtoH_v2(ctypes.c_void_p(back.data_ptr()), u64(to), u64(t.nbytes)) == 0
+    print(mode, torch.equal(back, c.decompress()))
+"""
+
+
+def test_decoding_on_a_gpu(codecllm, build_dir, tmp_path):
+    standin = build_dir / "standin"
+    if not (standin / "libcuda.so.1").exists():
+        pytest.skip("the stand-in for the driver was not built")
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "shim" / "python"), "LD_LIBRARY_PATH": str(standin), "XDG_CACHE_HOME": str(tmp_path)}
+    lines = run(sys.executable, "-c", ON_THE_STAND_IN, env=env).stdout.splitlines()
+    assert lines == ["said: no CUDA context is current in this thread", "lossless True", "q8 True", "q6 True"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(codecllm):
+    import warnings
+
+    for mode in ("lossless", "q8", "q6"):
+        for dtype in (torch.bfloat16, torch.float32):
+            t = weights(1024, 768, dtype=dtype).cuda()
+            c = codecllm.CompressedTensor.compress(t, mode)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert c.device.type == "cuda" and torch.equal(c.decompress(), c.to("cpu").decompress().cuda())
+            assert torch.equal(c.decompress(dtype=torch.float16), c.decompress().half())
+            assert torch.equal(c.rows(3, 9), c.decompress()[3:9])
+            out = torch.zeros_like(t)
+            assert c.decompress(out=out) is out and torch.equal(out, c.decompress())
+    linear = torch.nn.Linear(768, 512).cuda().bfloat16()
+    layer = codecllm.CompressedLinear.from_linear(linear)
+    x = torch.randn(4, 768, device="cuda", dtype=torch.bfloat16)
+    assert torch.equal(layer(x), linear(x)) and layer.weight_packed.is_cuda
+    bad = layer.weight_packed.clone()
+    bad[bad.numel() // 2] ^= 1
+    broken = codecllm.CompressedTensor(layer.weight_packed.clone())
+    broken.decompress()
+    broken.packed.copy_(bad)
+    with pytest.raises(codecllm.Error, match="chunk"):
+        broken.decompress()

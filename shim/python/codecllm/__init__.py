@@ -30,7 +30,9 @@ __all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats", *_WITH
 
 
 class Error(RuntimeError):
-    """Something of CodecLLM cannot be used here; the text says what and what to do."""
+    """Something of CodecLLM cannot be used here; the text says what and what to do. `code`: the library's (store/error.h), or 0."""
+
+    code = 0
 
 
 def shim_path():

@@ -13,6 +13,7 @@ from codecllm import Error
 
 _ABI = 1
 MODES = ("lossless", "q8", "q6")
+UNSUPPORTED = -10060  # CWS_E_UNSUPPORTED
 
 
 class _CError(ctypes.Structure):
@@ -120,6 +121,10 @@ def _load(path: str) -> ctypes.CDLL:
         ("pack_memory", ctypes.c_int, ctypes.POINTER(_CJob), out, ctypes.POINTER(u64), err),
         ("extract", ctypes.c_int, pointer, u64, out, ctypes.POINTER(u64), err),
         ("free", None, pointer),
+        ("gpu_create", ctypes.c_int, pointer, u64, out, err),
+        ("gpu_destroy", None, pointer),
+        ("gpu_scratch", u64, pointer),
+        ("gpu_decode", ctypes.c_int, pointer, u64, u64, u64, pointer, err),
     ):
         function = getattr(lib, "codecllm_" + name)
         function.restype, function.argtypes = restype, arguments
@@ -128,7 +133,9 @@ def _load(path: str) -> ctypes.CDLL:
 
 def _check(code: int, err: _CError) -> None:
     if code:
-        raise Error(err.message.decode("utf-8", "replace") or f"codecllm: error {code}")
+        error = Error(err.message.decode("utf-8", "replace") or f"codecllm: error {code}")
+        error.code = code
+        raise error
 
 
 def is_store(path: "os.PathLike[str] | str") -> bool:
@@ -232,6 +239,31 @@ class Block:
     def __del__(self) -> None:
         if self._address.value:
             library().codecllm_free(self._address)
+
+
+class GpuTensor:
+    """What decoding a packed tensor on a GPU needs beside its bytes in device memory. Made from a copy in host memory, which is not kept. Raises
+    codecllm.Error with the code UNSUPPORTED where only the host can decode it."""
+
+    def __init__(self, address: int, nbytes: int):
+        self._lib, self._handle = library(), ctypes.c_void_p()
+        err = _CError()
+        _check(self._lib.codecllm_gpu_create(address, nbytes, ctypes.byref(self._handle), ctypes.byref(err)), err)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._lib.codecllm_gpu_destroy(self._handle)
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Bytes of device memory that decode() needs while it runs."""
+        return self._lib.codecllm_gpu_scratch(self._handle)
+
+    def decode(self, packed: int, scratch: int, to: int, stream: int) -> None:
+        """Device addresses, multiples of 16, in the current context; waits. Raises codecllm.Error: UNSUPPORTED without kernels for this GPU, or a damaged
+        byte."""
+        err = _CError()
+        _check(self._lib.codecllm_gpu_decode(self._handle, packed, scratch, to, stream, ctypes.byref(err)), err)
 
 
 def unpack(address: int, nbytes: int, to: int, to_nbytes: int, jobs: int = 0) -> None:

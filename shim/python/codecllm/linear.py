@@ -173,7 +173,7 @@ class CompressedEmbedding(_Compressed):
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         wanted, places = torch.unique(indices, return_inverse=True)
-        if wanted.numel() == 0 or wanted.numel() > max(8, self.num_embeddings // 64):
+        if self.weight_packed.is_cuda or wanted.numel() == 0 or wanted.numel() > max(8, self.num_embeddings // 64):
             return F.embedding(indices, self.compressed.decompress(dtype=self.compute_dtype))
         if wanted[0] < 0 or wanted[-1] >= self.num_embeddings:
             raise IndexError("index out of range in self")

@@ -1,6 +1,7 @@
 """CompressedTensor: one tensor, compressed in memory."""
 
 import math
+import warnings
 from typing import Any, Optional, Tuple, Union
 
 import torch
@@ -60,7 +61,7 @@ class CompressedTensor:
     becomes a wrong weight. Any number of threads may decode one object.
     """
 
-    __slots__ = ("packed", "shape", "dtype", "mode", "stored_codec")
+    __slots__ = ("packed", "shape", "dtype", "mode", "stored_codec", "_gpu")
 
     packed: torch.Tensor  #: uint8, one dimension, on any device
     shape: torch.Size  #: of the tensor
@@ -79,6 +80,7 @@ class CompressedTensor:
         self.dtype = torch_dtype(info.dtype)
         self.mode = info.mode
         self.stored_codec = info.codec
+        self._gpu: Any = None  # what a decode on the GPU needs; False: it must be the host
 
     @classmethod
     def compress(cls, t: torch.Tensor, mode: str = "lossless", *, jobs: int = 0) -> "CompressedTensor":
@@ -101,7 +103,7 @@ class CompressedTensor:
         *,
         jobs: int = 0,
     ) -> torch.Tensor:
-        """The tensor of `.shape`, contiguous, on `device` (default: where `packed` is) and of `dtype` (default: its own; a cast rounds to
+        """Decodes, on the GPU where the packed bytes are on one. The tensor of `.shape`, contiguous, on `device` (default: where `packed` is) and of `dtype` (default: its own; a cast rounds to
         nearest). out: is filled and returned instead; it must have the shape, and its device and dtype decide. jobs: threads, 0 all cores.
         Raises codecllm.Error when a byte is damaged; `out` is then undefined."""
         if out is not None:
@@ -112,21 +114,53 @@ class CompressedTensor:
             if out.dtype == self.dtype and out.device.type == "cpu" and out.is_contiguous() and not (out.requires_grad and out.is_leaf):
                 self._decode(out.detach(), jobs)
                 return out
-        host = torch.empty(self.shape, dtype=self.dtype)
-        self._decode(host, jobs)
+        decoded = self._decode_on_gpu(out) if self.packed.is_cuda else None
+        if decoded is None:
+            decoded = torch.empty(self.shape, dtype=self.dtype)
+            self._decode(decoded, jobs)
         if out is not None:
             with torch.no_grad():
-                return out.copy_(host)
-        return host.to(device=self.packed.device if device is None else device, dtype=self.dtype if dtype is None else dtype)
+                return out if decoded is out else out.copy_(decoded)
+        return decoded.to(device=self.packed.device if device is None else device, dtype=self.dtype if dtype is None else dtype)
 
     def _decode(self, host: torch.Tensor, jobs: int) -> None:
         packed = self.packed.to("cpu")
         _library.unpack(packed.data_ptr(), packed.numel(), host.data_ptr(), host.numel() * host.element_size(), jobs)
 
+    def _decode_on_gpu(self, out: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+        """The decoded tensor where the packed bytes are, without a way through host memory; None where only the host can decode it. Into `out`
+        itself where that is possible."""
+        if self.packed.data_ptr() % 16:  # a slice of something
+            self.packed = self.packed.clone()
+        try:
+            if self._gpu is None:
+                host = self.packed.to("cpu")
+                self._gpu = _library.GpuTensor(host.data_ptr(), host.numel())
+            if self._gpu is False:
+                return None
+            with torch.cuda.device(self.packed.device):
+                fits = out is not None and (out.device, out.dtype) == (self.packed.device, self.dtype) and out.is_contiguous()
+                if fits and out.data_ptr() % 16 == 0 and not (out.requires_grad and out.is_leaf):
+                    decoded = out
+                else:
+                    decoded = torch.empty(self.shape, dtype=self.dtype, device=self.packed.device)
+                scratch = torch.empty(self._gpu.scratch_nbytes, dtype=torch.uint8, device=self.packed.device)
+                stream = torch.cuda.current_stream().cuda_stream
+                self._gpu.decode(self.packed.data_ptr(), scratch.data_ptr(), decoded.data_ptr(), stream)
+            return decoded
+        except Error as why:
+            if why.code != _library.UNSUPPORTED:
+                raise
+            self._gpu = False
+            _warn_once(f"decoding on the host, not on the GPU: {why}")
+            return None
+
     def rows(self, begin: int, end: int) -> torch.Tensor:
         """Rows [begin, end) of the first dimension, on the device of `packed`, without decoding the others (but for the tiles at the ends)."""
         if not self.shape or not 0 <= begin <= end <= self.shape[0]:
             raise Error(f"rows [{begin}, {end}) of a tensor of shape {tuple(self.shape)}")
+        if self.packed.is_cuda:  # copying the packed bytes to the host would take longer than decoding them all
+            return self.decompress()[begin:end]
         host = torch.empty((end - begin, *self.shape[1:]), dtype=self.dtype)
         packed = self.packed.to("cpu")
         store = _library.Store(address=packed.data_ptr(), nbytes=packed.numel())
@@ -153,6 +187,7 @@ class CompressedTensor:
         other = object.__new__(CompressedTensor)
         other.packed = self.packed.to(device)
         other.shape, other.dtype, other.mode, other.stored_codec = self.shape, self.dtype, self.mode, self.stored_codec
+        other._gpu = None
         return other
 
     @property
@@ -199,6 +234,10 @@ class CompressedTensor:
             f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, mode={self.mode!r}, nbytes={self.nbytes}, "
             f"ratio={self.ratio:.3f}{where})"
         )
+
+
+def _warn_once(text: str) -> None:
+    warnings.warn(f"codecllm: {text}", stacklevel=4)  # once for each place and text, as the warnings module has it
 
 
 def _only_tensor(store: _library.Store) -> _library.Info:
