@@ -1,8 +1,11 @@
 #include "pattern_source.h"
 
+#include <dirent.h>
 #include <spawn.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 extern char **environ;
 
@@ -112,6 +115,36 @@ long pattern_differs(const struct pattern *p, const uint8_t *addr, size_t len, u
 const char *rung_under_test(void) { return getenv("CODEC_PAGER"); }
 bool rung_is(const char *name) { return strcmp(rung_under_test(), name) == 0; }
 
+/* Is every other thread asleep in epoll_pwait()? True where nobody tells. */
+static bool workers_wait(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *task;
+    bool all = true;
+    while (tasks && (task = readdir(tasks)) != NULL) {
+        char path[64], text[32] = "";
+        if (task->d_name[0] == '.' || atoi(task->d_name) == getpid())
+            continue;
+        snprintf(path, sizeof path, "/proc/self/task/%.20s/syscall", task->d_name);
+        FILE *file = fopen(path, "r");
+        if (file && fgets(text, sizeof text, file) && atoi(text) != SYS_epoll_pwait)
+            all = false;
+        if (file)
+            fclose(file);
+    }
+    if (tasks)
+        closedir(tasks);
+    return all;
+}
+
+/* A thread that starts maps memory, much of it with a sanitizer, and it may get just the page that a test has unmapped to see that it stays
+ * unmapped; the test then unmaps memory of the sanitizer. So tests begin when the pager's threads have started. */
+static void await_workers(void)
+{
+    for (int ms = 0; ms < 5000 && !workers_wait(); ms++)
+        usleep(1000);
+}
+
 void start_pager_with(struct cws_options options)
 {
     struct cws_error err = {0};
@@ -119,6 +152,7 @@ void start_pager_with(struct cws_options options)
     if (cws_pager_start(&options, &err))
         fail_msg("cws_pager_start: %s", err.message);
     assert_string_equal(cws_pager_rung(), rung_under_test());
+    await_workers();
 }
 
 void start_pager(uint64_t budget_bytes)
