@@ -90,19 +90,31 @@ static void a_forked_child_reads_on_by_every_engine(void **state)
 }
 
 static atomic_bool stop;
+static atomic_int reading; /* threads that have read once */
 static int shared_fd; /* both threads and the children read from it: a fork may find its lock taken */
+
+/* AddressSanitizer's allocator, unlike the C library's, is not made whole in a child: one that allocates waits for ever when another
+ * thread of the parent was allocating. So there the threads do not. */
+#ifdef __SANITIZE_ADDRESS__
+enum { SANITIZER_FORKS_LOCKED = 1 };
+#else
+enum { SANITIZER_FORKS_LOCKED = 0 };
+#endif
 
 static void *keep_reading(void *arg)
 {
     uint8_t *bytes = malloc(300000);
     (void)arg;
-    while (!stop) {
-        int fd = open(packed_path, O_RDONLY);
-        if (pread(fd, bytes, 300000, 1234567) != 300000 || memcmp(bytes, plain + 1234567, 300000) != 0)
-            abort();
-        close(fd);
+    for (bool first = true; !stop; first = false) {
+        if (first || !SANITIZER_FORKS_LOCKED) {
+            int fd = open(packed_path, O_RDONLY);
+            if (pread(fd, bytes, 300000, 1234567) != 300000 || memcmp(bytes, plain + 1234567, 300000) != 0)
+                abort();
+            close(fd);
+        }
         if (pread(shared_fd, bytes, 300000, 2345678) != 300000 || memcmp(bytes, plain + 2345678, 300000) != 0)
             abort();
+        reading += first;
     }
     free(bytes);
     return NULL;
@@ -116,6 +128,8 @@ static void fork_in_the_middle_of_reads_leaves_the_child_whole(void **state)
     stop = false;
     for (int i = 0; i < 2; i++)
         pthread_create(&threads[i], NULL, keep_reading, NULL);
+    while (reading < 2)
+        usleep(1000);
     for (int round = 0; round < 30; round++) {
         pid_t child = fork();
         if (child == 0) {
