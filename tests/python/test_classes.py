@@ -317,6 +317,22 @@ def test_compress_model(codecllm, capfd):
         codecllm.compress_model(torch.nn.Sequential(torch.nn.Linear(9, 9, device="meta")))
 
 
+def test_compress_model_gives_memory_back(codecllm):
+    code = """
+import torch, codecllm
+def resident():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/smaps_rollup") if line.startswith("Rss"))
+net = torch.nn.Sequential(*[torch.nn.Linear(2048, 2048, bias=False).bfloat16() for _ in range(16)])
+codecllm.CompressedTensor.compress(torch.zeros(64, 64))
+before = resident()
+report = codecllm.compress_model(net, "q8", progress=False)
+print(before - resident(), report.model_bytes_before - report.model_bytes_after)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "shim" / "python")}
+    fell, saved = map(int, run(sys.executable, "-c", code, env=env).stdout.split())
+    assert saved > 60 << 20 and fell > 0.9 * saved
+
+
 # --- files ----------------------------------------------------------------------------------------------
 
 

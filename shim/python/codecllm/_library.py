@@ -266,6 +266,13 @@ class GpuTensor:
         _check(self._lib.codecllm_gpu_decode(self._handle, packed, scratch, to, stream, ctypes.byref(err)), err)
 
 
+def give_back_freed_memory() -> None:
+    """Asks the C library to return what is free to the system: it keeps freed weights otherwise. Does nothing where it cannot be asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def unpack(address: int, nbytes: int, to: int, to_nbytes: int, jobs: int = 0) -> None:
     """Decodes a packed tensor in memory to `to`. Raises codecllm.Error when a byte of it is damaged."""
     err = _CError()

@@ -192,6 +192,7 @@ def compress_model(
         bar.add(size)
     bar.close()
     _explain_tied(model, keep, report)
+    _library.give_back_freed_memory()
     report.model_bytes_after = model_bytes(model)
     report.seconds = time.perf_counter() - begin
     return report

@@ -122,6 +122,7 @@ class CodecQuantizer(HfQuantizer):
         for file in self._files:
             file.close()
         self._files = []
+        _library.give_back_freed_memory()
         model.save_pretrained = _Save(model)
         return model
 
