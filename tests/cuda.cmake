@@ -30,6 +30,11 @@ if(CWS_TESTS)
 endif()
 
 if(TARGET cws_standin)
+  # ninja bench_manager
+  add_executable(bench_manager EXCLUDE_FROM_ALL bench_manager.c sample_model.c)
+  target_include_directories(bench_manager SYSTEM PRIVATE ${CWS_cmocka_INCLUDE})
+  target_include_directories(bench_manager PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(bench_manager PRIVATE ${CWS_cmocka_LIBRARY} cws_flags cws_uvm cws_standin m)
   cws_test(NAME test_gpu TIMEOUT 300 SOURCES test_gpu.c sample_model.c LIBS cws_uvm cws_standin m)
   cws_test(NAME test_gpu_trace SOURCES test_gpu_trace.c trace_file.c sample_model.c LIBS cws_uvm cws_standin cws_dep_jansson m)
   cws_test(NAME test_gpu_contract TIMEOUT 120 SOURCES test_gpu_contract.c sample_model.c LIBS cws_uvm cws_standin m)

@@ -15,7 +15,10 @@
 
 #include <cmocka.h>
 
-enum { TENSORS = 12 };
+#ifndef GPU_TENSORS
+#define GPU_TENSORS 12
+#endif
+enum { TENSORS = GPU_TENSORS };
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 enum { SANITIZED = 1 }; /* a tenth of the speed */
 #else
@@ -47,7 +50,7 @@ static inline void fill_weights(uint8_t *to, size_t bytes, uint64_t *seed)
 
 static inline void make_store(void)
 {
-    char json[4096];
+    char json[512 + 96 * TENSORS];
     size_t at = 0, len = (size_t)snprintf(json, sizeof json, "{");
     uint64_t seed = 7;
     for (unsigned i = 0; i < TENSORS; i++) {

@@ -116,10 +116,16 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     pthread_mutex_init(&gpu->slow, NULL);
     pthread_mutex_init(&gpu->lock, NULL);
     pthread_cond_init(&gpu->changed, NULL);
-    pthread_cond_init(&gpu->work, NULL);
+    gpu->wake_at = UINT64_MAX;
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&gpu->work, &clock);
+    pthread_condattr_destroy(&clock);
     pthread_cond_init(&gpu->fetch, NULL);
     cws_gpu_list_init(&gpu->ranges);
     cws_gpu_list_init(&gpu->cached);
+    cws_gpu_list_init(&gpu->wanted);
     cws_gpu_list_init(&gpu->idle);
     cws_gpu_list_init(&gpu->sources);
     cws_order_init(&gpu->order, config->policy);
@@ -139,6 +145,7 @@ static void stop_threads(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&gpu->lock);
     gpu->stop = true;
+    gpu->work_due = true;
     pthread_cond_broadcast(&gpu->work);
     pthread_cond_broadcast(&gpu->fetch);
     pthread_mutex_unlock(&gpu->lock);

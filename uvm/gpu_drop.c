@@ -101,3 +101,8 @@ bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu)
     }
     return moved;
 }
+
+bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu)
+{
+    return gpu->drop_count && gpu->driver->event_query(gpu->drops[gpu->drop_head].done) != CUDA_ERROR_NOT_READY;
+}

@@ -38,7 +38,7 @@ static void check_budget_locked(struct cws_gpu *gpu)
 {
     note_peak_locked(gpu);
     if (cws_gpu_used_locked(gpu) - gpu->pool_granted_bytes > gpu->config.budget_bytes)
-        pthread_cond_signal(&gpu->work);
+        cws_gpu_wake_locked(gpu);
 }
 
 void cws_gpu_recount_pools_locked(struct cws_gpu *gpu)
@@ -98,7 +98,7 @@ bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes)
     while (*link)
         link = &(*link)->next;
     *link = &room;
-    pthread_cond_signal(&gpu->work);
+    cws_gpu_wake_locked(gpu);
     while (!room.granted && !room.refused)
         pthread_cond_wait(&gpu->changed, &gpu->lock);
     return room.granted; /* the loader took it off the list and counted it */
@@ -148,7 +148,7 @@ void cws_gpu_room_used(struct cws_gpu *gpu, size_t bytes, size_t taken)
     gpu->other_plain += taken;
     check_budget_locked(gpu);
     if (taken < bytes && gpu->rooms)
-        pthread_cond_signal(&gpu->work);
+        cws_gpu_wake_locked(gpu);
     pthread_mutex_unlock(&gpu->lock);
 }
 
@@ -156,7 +156,7 @@ void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes)
 {
     pthread_mutex_lock(&gpu->lock);
     gpu->other_plain -= bytes;
-    pthread_cond_signal(&gpu->work);
+    cws_gpu_wake_locked(gpu);
     pthread_mutex_unlock(&gpu->lock);
 }
 
@@ -213,7 +213,7 @@ void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room)
     gpu->pool_granted_bytes -= room;
     cws_gpu_recount_pools_locked(gpu);
     if (gpu->rooms)
-        pthread_cond_signal(&gpu->work);
+        cws_gpu_wake_locked(gpu);
     pthread_mutex_unlock(&gpu->lock);
 }
 
@@ -221,7 +221,7 @@ void cws_gpu_pools_changed(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&gpu->lock);
     cws_gpu_recount_pools_locked(gpu);
-    pthread_cond_signal(&gpu->work);
+    cws_gpu_wake_locked(gpu);
     pthread_mutex_unlock(&gpu->lock);
 }
 

@@ -332,3 +332,8 @@ bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu)
     }
     return moved;
 }
+
+bool cws_gpu_load_is_ready(const struct cws_gpu *gpu)
+{
+    return gpu->slots_busy && gpu->driver->event_query(gpu->slots[gpu->slot_oldest].done) != CUDA_ERROR_NOT_READY;
+}

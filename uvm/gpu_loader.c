@@ -29,7 +29,6 @@ static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, 
 {
     if (have >= need)
         return false;
-    cws_gpu_order_walk_locked(gpu);
     struct cws_gpu_range *victim = cws_gpu_order_victim_locked(gpu, until, true);
     return victim && cws_gpu_drop_start_locked(gpu, victim);
 }
@@ -99,9 +98,9 @@ static bool shrink_locked(struct cws_gpu *gpu)
 static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
 {
     uint64_t wanted = 0;
-    for (struct cws_gpu_list *l = gpu->ranges.next; gpu->waiting && l != &gpu->ranges; l = l->next) {
-        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
-        if (!r->demanded || r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
+    for (struct cws_gpu_list *l = gpu->wanted.next; l != &gpu->wanted; l = l->next) {
+        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, wanted);
+        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
             continue;
         *unmet = true;
         if (gpu->load_count == CWS_GPU_LOADS)
@@ -124,6 +123,8 @@ static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
             return true;
         }
     }
+    if (!*unmet)
+        gpu->waited_since_ns = 0;
     return false;
 }
 
@@ -131,56 +132,115 @@ static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
  * once the device has come further. */
 static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
 {
-    enum { AHEAD = 6 };
+    enum { AHEAD = 6, LOOK_AT = 64 };
     uint64_t wanted = 0;
-    unsigned seen = 0;
+    unsigned seen = 0, looked = 0;
     if (!gpu->config.prefetch || gpu->resident_bytes >= gpu->bound_bytes)
         return false;
     cws_gpu_order_walk_locked(gpu);
-    for (uint32_t i = 0; i < gpu->order.foreseen_count && seen < AHEAD && gpu->load_count + 2 < CWS_GPU_LOADS; i++) {
-        struct cws_gpu_range *r = CWS_GPU_OF(gpu->order.foreseen[i], struct cws_gpu_range, order);
+    for (struct cws_gpu_range *r = NULL; seen < AHEAD && looked < LOOK_AT && gpu->load_count + 2 < CWS_GPU_LOADS; looked++) {
+        r = cws_gpu_order_coming_locked(gpu, r);
+        if (!r)
+            break;
         if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
             continue;
         seen++;
         struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);
-        if (!frame) {
-            uint64_t span = cws_gpu_span(r);
-            if (free_bytes_locked(gpu) + gpu->mapped_idle_bytes >= span + wanted) {
-                frame = frame_now_locked(gpu, r->granules);
-                *pending = !frame;
-                if (frame) /* the lock was free, and r may have ended: look again */
-                    cws_gpu_frame_put_idle_locked(gpu, frame);
-                return frame != NULL;
-            }
-        }
         if (frame)
             return cws_gpu_load_start_locked(gpu, r, frame, false);
+        uint64_t free_or_idle = free_bytes_locked(gpu) + gpu->mapped_idle_bytes;
         wanted += cws_gpu_span(r);
-        if (drop_for_locked(gpu, r->order.next_at, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
+        if (free_or_idle >= wanted) {
+            frame = frame_now_locked(gpu, r->granules);
+            *pending = !frame;
+            if (frame) /* the lock was free, and r may have ended: look again */
+                cws_gpu_frame_put_idle_locked(gpu, frame);
+            return frame != NULL;
+        }
+        if (free_or_idle + gpu->drop_bytes >= wanted)
+            continue;
+        struct cws_gpu_range *victim = cws_gpu_order_victim_locked(gpu, r->order.next_at, true);
+        if (!victim)
+            break; /* and none for what is needed later */
+        if (cws_gpu_drop_start_locked(gpu, victim))
             return true;
     }
     *pending = seen > 0;
     return false;
 }
 
-static void pause_locked(struct cws_gpu *gpu, long ns)
+/* Until `work` is signalled, or for so long. */
+static void wait_locked(struct cws_gpu *gpu, uint64_t ns)
 {
-    const struct timespec pause = {.tv_nsec = ns};
-    pthread_mutex_unlock(&gpu->lock);
-    nanosleep(&pause, NULL);
-    pthread_mutex_lock(&gpu->lock);
+    uint64_t at = cws_gpu_now_ns() + ns;
+    const struct timespec until = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+    if (!gpu->work_due)
+        pthread_cond_timedwait(&gpu->work, &gpu->lock, &until);
+}
+
+/* Something of ours runs on the device: asks for it, without the lock, at growing intervals. No longer than it is worth waiting before the program's streams are
+ * looked at again. */
+static void wait_for_device_locked(struct cws_gpu *gpu)
+{
+    enum { FIRST_NS = 20000, MOST_NS = 60000, TOGETHER_NS = 200000 };
+    bool ready = false;
+    for (uint64_t ns = FIRST_NS, sum = 0; !ready && !gpu->work_due && sum < TOGETHER_NS; ns = ns < MOST_NS ? ns + ns / 2 : ns) {
+        wait_locked(gpu, ns);
+        sum += ns;
+        if (gpu->work_due)
+            break;
+        pthread_mutex_unlock(&gpu->lock);
+        ready = cws_gpu_load_is_ready(gpu) || cws_gpu_drop_is_ready(gpu);
+        pthread_mutex_lock(&gpu->lock);
+    }
+}
+
+struct patience {
+    uint64_t ns;    /* of the next wait */
+    uint64_t at;    /* place in the order at the last one */
+    unsigned waits; /* since then */
+};
+
+/* Nothing can be done now. `pending`: it could, when the program's streams have come further; they can only be asked. */
+static void be_patient_locked(struct cws_gpu *gpu, struct patience *p, bool pending)
+{
+    enum { FIRST_NS = 20000, MOST_NS = 200000, WAITS = 500 };
+    if (gpu->slots_busy || gpu->drop_count) {
+        wait_for_device_locked(gpu);
+        return;
+    }
+    p->waits = gpu->order.at == p->at ? p->waits + 1 : 0;
+    p->at = gpu->order.at;
+    if (gpu->rooms || gpu->waiting || gpu->stop || (pending && p->waits < WAITS)) {
+        p->ns = p->ns == 0 ? FIRST_NS : p->ns < MOST_NS ? p->ns + p->ns / 2 : MOST_NS;
+        gpu->starved = gpu->rooms || gpu->waiting;
+        wait_locked(gpu, p->ns);
+        gpu->starved = false;
+        return;
+    }
+    /* The program rests, or there is nothing to load for a while. */
+    if (gpu->config.prefetch && gpu->resident_bytes < gpu->bound_bytes)
+        gpu->wake_at = gpu->order.at + (pending ? 1 : 8);
+    while (!gpu->work_due)
+        pthread_cond_wait(&gpu->work, &gpu->lock);
+    gpu->wake_at = UINT64_MAX;
+    p->waits = 0;
 }
 
 void *cws_gpu_loader_main(void *arg)
 {
     struct cws_gpu *gpu = arg;
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    struct patience patience = {0};
     prctl(PR_SET_NAME, "codecllm-loader");
+    prctl(PR_SET_TIMERSLACK, 1000); /* ns; else a short wait takes 50 us longer */
     gpu->driver->context_set(gpu->context);
     gpu->driver->capture_mode(&mode); /* the program may be capturing; what happens here is none of it */
     pthread_mutex_lock(&gpu->lock);
     for (;;) {
         bool pending = false;
+        gpu->look_round++;
+        gpu->work_due = false;
         bool moved = cws_gpu_drops_reap_locked(gpu);
         moved |= cws_gpu_loads_reap_locked(gpu);
         if (gpu->stop && gpu->load_count == 0 && gpu->drop_count == 0)
@@ -196,14 +256,11 @@ void *cws_gpu_loader_main(void *arg)
                 moved |= serve_ahead_locked(gpu, &pending);
         }
         moved |= cws_gpu_loads_issue_locked(gpu);
-        if (moved || (gpu->trace.anchor && cws_gpu_trace_idle_locked(gpu)))
+        if (moved || (gpu->trace.anchor && cws_gpu_trace_idle_locked(gpu))) {
+            patience.ns = 0;
             continue;
-        if (gpu->slots_busy || gpu->drop_count)
-            pause_locked(gpu, 10000);
-        else if (gpu->rooms || gpu->waiting || pending || gpu->stop)
-            pause_locked(gpu, 30000);
-        else
-            pthread_cond_wait(&gpu->work, &gpu->lock);
+        }
+        be_patient_locked(gpu, &patience, pending);
     }
     pthread_mutex_unlock(&gpu->lock);
     return NULL;

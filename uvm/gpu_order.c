@@ -13,8 +13,10 @@ void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         cws_gpu_trace_use_slow_locked(gpu, r);
     bool again = gpu->order.last == &r->order;
     cws_order_use(&gpu->order, &r->order);
-    if (!again && gpu->resident_bytes < gpu->bound_bytes)
-        pthread_cond_signal(&gpu->work);
+    if (!again && gpu->order.at >= gpu->wake_at) {
+        gpu->wake_at = UINT64_MAX;
+        cws_gpu_wake_locked(gpu);
+    }
 }
 
 void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r) { cws_order_forget(&gpu->order, &r->order); }
@@ -26,6 +28,12 @@ static uint64_t room_for_weights(const struct cws_gpu *gpu)
 }
 
 void cws_gpu_order_walk_locked(struct cws_gpu *gpu) { cws_order_walk(&gpu->order, room_for_weights(gpu)); }
+
+struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    struct cws_order_node *n = cws_order_coming(&gpu->order, r ? &r->order : NULL);
+    return n ? CWS_GPU_OF(n, struct cws_gpu_range, order) : NULL;
+}
 
 static bool may_go(void *gpu, const struct cws_order_node *n)
 {
@@ -56,6 +64,7 @@ static bool may_go_now(void *gpu, const struct cws_order_node *n)
 
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done)
 {
+    cws_gpu_order_walk_locked(gpu);
     struct cws_order_node *n = cws_order_victim(&gpu->order, until, may_go, must_be_done ? is_done : NULL, gpu);
     if (!n && must_be_done && until == 0 && has_waited_locked(gpu))
         n = cws_order_victim(&gpu->order, until, may_go_now, NULL, gpu);

@@ -25,6 +25,8 @@ void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum
         gpu->mapped_idle_bytes += span;
         cws_gpu_list_add(&gpu->cached, &r->cached);
     }
+    if (r->source && (r->state == CWS_RANGE_RESIDENT) != (to == CWS_RANGE_RESIDENT))
+        cws_order_set_in(&gpu->order, &r->order, to == CWS_RANGE_RESIDENT);
     if (to == CWS_RANGE_DIRTY)
         cws_gpu_set_forget_locked(gpu, r);
     r->state = to;
@@ -65,6 +67,7 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 /* Memory of a freed range of this size whose last uses come before the new ones by themselves. */
 static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
 {
+    gpu->look_round++;
     for (struct cws_gpu_list *l = gpu->cached.prev; l != &gpu->cached; l = l->prev) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, cached);
         if (r->granules == granules && (cws_gpu_uses_only_locked(gpu, r, stream) || cws_gpu_uses_done_locked(gpu, r, false)))
@@ -85,6 +88,7 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
     }
     r->granules = granules;
     cws_gpu_list_init(&r->cached);
+    cws_gpu_list_init(&r->wanted);
     cws_gpu_list_add(&gpu->ranges, &r->link);
     uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
     for (uint32_t i = 0; i < granules; i++)
@@ -150,7 +154,8 @@ CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream,
     if (!r || r->base != address) {
         result = CUDA_ERROR_INVALID_VALUE;
     } else {
-        r->pinned = r->demanded = false;
+        r->pinned = false;
+        cws_gpu_demand_locked(gpu, r, false);
         if (r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING) {
             r->freed = true; /* the loader ends it */
         } else if (cws_gpu_is_mapped(r->state)) {

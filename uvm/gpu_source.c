@@ -233,7 +233,7 @@ static void fetch_locked(struct cws_gpu *gpu, struct fetcher *f, struct cws_gpu_
         s->refs = 1;
         cws_gpu_source_put_locked(gpu, s);
     }
-    pthread_cond_signal(&gpu->work);
+    cws_gpu_wake_locked(gpu);
     pthread_cond_broadcast(&gpu->changed);
 }
 

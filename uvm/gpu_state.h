@@ -101,6 +101,7 @@ struct cws_gpu_range {
     uint32_t sets;     /* that it is one of */
     CUresult failed;   /* of the last load that was demanded */
     struct cws_gpu_list link;      /* gpu->ranges */
+    struct cws_gpu_list wanted;    /* gpu->wanted when demanded */
     struct cws_gpu_list cached;    /* gpu->cached when CACHED, oldest first */
     struct cws_order_node order;   /* in gpu->order while it has a source */
 };
@@ -110,6 +111,7 @@ struct cws_gpu_stream {
     uint64_t owner;                /* of CU_STREAM_PER_THREAD: the thread, which alone can record on it; else 0 */
     bool used, gone;
     uint64_t issued, marked, done; /* tickets */
+    uint64_t looked;               /* gpu->look_round when it was asked last */
     struct {
         uint64_t ticket;
         CUevent event;
@@ -186,7 +188,9 @@ struct cws_gpu {
 
     pthread_mutex_t slow, lock;
     pthread_cond_t changed; /* a range or a source changed its state, room was granted */
-    pthread_cond_t work;    /* the loader has something to do */
+    pthread_cond_t work;    /* the loader has something to do: work_due, too */
+    bool work_due;
+    bool starved;           /* the loader waits for something to be dropped: what ends a use wakes it */
     pthread_cond_t fetch;   /* a source is WANTED */
     pthread_t loader, fetchers[CWS_GPU_FETCHERS];
     unsigned threads;       /* started: loader first */
@@ -194,7 +198,7 @@ struct cws_gpu {
 
     struct cws_gpu_arena arena, aliases;
     struct cws_gpu_range **by_granule; /* of the arena; NULL: no range */
-    struct cws_gpu_list ranges, cached, idle, sources;
+    struct cws_gpu_list ranges, cached, wanted, idle, sources;
     uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
@@ -220,9 +224,11 @@ struct cws_gpu {
     uint32_t stuck_uses;   /* of these, whose thread waits for memory */
 
     unsigned stream_count;
+    uint64_t look_round;           /* a stream is asked once per round */
     struct cws_gpu_stream streams[CWS_GPU_STREAMS];
 
     struct cws_order order; /* of the bound ranges */
+    uint64_t wake_at;         /* the place in it from which on the loader is to look again; UINT64_MAX: it is awake, or nothing is to be loaded */
     struct cws_gpu_trace trace;
     uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
 
@@ -317,6 +323,8 @@ void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *r
 void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it ends, or was written to */
 
 /* gpu_use.c */
+/* A launch waits for the range, or not any more. */
+void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool demand);
 /* Uses that the calling thread has begun and not ended. While it waits for memory they count as stuck: what they hold is not to be hoped for. */
 unsigned cws_gpu_uses_open(const struct cws_gpu *gpu);
 
@@ -349,7 +357,8 @@ void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* 
 void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_walk_locked(struct cws_gpu *gpu);
-/* What to drop for a range that is needed after `until` uses (0: now), or NULL. Its uses may not be done yet. */
+struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* what comes after r (NULL: first), or NULL */
+/* What to drop for a range whose next use is at the place `until` (0: now), or NULL. Its uses may not be done yet. */
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
 
 /* gpu_trace.c. Nothing happens where no trace runs. Functions that return bool begin a span of the calling thread, for cws_trace_end. */
@@ -376,6 +385,11 @@ static inline void cws_gpu_trace_memory_locked(struct cws_gpu *gpu)
         cws_gpu_trace_memory_slow_locked(gpu);
 }
 
+static inline void cws_gpu_wake_locked(struct cws_gpu *gpu)
+{
+    gpu->work_due = true;
+    pthread_cond_signal(&gpu->work);
+}
 /* gpu_loader.c, gpu_load.c, gpu_drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
 void *cws_gpu_loader_main(void *gpu);
 CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);
@@ -385,5 +399,7 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu);
 bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu);
 bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu);
+bool cws_gpu_load_is_ready(const struct cws_gpu *gpu); /* the oldest batch is done; without the lock */
+bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu);
 
 #endif

@@ -21,6 +21,9 @@ static uint64_t owner_of(CUstream handle)
 /* Takes in the marks that were passed. `wait`: at least one. */
 static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait)
 {
+    if (!wait && s->looked == gpu->look_round)
+        return;
+    s->looked = gpu->look_round;
     while (s->mark_count) {
         CUevent event = s->marks[s->mark_head].event;
         CUresult result = wait ? gpu->driver->event_sync(event) : gpu->driver->event_query(event);
@@ -39,6 +42,7 @@ static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait
 /* A place whose stream has nothing under way: should that stream come again, it takes another. */
 static struct cws_gpu_stream *idle_place_locked(struct cws_gpu *gpu)
 {
+    gpu->look_round++;
     for (unsigned i = 0; i < gpu->stream_count; i++) {
         struct cws_gpu_stream *s = &gpu->streams[i];
         look_locked(gpu, s, false);
@@ -90,8 +94,10 @@ static bool mark_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
         return true;
     if (s->gone || s->owner != owner_of(s->handle) || cws_gpu_stream_captures_locked(gpu, s))
         return false;
-    if (s->mark_count == CWS_GPU_EVENTS)
+    if (s->mark_count == CWS_GPU_EVENTS) {
+        gpu->look_round++;
         look_locked(gpu, s, false);
+    }
     bool full = s->mark_count == CWS_GPU_EVENTS; /* then the last mark moves on: it is passed later, and says more */
     unsigned at = (s->mark_head + s->mark_count - full) % CWS_GPU_EVENTS;
     if (!s->marks[at].event && gpu->driver->event_create(&s->marks[at].event, CU_EVENT_DISABLE_TIMING) != CUDA_SUCCESS)
@@ -189,6 +195,7 @@ void cws_gpu_uses_wait_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     while (!cws_gpu_uses_done_locked(gpu, r, true)) {
         const struct timespec pause = {.tv_nsec = 20000};
+        gpu->look_round++;
         pthread_mutex_unlock(&gpu->lock);
         nanosleep(&pause, NULL);
         pthread_mutex_lock(&gpu->lock);
@@ -202,6 +209,7 @@ void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream handle)
     if (s) {
         mark_or_wait_locked(gpu, s);
         s->gone = true;
+        gpu->look_round++;
         look_locked(gpu, s, false);
         if (s->mark_count == 0) {
             s->done = s->issued;
@@ -223,9 +231,10 @@ void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream handle)
 void cws_gpu_synchronized(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&gpu->lock);
+    gpu->look_round++;
     for (unsigned i = 0; i < gpu->stream_count; i++)
         look_locked(gpu, &gpu->streams[i], false);
-    pthread_cond_signal(&gpu->work);
+    cws_gpu_wake_locked(gpu);
     pthread_mutex_unlock(&gpu->lock);
 }
 

@@ -79,8 +79,8 @@ static void hold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, bool hold)
 {
     for (unsigned i = 0; i < use->count; i++)
         use->ranges[i]->holds += hold ? 1 : -1u;
-    if (!hold && (gpu->rooms || gpu->waiting))
-        pthread_cond_signal(&gpu->work);
+    if (!hold && gpu->starved)
+        cws_gpu_wake_locked(gpu);
 }
 
 static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
@@ -115,6 +115,26 @@ static CUresult make_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     return result;
 }
 
+void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool demand)
+{
+    if (demand == r->demanded)
+        return;
+    r->demanded = demand;
+    if (!demand) {
+        cws_gpu_list_del(&r->wanted);
+        return;
+    }
+    cws_gpu_list_add(&gpu->wanted, &r->wanted);
+    r->failed = CUDA_SUCCESS;
+    gpu->counts.demand += r->state == CWS_RANGE_BOUND;
+    cws_gpu_wake_locked(gpu);
+}
+
+static bool has_to_load(const struct cws_gpu_range *r)
+{
+    return r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING;
+}
+
 static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     for (;;) {
@@ -128,22 +148,16 @@ static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         case CWS_RANGE_BOUND:
         case CWS_RANGE_LOADING:
         case CWS_RANGE_DROPPING:
-        case CWS_RANGE_MAKING:
-            if (r->state != CWS_RANGE_MAKING && !r->demanded) {
-                r->demanded = true;
-                r->failed = CUDA_SUCCESS;
-                gpu->counts.demand += r->state == CWS_RANGE_BOUND;
-                pthread_cond_signal(&gpu->work);
-            }
+            cws_gpu_demand_locked(gpu, r, true);
+            if (r->state == CWS_RANGE_BOUND && r->failed != CUDA_SUCCESS)
+                return r->failed;
             pthread_cond_wait(&gpu->changed, &gpu->lock);
-            if (r->state == CWS_RANGE_BOUND && r->failed != CUDA_SUCCESS) {
-                result = r->failed;
-                r->demanded = false;
-                return result;
-            }
+            break;
+        case CWS_RANGE_MAKING:
+            pthread_cond_wait(&gpu->changed, &gpu->lock);
             break;
         default: /* mapped */
-            r->demanded = false;
+            cws_gpu_demand_locked(gpu, r, false);
             return CUDA_SUCCESS;
         }
     }
@@ -171,7 +185,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     if (open) { /* others may wait for what this thread holds */
         pthread_mutex_lock(&gpu->lock);
         gpu->stuck_uses += open;
-        pthread_cond_signal(&gpu->work);
+        cws_gpu_wake_locked(gpu);
         pthread_mutex_unlock(&gpu->lock);
     }
     pthread_mutex_lock(&gpu->slow);
@@ -185,8 +199,13 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     }
     if (need > gpu->config.budget_bytes)
         result = CUDA_ERROR_OUT_OF_MEMORY;
+    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++) /* all of them at once: the loader takes them in turn */
+        if (has_to_load(use->ranges[i]))
+            cws_gpu_demand_locked(gpu, use->ranges[i], true);
     for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
         result = ready_locked(gpu, use->ranges[i]);
+    for (unsigned i = 0; i < use->count && result != CUDA_SUCCESS; i++)
+        cws_gpu_demand_locked(gpu, use->ranges[i], false);
     gpu->waiting--;
     if (result == CUDA_ERROR_OUT_OF_MEMORY) {
         need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);

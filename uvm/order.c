@@ -4,22 +4,90 @@
  * it is idle. So keepers are chosen: evenly over the cycle, as many bytes as fit beside the window through which the others stream. */
 #include "order.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 
-#define SMALL_BYTES ((uint64_t)4 << 20) /* such a node costs as many calls as a large one */
-#define WINDOW_BYTES_MIN ((uint64_t)32 << 20)
+#define SMALL_BYTES ((uint64_t)4 << 20)    /* such a node costs as many calls as a large one */
+#define TURN_BYTES_MAX ((uint64_t)32 << 20) /* what the link moves while a frame changes hands */
+
+#define NODE_OF(link, member) ((struct cws_order_node *)((char *)(link) - offsetof(struct cws_order_node, member)))
+
+static void list_init(struct cws_order_link *l) { l->prev = l->next = l; }
+static void list_del(struct cws_order_link *l)
+{
+    l->prev->next = l->next;
+    l->next->prev = l->prev;
+    list_init(l);
+}
+static void list_add_before(struct cws_order_link *at, struct cws_order_link *l)
+{
+    l->prev = at->prev;
+    l->next = at;
+    l->prev->next = l;
+    at->prev = l;
+}
 
 void cws_order_init(struct cws_order *o, enum cws_policy_id policy)
 {
-    *o = (struct cws_order){.ops = policy == CWS_POLICY_LRU ? &cws_order_lru : &cws_order_next, .walked_tick = UINT64_MAX};
-    o->head.prev = o->head.next = &o->head;
+    *o = (struct cws_order){.ops = policy == CWS_POLICY_LRU ? &cws_order_lru : &cws_order_next};
+    list_init(&o->all);
+    list_init(&o->coming);
+    list_init(&o->lines[0]);
+    list_init(&o->lines[1]);
 }
 
 void cws_order_deinit(struct cws_order *o)
 {
-    free(o->foreseen);
-    o->foreseen = NULL;
-    o->foreseen_count = o->foreseen_room = 0;
+    free(o->window);
+    o->window = NULL;
+    o->window_room = 0;
+    o->foreseen = false;
+}
+
+/* --- lines ------------------------------------------------------------------------------------------- */
+
+/* Best victim last. What changes its place goes to one of the ends nearly always. */
+static void line_insert(struct cws_order *o, struct cws_order_node *n)
+{
+    struct cws_order_link *line = &o->lines[n->keeper], *at = line;
+    if (line->next != line && !o->ops->goes_before(o, n, NODE_OF(line->next, line)))
+        at = line->next;
+    else
+        while (at->prev != line && !o->ops->goes_before(o, n, NODE_OF(at->prev, line)))
+            at = at->prev;
+    list_add_before(at, &n->line);
+}
+
+static void line_update(struct cws_order *o, struct cws_order_node *n)
+{
+    if (!o->foreseen)
+        return; /* all lines are made anew */
+    list_del(&n->line);
+    if (n->in)
+        line_insert(o, n);
+}
+
+static void lines_make(struct cws_order *o)
+{
+    list_init(&o->lines[0]);
+    list_init(&o->lines[1]);
+    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next)
+        list_init(&NODE_OF(l, all)->line);
+    if (o->ops->by_next_use)
+        for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+            if (NODE_OF(l, coming)->in)
+                list_add_before(&o->lines[NODE_OF(l, coming)->keeper], &NODE_OF(l, coming)->line);
+    for (struct cws_order_link *l = o->all.prev; l != &o->all; l = l->prev) { /* and the others by age */
+        struct cws_order_node *n = NODE_OF(l, all);
+        if (n->in && (!o->ops->by_next_use || n->next_at == UINT64_MAX))
+            list_add_before(&o->lines[n->keeper], &n->line);
+    }
+}
+
+void cws_order_set_in(struct cws_order *o, struct cws_order_node *n, bool in)
+{
+    n->in = in;
+    line_update(o, n);
 }
 
 /* --- what was learned -------------------------------------------------------------------------------- */
@@ -35,69 +103,200 @@ static struct cws_order_node *after(const struct cws_order_node *before, const s
 void cws_order_add(struct cws_order *o, struct cws_order_node *n)
 {
     n->id = o->next_id++;
-    n->next = &o->head;
-    n->prev = o->head.prev;
-    n->prev->next = n;
-    o->head.prev = n;
+    n->next_at = UINT64_MAX;
+    list_init(&n->coming);
+    list_init(&n->line);
+    list_add_before(&o->all, &n->all);
     o->count++;
     o->bytes += n->bytes;
+    o->foreseen = false;
 }
 
-void cws_order_use(struct cws_order *o, struct cws_order_node *n)
+static void learn(struct cws_order *o, struct cws_order_node *n)
 {
     struct cws_order_node *last = o->last;
-    n->last_tick = ++o->tick;
-    n->ahead = false;
-    if (last == n)
+    if (!last || after(o->before_last, last) == n)
         return;
-    if (last && after(o->before_last, last) != n) {
-        unsigned at = last->follow[0].before == o->before_last ? 0 : last->follow[1].before == o->before_last ? 1 : 2;
-        if (at == 2) { /* the older of two contexts is forgotten */
-            last->follow[1] = last->follow[0];
-            at = 0;
-        }
-        last->follow[at].before = o->before_last;
-        last->follow[at].after = n;
+    unsigned at = last->follow[0].before == o->before_last ? 0 : last->follow[1].before == o->before_last ? 1 : 2;
+    if (at == 2) { /* the older of two contexts is forgotten */
+        last->follow[1] = last->follow[0];
+        at = 0;
     }
-    o->before_last = last;
-    o->last = n;
+    last->follow[at].before = o->before_last;
+    last->follow[at].after = n;
 }
 
 void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
 {
-    for (struct cws_order_node *other = o->head.next; other != &o->head; other = other->next)
+    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next)
         for (unsigned i = 0; i < 2; i++)
-            if (other->follow[i].after == n || other->follow[i].before == n)
-                other->follow[i].after = other->follow[i].before = NULL;
+            if (NODE_OF(l, all)->follow[i].after == n || NODE_OF(l, all)->follow[i].before == n)
+                NODE_OF(l, all)->follow[i].after = NODE_OF(l, all)->follow[i].before = NULL;
     n->follow[0].after = n->follow[1].after = NULL;
-    n->keeper = false;
-    n->prev->next = n->next;
-    n->next->prev = n->prev;
-    n->prev = n->next = NULL;
+    n->keeper = n->in = false;
+    list_del(&n->all);
+    list_del(&n->coming);
+    list_del(&n->line);
     o->count--;
     o->bytes -= n->bytes;
     if (o->last == n)
         o->last = NULL;
     if (o->before_last == n)
         o->before_last = NULL;
-    o->foreseen_count = 0;
-    o->walked_tick = UINT64_MAX;
+    o->foreseen = false;
     o->plan_due = true;
+}
+
+/* --- the window -------------------------------------------------------------------------------------- */
+
+static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
+{
+    struct cws_order_link *at = &o->coming;
+    while (at->prev != &o->coming && NODE_OF(at->prev, coming)->next_at > place)
+        at = at->prev;
+    n->next_at = place;
+    list_add_before(at, &n->coming);
+    o->coming_count++;
+    o->coming_bytes += n->bytes;
+}
+
+/* As far as a walk twice over everything goes. */
+static void extend(struct cws_order *o)
+{
+    while (o->ahead_last && o->end - o->at <= 2 * (uint64_t)o->count + 8) {
+        struct cws_order_node *n = after(o->ahead_before, o->ahead_last);
+        if (!n)
+            break;
+        uint64_t place = o->end++;
+        o->window[place % o->window_room] = (struct cws_order_place){n, UINT64_MAX};
+        if (n->next_at == UINT64_MAX) {
+            come(o, n, place);
+            line_update(o, n);
+        } else {
+            o->window[n->last_at % o->window_room].again = place;
+        }
+        n->last_at = place;
+        o->ahead_before = o->ahead_last;
+        o->ahead_last = n;
+    }
+}
+
+void cws_order_use(struct cws_order *o, struct cws_order_node *n)
+{
+    n->last_tick = ++o->tick;
+    n->ahead = false;
+    if (o->last == n)
+        return;
+    const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room] : (struct cws_order_place){0};
+    bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
+    if (!expected)
+        learn(o, n);
+    o->before_last = o->last;
+    o->last = n;
+    o->at++;
+    list_del(&n->all);
+    list_add_before(&o->all, &n->all);
+    o->foreseen = expected;
+    if (!expected)
+        return;
+    list_del(&n->coming);
+    o->coming_count--;
+    o->coming_bytes -= n->bytes;
+    n->next_at = UINT64_MAX;
+    if (place.again != UINT64_MAX)
+        come(o, n, place.again);
+    extend(o);
+    line_update(o, n);
+}
+
+static bool need_window(struct cws_order *o)
+{
+    uint64_t wanted = 2 * (uint64_t)o->count + 16;
+    if (o->window_room >= wanted)
+        return true;
+    struct cws_order_place *window = malloc(2 * wanted * sizeof *window);
+    if (!window)
+        return false;
+    free(o->window);
+    o->window = window;
+    o->window_room = 2 * wanted;
+    return true;
+}
+
+static void foresee(struct cws_order *o)
+{
+    list_init(&o->coming);
+    o->coming_count = 0;
+    o->coming_bytes = 0;
+    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next) {
+        list_init(&NODE_OF(l, all)->coming);
+        NODE_OF(l, all)->next_at = UINT64_MAX;
+    }
+    o->end = o->at + 1;
+    o->ahead_before = o->before_last;
+    o->ahead_last = o->last;
+    if (need_window(o))
+        extend(o);
+    lines_make(o);
+    o->foreseen = true;
 }
 
 /* --- keepers ----------------------------------------------------------------------------------------- */
 
+/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for what a launch uses, what
+ * waits for the next one and what is being loaded; and for what the link could move while a frame that was used is hashed and given on. */
+static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
+{
+    uint64_t others = 0, count = 0, turn = room / 8 < TURN_BYTES_MAX ? room / 8 : TURN_BYTES_MAX;
+    *out_larger = 0;
+    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
+        uint64_t bytes = NODE_OF(l, coming)->bytes;
+        *out_larger += bytes > most ? bytes : 0;
+        others += bytes <= most && bytes > SMALL_BYTES ? bytes : 0;
+        count += bytes <= most && bytes > SMALL_BYTES;
+    }
+    uint64_t window = most + 2 * (count ? others / count : most) + turn;
+    return room > window && *out_larger <= room - window ? room - window : 0;
+}
+
+/* The size above which a node stays, so that as much as possible can stay: a model's few large tensors would need a window of their size. */
+static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
+{
+    uint64_t largest = 0, most = 0, larger, best;
+    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+        largest = NODE_OF(l, coming)->bytes > largest ? NODE_OF(l, coming)->bytes : largest;
+    best = keep_for(o, most = largest, room, &larger);
+    for (unsigned tries = 0; tries < 4; tries++) { /* the next smaller sizes */
+        uint64_t next = 0;
+        for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
+            uint64_t bytes = NODE_OF(l, coming)->bytes;
+            next = bytes < largest && bytes > next ? bytes : next;
+        }
+        if (next <= SMALL_BYTES)
+            break;
+        largest = next;
+        uint64_t keep = keep_for(o, next, room, &larger);
+        if (keep > best) {
+            best = keep;
+            most = next;
+        }
+    }
+    return most;
+}
+
 static void choose_keepers(struct cws_order *o, uint64_t room)
 {
-    uint64_t total = 0, largest = 0, small_bytes = 0;
-    for (uint32_t i = 0; i < o->foreseen_count; i++) {
-        uint64_t bytes = o->foreseen[i]->bytes;
-        total += bytes;
-        largest = bytes > largest ? bytes : largest;
-        small_bytes += bytes <= SMALL_BYTES ? bytes : 0;
+    uint64_t total = o->coming_bytes, small_bytes = 0, larger;
+    uint64_t most = choose_largest(o, room), keep = keep_for(o, most, room, &larger);
+    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+        small_bytes += NODE_OF(l, coming)->bytes <= SMALL_BYTES ? NODE_OF(l, coming)->bytes : 0;
+    if (total <= room) {
+        keep = total;
+        most = UINT64_MAX;
+        larger = 0;
     }
-    uint64_t window = largest + (room / 8 > WINDOW_BYTES_MIN ? room / 8 : WINDOW_BYTES_MIN);
-    uint64_t keep = total <= room ? total : room > window ? room - window : 0;
+    total -= larger;
+    keep -= keep > larger ? larger : keep;
     /* A small node gives back little: it stays, where that is cheap. */
     bool keep_small = small_bytes <= keep / 2;
     if (keep_small) {
@@ -105,13 +304,16 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
         keep -= small_bytes;
     }
     double rate = total ? (double)keep / (double)total : 0, credit = 0;
-    uint32_t first = 0; /* wherever the walk stands now, the same nodes are chosen */
-    for (uint32_t i = 0; i < o->foreseen_count; i++)
-        first = o->foreseen[i]->id < o->foreseen[first]->id ? i : first;
-    for (uint32_t i = 0; i < o->foreseen_count; i++) {
-        struct cws_order_node *n = o->foreseen[(first + i) % o->foreseen_count];
+    struct cws_order_link *first = o->coming.next; /* wherever the walk stands now, the same nodes are chosen */
+    for (struct cws_order_link *l = first; l != &o->coming; l = l->next)
+        first = NODE_OF(l, coming)->id < NODE_OF(first, coming)->id ? l : first;
+    struct cws_order_link *l = first;
+    for (uint32_t i = 0; i < o->coming_count; i++, l = l->next) {
+        if (l == &o->coming)
+            l = l->next;
+        struct cws_order_node *n = NODE_OF(l, coming);
         double bytes = (double)n->bytes;
-        if (keep_small && n->bytes <= SMALL_BYTES) {
+        if ((keep_small && n->bytes <= SMALL_BYTES) || (n->bytes > most && larger)) {
             n->keeper = true;
             continue;
         }
@@ -120,66 +322,39 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
         credit -= n->keeper ? bytes : 0;
     }
     o->plan_room = room;
-    o->plan_count = o->foreseen_count;
+    o->plan_count = o->coming_count;
     o->plan_due = false;
+    lines_make(o);
 }
 
 static bool plan_is_stale(const struct cws_order *o, uint64_t room)
 {
     uint64_t moved = room > o->plan_room ? room - o->plan_room : o->plan_room - room;
-    return o->plan_due || o->foreseen_count != o->plan_count || moved > o->plan_room / 16;
-}
-
-/* --- the walk ---------------------------------------------------------------------------------------- */
-
-static bool need_foreseen(struct cws_order *o)
-{
-    if (o->foreseen_room >= o->count)
-        return true;
-    uint32_t room = o->count * 2;
-    struct cws_order_node **list = realloc(o->foreseen, room * sizeof(struct cws_order_node *));
-    if (!list)
-        return false;
-    o->foreseen = list;
-    o->foreseen_room = room;
-    return true;
+    return o->plan_due || o->coming_count != o->plan_count || moved > o->plan_room / 16;
 }
 
 void cws_order_walk(struct cws_order *o, uint64_t room)
 {
-    if (o->walked_tick == o->tick || !need_foreseen(o))
-        return;
-    o->walked_tick = o->tick;
-    o->walk++;
-    o->foreseen_count = 0;
-    const struct cws_order_node *before = o->before_last;
-    struct cws_order_node *at = o->last;
-    for (uint64_t step = 1; at && step <= 2 * (uint64_t)o->count + 8; step++) {
-        struct cws_order_node *next = after(before, at);
-        if (!next)
-            break;
-        if (next->walk != o->walk) {
-            next->walk = o->walk;
-            next->next_at = step;
-            o->foreseen[o->foreseen_count++] = next;
-        }
-        before = at;
-        at = next;
-    }
+    if (!o->foreseen)
+        foresee(o);
     /* A plan needs a whole cycle: the walk came back to where it stands, and met nearly all there is. (One use out of order can make a short circuit.) */
-    uint64_t met = 0;
-    for (uint32_t i = 0; i < o->foreseen_count; i++)
-        met += o->foreseen[i]->bytes;
-    bool cycle = o->last && o->last->walk == o->walk && met >= o->bytes / 8 * 7;
+    bool cycle = o->last && o->last->next_at != UINT64_MAX && o->coming_bytes >= o->bytes / 8 * 7;
     if (cycle && o->ops->has_keepers && plan_is_stale(o, room))
         choose_keepers(o, room);
 }
 
+struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n)
+{
+    const struct cws_order_link *next = n ? n->coming.next : o->coming.next;
+    return next == &o->coming || !o->foreseen ? NULL : NODE_OF(next, coming);
+}
+
 /* --- victims ----------------------------------------------------------------------------------------- */
 
-static uint64_t next_use(const struct cws_order *o, const struct cws_order_node *n)
+/* Uses until the next one. */
+static uint64_t distance(const struct cws_order *o, const struct cws_order_node *n)
 {
-    return n->walk == o->walk ? n->next_at : UINT64_MAX;
+    return n->next_at == UINT64_MAX ? UINT64_MAX : n->next_at - o->at;
 }
 
 /* Named by one of the last few launches: the next one may well name it, too (two kernels of one product), and the order that is learned does not
@@ -192,17 +367,15 @@ static bool is_recent(const struct cws_order *o, const struct cws_order_node *n)
 
 static bool next_goes_before(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b)
 {
-    if (a->keeper != b->keeper)
-        return !a->keeper;
-    uint64_t next_a = next_use(o, a), next_b = next_use(o, b);
-    return next_a != next_b ? next_a > next_b : a->last_tick < b->last_tick;
+    (void)o;
+    return a->next_at != b->next_at ? a->next_at > b->next_at : a->last_tick < b->last_tick;
 }
 
 /* The program runs ahead of the device, so what should go is often still in use. To wait for it costs less than to take what is needed soon and load
  * that again. */
 static bool next_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b, const struct cws_order_node *a)
 {
-    return b->keeper == a->keeper && next_use(o, b) >= next_use(o, a) / 4 * 3;
+    return b->keeper == a->keeper && distance(o, b) >= distance(o, a) / 4 * 3;
 }
 
 static bool lru_goes_before(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b)
@@ -217,35 +390,33 @@ static bool lru_is_nearly_as_good(const struct cws_order *o, const struct cws_or
     return true;
 }
 
-const struct cws_order_ops cws_order_next = {"next", true, next_goes_before, next_is_nearly_as_good};
-const struct cws_order_ops cws_order_lru = {"lru", false, lru_goes_before, lru_is_nearly_as_good};
+const struct cws_order_ops cws_order_next = {"next", true, true, next_goes_before, next_is_nearly_as_good};
+const struct cws_order_ops cws_order_lru = {"lru", false, false, lru_goes_before, lru_is_nearly_as_good};
 
-static bool goes_before(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b)
+/* May it be dropped for a node whose next use is at `until`? */
+static bool is_fair_price(const struct cws_order_node *n, uint64_t until)
 {
-    if (is_recent(o, a) != is_recent(o, b))
-        return !is_recent(o, a);
-    return o->ops->goes_before(o, a, b);
-}
-
-/* May it be dropped for a node that is needed after `until` uses? */
-static bool is_fair_price(const struct cws_order *o, const struct cws_order_node *n, uint64_t until)
-{
-    return until == 0 || (next_use(o, n) > until && !is_recent(o, n) && !n->ahead && !n->keeper);
+    return until == 0 || (n->next_at > until && !n->ahead);
 }
 
 struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until, bool (*may_go)(void *arg, const struct cws_order_node *n),
                                         bool (*is_done)(void *arg, struct cws_order_node *n), void *arg)
 {
-    struct cws_order_node *best = NULL, *done = NULL;
-    for (struct cws_order_node *n = o->head.next; n != &o->head; n = n->next) {
-        if (!may_go(arg, n) || !is_fair_price(o, n, until))
-            continue;
-        if (!best || goes_before(o, n, best))
-            best = n;
-        if (is_done && (!done || goes_before(o, n, done)) && is_done(arg, n))
-            done = n;
+    enum { LOOK_AT = 16 }; /* those that are still in use, at most */
+    const struct cws_order_node *best = NULL;
+    unsigned looked = 0;
+    for (unsigned pass = 0; pass < (until == 0 ? 4 : 1); pass++) { /* others, keepers; then those of the last few launches */
+        const struct cws_order_link *line = &o->lines[pass % 2];
+        for (const struct cws_order_link *l = line->prev; l != line; l = l->prev) {
+            struct cws_order_node *n = NODE_OF(l, line);
+            if (is_recent(o, n) != (pass >= 2) || !is_fair_price(n, until) || !may_go(arg, n))
+                continue;
+            if (!is_done || is_done(arg, n))
+                return !best || o->ops->is_nearly_as_good(o, n, best) ? n : NULL;
+            best = best ? best : n;
+            if (++looked == LOOK_AT || !o->ops->is_nearly_as_good(o, n, best))
+                return NULL;
+        }
     }
-    if (!is_done)
-        return best;
-    return done && (done == best || o->ops->is_nearly_as_good(o, done, best)) ? done : NULL;
+    return NULL;
 }

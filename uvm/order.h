@@ -3,36 +3,58 @@
  * Threads: the caller serialises (the manager by its `lock`).
  *
  * A node is something with a size whose content can be loaded again. Uses are told one by one; from them the order is learned as "after A, then
- * B, comes C". The walk along it tells when each node is needed again: foreseen[], and next_at of each node that the walk met. */
+ * B, comes C". Following it from the last use on gives the uses that are expected: a window that moves on by one with each use that was foreseen, and is
+ * made anew after one that was not. From it each node has the place of its next use, and nodes lie in two kinds of lists:
+ *
+ *   coming   every node that the window has, next use first: what to load
+ *   lines    nodes that can be dropped (those for which cws_order_set_in said so), of keepers and of others, best victim last
+ *
+ * so that a use, the next node to load and the next victim cost no walk over all nodes. */
 #ifndef CWS_ORDER_H
 #define CWS_ORDER_H
 #include "../store/options.h"
 #include <stdbool.h>
 #include <stdint.h>
 
+struct cws_order_link { /* circular */
+    struct cws_order_link *prev, *next;
+};
+
 struct cws_order_node { /* zero-initialised; every field but bytes and ahead belongs to the order */
     uint64_t bytes;     /* that dropping it gives back; set before cws_order_add, constant while in */
     bool ahead;         /* loaded on a guess, not used since: set by who loads, cleared by a use */
     bool keeper;        /* is to stay */
+    bool in;            /* can be dropped */
     uint32_t id;        /* in the order of cws_order_add */
     uint64_t last_tick; /* of its last use; 0: none */
-    uint64_t next_at;   /* uses from now until the next one is expected; valid where walk is the order's */
-    uint64_t walk;      /* the walk that set next_at */
+    uint64_t next_at;   /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
+    uint64_t last_at;   /* the last place that it has in the window */
     struct {
         struct cws_order_node *before, *after;
     } follow[2];        /* after `before`, this, then `after` */
-    struct cws_order_node *prev, *next; /* of all, in the order of cws_order_add */
+    struct cws_order_link all, coming, line;
+};
+
+struct cws_order_place { /* of the window */
+    struct cws_order_node *node;
+    uint64_t again; /* the next place of the same node; UINT64_MAX: none yet */
 };
 
 struct cws_order {
     const struct cws_order_ops *ops;
-    struct cws_order_node head; /* circular */
+    struct cws_order_link all;  /* most recently used last */
     uint32_t count, next_id;
     uint64_t bytes;             /* of all nodes */
     struct cws_order_node *last, *before_last;
-    uint64_t tick, walk, walked_tick;
-    struct cws_order_node **foreseen; /* the walk: what comes next, each node once */
-    uint32_t foreseen_count, foreseen_room;
+    uint64_t tick;              /* uses */
+    uint64_t at;                /* the same, counting what is used again at once as one */
+    struct cws_order_place *window; /* places [at + 1, end), at index place % window_room */
+    uint64_t end, window_room;
+    struct cws_order_node *ahead_before, *ahead_last; /* the last two that the window reached */
+    bool foreseen;              /* the window and the lists are right */
+    struct cws_order_link coming, lines[2]; /* lines: others, keepers */
+    uint32_t coming_count;
+    uint64_t coming_bytes;
     uint64_t plan_room;         /* the room that keepers were chosen for */
     uint32_t plan_count;
     bool plan_due;
@@ -42,7 +64,8 @@ struct cws_order {
 struct cws_order_ops {
     const char *name;
     bool has_keepers; /* the walk chooses nodes that stay */
-    /* Is a the better one to drop? */
+    bool by_next_use; /* goes_before asks for the next use first; else for the last one alone */
+    /* Is a the better one to drop? Both are keepers, or neither. */
     bool (*goes_before)(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b);
     /* b, which can be dropped now, instead of a, which is better and still in use? */
     bool (*is_nearly_as_good)(const struct cws_order *o, const struct cws_order_node *b, const struct cws_order_node *a);
@@ -55,14 +78,18 @@ void cws_order_deinit(struct cws_order *o); /* nodes are the caller's */
 void cws_order_add(struct cws_order *o, struct cws_order_node *n);
 /* n ends: nothing points to it any more. */
 void cws_order_forget(struct cws_order *o, struct cws_order_node *n);
-/* n is used, now. */
+/* n is used, now. O(1) where it was foreseen. */
 void cws_order_use(struct cws_order *o, struct cws_order_node *n);
-/* Sets foreseen[], and next_at of what is in it; chooses keepers anew where that is due. `room`: bytes that nodes may have. Without memory for
- * it nothing is foreseen. Cheap if nothing was used since the last time. */
+/* n can be dropped from now on, or not any more. */
+void cws_order_set_in(struct cws_order *o, struct cws_order_node *n, bool in);
+/* Makes the window and the lists right, chooses keepers anew where that is due. `room`: bytes that nodes may have. Without memory for
+ * it nothing is foreseen. O(1) if all uses since the last time were foreseen. */
 void cws_order_walk(struct cws_order *o, uint64_t room);
 
-/* What to drop for a node that is needed after `until` uses (0: now), or NULL: a node for which may_go says true and, where is_done is not NULL, for which
- * that says true, or nearly as good a one. Walk before. */
+/* What comes after n (NULL: first), or NULL. Walk before. */
+struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n);
+/* What to drop for a node whose next use is at the place `until` (0: that is needed now), or NULL: a node for which may_go says true and, where is_done is not NULL,
+ * for which that says true, or nearly as good a one. Walk before. */
 struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until, bool (*may_go)(void *arg, const struct cws_order_node *n),
                                         bool (*is_done)(void *arg, struct cws_order_node *n), void *arg);
 #endif
