@@ -169,13 +169,13 @@ static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cw
     if (result == CUDA_SUCCESS)
         result = s->table ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, gpu->copy_stream)
                           : d->copy_in_async(slot->device_results, slot->results, control, gpu->copy_stream);
+    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPIED); /* before `copied`: what decoding waits for is the last on the stream that it knows of */
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->copied, gpu->copy_stream);
     if (result == CUDA_SUCCESS)
         result = d->stream_wait(gpu->decode_stream, slot->copied, 0);
     if (result != CUDA_SUCCESS)
         return cws_driver_fail(d, err, result, "copying compressed weights");
-    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPIED);
     cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_DECODE);
     code = cws_gpu_decode(gpu->decoder, gpu->decode_stream, slot->device_jobs, &batch, slot->device_results, cws_content_key, err);
     if (code)
