@@ -24,3 +24,6 @@ if(CWS_INJECT)
   cws_test(NAME test_pager SOURCES test_pager.c pattern_source.c LIBS cws_uvm)
 endif()
 cws_test(NAME stress_view SOURCES stress_view.c pattern_source.c LIBS cws_uvm)
+# What the policies make of real models' sizes.
+cws_test(NAME test_replay SOURCES test_replay.c sample_model.c ${PROJECT_SOURCE_DIR}/tools/replay_device.c ${PROJECT_SOURCE_DIR}/tools/replay_host.c
+  ${PROJECT_SOURCE_DIR}/tools/replay_trace.c LIBS cws_uvm cws_store cws_dep_jansson m)

@@ -142,7 +142,7 @@ static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
         r = cws_gpu_order_coming_locked(gpu, r);
         if (!r)
             break;
-        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
+        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS || r->order.doubt)
             continue;
         seen++;
         struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);

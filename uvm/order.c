@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #define SMALL_BYTES ((uint64_t)4 << 20)    /* such a node costs as many calls as a large one */
-#define TURN_BYTES_MAX ((uint64_t)32 << 20) /* what the link moves while a frame changes hands */
+#define AHEAD_BYTES_MIN ((uint64_t)32 << 20)
 
 #define NODE_OF(link, member) ((struct cws_order_node *)((char *)(link) - offsetof(struct cws_order_node, member)))
 
@@ -181,12 +181,32 @@ static void extend(struct cws_order *o)
     }
 }
 
+/* Does it come again at a distance that was seen before? Two are known, for what is used in every round of a draft model and again after the target's. */
+static void learn_gap(struct cws_order_node *n, uint64_t gap)
+{
+    enum { DOUBT_MAX = 12, SURPRISE = 4 };
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t off = gap > n->gaps[i] ? gap - n->gaps[i] : n->gaps[i] - gap;
+        if (n->gaps[i] && off <= gap / 16) {
+            n->doubt -= n->doubt > 0;
+            return;
+        }
+    }
+    if (n->gaps[1])
+        n->doubt = n->doubt + SURPRISE < DOUBT_MAX ? (uint8_t)(n->doubt + SURPRISE) : DOUBT_MAX;
+    n->gaps[1] = n->gaps[0];
+    n->gaps[0] = gap;
+}
+
 void cws_order_use(struct cws_order *o, struct cws_order_node *n)
 {
+    uint64_t before = n->last_tick;
     n->last_tick = ++o->tick;
     n->ahead = false;
     if (o->last == n)
         return;
+    if (before)
+        learn_gap(n, o->tick - before);
     const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room] : (struct cws_order_place){0};
     bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
     if (!expected)
@@ -243,19 +263,14 @@ static void foresee(struct cws_order *o)
 
 /* --- keepers ----------------------------------------------------------------------------------------- */
 
-/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for what a launch uses, what
- * waits for the next one and what is being loaded; and for what the link could move while a frame that was used is hashed and given on. */
+/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for one node in use, and behind
+ * it one on its way, or several small ones: with less the link waits for memory, with more there are fewer hits (tools/replay_policy shows it). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
-    uint64_t others = 0, count = 0, turn = room / 8 < TURN_BYTES_MAX ? room / 8 : TURN_BYTES_MAX;
+    uint64_t window = most + (most > AHEAD_BYTES_MIN ? most : AHEAD_BYTES_MIN);
     *out_larger = 0;
-    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
-        uint64_t bytes = NODE_OF(l, coming)->bytes;
-        *out_larger += bytes > most ? bytes : 0;
-        others += bytes <= most && bytes > SMALL_BYTES ? bytes : 0;
-        count += bytes <= most && bytes > SMALL_BYTES;
-    }
-    uint64_t window = most + 2 * (count ? others / count : most) + turn;
+    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+        *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;
     return room > window && *out_larger <= room - window ? room - window : 0;
 }
 
@@ -320,6 +335,15 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
         credit += rate * bytes;
         n->keeper = credit >= bytes;
         credit -= n->keeper ? bytes : 0;
+        if (n->keeper)
+            keep -= n->bytes < keep ? n->bytes : keep; /* sums of fractions may round up */
+    }
+    for (l = o->coming.next; l != &o->coming; l = l->next) { /* what is left, less than a large one */
+        struct cws_order_node *n = NODE_OF(l, coming);
+        if (n->keeper || n->bytes > keep)
+            continue;
+        n->keeper = true;
+        keep -= n->bytes;
     }
     o->plan_room = room;
     o->plan_count = o->coming_count;
@@ -357,12 +381,11 @@ static uint64_t distance(const struct cws_order *o, const struct cws_order_node 
     return n->next_at == UINT64_MAX ? UINT64_MAX : n->next_at - o->at;
 }
 
-/* Named by one of the last few launches: the next one may well name it, too (two kernels of one product), and the order that is learned does not
- * count such repetitions. */
+/* The next launch may well name it again (two kernels of one product), and the order that is learned does not count such repetitions. What comes again after
+ * others is in the order, if that foresees it at all. */
 static bool is_recent(const struct cws_order *o, const struct cws_order_node *n)
 {
-    enum { RECENT = 4 };
-    return n->last_tick && o->tick - n->last_tick < RECENT;
+    return n == o->last || (n == o->before_last && n->next_at == UINT64_MAX);
 }
 
 static bool next_goes_before(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b)

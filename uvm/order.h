@@ -25,8 +25,10 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     bool ahead;         /* loaded on a guess, not used since: set by who loads, cleared by a use */
     bool keeper;        /* is to stay */
     bool in;            /* can be dropped */
+    uint8_t doubt;      /* 0: it comes at even distances, so it may be loaded ahead. More: as a routed expert does, at any */
     uint32_t id;        /* in the order of cws_order_add */
     uint64_t last_tick; /* of its last use; 0: none */
+    uint64_t gaps[2];   /* distances between its uses: the last two that differ; 0: not known */
     uint64_t next_at;   /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
     uint64_t last_at;   /* the last place that it has in the window */
     struct {

@@ -1,0 +1,250 @@
+/* replay_policy - what each replacement policy makes of a program's uses, beside the optimum: hit rate, bytes over the link and stall time, in a model of a machine.
+ * The policies are the code that pages (uvm/order.h for a GPU, uvm/policy.h for host memory); traces are made from the shapes of models, or recorded by
+ * CODEC_TRACE. `replay_policy --help` lists options and what the columns mean. */
+#include "../store/options.h"
+#include "replay.h"
+#include "say.h"
+#include "table.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GRANULE ((uint64_t)2 << 20)
+#define RING_BYTES ((uint64_t)64 << 20)
+enum { ROUNDS = 24, MOE_ROUNDS = 80, BLOCK_BYTES = 1 << 20 };
+
+static const char help[] =
+    "Usage: replay_policy [OPTIONS] [SET ...]\n"
+    "       replay_policy [OPTIONS] --trace FILE --budget SIZE\n"
+    "\n"
+    "Sets (default: all): tinyllama, 8b (cyclic scans), two (TinyLlama drafts four tokens, then 8B makes one, again and again),\n"
+    "moe (Mixtral 8x7B's sizes, two of eight experts a layer, fixed seed).\n"
+    "\n"
+    "  --trace FILE      uses recorded by CODEC_TRACE on a GPU\n"
+    "  --budget SIZE     of device memory; may be given several times (default: a few for each set)\n"
+    "  --other SIZE      of it, for what is no weight (default 0); staging takes 64M or a fourth more\n"
+    "  --rounds N        tokens; the second half is counted (default 24; moe 80, where each expert comes seldom)\n"
+    "  --link GBPS       host to device (55.5)           --ratio R         of a weight to its stored bytes (1.5)\n"
+    "  --decode GBPS     decoded bytes (1200)            --memory GBPS     what a use reads its weight at (3500)\n"
+    "  --use-us US       the program's own time per use (75)   --launch-us US  of its launching thread (5)\n"
+    "  --map-us US       to map a range (35)             --drop-us US      to unmap and hash one (45)\n"
+    "  --host GBPS       decode and publish, host pager (2)\n"
+    "\n"
+    "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token beyond that with everything resident.\n"
+    "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole ranges, everything but the link and the\n"
+    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but the link.\n";
+
+static struct replay_machine machine = {.link_gbps = 55.5, .decode_gbps = 1200, .memory_gbps = 3500, .use_us = 75, .launch_us = 5,
+                                        .map_us = 35, .drop_us = 45, .ratio = 1.5, .host_gbps = 2};
+static uint64_t other_bytes, budgets[8];
+static unsigned budget_count, round_total;
+
+static void row(struct cws_table *t, const char *set, const char *budget, const char *policy, const struct replay_result *r, const struct replay_result *best)
+{
+    double n = r->rounds ? (double)r->rounds : 1;
+    cws_table_cell(t, "%s", set);
+    cws_table_cell(t, "%s", budget);
+    cws_table_cell(t, "%s", policy);
+    cws_table_cell(t, "%.1f %%", 100 * (1 - r->loaded_bytes / r->uses_bytes));
+    cws_table_cell(t, "%.1f", r->loaded_bytes / machine.ratio / n / 1e6);
+    cws_table_cell(t, "%.2f", 1e3 * (r->seconds - r->busy_seconds) / n);
+    cws_table_cell(t, "%.2f", 1e3 * r->seconds / n);
+    if (best)
+        cws_table_cell(t, "%.3f", r->seconds / best->seconds);
+    else
+        cws_table_cell(t, "-");
+}
+
+static int replay(struct cws_table *table, const char *set, const struct replay_trace *t, uint64_t budget)
+{
+    static const struct {
+        const char *name;
+        enum cws_policy_id id;
+        bool host;
+    } policies[] = {{"next", CWS_POLICY_NEXT, false}, {"lru", CWS_POLICY_LRU, false}, {"host next", CWS_POLICY_NEXT, true}, {"host lru", CWS_POLICY_LRU, true}};
+    const struct replay_window window = {.from = (t->round_count - 1) / 2, .to = t->round_count - 1};
+    uint64_t ring = budget / 4 < RING_BYTES ? budget / 4 : RING_BYTES;
+    uint64_t room = budget > ring + other_bytes ? (budget - ring - other_bytes) / GRANULE * GRANULE : 0;
+    struct replay_result best, r;
+    struct cws_error err = {0};
+    char text[32];
+    snprintf(text, sizeof text, "%.1f GiB", (double)budget / (1u << 30));
+    replay_bound(t, &machine, room, GRANULE, window, &best);
+    row(table, set, text, "optimum", &best, &best);
+    replay_belady(t, &machine, room, GRANULE, window, &r);
+    row(table, set, text, "belady", &r, &best);
+    for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
+        bool host = policies[i].host;
+        int code = host ? replay_host(t, &machine, policies[i].id, room, BLOCK_BYTES, window, &r, &err)
+                        : replay_device(t, &machine, policies[i].id, room, window, &r, &err);
+        if (code) {
+            cws_say_line("%s, %s, %s: %s", set, text, policies[i].name, err.message);
+            return 1;
+        }
+        row(table, set, text, policies[i].name, &r, host ? NULL : &best);
+    }
+    cws_table_rule(table);
+    return 0;
+}
+
+/* --- sets ------------------------------------------------------------------------------------------------- */
+
+static void make_cyclic(struct replay_trace *t, const struct replay_shape *shape)
+{
+    uint64_t seed = 20261123;
+    unsigned char chosen[2 * 64] = {0};
+    size_t first = replay_add_model(t, shape, "");
+    unsigned rounds = round_total ? round_total : shape->experts ? MOE_ROUNDS : ROUNDS;
+    for (unsigned i = 0; i < rounds; i++) {
+        replay_add_pass(t, shape, first, &seed, chosen);
+        replay_end_round(t);
+    }
+}
+
+static void make_tinyllama(struct replay_trace *t) { make_cyclic(t, &replay_tinyllama); }
+static void make_8b(struct replay_trace *t) { make_cyclic(t, &replay_llama8b); }
+static void make_moe(struct replay_trace *t) { make_cyclic(t, &replay_mixtral); }
+
+static void make_two(struct replay_trace *t)
+{
+    uint64_t seed = 1;
+    size_t draft = replay_add_model(t, &replay_tinyllama, "draft."), target = replay_add_model(t, &replay_llama8b, "target.");
+    for (unsigned i = 0; i < (round_total ? round_total : ROUNDS); i++) {
+        for (unsigned k = 0; k < 4; k++)
+            replay_add_pass(t, &replay_tinyllama, draft, &seed, NULL);
+        replay_add_pass(t, &replay_llama8b, target, &seed, NULL);
+        replay_end_round(t);
+    }
+}
+
+static const struct {
+    const char *name;
+    void (*make)(struct replay_trace *t);
+    double gib[4];
+} sets[] = {
+    {"tinyllama", make_tinyllama, {1.7, 1.1, 0.6}},
+    {"8b", make_8b, {12, 8, 4, 3}},
+    {"two", make_two, {8, 6, 4}},
+    {"moe", make_moe, {48, 24, 12}},
+};
+
+static int run_set(struct cws_table *table, size_t i)
+{
+    struct replay_trace t = {0};
+    int status = 0;
+    sets[i].make(&t);
+    for (unsigned k = 0; k < 4 && !budget_count && sets[i].gib[k] > 0; k++)
+        status |= replay(table, sets[i].name, &t, (uint64_t)(sets[i].gib[k] * (1u << 30)));
+    for (unsigned k = 0; k < budget_count; k++)
+        status |= replay(table, sets[i].name, &t, budgets[k]);
+    replay_free(&t);
+    return status;
+}
+
+static int run_recorded(struct cws_table *table, const char *path)
+{
+    struct replay_trace t = {0};
+    struct cws_error err = {0};
+    int status = 0, code = replay_load(&t, path, &err);
+    if (code || t.round_count < 4 || !budget_count) {
+        if (code)
+            cws_say_line("%s", err.message);
+        else if (!budget_count)
+            cws_say_line("--trace needs a --budget");
+        else
+            cws_say_line("%s: %zu rounds of its order are too few to tell anything: let the program make more tokens", path, t.round_count);
+        replay_free(&t);
+        return 2;
+    }
+    for (unsigned k = 0; k < budget_count; k++)
+        status |= replay(table, "recorded", &t, budgets[k]);
+    replay_free(&t);
+    return status;
+}
+
+/* --- options ------------------------------------------------------------------------------------------------ */
+
+enum { OPT_TRACE = 256, OPT_BUDGET, OPT_OTHER, OPT_ROUNDS, OPT_HELP, OPT_NUMBER };
+static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &machine.memory_gbps, &machine.use_us, &machine.launch_us,
+                                  &machine.map_us, &machine.drop_us, &machine.ratio, &machine.host_gbps};
+static const struct option longs[] = {
+    {"trace", 1, NULL, OPT_TRACE}, {"budget", 1, NULL, OPT_BUDGET}, {"other", 1, NULL, OPT_OTHER}, {"rounds", 1, NULL, OPT_ROUNDS}, {"help", 0, NULL, OPT_HELP},
+    {"link", 1, NULL, OPT_NUMBER}, {"decode", 1, NULL, OPT_NUMBER + 1}, {"memory", 1, NULL, OPT_NUMBER + 2}, {"use-us", 1, NULL, OPT_NUMBER + 3},
+    {"launch-us", 1, NULL, OPT_NUMBER + 4}, {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6}, {"ratio", 1, NULL, OPT_NUMBER + 7},
+    {"host", 1, NULL, OPT_NUMBER + 8}, {NULL, 0, NULL, 0},
+};
+
+static bool parse_number(const char *text, double *out)
+{
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value > 0) || value > 1e9)
+        return false;
+    *out = value;
+    return true;
+}
+
+/* False: the value is nonsense. */
+static bool take_option(int c, const char **trace)
+{
+    double rounds;
+    switch (c) {
+    case OPT_TRACE:
+        *trace = optarg;
+        return true;
+    case OPT_BUDGET:
+        return budget_count < sizeof budgets / sizeof *budgets && cws_parse_bytes(optarg, strlen(optarg), &budgets[budget_count++]) == 0;
+    case OPT_OTHER:
+        return cws_parse_bytes(optarg, strlen(optarg), &other_bytes) == 0;
+    case OPT_ROUNDS:
+        if (!parse_number(optarg, &rounds) || rounds < 8 || rounds > 100000)
+            return false;
+        round_total = (unsigned)rounds;
+        return true;
+    default:
+        return parse_number(optarg, numbers[c - OPT_NUMBER]);
+    }
+}
+
+static struct cws_table *new_table(void)
+{
+    static const char *const heads[] = {"set", "budget", "policy", "hit", "link MB", "stall ms", "token ms", "x best"};
+    struct cws_table *t = cws_table_create("lrlrrrrr");
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        cws_table_cell(t, "%s", heads[i]);
+    cws_table_rule(t);
+    return t;
+}
+
+int main(int argc, char **argv)
+{
+    const char *trace = NULL;
+    int c, status = 0;
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
+        if (c == OPT_HELP) {
+            fputs(help, stdout);
+            return 0;
+        }
+        if (c == '?' || c == ':' || !take_option(c, &trace)) {
+            cws_say_line("%s: unknown, without its value, or with one that cannot be; see --help", argv[optind - 1]);
+            return 2;
+        }
+    }
+    struct cws_table *table = new_table();
+    if (trace)
+        status = run_recorded(table, trace);
+    for (size_t i = 0; i < sizeof sets / sizeof *sets && !trace; i++) {
+        bool wanted = optind == argc;
+        for (int k = optind; k < argc; k++)
+            wanted |= strcmp(argv[k], sets[i].name) == 0;
+        if (wanted)
+            status |= run_set(table, i);
+    }
+    if (status != 2)
+        cws_table_print(table);
+    cws_table_destroy(table);
+    return fflush(stdout) == 0 ? status : 2;
+}
