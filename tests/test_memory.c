@@ -2,6 +2,7 @@
  * byte anywhere is found, and a packed tensor goes into another store as it is. */
 #include "inject.h"
 #include "sample_model.h"
+#include "store/reader.h"
 #include "store/store.h"
 #include "store/writer.h"
 
@@ -219,7 +220,7 @@ static void a_packed_tensor_is_taken_as_it_is(void **state)
         struct blob b = blob_of(&t, (enum cws_mode)mode), nothing = blob_of(&e, (enum cws_mode)mode);
         struct cws_store *packed = open_blob(b), *none = open_blob(nothing);
         struct cws_memory_tensor tensors[] = {
-            {.name = "plain", .dtype = CWS_BF16, .shape = shape, .ndim = 2, .data = w},
+            {.name = "a plain one first, so that the chunks get other places", .dtype = CWS_BF16, .shape = shape, .ndim = 2, .data = w},
             {.name = "packed", .dtype = CWS_BF16, .shape = shape, .ndim = 2, .packed = packed},
             {.name = "none", .dtype = CWS_F32, .shape = empty, .ndim = 2, .packed = none},
         };
@@ -258,6 +259,30 @@ static void a_packed_tensor_is_taken_as_it_is(void **state)
     free(w);
     free(once);
     free(twice);
+}
+
+static void a_reader_of_memory_stays_inside(void **state)
+{
+    (void)state;
+    static const uint8_t bytes[100] = {7, 8, 9};
+    struct cws_reader_options o = {.slots = 2, .extent_bytes = 100, .file_bytes = sizeof bytes, .memory = bytes};
+    struct cws_reader *r;
+    struct cws_error err = {0};
+    const uint8_t *data;
+    assert_int_equal(0, cws_reader_create(-1, &o, &r, &err));
+    assert_string_equal("memory", cws_reader_engine(r));
+    cws_reader_submit(r, 0, 1, 99);
+    cws_reader_submit(r, 1, 1, 100);
+    assert_int_equal(0, cws_reader_wait(r, 0, &data));
+    assert_ptr_equal(bytes + 1, data);
+    assert_int_equal(CWS_E_SHORT_READ, cws_reader_wait(r, 1, &data));
+    cws_reader_submit(r, 0, UINT64_MAX - 10, 20);
+    assert_int_equal(CWS_E_SHORT_READ, cws_reader_wait(r, 0, &data));
+    cws_reader_after_fork(r); /* nothing of it belongs to a parent */
+    cws_reader_submit(r, 1, 2, 1);
+    assert_int_equal(0, cws_reader_wait(r, 1, &data));
+    assert_int_equal(9, *data);
+    cws_reader_destroy(r);
 }
 
 static void bad_models_are_refused_with_a_line(void **state)
@@ -347,6 +372,7 @@ int main(void)
         cmocka_unit_test(memory_and_file_are_the_same_store),
         cmocka_unit_test(a_damaged_byte_anywhere_is_found),
         cmocka_unit_test(a_packed_tensor_is_taken_as_it_is),
+        cmocka_unit_test(a_reader_of_memory_stays_inside),
         cmocka_unit_test(bad_models_are_refused_with_a_line),
         cmocka_unit_test(no_allocation_that_fails_does_harm),
     };
