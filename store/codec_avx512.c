@@ -4,9 +4,10 @@
  * bit on top. A step finds each lane's next word from its upper 16 bits (decode_table.h) and shifts all four. Eight steps
  * are a row of 256 elements, which leaves in element order. */
 
-#include "codec_elements.h"
+#include "codec_fast.h"
 
 #if defined(__x86_64__)
+#include "codec_elements.h"
 #include <cpuid.h>
 #include <immintrin.h>
 

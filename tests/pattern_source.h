@@ -11,8 +11,10 @@
 #include <string.h>
 #include <cmocka.h>
 
-#define KIB ((size_t)1024)
-#define MIB (KIB * KIB)
+/* Sizes grow with the page, so that a test has the same layout everywhere: these are what they are called where a page is 4 KiB. */
+#define PAGE CWS_PAGE_BYTES
+#define KIB (PAGE / 4)
+#define MIB (PAGE * 256)
 
 struct pattern {
     struct cws_source base;

@@ -46,11 +46,11 @@ static void one_step(uint64_t *seed)
         } else {
             int fds[2];
             if (pipe(fds) == 0) { /* the kernel reads, and perhaps writes, what is held */
-                size_t n = len < 4096 ? len : 4096;
+                uint8_t back[4096];
+                size_t n = len < sizeof back ? len : sizeof back;
                 expect(write(fds[1], written_view + at + from, n) == (ssize_t)n, "write(2) from held memory", at + from, *seed);
                 if (for_write)
                     memset(shadow + at + from, 0x5C, n);
-                uint8_t back[4096];
                 expect(read(fds[0], back, n) == (ssize_t)n, "read(2)", at + from, *seed);
                 if (!for_write)
                     expect(memcmp(back, shadow + at + from, n) == 0, "what the kernel read", at + from, *seed);
@@ -64,14 +64,14 @@ static void one_step(uint64_t *seed)
             cws_view_unhold(written_view + at + from, len);
         }
     } else if (dice < 93) {
-        size_t page = at / 4096 * 4096;
-        expect(cws_view_advise(read_view + page, 3 * 4096, dice < 90 ? MADV_DONTNEED : MADV_WILLNEED) == 0, "advice", at, *seed);
+        size_t page = at / PAGE * PAGE;
+        expect(cws_view_advise(read_view + page, 3 * PAGE, dice < 90 ? MADV_DONTNEED : MADV_WILLNEED) == 0, "advice", at, *seed);
     } else if (dice < 96) {
-        size_t page = at / 4096 * 4096;
-        expect(cws_view_protect(read_view + page, 4096, PROT_READ | (dice & 1 ? PROT_WRITE : 0)) == 0, "protection", at, *seed);
+        size_t page = at / PAGE * PAGE;
+        expect(cws_view_protect(read_view + page, PAGE, PROT_READ | (dice & 1 ? PROT_WRITE : 0)) == 0, "protection", at, *seed);
     } else {
         void *other = NULL;
-        size_t page = at / 4096 * 4096, want = len + from;
+        size_t page = at / PAGE * PAGE, want = len + from;
         if (cws_view_map_source(&source->base, NULL, want, PROT_READ | PROT_WRITE, 0, page, &other, NULL) == 0) {
             expect(pattern_differs(source, other, want, page) == -1, "a short-lived view", page, *seed);
             ((uint8_t *)other)[0] = 1;

@@ -97,7 +97,7 @@ static void an_unmap_waits_for_the_fill_in_its_way(void **state)
         start_pager(MIB);
         struct pattern *p = pattern_new(2 * MIB, 0);
         uint8_t *at = map_view(p, 2 * MIB, PROT_READ | PROT_WRITE, 0);
-        struct act hold = {.p = p, .at = at, .offset = 3 * 64 * KIB, .len = 4096}, cut = {.at = at, .offset = 3 * 64 * KIB + 4096, .len = 60 * KIB};
+        struct act hold = {.p = p, .at = at, .offset = 3 * 64 * KIB, .len = PAGE}, cut = {.at = at, .offset = 3 * 64 * KIB + PAGE, .len = 60 * KIB};
         pthread_t filler, cutter;
         gate_arm(phases[i], 3);
         pthread_create(&filler, NULL, reader, &hold);
@@ -132,7 +132,7 @@ static void a_touch_during_eviction_is_served_after_it(void **state)
         start_pager_with((struct cws_options){.active = true, .budget_bytes = MIB, .policy = CWS_POLICY_LRU});
         struct pattern *p = pattern_new(4 * MIB, 0);
         uint8_t *at = map_view(p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
-        struct act touch = {.p = p, .at = at, .offset = 4096, .len = 4096, .write = n & 1};
+        struct act touch = {.p = p, .at = at, .offset = PAGE, .len = PAGE, .write = n & 1};
         struct act press = {.p = p, .at = at, .offset = MIB, .len = MIB};
         pthread_t toucher, presser;
         assert_int_equal(pattern_differs(p, at, MIB, 0), -1);
@@ -150,7 +150,7 @@ static void a_touch_during_eviction_is_served_after_it(void **state)
         assert_int_equal(atomic_load(&press.wrong), 0);
         assert_int_equal(pattern_differs(p, at + 2 * MIB, 2 * MIB, 2 * MIB), -1);
         if (touch.write)
-            assert_int_equal(at[4096], 0x77);
+            assert_int_equal(at[PAGE], 0x77);
         assert_int_equal(pattern_differs(p, at + 4097, 60 * KIB, 4097), -1);
         unmap_view(at, 4 * MIB);
         pattern_free(p);

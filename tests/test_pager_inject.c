@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#undef PAGE /* this layout is for pages of 4 KiB */
 enum {
     EXIT_QUIET = 40,  /* right, and nothing had to be said */
     EXIT_REFUSED,     /* a call returned an error with a message */
@@ -371,6 +372,8 @@ int main(int argc, char **argv)
         printf("# rung %s: SKIPPED: %s\n", argv[1], err.message);
         return 77;
     }
+    if (CWS_PAGE_BYTES != PAGE)
+        return 77;
     setenv("CODEC_PAGER", argv[1], 1);
     for (int kind = 1; argc == 5 && kind < SYS_KIND_COUNT; kind++) {
         struct plan plan = {(enum sys_kind)kind, (unsigned)strtoul(argv[3], NULL, 10), (unsigned)strtoul(argv[4], NULL, 10)};

@@ -20,7 +20,7 @@ static void every_byte_is_right_at_random_offsets(void **state)
         assert_int_equal(pattern_differs(p, at + offset, len, offset), -1);
     }
     assert_int_equal(pattern_differs(p, at, bytes, 0), -1);
-    for (size_t i = bytes; i % 4096; i++) /* the rest of the last page */
+    for (size_t i = bytes; i % PAGE; i++) /* the rest of the last page */
         assert_int_equal(at[i], 0);
     unmap_view(at, bytes);
     pattern_free(p);
@@ -33,17 +33,17 @@ static void views_may_begin_anywhere_and_share_a_source(void **state)
     const size_t bytes = 3 * MIB;
     start_pager(MIB);
     struct pattern *p = pattern_new(bytes, MIB);
-    uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, MIB, PROT_READ | PROT_WRITE, MIB + 4096), *c = map_view(p, 5, PROT_READ, 8192);
+    uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, MIB, PROT_READ | PROT_WRITE, MIB + PAGE), *c = map_view(p, 5, PROT_READ, 2 * PAGE);
     assert_int_equal(pattern_differs(p, a, bytes, 0), -1);
-    assert_int_equal(pattern_differs(p, b, MIB, MIB + 4096), -1);
+    assert_int_equal(pattern_differs(p, b, MIB, MIB + PAGE), -1);
     b[77] ^= 0xff; /* private */
     assert_int_equal(pattern_differs(p, a, bytes, 0), -1);
-    assert_int_equal(pattern_differs(p, c, 4096, 8192), -1);
+    assert_int_equal(pattern_differs(p, c, PAGE, 2 * PAGE), -1);
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
     assert_int_equal(stats.views, 3);
     unmap_view(a, bytes);
-    assert_int_equal(b[77], (uint8_t)(pattern_byte(p, MIB + 4096 + 77) ^ 0xff));
+    assert_int_equal(b[77], (uint8_t)(pattern_byte(p, MIB + PAGE + 77) ^ 0xff));
     unmap_view(b, MIB);
     unmap_view(c, 5);
     cws_pager_stats_get(&stats);
@@ -64,19 +64,19 @@ static void bad_requests_are_refused_and_change_nothing(void **state)
     assert_non_null(strstr(err.message, "1048576"));
     assert_string_equal(cws_pager_rung(), "none");
     start_pager(MIB);
-    struct pattern *p = pattern_new(10000, 0);
+    struct pattern *p = pattern_new(2 * PAGE + 1808, 0);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_READ | PROT_EXEC, 0, 0, &at, &err), CWS_E_UNSUPPORTED);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_NONE, 0, 0, &at, &err), CWS_E_UNSUPPORTED);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_READ, 0, 1, &at, &err), CWS_E_USAGE);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 0, PROT_READ, 0, 0, &at, &err), CWS_E_USAGE);
-    assert_int_equal(cws_view_map_source(&p->base, NULL, 12289, PROT_READ, 0, 0, &at, &err), CWS_E_RANGE);
-    assert_int_equal(cws_view_map_source(&p->base, NULL, 1, PROT_READ, 0, 12288, &at, &err), CWS_E_RANGE);
+    assert_int_equal(cws_view_map_source(&p->base, NULL, 3 * PAGE + 1, PROT_READ, 0, 0, &at, &err), CWS_E_RANGE);
+    assert_int_equal(cws_view_map_source(&p->base, NULL, 1, PROT_READ, 0, 3 * PAGE, &at, &err), CWS_E_RANGE);
     assert_int_equal(cws_view_map_source(&p->base, NULL, SIZE_MAX, PROT_READ, 0, 0, &at, &err), CWS_E_RANGE);
-    uint8_t *last = map_view(p, 12288 - 8192, PROT_READ, 8192);
+    uint8_t *last = map_view(p, PAGE, PROT_READ, 2 * PAGE);
     assert_int_equal(cws_pager_stop(), CWS_E_BUSY);
-    assert_int_equal(pattern_differs(p, last, 10000 - 8192, 8192), -1);
-    assert_int_equal(last[4095], 0);
-    unmap_view(last, 4096);
+    assert_int_equal(pattern_differs(p, last, 1808, 2 * PAGE), -1);
+    assert_int_equal(last[PAGE - 1], 0);
+    unmap_view(last, PAGE);
     pattern_free(p);
     stop_pager();
 }
@@ -95,9 +95,9 @@ static void the_budget_is_kept_by_our_count_and_by_the_kernels(void **state)
     uint64_t worst = 0, moved = 0, seed = 7;
     for (int pass = 0; pass < 2; pass++) {
         for (size_t at = 0; at < bytes; at += 64 * KIB) {
-            assert_int_equal(pattern_differs(p, a + at, 4096, at), -1);
-            size_t other = next_random(&seed) % (bytes - 4096);
-            assert_int_equal(pattern_differs(p, b + other, 4096, other), -1);
+            assert_int_equal(pattern_differs(p, a + at, PAGE, at), -1);
+            size_t other = next_random(&seed) % (bytes - PAGE);
+            assert_int_equal(pattern_differs(p, b + other, PAGE, other), -1);
             if (at % MIB == 0) {
                 uint64_t moving = smaps_rss(a, bytes) + smaps_rss(b, bytes);
                 moved = moving > moved ? moving : moved;
@@ -160,9 +160,9 @@ static void write_far_past_the_budget(void *arg)
     struct pattern *p = arg;
     start_pager(MIB);
     uint8_t *at = map_view(p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
-    for (size_t i = 0; i < 4 * MIB; i += 4096)
+    for (size_t i = 0; i < 4 * MIB; i += PAGE)
         at[i] = 1;
-    for (size_t i = 0; i < 4 * MIB; i += 4096)
+    for (size_t i = 0; i < 4 * MIB; i += PAGE)
         if (at[i] != 1 || at[i + 1] != pattern_byte(p, i + 1))
             _exit(3);
 }

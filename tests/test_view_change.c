@@ -73,29 +73,29 @@ static void unmapping_a_part_leaves_the_rest(void **state)
     struct pattern *p = begin(2 * MIB, 4 * MIB);
     uint8_t *at = map_view(p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
     assert_int_equal(pattern_differs(p, at, MIB, 0), -1);
-    at[100 * 4096] = 7; /* a written block is cut too */
-    unmap_view(at, 4096);
+    at[100 * PAGE] = 7; /* a written block is cut too */
+    unmap_view(at, PAGE);
     assert_int_equal(signal_of_access(at, false), SIGSEGV);
-    move_in(at, 4096, PROT_NONE);
+    move_in(at, PAGE, PROT_NONE);
     unmap_view(at + 2 * MIB, 5);
-    move_in(at + 2 * MIB, 4096, PROT_NONE);
+    move_in(at + 2 * MIB, PAGE, PROT_NONE);
     /* Eviction and fills must not touch what moves in. */
-    unmap_view(at + 101 * 4096, 3 * 4096);
-    uint8_t *hole = move_in(at + 101 * 4096, 3 * 4096, PROT_READ | PROT_WRITE);
-    memset(hole, 0x33, 3 * 4096);
-    uint8_t *second = at + 300 * 4096; /* in a block that stays clean, and so is dropped and filled again */
-    unmap_view(second, 4096);
-    move_in(second, 4096, PROT_READ | PROT_WRITE);
-    memset(second, 0x44, 4096);
+    unmap_view(at + 101 * PAGE, 3 * PAGE);
+    uint8_t *hole = move_in(at + 101 * PAGE, 3 * PAGE, PROT_READ | PROT_WRITE);
+    memset(hole, 0x33, 3 * PAGE);
+    uint8_t *second = at + 300 * PAGE; /* in a block that stays clean, and so is dropped and filled again */
+    unmap_view(second, PAGE);
+    move_in(second, PAGE, PROT_READ | PROT_WRITE);
+    memset(second, 0x44, PAGE);
     for (int pass = 0; pass < 3; pass++) {
-        assert_int_equal(pattern_differs(p, at + 4096, 99 * 4096, 4096), -1);
-        assert_int_equal(at[100 * 4096], 7);
-        assert_int_equal(pattern_differs(p, at + 104 * 4096, 196 * 4096, 104 * 4096), -1);
-        assert_int_equal(pattern_differs(p, at + 301 * 4096, 2 * MIB - 301 * 4096, 301 * 4096), -1);
-        assert_int_equal(pattern_differs(p, at + 2 * MIB + 4096, 2 * MIB - 4096, 2 * MIB + 4096), -1);
+        assert_int_equal(pattern_differs(p, at + PAGE, 99 * PAGE, PAGE), -1);
+        assert_int_equal(at[100 * PAGE], 7);
+        assert_int_equal(pattern_differs(p, at + 104 * PAGE, 196 * PAGE, 104 * PAGE), -1);
+        assert_int_equal(pattern_differs(p, at + 301 * PAGE, 2 * MIB - 301 * PAGE, 301 * PAGE), -1);
+        assert_int_equal(pattern_differs(p, at + 2 * MIB + PAGE, 2 * MIB - PAGE, 2 * MIB + PAGE), -1);
     }
-    for (int i = 0; i < 4096; i++)
-        assert_true(hole[i] == 0x33 && hole[2 * 4096 + i] == 0x33 && second[i] == 0x44);
+    for (size_t i = 0; i < PAGE; i++)
+        assert_true(hole[i] == 0x33 && hole[2 * PAGE + i] == 0x33 && second[i] == 0x44);
     assert_int_equal(signal_of_access(at, false), SIGSEGV);
     assert_int_equal(signal_of_access(at + 2 * MIB, false), SIGSEGV);
     assert_int_equal(cws_view_munmap(at + 1, 5), -EINVAL);
@@ -117,7 +117,7 @@ static void one_call_unmaps_views_and_what_is_between(void **state)
     assert_true(cws_view_overlaps(area + MIB - 1, 1));
     assert_false(cws_view_overlaps(area + MIB, MIB));
     assert_true(cws_view_overlaps(area + MIB, MIB + 1));
-    assert_false(cws_view_overlaps(area + 3 * MIB, 4096));
+    assert_false(cws_view_overlaps(area + 3 * MIB, PAGE));
     assert_false(cws_view_overlaps(area, 0));
     assert_int_equal(pattern_differs(p, a, MIB, 0), -1);
     assert_int_equal(pattern_differs(p, b, MIB, 0), -1);
@@ -162,13 +162,13 @@ static void unmapping_while_others_fault_next_to_it(void **state)
     pthread_t threads[3];
     for (int i = 0; i < 3; i++)
         pthread_create(&threads[i], NULL, touch_below_limit, &t);
-    for (size_t from = 8 * MIB; from > 4 * MIB; from -= 20 * 4096 < from - 4 * MIB ? 20 * 4096 : from - 4 * MIB) {
-        size_t next = from - 4 * MIB > 20 * 4096 ? from - 20 * 4096 : 4 * MIB;
+    for (size_t from = 8 * MIB; from > 4 * MIB; from -= 20 * PAGE < from - 4 * MIB ? 20 * PAGE : from - 4 * MIB) {
+        size_t next = from - 4 * MIB > 20 * PAGE ? from - 20 * PAGE : 4 * MIB;
         unmap_view(at + next, from - next);
     }
     for (int i = 0; i < 200; i++) { /* whole views come and go at the same time */
         uint8_t *other = map_view(p, MIB, PROT_READ, 0);
-        assert_int_equal(other[i * 4096], pattern_byte(p, (uint64_t)i * 4096));
+        assert_int_equal(other[i * PAGE], pattern_byte(p, (uint64_t)i * PAGE));
         unmap_view(other, MIB);
     }
     atomic_store(&t.stop, true);
@@ -216,29 +216,29 @@ static void protections_hold_for_each_page(void **state)
     uint8_t *at = map_view(p, 4 * MIB, PROT_READ, 0);
     at[0] == 0 ? fail() : (void)0;
     assert_int_equal(signal_of_access(at, true), SIGSEGV);
-    assert_int_equal(cws_view_protect(at + 4096, 4096, PROT_READ | PROT_WRITE), 0); /* in the middle of a block that is there */
-    assert_int_equal(cws_view_protect(at + 2 * MIB + 8192, 4096, PROT_NONE), 0);   /* of one that is not */
-    assert_int_equal(cws_view_protect(at + 3 * MIB, 8192, PROT_WRITE), 0);
-    assert_int_equal(cws_view_protect(at, 4096, PROT_READ | PROT_EXEC), -EACCES);
-    assert_int_equal(cws_view_protect(at + 1, 4096, PROT_READ), -EINVAL);
+    assert_int_equal(cws_view_protect(at + PAGE, PAGE, PROT_READ | PROT_WRITE), 0); /* in the middle of a block that is there */
+    assert_int_equal(cws_view_protect(at + 2 * MIB + 2 * PAGE, PAGE, PROT_NONE), 0);   /* of one that is not */
+    assert_int_equal(cws_view_protect(at + 3 * MIB, 2 * PAGE, PROT_WRITE), 0);
+    assert_int_equal(cws_view_protect(at, PAGE, PROT_READ | PROT_EXEC), -EACCES);
+    assert_int_equal(cws_view_protect(at + 1, PAGE, PROT_READ), -EINVAL);
     for (int pass = 0; pass < 2; pass++) { /* the second time after eviction */
         assert_int_equal(signal_of_access(at, true), SIGSEGV);
-        assert_int_equal(signal_of_access(at + 4095, true), SIGSEGV);
-        assert_int_equal(signal_of_access(at + 4096, true), 0);
-        assert_int_equal(signal_of_access(at + 8192, true), SIGSEGV);
-        assert_int_equal(signal_of_access(at + 2 * MIB + 8192, false), SIGSEGV);
-        assert_int_equal(signal_of_access(at + 2 * MIB + 4096, false), 0);
-        assert_int_equal(signal_of_access(at + 2 * MIB + 12288, false), 0);
-        assert_int_equal(signal_of_access(at + 3 * MIB + 4096, true), 0);
-        assert_int_equal(pattern_differs(p, at, 2 * MIB + 8192, 0), -1);
-        assert_int_equal(pattern_differs(p, at + 2 * MIB + 12288, 2 * MIB - 12288, 2 * MIB + 12288), -1);
+        assert_int_equal(signal_of_access(at + PAGE - 1, true), SIGSEGV);
+        assert_int_equal(signal_of_access(at + PAGE, true), 0);
+        assert_int_equal(signal_of_access(at + 2 * PAGE, true), SIGSEGV);
+        assert_int_equal(signal_of_access(at + 2 * MIB + 2 * PAGE, false), SIGSEGV);
+        assert_int_equal(signal_of_access(at + 2 * MIB + PAGE, false), 0);
+        assert_int_equal(signal_of_access(at + 2 * MIB + 3 * PAGE, false), 0);
+        assert_int_equal(signal_of_access(at + 3 * MIB + PAGE, true), 0);
+        assert_int_equal(pattern_differs(p, at, 2 * MIB + 2 * PAGE, 0), -1);
+        assert_int_equal(pattern_differs(p, at + 2 * MIB + 3 * PAGE, 2 * MIB - 3 * PAGE, 2 * MIB + 3 * PAGE), -1);
     }
     assert_int_equal(cws_view_protect(at, 4 * MIB, PROT_READ | PROT_WRITE), 0);
-    at[2 * MIB + 8192] = 9;
-    assert_int_equal(pattern_differs(p, at + 2 * MIB + 8193, 4095, 2 * MIB + 8193), -1);
+    at[2 * MIB + 2 * PAGE] = 9;
+    assert_int_equal(pattern_differs(p, at + 2 * MIB + 2 * PAGE + 1, PAGE - 1, 2 * MIB + 2 * PAGE + 1), -1);
     assert_int_equal(cws_view_protect(at, 4 * MIB, PROT_READ), 0);
-    assert_int_equal(at[2 * MIB + 8192], 9);
-    assert_int_equal(signal_of_access(at + 2 * MIB + 8192, true), SIGSEGV);
+    assert_int_equal(at[2 * MIB + 2 * PAGE], 9);
+    assert_int_equal(signal_of_access(at + 2 * MIB + 2 * PAGE, true), SIGSEGV);
     unmap_view(at, 4 * MIB);
     end(p);
 }
@@ -252,10 +252,10 @@ static void dontneed_brings_the_bytes_of_the_file_back(void **state)
     uint8_t *at = map_view(p, 2 * MIB, PROT_READ | PROT_WRITE, 0);
     memset(at, 0, MIB);
     at[MIB] = 0;
-    assert_int_equal(cws_view_advise(at + 4096, 8192, MADV_DONTNEED), 0); /* a part of a written block */
-    assert_int_equal(at[4095], 0);
-    assert_int_equal(pattern_differs(p, at + 4096, 8192, 4096), -1);
-    assert_int_equal(at[4096 + 8192], 0);
+    assert_int_equal(cws_view_advise(at + PAGE, 2 * PAGE, MADV_DONTNEED), 0); /* a part of a written block */
+    assert_int_equal(at[PAGE - 1], 0);
+    assert_int_equal(pattern_differs(p, at + PAGE, 2 * PAGE, PAGE), -1);
+    assert_int_equal(at[3 * PAGE], 0);
     assert_int_equal(cws_view_advise(at, 2 * MIB, MADV_DONTNEED), 0);
     assert_int_equal(pattern_differs(p, at, 2 * MIB, 0), -1);
     struct cws_pager_stats stats;
@@ -270,7 +270,7 @@ static void dontneed_brings_the_bytes_of_the_file_back(void **state)
     assert_int_equal(cws_view_advise(at, 2 * MIB, MADV_HUGEPAGE), 0);
     assert_int_equal(cws_view_advise(at, 2 * MIB, MADV_FREE), -EINVAL);
     assert_int_equal(cws_view_advise(at, 2 * MIB, 22 /* MADV_POPULATE_READ */), 0);
-    assert_int_equal(cws_view_advise(at + 1, 4096, MADV_DONTNEED), -EINVAL);
+    assert_int_equal(cws_view_advise(at + 1, PAGE, MADV_DONTNEED), -EINVAL);
     assert_int_equal(at[5], 77);
     assert_int_equal(pattern_differs(p, at + 6, 2 * MIB - 6, 6), -1);
     unmap_view(at, 2 * MIB);
@@ -284,12 +284,12 @@ static void a_raw_madvise_behind_our_back_is_noticed(void **state)
         skip(); /* no message comes there: README.md says that the call has to go through cws_view_advise */
     struct pattern *p = begin(MIB, 2 * MIB);
     uint8_t *at = map_view(p, 2 * MIB, PROT_READ | PROT_WRITE, 0);
-    at[4096] = 1;
+    at[PAGE] = 1;
     (void)!*(volatile uint8_t *)(at + MIB);
-    assert_int_equal(madvise(at, 4096, MADV_DONTNEED), 0);
-    assert_int_equal(madvise(at + MIB + 4096, 8192, MADV_DONTNEED), 0);
-    assert_int_equal(pattern_differs(p, at, 4096, 0), -1);
-    assert_int_equal(at[4096], 1);
+    assert_int_equal(madvise(at, PAGE, MADV_DONTNEED), 0);
+    assert_int_equal(madvise(at + MIB + PAGE, 2 * PAGE, MADV_DONTNEED), 0);
+    assert_int_equal(pattern_differs(p, at, PAGE, 0), -1);
+    assert_int_equal(at[PAGE], 1);
     assert_int_equal(pattern_differs(p, at + MIB, MIB, MIB), -1);
     unmap_view(at, 2 * MIB);
     end(p);
@@ -305,8 +305,8 @@ static void a_raw_mprotect_behind_our_back_is_no_endless_loop(void **state)
     uint8_t *at = map_view(p, MIB, PROT_READ | PROT_WRITE, 0);
     at[0] = 5;
     assert_int_equal(at[MIB / 2], pattern_byte(p, MIB / 2));
-    assert_int_equal(mprotect(at, 4096, PROT_NONE), 0);
-    assert_int_equal(mprotect(at + MIB / 2, 4096, PROT_NONE), 0);
+    assert_int_equal(mprotect(at, PAGE, PROT_NONE), 0);
+    assert_int_equal(mprotect(at + MIB / 2, PAGE, PROT_NONE), 0);
     assert_int_equal(at[0], 5);
     assert_int_equal(at[MIB / 2], pattern_byte(p, MIB / 2));
     unmap_view(at, MIB);
@@ -323,9 +323,9 @@ static void remap_shrinks_in_place_only(void **state)
     assert_int_equal(pattern_differs(p, at, 2 * MIB, 0), -1);
     assert_int_equal(cws_view_remap(at, 2 * MIB, MIB + 1, MREMAP_MAYMOVE, &moved), 0);
     assert_ptr_equal(moved, at);
-    assert_int_equal(pattern_differs(p, at, MIB + 4096, 0), -1);
-    assert_int_equal(signal_of_access(at + MIB + 4096, false), SIGSEGV);
-    unmap_view(at, MIB + 4096);
+    assert_int_equal(pattern_differs(p, at, MIB + PAGE, 0), -1);
+    assert_int_equal(signal_of_access(at + MIB + PAGE, false), SIGSEGV);
+    unmap_view(at, MIB + PAGE);
     end(p);
 }
 
@@ -373,8 +373,8 @@ static void a_hold_that_cannot_be_leaves_nothing_held(void **state)
     struct pattern *p = begin(MIB, 4 * MIB);
     struct cws_error err = {0};
     uint8_t *at = map_view(p, 4 * MIB, PROT_READ, 0);
-    assert_int_equal(cws_view_hold(at, 4096, true, &err), -EFAULT);
-    assert_int_equal(cws_view_protect(at + 128 * KIB, 4096, PROT_NONE), 0);
+    assert_int_equal(cws_view_hold(at, PAGE, true, &err), -EFAULT);
+    assert_int_equal(cws_view_protect(at + 128 * KIB, PAGE, PROT_NONE), 0);
     assert_int_equal(cws_view_hold(at, 256 * KIB, false, &err), -EFAULT);
     uint32_t slot = 0;
     struct cws_view *v = cws_index_next_locked(&slot);

@@ -20,7 +20,7 @@ static int wait_for(pid_t pid)
 /* In the child: no assertions, exit codes. */
 static void check_child(struct pattern *p, uint8_t *at, size_t bytes, size_t written)
 {
-    for (size_t i = 0; i < written; i += 4096)
+    for (size_t i = 0; i < written; i += PAGE)
         if (at[i] != 0xA5)
             _exit(2);
     if (pattern_differs(p, at + written, bytes - written, written) != -1)
@@ -30,20 +30,20 @@ static void check_child(struct pattern *p, uint8_t *at, size_t bytes, size_t wri
 static void a_child_reads_and_writes_for_itself(void **state)
 {
     (void)state;
-    const size_t bytes = 6 * MIB, written = 300 * KIB / 4096 * 4096;
+    const size_t bytes = 6 * MIB, written = 300 * KIB / PAGE * PAGE;
     start_pager(2 * MIB);
     struct pattern *p = pattern_new(bytes, MIB);
     uint8_t *at = map_view(p, bytes, PROT_READ | PROT_WRITE, 0);
-    for (size_t i = 0; i < written; i += 4096)
-        memset(at + i, 0xA5, 4096);
+    for (size_t i = 0; i < written; i += PAGE)
+        memset(at + i, 0xA5, PAGE);
     assert_int_equal(pattern_differs(p, at + MIB, MIB, MIB), -1); /* some blocks are clean, some absent, some written */
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
         check_child(p, at, bytes, written);
         memset(at + 3 * MIB, 0x11, 100000);
-        memset(at, 0x22, 4096);
-        check_child(p, at + 4096, MIB, 0) ;
+        memset(at, 0x22, PAGE);
+        check_child(p, at + PAGE, MIB, 0) ;
         _exit(9);
     }
     /* check_child of a shifted range must fail: the test can tell right from wrong. */
@@ -53,7 +53,7 @@ static void a_child_reads_and_writes_for_itself(void **state)
         check_child(p, at, bytes, written);
         memset(at + 3 * MIB, 0x11, 100000);
         at[0] = 0x22;
-        for (size_t i = 4 * MIB; i < bytes; i += 4096) /* pressure in the child */
+        for (size_t i = 4 * MIB; i < bytes; i += PAGE) /* pressure in the child */
             if (at[i] != pattern_byte(p, i))
                 _exit(4);
         for (size_t i = 0; i < 100000; i++)
@@ -94,14 +94,14 @@ static void holes_protections_and_failed_blocks_are_inherited(void **state)
     atomic_store(&p->corrupt_begin, 3 * MIB);
     atomic_store(&p->corrupt_end, 3 * MIB + 1);
     uint8_t *at = map_view(p, 4 * MIB, PROT_READ | PROT_WRITE, 0);
-    at[5 * 4096] = 1;
+    at[5 * PAGE] = 1;
     assert_int_equal(cws_view_hold(at + 3 * MIB, 1, false, NULL), CWS_E_CORRUPT);
-    assert_int_equal(cws_view_protect(at + 4096, 4096, PROT_NONE), 0);
-    assert_int_equal(cws_view_protect(at + 2 * MIB, 4096, PROT_READ), 0);
-    unmap_view(at + 8192, 4096);
-    static const struct { size_t offset; bool write; int signal; } cases[] = {
-        {0, true, 0}, {4096, false, SIGSEGV}, {8192, false, SIGSEGV}, {2 * 1024 * 1024, false, 0}, {2 * 1024 * 1024, true, SIGSEGV},
-        {2 * 1024 * 1024 + 4096, true, 0}, {3 * 1024 * 1024, false, SIGBUS}, {5 * 4096, false, 0},
+    assert_int_equal(cws_view_protect(at + PAGE, PAGE, PROT_NONE), 0);
+    assert_int_equal(cws_view_protect(at + 2 * MIB, PAGE, PROT_READ), 0);
+    unmap_view(at + 2 * PAGE, PAGE);
+    const struct { size_t offset; bool write; int signal; } cases[] = {
+        {0, true, 0}, {PAGE, false, SIGSEGV}, {2 * PAGE, false, SIGSEGV}, {2 * MIB, false, 0}, {2 * MIB, true, SIGSEGV},
+        {2 * MIB + PAGE, true, 0}, {3 * MIB, false, SIGBUS}, {5 * PAGE, false, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         fflush(NULL);
@@ -113,9 +113,9 @@ static void holes_protections_and_failed_blocks_are_inherited(void **state)
         if (pid == 0) {
             volatile uint8_t *byte = at + cases[i].offset;
             uint8_t value = *byte;
-            if (cases[i].offset != 5 * 4096 && value != pattern_byte(p, cases[i].offset))
+            if (cases[i].offset != 5 * PAGE && value != pattern_byte(p, cases[i].offset))
                 _exit(1);
-            if (cases[i].offset == 5 * 4096 && value != 1)
+            if (cases[i].offset == 5 * PAGE && value != 1)
                 _exit(2);
             if (cases[i].write)
                 *byte = 3;
@@ -173,7 +173,7 @@ static void forking_while_threads_fault(void **state)
                 size_t offset = next_random(&seed) % (bytes - 64);
                 if (pattern_differs(p, at + offset, 64, offset) != -1)
                     _exit(3);
-                at[offset / 4096 * 4096] ^= 0; /* a write that changes nothing */
+                at[offset / PAGE * PAGE] ^= 0; /* a write that changes nothing */
             }
             _exit(0);
         }

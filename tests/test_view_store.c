@@ -13,6 +13,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* The store is what it is, whatever the page. */
+#undef MIB
+#define MIB ((size_t)1 << 20)
+
 static char folder[] = "/tmp/cws-view-store-XXXXXX";
 static char plain[64], packed[64], broken[64];
 static uint8_t *original;
@@ -99,17 +103,17 @@ static void the_packed_file_reads_as_the_original(void **state)
     start_pager(MIB);
     struct cws_store *s = open_store(packed);
     assert_int_equal(cws_store_logical_bytes(s), original_bytes);
-    uint8_t *a = map_store(s, original_bytes, PROT_READ, 0), *b = map_store(s, MIB, PROT_READ | PROT_WRITE, 4096);
+    uint8_t *a = map_store(s, original_bytes, PROT_READ, 0), *b = map_store(s, MIB, PROT_READ | PROT_WRITE, PAGE);
     cws_store_close(s); /* the views keep it open */
     for (int i = 0; i < 300; i++) {
         size_t len = next_random(&seed) % 5000 + 1, at = next_random(&seed) % (original_bytes - len);
         assert_memory_equal(a + at, original + at, len);
     }
     assert_memory_equal(a, original, original_bytes);
-    assert_memory_equal(b, original + 4096, MIB);
+    assert_memory_equal(b, original + PAGE, MIB);
     b[5] ^= 1;
     assert_memory_equal(a, original, original_bytes);
-    assert_int_equal(b[5], original[4096 + 5] ^ 1);
+    assert_int_equal(b[5], original[PAGE + 5] ^ 1);
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
     assert_true(stats.reads > 0 && stats.read_bytes > 0);
@@ -118,7 +122,7 @@ static void the_packed_file_reads_as_the_original(void **state)
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0)
-        _exit(memcmp(a, original, original_bytes) || memcmp(b + 6, original + 4096 + 6, MIB - 6) || b[5] != (original[4096 + 5] ^ 1));
+        _exit(memcmp(a, original, original_bytes) || memcmp(b + 6, original + PAGE + 6, MIB - 6) || b[5] != (original[PAGE + 5] ^ 1));
     int status = -1;
     waitpid(pid, &status, 0);
     assert_int_equal(status, 0);
@@ -198,7 +202,7 @@ static void touch_broken(void *arg)
     start_pager(MIB);
     struct cws_store *s = open_store(broken);
     volatile uint8_t *at = map_store(s, original_bytes, PROT_READ, 0);
-    if (memcmp((const uint8_t *)at, original, 4096))
+    if (memcmp((const uint8_t *)at, original, PAGE))
         _exit(3);
     (void)at[broken_offset];
     _exit(4);
