@@ -1,17 +1,21 @@
 /* Description: CODEC_TRACE of the CUDA manager, against the stand-in driver: uses with what they met, waits of launches, loads with their reads, copies and
- * decoding by the device's clock, drops, memory inside the budget, rounds of a cyclic scan; any driver call of the trace's own may fail. */
+ * decoding by the device's clock, drops, memory inside the budget, rounds of a cyclic scan; any driver call of the trace's own may fail. NVTX: a profiler's
+ * library gets a range for each wait; one that is none, or refuses, changes nothing. */
 #include "sample_model.h"
 #include "standin/standin.h"
 #include "store/writer.h"
 #include "trace_file.h"
-#include "uvm/gpu.h"
 #include "store/trace.h"
+#include "uvm/gpu.h"
+#include "uvm/nvtx.h"
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -225,12 +229,76 @@ static void calls_of_the_trace_may_fail(void **state)
     }
 }
 
+/* --- NVTX ------------------------------------------------------------------------------------------------ */
+
+static void *tool_symbol(void *tool, const char *name)
+{
+    void *at = dlsym(tool, name);
+    assert_non_null(at);
+    return at;
+}
+
+/* In a process of its own, for a profiler is looked for once. Exit 0: as expected. */
+static void with_profiler(const char *library, const char *how, bool expected)
+{
+    struct run run;
+    setenv("NVTX_INJECTION64_PATH", library, 1);
+    setenv("NVTX_TOOL", how, 1);
+    open_traced(&run, 36 * MIB);
+    scan(&run);
+    assert_int_equal(cws_nvtx_is_on(), expected);
+    close_traced(&run);
+    if (!expected)
+        return;
+    void *tool = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+    assert_non_null(tool);
+    assert_int_equal(*(int *)tool_symbol(tool, "nvtx_tool_wrong"), 0);
+    assert_int_equal(*(int *)tool_symbol(tool, "nvtx_tool_depth"), 0);
+    assert_string_equal((char *)tool_symbol(tool, "nvtx_tool_domain"), "codecllm");
+    assert_true(strncmp((char *)tool_symbol(tool, "nvtx_tool_last"), "wait for layers.", 16) == 0);
+    json_t *events = trace_load(path, getpid(), true);
+    assert_int_equal(*(int *)tool_symbol(tool, "nvtx_tool_begun"), trace_count(events, "wait for weights", 'B'));
+    assert_int_equal(*(uint64_t *)tool_symbol(tool, "nvtx_tool_bytes"), trace_count(events, "wait for weights", 'B') * TENSOR_BYTES);
+    json_decref(events);
+}
+
+static void a_profiler_gets_ranges_of_waits(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 4; i++) { /* a profiler, one that refuses, no library, one that is none */
+        fflush(NULL);
+        pid_t pid = fork();
+        if (pid == 0) {
+            char text[8];
+            snprintf(text, sizeof text, "%u", i);
+            setenv("NVTX_CASE", text, 1);
+            execl("/proc/self/exe", "test_gpu_trace", (char *)NULL);
+            _exit(99);
+        }
+        int status = -1;
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+    }
+}
+
+static void one_case(void **state)
+{
+    (void)state;
+    static const char *const paths[] = {NVTX_TOOL_LIBRARY, NVTX_TOOL_LIBRARY, "/no/such/library.so", "libm.so.6"};
+    int i = atoi(getenv("NVTX_CASE"));
+    with_profiler(paths[i], i == 1 ? "refuse" : "", i == 0);
+}
+
 int main(void)
 {
+    const struct CMUnitTest alone[] = {cmocka_unit_test(one_case)};
+    if (getenv("NVTX_CASE"))
+        return cmocka_run_group_tests(alone, group_setup, group_teardown);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_scan_is_told_as_it_was),
         cmocka_unit_test(device_times_lie_inside_their_loads),
         cmocka_unit_test(calls_of_the_trace_may_fail),
+        cmocka_unit_test(a_profiler_gets_ranges_of_waits),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -13,6 +13,7 @@
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
@@ -117,6 +118,9 @@ static void show_kernels(const struct cws_cuda *cuda)
     struct cws_error err = {0};
     char path[1024];
     int version;
+    const char *profiler = getenv("NVTX_INJECTION64_PATH");
+    char shown[256];
+    line("  NVTX ranges", "%s", profiler && *profiler ? cws_printable(profiler, shown, sizeof shown) : "no profiler asks for them");
     if (cws_gpu_image())
         line("  GPU decoder", "built in");
     else if (cws_gpu_compiler_find(&target, path, &version, &err) == 0)

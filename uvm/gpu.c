@@ -1,5 +1,6 @@
 /* Open, close, and what is said about it. */
 #include "gpu_state.h"
+#include "nvtx.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -98,6 +99,7 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
                         (unsigned long long)(gpu->ring_bytes >> 19));
     if (!code)
         cws_gpu_trace_open(gpu);
+    cws_nvtx_start();
     return code ? code : start_threads(gpu, err);
 }
 

@@ -4,7 +4,7 @@
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
  *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
- *         gpu_trace.c what CODEC_TRACE records
+ *         gpu_trace.c what CODEC_TRACE records                   nvtx.c ranges for a profiler
  *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
  *
  * Locks, in this order: `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
@@ -185,12 +185,12 @@ struct cws_gpu {
     CUcontext context;
     struct cws_gpu_decoder *decoder;
     bool dead; /* forked child */
+    bool work_due;
+    bool starved; /* the loader waits for something to be dropped: what ends a use wakes it */
 
     pthread_mutex_t slow, lock;
     pthread_cond_t changed; /* a range or a source changed its state, room was granted */
     pthread_cond_t work;    /* the loader has something to do: work_due, too */
-    bool work_due;
-    bool starved;           /* the loader waits for something to be dropped: what ends a use wakes it */
     pthread_cond_t fetch;   /* a source is WANTED */
     pthread_t loader, fetchers[CWS_GPU_FETCHERS];
     unsigned threads;       /* started: loader first */
@@ -240,9 +240,8 @@ struct cws_gpu {
     uint64_t slot_bytes;
     struct cws_gpu_slot slots[CWS_GPU_SLOTS];
     unsigned slot_next;      /* slots are taken and done in turn */
-    unsigned slot_oldest, slots_busy;
+    unsigned slot_oldest, slots_busy, load_count;
     struct cws_gpu_load loads[CWS_GPU_LOADS];
-    unsigned load_count;
     struct cws_gpu_drop drops[CWS_GPU_DROPS]; /* in order: [drop_head, drop_head + drop_count) */
     unsigned drop_head, drop_count;
     uint64_t drop_bytes;
@@ -366,6 +365,7 @@ void cws_gpu_trace_open(struct cws_gpu *gpu); /* the streams are there */
 void cws_gpu_trace_close(struct cws_gpu *gpu);
 void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r); /* before the order hears of it */
 bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use);
+void cws_gpu_wait_text_locked(const struct cws_gpu_use *use, char *out, size_t room, uint64_t *out_bytes); /* for a profiler */
 bool cws_gpu_trace_range_slow(const struct cws_gpu_range *r, enum cws_trace_kind kind);
 void cws_gpu_trace_memory_slow_locked(struct cws_gpu *gpu);
 void cws_gpu_trace_load_begin_slow_locked(struct cws_gpu *gpu, struct cws_gpu_load *load);

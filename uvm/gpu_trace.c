@@ -2,6 +2,7 @@
  * events that exist only where a trace was running when the manager was opened. */
 #include "gpu_state.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define ANCHOR_EVERY_NS 2000000000u /* the driver tells the time between two events as a float of milliseconds */
@@ -46,17 +47,34 @@ void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_ran
     cws_trace_mark_slow(&what);
 }
 
-bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use)
+/* What is not there, of what the launch names: the first of it, and the bytes. */
+static const struct cws_gpu_range *missing(const struct cws_gpu_use *use, uint64_t *out_bytes)
 {
     const struct cws_gpu_range *first = NULL;
-    struct cws_trace_what what;
-    uint64_t bytes = 0;
+    *out_bytes = 0;
     for (unsigned i = 0; i < use->count; i++) {
         if (cws_gpu_is_mapped(use->ranges[i]->state))
             continue;
         first = first ? first : use->ranges[i];
-        bytes += use->ranges[i]->bytes;
+        *out_bytes += use->ranges[i]->bytes;
     }
+    return first;
+}
+
+void cws_gpu_wait_text_locked(const struct cws_gpu_use *use, char *out, size_t room, uint64_t *out_bytes)
+{
+    struct cws_trace_what what = {.tensor = NULL};
+    const struct cws_gpu_range *first = missing(use, out_bytes);
+    if (first)
+        describe(first, CWS_TRACE_WAIT, NULL, &what);
+    snprintf(out, room, what.tensor ? "wait for %s" : "wait for memory", what.tensor);
+}
+
+bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use)
+{
+    struct cws_trace_what what;
+    uint64_t bytes;
+    const struct cws_gpu_range *first = missing(use, &bytes);
     if (!first)
         return false;
     describe(first, CWS_TRACE_WAIT, first->source ? "weights" : "fresh memory", &what);

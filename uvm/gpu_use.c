@@ -1,5 +1,6 @@
 /* Uses: what a launch or a copy names is made ready before it is queued. The common case, everything is there, takes one lock. */
 #include "gpu_state.h"
+#include "nvtx.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -228,6 +229,9 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
 {
     bool all = true, room = true, traced = false;
+    char text[128];
+    uint64_t missing = 0;
+    text[0] = '\0';
     use->stream = stream;
     use->count = 0;
     use->room = CWS_GPU_USE_FEW;
@@ -247,6 +251,8 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
     cws_gpu_set_note_locked(gpu, use->ranges, use->count);
     if (room && !all && cws_trace_is_on())
         traced = cws_gpu_trace_wait_slow_locked(use);
+    if (room && !all && cws_nvtx_is_on())
+        cws_gpu_wait_text_locked(use, text, sizeof text, &missing);
     if (!room)
         unhold_locked(gpu, use);
     else if (!all)
@@ -260,7 +266,10 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
         cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more", CWS_GPU_USE_FEW);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
+    bool pushed = text[0] && cws_nvtx_push(text, missing);
     CUresult result = all ? CUDA_SUCCESS : get_ready(gpu, use);
+    if (pushed)
+        cws_nvtx_pop();
     cws_trace_end(CWS_TRACE_WAIT, traced);
     return result;
 }

@@ -52,10 +52,12 @@ def test_ranges_of_a_device():
         [event("i", "cycle", 0, number=1), event("i", "use", 1, range=1, why="loading", **what), {**event("X", "load", 2, range=1, **what), "dur": 8},
          event("i", "use", 12, range=1, why="hit", **what), {**event("X", "copy", 3, bytes=30), "dur": 2},
          {**event("X", "load", 13, range=2, why="failed", **what), "dur": 1}, {**event("X", "drop", 15, range=1, why="written, kept", **what), "dur": 1},
-         {**event("X", "drop", 20, range=1, why="dropped", **what), "dur": 1}, event("i", "cycle", 30, number=2)]
+         {**event("X", "drop", 20, range=1, why="dropped", **what), "dur": 1}, event("i", "cycle", 30, number=2),
+         event("C", "GPU 0 memory", 31, weights=7, fixed=3)]
     )  # fmt: skip
     assert trace.changes == [(10e-6, "w", 50), (21e-6, "w", -50)]
     assert len(trace.tokens) == 2 and trace.share_ready() == 0.5 and trace.read == [(5e-6, 30)]
+    assert trace.memory == [(pytest.approx(31e-6), 7, 3)]
 
 
 def test_a_trace_that_was_cut_short(tmp_path):

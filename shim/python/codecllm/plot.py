@@ -106,7 +106,7 @@ def understand(events: List[Dict[str, Any]]) -> Trace:
             trace.tokens.append(at)
         elif name == "lost":
             trace.lost += args.get("number", 0)
-        elif name.endswith("in memory") and "weights" in args:
+        elif name.endswith("memory") and "weights" in args:
             trace.memory.append((at, args["weights"], args.get("fixed", 0)))
         trace.end = max(trace.end, at)
     trace.waited.sort()
