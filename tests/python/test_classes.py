@@ -333,6 +333,27 @@ print(before - resident(), report.model_bytes_before - report.model_bytes_after)
     assert saved > 60 << 20 and fell > 0.9 * saved
 
 
+def test_a_compressed_model_lets_go_of_its_file(codecllm, bard):
+    pytest.importorskip("transformers")
+    code = """
+import sys, codecllm
+from transformers import AutoModelForCausalLM
+mapped = lambda: "model.safetensors" in open("/proc/self/maps").read()
+load = AutoModelForCausalLM.from_pretrained
+model = load(sys.argv[1], dtype="auto")
+tied = model.lm_head.weight is model.model.embed_tokens.weight
+before, held = model.model.norm.weight.clone(), mapped()
+codecllm.compress_model(model, progress=False)
+print(held, mapped(), bool((before == model.model.norm.weight).all()), tied == (model.lm_head.weight is model.model.embed_tokens.weight))
+del model
+model = load(sys.argv[1], dtype="auto", quantization_config=codecllm.CodecConfig())
+print(mapped())
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "shim" / "python"), "HF_HUB_OFFLINE": "1"}
+    lines = run(sys.executable, "-c", code, bard, env=env).stdout.splitlines()
+    assert lines == ["True False True True", "False"]
+
+
 # --- files ----------------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,26 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module)
 
 
+def let_go_of_files(model: nn.Module) -> None:
+    """Copies the weights that lie in mapped files, such as those that safetensors loads, so that the mappings can go: one small weight that was not
+    compressed keeps the whole file of the model in memory. Views of packed files, which the shim pages, are no such mappings."""
+    files = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            parts = line.split(maxsplit=5)
+            if len(parts) == 6 and parts[5].startswith("/") and parts[4] != "0" and not parts[5].startswith("/dev/"):
+                begin, _, end = parts[0].partition("-")
+                files.append((int(begin, 16), int(end, 16)))
+    copies: Dict[Any, torch.Tensor] = {}
+    for t in (*model.parameters(), *model.buffers()):
+        at = t.data_ptr() if t.device.type == "cpu" and t.layout == torch.strided else 0
+        if any(begin <= at < end for begin, end in files):
+            key = at, t.dtype, t.shape, t.stride()
+            if key not in copies:
+                copies[key] = t.detach().clone()
+            t.data = copies[key]
+
+
 class _Progress:
     """tqdm where it is installed, else a line for every tenth of the bytes; on stderr."""
 
@@ -192,6 +212,8 @@ def compress_model(
         bar.add(size)
     bar.close()
     _explain_tied(model, keep, report)
+    if report.layers:
+        let_go_of_files(model)
     _library.give_back_freed_memory()
     report.model_bytes_after = model_bytes(model)
     report.seconds = time.perf_counter() - begin

@@ -73,7 +73,7 @@ class CompressedTensor:
         """From the bytes (`packed` of another object). Raises codecllm.Error when they are not a compressed tensor."""
         if packed.dtype != torch.uint8 or packed.dim() != 1:
             raise Error(f"a compressed tensor is a uint8 vector, not {packed.dtype} of shape {tuple(packed.shape)}")
-        self.packed = packed.detach().contiguous()
+        self.packed = packed.contiguous()  # the same object where it can be: layers know theirs by it
         host = self.packed.to("cpu")
         info = _only_tensor(_library.Store(address=host.data_ptr(), nbytes=host.numel()))
         self.shape = torch.Size(info.shape)

@@ -23,7 +23,7 @@ from torch import nn
 from codecllm import Error, _library
 from codecllm.files import PackedFile, save_file
 from codecllm.linear import CompressedLinear, _Compressed
-from codecllm.model import is_skipped, set_module
+from codecllm.model import is_skipped, let_go_of_files, set_module
 from codecllm.tensor import CompressedTensor
 
 METHOD = "codecllm"
@@ -122,6 +122,7 @@ class CodecQuantizer(HfQuantizer):
         for file in self._files:
             file.close()
         self._files = []
+        let_go_of_files(model)
         _library.give_back_freed_memory()
         model.save_pretrained = _Save(model)
         return model
