@@ -239,9 +239,11 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
     out->other_bytes = gpu->other_plain + gpu->other_pools;
     out->bound_bytes = 0;
     out->dirty_bytes = 0;
+    out->spilled_bytes = 0;
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         const struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
         out->bound_bytes += r->source ? r->bytes : 0;
+        out->spilled_bytes += r->spill ? r->bytes : 0;
         out->dirty_bytes += r->state == CWS_RANGE_DIRTY ? cws_gpu_span(r) : 0;
     }
     out->host_bytes = gpu->host_bytes;
@@ -260,14 +262,16 @@ static const char *check_locked(struct cws_gpu *gpu)
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         const struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
         uint64_t span = cws_gpu_span(r);
-        bool wants_frame = cws_gpu_is_mapped(r->state) || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING;
+        bool wants_frame = cws_gpu_is_mapped(r->state) || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING ||
+                           r->state == CWS_RANGE_SPILLING;
         ranges++;
         if (r->state != CWS_RANGE_MAKING && wants_frame != (r->frame != NULL))
             return "I1: a range has a frame in a state that has none, or none where there must be one";
         if (r->frame && r->frame->granules != r->granules)
             return "I2: a frame is not as large as its range";
         frames += r->frame ? span : 0;
-        fixed += r->state == CWS_RANGE_ANONYMOUS || r->state == CWS_RANGE_DIRTY || r->state == CWS_RANGE_MAKING ? span : 0;
+        fixed += r->state == CWS_RANGE_ANONYMOUS || r->state == CWS_RANGE_DIRTY || r->state == CWS_RANGE_MAKING ||
+                         r->state == CWS_RANGE_SPILLING ? span : 0;
         idle += r->state == CWS_RANGE_CACHED ? span : 0;
         bound += r->source ? span : 0;
         resident += r->state == CWS_RANGE_RESIDENT ? span : 0;

@@ -121,12 +121,13 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     uint64_t decoded_bytes;    /* frames of bound ranges */
     uint64_t anonymous_bytes;  /* frames of ranges that nothing can give back, written ones included */
     uint64_t dirty_bytes;      /* of these, once bound and then written by the program */
+    uint64_t spilled_bytes;    /* content of ranges that only host memory has; counted in host_bytes, too */
     uint64_t idle_bytes;       /* frames without a range */
     uint64_t staging_bytes;    /* the ring */
     uint64_t other_bytes;      /* pools, graphs, plain allocations */
     uint64_t bound_bytes;      /* logical bytes of bound ranges, resident or not */
     uint64_t host_bytes;       /* compressed bytes in pinned host memory */
-    uint64_t ranges, loads, prefetched, demand, drops;   /* counts since open */
+    uint64_t ranges, loads, prefetched, demand, drops, spills, restores; /* counts since open */
     uint64_t loaded_bytes;     /* decoded, since open */
     uint64_t link_bytes;       /* copied host to device by the manager, since open */
     uint64_t stall_ns;         /* time launches waited for loads, since open */

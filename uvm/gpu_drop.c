@@ -41,7 +41,7 @@ bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         if (result != CUDA_SUCCESS) {
             gpu->driver->stream_sync(gpu->decode_stream); /* the control block is used again */
             cws_gpu_unexpected(gpu, result, "hashing a range");
-            cws_gpu_map(gpu, r, r->frame);
+            cws_gpu_map_again(gpu, r, r->frame);
         }
     }
     pthread_mutex_lock(&gpu->lock);
@@ -74,10 +74,8 @@ static void finish_locked(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool s
             cws_gpu_range_end_locked(gpu, r);
     } else {
         pthread_mutex_unlock(&gpu->lock);
-        CUresult result = cws_gpu_map(gpu, r, frame);
+        cws_gpu_map_again(gpu, r, frame);
         pthread_mutex_lock(&gpu->lock);
-        if (result != CUDA_SUCCESS)
-            cws_gpu_unexpected(gpu, result, "mapping a written range");
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
         gpu->order.plan_due = true;
         if (r->freed)

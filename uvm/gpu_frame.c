@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+enum { TRIES = 3 }; /* of a call that must not fail */
 #define POOL_UNIT 512u                          /* bytes; what a pool hands out is a multiple of it */
 #define POOL_STEP_MAX ((uint64_t)64 << 20)      /* the largest step that is taken for granted of a pool that has to grow */
 #define POOL_RECOUNT_EVERY 256u                 /* allocations: small ones come by the thousand */
@@ -116,7 +117,8 @@ static CUresult make_room_locked(struct cws_gpu *gpu, uint64_t bytes)
     uint64_t need = cws_gpu_undroppable_locked(gpu) + gpu->granted_bytes + bytes + gpu->largest_set;
     unsigned stuck = cws_gpu_uses_open(gpu);
     gpu->stuck_uses += stuck;
-    bool granted = need <= gpu->config.budget_bytes && cws_gpu_grant_locked(gpu, bytes);
+    bool may = need <= gpu->config.budget_bytes || need - cws_gpu_spillable_locked(gpu) <= gpu->config.budget_bytes;
+    bool granted = may && cws_gpu_grant_locked(gpu, bytes);
     gpu->stuck_uses -= stuck;
     if (granted)
         return CUDA_SUCCESS;
@@ -252,6 +254,15 @@ CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const s
     return result;
 }
 
+void cws_gpu_map_again(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame)
+{
+    CUresult result = CUDA_ERROR_UNKNOWN;
+    for (unsigned i = 0; i < TRIES && result != CUDA_SUCCESS; i++)
+        result = cws_gpu_map(gpu, r, frame);
+    if (result != CUDA_SUCCESS)
+        cws_gpu_unexpected(gpu, result, "mapping device memory again that stays (a kernel that uses it will fail)");
+}
+
 CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r)
 {
     CUresult result = gpu->driver->unmap(r->base, cws_gpu_span(r));
@@ -304,14 +315,17 @@ void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *fra
 {
     uint64_t bytes = (uint64_t)frame->granules * CWS_GPU_GRANULE;
     pthread_mutex_unlock(&gpu->lock);
-    CUresult result = gpu->driver->unmap(frame->alias, bytes);
-    if (result == CUDA_SUCCESS)
-        result = gpu->driver->release(frame->handle);
+    CUresult unmapped = CUDA_ERROR_UNKNOWN, result;
+    for (unsigned i = 0; i < TRIES && unmapped != CUDA_SUCCESS; i++)
+        unmapped = gpu->driver->unmap(frame->alias, bytes);
+    result = unmapped == CUDA_SUCCESS ? gpu->driver->release(frame->handle) : unmapped;
     if (result != CUDA_SUCCESS)
         cws_gpu_unexpected(gpu, result, "releasing device memory");
     pthread_mutex_lock(&gpu->lock);
-    gpu->frame_bytes -= bytes;
-    cws_gpu_arena_give_locked(&gpu->aliases, frame->alias, frame->granules);
+    if (result == CUDA_SUCCESS)
+        gpu->frame_bytes -= bytes; /* else it is gone for good: neither memory nor address may be taken for free */
+    if (unmapped == CUDA_SUCCESS)
+        cws_gpu_arena_give_locked(&gpu->aliases, frame->alias, frame->granules);
     free(frame);
 }
 

@@ -19,7 +19,7 @@
 int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
 {
     const struct cws_driver *d = gpu->driver;
-    uint64_t slot = gpu->slot_bytes + CONTROL_BYTES, drops = CWS_GPU_DROPS * DROP_BYTES;
+    uint64_t slot = gpu->slot_bytes + CONTROL_BYTES, drops = (CWS_GPU_DROPS + 1) * DROP_BYTES;
     uint64_t bytes = (CWS_GPU_SLOTS * slot + drops + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
     CUresult result = d->mem_alloc(&gpu->ring, bytes);
     if (result != CUDA_SUCCESS) {
@@ -47,7 +47,7 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
         if (result == CUDA_SUCCESS)
             result = d->event_create(&s->done, CU_EVENT_DISABLE_TIMING);
     }
-    for (unsigned i = 0; i < CWS_GPU_DROPS && result == CUDA_SUCCESS; i++) {
+    for (unsigned i = 0; i <= CWS_GPU_DROPS && result == CUDA_SUCCESS; i++) {
         struct cws_gpu_drop *drop = &gpu->drops[i];
         uint8_t *control = gpu->control + CWS_GPU_SLOTS * CONTROL_BYTES + i * DROP_BYTES;
         drop->device_job = gpu->ring + CWS_GPU_SLOTS * slot + i * DROP_BYTES;
@@ -72,7 +72,7 @@ void cws_gpu_ring_close(struct cws_gpu *gpu)
         if (gpu->slots[i].done)
             d->event_destroy(gpu->slots[i].done);
     }
-    for (unsigned i = 0; i < CWS_GPU_DROPS; i++)
+    for (unsigned i = 0; i <= CWS_GPU_DROPS; i++)
         if (gpu->drops[i].done)
             d->event_destroy(gpu->drops[i].done);
     if (gpu->copy_stream)

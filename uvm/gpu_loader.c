@@ -30,7 +30,11 @@ static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, 
     if (have >= need)
         return false;
     struct cws_gpu_range *victim = cws_gpu_order_victim_locked(gpu, until, true);
-    return victim && cws_gpu_drop_start_locked(gpu, victim);
+    bool later;
+    if (victim)
+        return cws_gpu_drop_start_locked(gpu, victim);
+    /* What has to be copied goes last: when nothing else is left. */
+    return until == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_spill_one_locked(gpu, &later);
 }
 
 static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t granules)
@@ -51,7 +55,7 @@ static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t gran
 static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     return gpu->running_uses <= gpu->stuck_uses && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
-           free_bytes_locked(gpu) + gpu->mapped_idle_bytes < bytes;
+           cws_gpu_spillable_locked(gpu) == 0 && free_bytes_locked(gpu) + gpu->mapped_idle_bytes < bytes;
 }
 
 static bool serve_rooms_locked(struct cws_gpu *gpu)
@@ -97,19 +101,32 @@ static bool shrink_locked(struct cws_gpu *gpu)
 
 static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
 {
+    enum { REFUSALS = 50 };
     uint64_t wanted = 0;
     for (struct cws_gpu_list *l = gpu->wanted.next; l != &gpu->wanted; l = l->next) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, wanted);
-        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS)
+        if ((r->state != CWS_RANGE_BOUND && r->state != CWS_RANGE_SPILLED) || r->failed != CUDA_SUCCESS)
             continue;
         *unmet = true;
         if (gpu->load_count == CWS_GPU_LOADS)
             break;
         /* It is held by the launch that waits for it: it lives, whatever happens while the lock is free. */
         struct cws_gpu_frame *frame = frame_now_locked(gpu, r->granules);
+        gpu->refusals = frame ? 0 : gpu->refusals;
+        if (frame && r->state == CWS_RANGE_SPILLED) {
+            cws_gpu_spill_restore_locked(gpu, r, frame);
+            return true;
+        }
         if (frame) {
             cws_gpu_load_start_locked(gpu, r, frame, true);
             return true; /* the list may have changed while the lock was free */
+        }
+        if (free_bytes_locked(gpu) >= cws_gpu_span(r) && ++gpu->refusals > REFUSALS) { /* there is room, and the driver gives no memory */
+            cws_gpu_say(gpu, "the driver refuses %llu MiB of device memory inside CODEC_VRAM_BUDGET: other processes may have it", (unsigned long long)(cws_gpu_span(r) >> 20));
+            gpu->refusals = 0;
+            r->failed = CUDA_ERROR_OUT_OF_MEMORY;
+            pthread_cond_broadcast(&gpu->changed);
+            return true;
         }
         wanted += cws_gpu_span(r);
         if (drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_fixed(enum cws_range_state s) { return s == CWS_RANGE_MAKING || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY; }
+static bool is_fixed(enum cws_range_state s) { return s == CWS_RANGE_MAKING || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY || s == CWS_RANGE_SPILLING; }
 
 void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to)
 {
@@ -49,6 +49,7 @@ void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
     drop_source_locked(gpu, r);
+    cws_gpu_spill_forget_locked(gpu, r);
     for (uint32_t i = 0; i < r->granules; i++)
         gpu->by_granule[first + i] = NULL;
     cws_gpu_arena_give_locked(&gpu->arena, r->base, r->granules);
@@ -124,7 +125,7 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
             cws_gpu_recount_pools_locked(gpu);
             need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
         }
-        if (need > gpu->config.budget_bytes) {
+        if (need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
             gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
             say_too_much(gpu, bytes, need);
             pthread_mutex_unlock(&gpu->lock);
@@ -134,6 +135,8 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
     }
     if (r) {
         r->bytes = bytes;
+        r->used = gpu->uses;
+        r->keeps = false;
         *out = r->base;
     }
     pthread_mutex_unlock(&gpu->lock);
@@ -156,7 +159,7 @@ CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream,
     } else {
         r->pinned = false;
         cws_gpu_demand_locked(gpu, r, false);
-        if (r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING) {
+        if (r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING || r->state == CWS_RANGE_SPILLING) {
             r->freed = true; /* the loader ends it */
         } else if (cws_gpu_is_mapped(r->state)) {
             if (in_order) { /* what is queued behind the last use that we saw may use it, too */

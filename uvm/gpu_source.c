@@ -95,16 +95,21 @@ fail:
 }
 
 /* The driver takes its time to free pinned memory, so a fetcher does it. */
+void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes)
+{
+    struct cws_gpu_garbage *g = host; /* the list lies in what it lists */
+    g->bytes = bytes;
+    g->next = gpu->garbage;
+    gpu->garbage = g;
+    pthread_cond_signal(&gpu->fetch);
+}
+
 static void give_host_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
 {
     if (!s->host)
         return;
-    struct cws_gpu_garbage *g = (struct cws_gpu_garbage *)s->host; /* the list lies in what it lists */
-    g->bytes = s->host_bytes;
-    g->next = gpu->garbage;
-    gpu->garbage = g;
+    cws_gpu_host_give_locked(gpu, s->host, s->host_bytes);
     s->host = NULL;
-    pthread_cond_signal(&gpu->fetch);
 }
 
 static bool sweep_locked(struct cws_gpu *gpu)

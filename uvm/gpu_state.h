@@ -2,6 +2,7 @@
  *
  * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
+ *         gpu_spill.c what no source gives back
  *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
  *         gpu_trace.c what CODEC_TRACE records                   nvtx.c ranges for a profiler
@@ -16,10 +17,11 @@
  *   RESERVED ---bind---> BOUND --load--> LOADING --> RESIDENT --drop--> DROPPING --> BOUND
  *      |                   ^                            |                   `--(was written)--> DIRTY
  *      `--first use--> MAKING --> ANONYMOUS             |
+ *   ANONYMOUS, DIRTY --spill--> SPILLING --> SPILLED (host memory has it) --restore--> SPILLING --> as before
  *   any, when the program frees it --> CACHED (memory stays, for the next allocation of this size) or gone
  *
  * Invariants (cws_gpu_check)
- *   I1  A range is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED. LOADING, MAKING and DROPPING belong to one thread.
+ *   I1  A range is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED. LOADING, MAKING, SPILLING and DROPPING belong to one thread.
  *   I2  A frame has exactly one place: a range, or the idle list. frame_bytes is the sum of all frames.
  *   I3  A range is dropped only with no holds, and after all of its uses are done on their streams.
  *   I4  frame_bytes + granted_bytes + ring_bytes + other_bytes <= budget, except after other_bytes grew by itself (pools).
@@ -50,7 +52,7 @@ enum {
 
 enum cws_range_state {
     CWS_RANGE_RESERVED, CWS_RANGE_BOUND, CWS_RANGE_LOADING, CWS_RANGE_RESIDENT, CWS_RANGE_DROPPING,
-    CWS_RANGE_MAKING, CWS_RANGE_ANONYMOUS, CWS_RANGE_DIRTY, CWS_RANGE_CACHED,
+    CWS_RANGE_MAKING, CWS_RANGE_ANONYMOUS, CWS_RANGE_DIRTY, CWS_RANGE_CACHED, CWS_RANGE_SPILLING, CWS_RANGE_SPILLED,
 };
 
 struct cws_gpu_list { /* circular, intrusive */
@@ -99,6 +101,11 @@ struct cws_gpu_range {
     struct cws_gpu_source *source;
     struct cws_gpu_last_use uses[CWS_GPU_USERS];
     uint32_t sets;     /* that it is one of */
+    uint64_t used;     /* gpu->uses at its last use */
+    bool keeps;        /* it could not be spilled */
+    void *spill;       /* SPILLED: its bytes, in pinned host memory, accounted as its span */
+    struct cws_hash128 spill_hash;
+    enum cws_range_state spilled_from;
     CUresult failed;   /* of the last load that was demanded */
     struct cws_gpu_list link;      /* gpu->ranges */
     struct cws_gpu_list wanted;    /* gpu->wanted when demanded */
@@ -219,6 +226,8 @@ struct cws_gpu {
     uint64_t pool_step;     /* the most that one grew at a time */
     uint64_t pool_granted_bytes; /* of granted_bytes */
     struct cws_gpu_room *rooms;
+    uint64_t uses;         /* begun */
+    uint32_t refusals;     /* times in a row that the driver gave no memory though the budget had room */
     uint32_t waiting;      /* launches that wait for loads */
     uint32_t running_uses; /* begun, not ended, not waiting */
     uint32_t stuck_uses;   /* of these, whose thread waits for memory */
@@ -242,7 +251,7 @@ struct cws_gpu {
     unsigned slot_next;      /* slots are taken and done in turn */
     unsigned slot_oldest, slots_busy, load_count;
     struct cws_gpu_load loads[CWS_GPU_LOADS];
-    struct cws_gpu_drop drops[CWS_GPU_DROPS]; /* in order: [drop_head, drop_head + drop_count) */
+    struct cws_gpu_drop drops[CWS_GPU_DROPS + 1]; /* the last is for spilling; in order: [drop_head, drop_head + drop_count) */
     unsigned drop_head, drop_count;
     uint64_t drop_bytes;
 
@@ -307,6 +316,8 @@ void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *fr
 bool cws_gpu_release_idle_locked(struct cws_gpu *gpu, uint64_t bytes);
 /* Maps a frame at a range, or unmaps it. No lock. */
 CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
+/* What was unmapped and stays after all. */
+void cws_gpu_map_again(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
 CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r);
 
 /* gpu_range.c */
@@ -316,6 +327,13 @@ void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* The program freed a mapped range: its memory waits for the next allocation of its size. */
 void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+
+/* gpu_spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
+uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what could be spilled; looks through all ranges */
+/* Tries to spill what was not used for longest. False: nothing can be; *out_later: it can when its uses are done. */
+bool cws_gpu_spill_one_locked(struct cws_gpu *gpu, bool *out_later);
+void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
+void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* gpu_set.c */
 void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count); /* a launch names these */
@@ -347,6 +365,7 @@ void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws_gpu_source *s, bool urgent);
 /* A load read the last of them: bytes that do not stay are given up. */
 void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
+void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes); /* pinned memory that host_bytes counts: a fetcher frees it */
 void *cws_gpu_fetcher_main(void *gpu);
 void cws_gpu_sources_close(struct cws_gpu *gpu);
 uint64_t cws_gpu_host_default(void);

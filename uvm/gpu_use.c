@@ -133,7 +133,7 @@ void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool de
 
 static bool has_to_load(const struct cws_gpu_range *r)
 {
-    return r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING;
+    return r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING || r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING;
 }
 
 static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
@@ -149,8 +149,10 @@ static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         case CWS_RANGE_BOUND:
         case CWS_RANGE_LOADING:
         case CWS_RANGE_DROPPING:
+        case CWS_RANGE_SPILLED:
+        case CWS_RANGE_SPILLING:
             cws_gpu_demand_locked(gpu, r, true);
-            if (r->state == CWS_RANGE_BOUND && r->failed != CUDA_SUCCESS)
+            if ((r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_SPILLED) && r->failed != CUDA_SUCCESS)
                 return r->failed;
             pthread_cond_wait(&gpu->changed, &gpu->lock);
             break;
@@ -198,7 +200,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
         cws_gpu_recount_pools_locked(gpu);
         need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
     }
-    if (need > gpu->config.budget_bytes)
+    if (need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes)
         result = CUDA_ERROR_OUT_OF_MEMORY;
     for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++) /* all of them at once: the loader takes them in turn */
         if (has_to_load(use->ranges[i]))
@@ -239,11 +241,14 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
     if (gpu->dead)
         return CUDA_ERROR_NOT_INITIALIZED;
     pthread_mutex_lock(&gpu->lock);
+    gpu->uses++;
     for (size_t i = 0; i < count && room; i++) {
         struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, addresses[i]);
         if (!r)
             continue;
         room = add_locked(use, r);
+        r->used = gpu->uses;
+        r->keeps = false;
         if (r->source)
             cws_gpu_order_use_locked(gpu, r);
         all &= cws_gpu_is_mapped(r->state);

@@ -1,0 +1,171 @@
+/* Content that no source gives back (written weights, allocations of the program) goes to pinned host memory when nothing else can be dropped, and comes back when it is
+ * used. The copy is compared with what lies on the device before the memory is given on, and again when it is back: by the hash, of the host's bytes and of the device's.
+ * Where host memory is short, or anything fails, the range stays. All of this is the loader's work, one range at a time. */
+#include "gpu_state.h"
+
+#include <string.h>
+
+enum {
+    UNUSED_LONG = 1024, /* launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden pointers reach */
+    UNUSED = 4,         /* a written weight */
+};
+
+static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_range *r)
+{
+    uint64_t age = gpu->uses - r->used;
+    if (r->holds || r->pinned || r->freed || r->demanded)
+        return false;
+    return (r->state == CWS_RANGE_DIRTY && age >= UNUSED) || (r->state == CWS_RANGE_ANONYMOUS && age >= UNUSED_LONG);
+}
+
+static uint64_t host_left(const struct cws_gpu *gpu) { return gpu->host_bytes < gpu->host_budget ? gpu->host_budget - gpu->host_bytes : 0; }
+
+uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
+{
+    uint64_t bytes = 0, left = host_left(gpu);
+    for (const struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        const struct cws_gpu_range *r = CWS_GPU_OF(l, const struct cws_gpu_range, link);
+        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r)) {
+            bytes += cws_gpu_span(r);
+            left -= cws_gpu_span(r);
+        }
+    }
+    return bytes;
+}
+
+/* The hash of a range's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits for it. */
+static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r, CUdeviceptr alias, void *out, const void *in, struct cws_hash128 *hash)
+{
+    const struct cws_driver *d = gpu->driver;
+    struct cws_gpu_drop *control = &gpu->drops[CWS_GPU_DROPS];
+    struct cws_gpu_batch batch;
+    struct cws_error err = {0};
+    *control->job = (struct cws_gpu_hash_job){.address = alias, .bytes = r->bytes};
+    *control->result = (struct cws_gpu_result){0};
+    CUresult result = cws_gpu_hash_plan(control->job, 1, &batch, &err) ? CUDA_ERROR_UNKNOWN : CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS && in)
+        result = d->copy_in_async(alias, in, r->bytes, gpu->decode_stream);
+    if (result == CUDA_SUCCESS)
+        result = d->copy_in_async(control->device_job, control->job, sizeof *control->job + sizeof *control->result, gpu->decode_stream);
+    if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->decode_stream, control->device_job, &batch, control->device_result, cws_content_key, &err))
+        result = CUDA_ERROR_UNKNOWN;
+    if (result == CUDA_SUCCESS)
+        result = d->copy_out_async(control->result, control->device_result, sizeof *control->result, gpu->decode_stream);
+    if (result == CUDA_SUCCESS && out)
+        result = d->copy_out_async(out, alias, r->bytes, gpu->decode_stream);
+    CUresult waited = d->stream_sync(gpu->decode_stream); /* also after an error: what was queued uses this memory */
+    *hash = (struct cws_hash128){control->result->hash[0], control->result->hash[1]};
+    return result == CUDA_SUCCESS ? waited : result;
+}
+
+static bool copy_out(struct cws_gpu *gpu, struct cws_gpu_range *r, void **out_host, struct cws_hash128 *hash)
+{
+    struct cws_hash128 copied = {0};
+    *out_host = NULL;
+    if (gpu->driver->host_alloc(out_host, r->bytes, CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
+        return false;
+    bool good = move_and_hash(gpu, r, r->frame->alias, *out_host, NULL, hash) == CUDA_SUCCESS;
+    if (good) {
+        cws_content_hash_add(&copied, cws_content_key, *out_host, r->bytes, 0);
+        good = copied.lo == hash->lo && copied.hi == hash->hi;
+        if (!good)
+            cws_gpu_say(gpu, "device memory of %zu MiB reached host memory with other bytes; it stays on the device", r->bytes >> 20);
+    }
+    if (!good)
+        gpu->driver->host_free(*out_host);
+    return good;
+}
+
+/* r is a candidate whose uses are done. False: it stays. */
+static bool spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    enum cws_range_state before = r->state;
+    struct cws_gpu_frame *frame = r->frame;
+    struct cws_hash128 hash = {0};
+    void *host = NULL;
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLING);
+    gpu->host_bytes += cws_gpu_span(r);
+    pthread_mutex_unlock(&gpu->lock);
+    bool mapped = cws_gpu_unmap(gpu, r) != CUDA_SUCCESS, good = !mapped && copy_out(gpu, r, &host, &hash);
+    if (!good && !mapped)
+        cws_gpu_map_again(gpu, r, frame);
+    pthread_mutex_lock(&gpu->lock);
+    if (!good)
+        gpu->host_bytes -= cws_gpu_span(r);
+    r->keeps = !good; /* not tried again and again */
+    if (good && r->freed) {
+        cws_gpu_host_give_locked(gpu, host, cws_gpu_span(r));
+        host = NULL;
+    }
+    if (good) {
+        r->frame = NULL;
+        r->spill = host;
+        r->spill_hash = hash;
+        r->spilled_from = before;
+        cws_gpu_frame_put_idle_locked(gpu, frame);
+        gpu->counts.spills++;
+    }
+    cws_gpu_range_set_locked(gpu, r, good ? CWS_RANGE_SPILLED : before);
+    if (r->freed && good)
+        cws_gpu_range_end_locked(gpu, r);
+    else if (r->freed)
+        cws_gpu_range_cache_locked(gpu, r);
+    pthread_cond_broadcast(&gpu->changed);
+    return good;
+}
+
+bool cws_gpu_spill_one_locked(struct cws_gpu *gpu, bool *out_later)
+{
+    struct cws_gpu_range *best = NULL;
+    *out_later = false;
+    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
+        if (r->keeps || cws_gpu_span(r) > host_left(gpu) || !is_candidate(gpu, r))
+            continue;
+        if (!cws_gpu_uses_done_locked(gpu, r, true))
+            *out_later = true;
+        else if (!best || r->used < best->used)
+            best = r;
+    }
+    return best && (spill_locked(gpu, best) || true);
+}
+
+/* Its host memory can be given up. */
+void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    if (r->spill)
+        cws_gpu_host_give_locked(gpu, r->spill, cws_gpu_span(r));
+    r->spill = NULL;
+}
+
+void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame)
+{
+    struct cws_hash128 hash = {0};
+    r->frame = frame;
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLING);
+    pthread_mutex_unlock(&gpu->lock);
+    CUresult result = move_and_hash(gpu, r, frame->alias, NULL, r->spill, &hash);
+    bool same = hash.lo == r->spill_hash.lo && hash.hi == r->spill_hash.hi;
+    if (result == CUDA_SUCCESS && same)
+        result = cws_gpu_map(gpu, r, frame);
+    if (result != CUDA_SUCCESS)
+        cws_gpu_unexpected(gpu, result, "bringing back spilled memory");
+    else if (!same)
+        cws_gpu_say(gpu, "device memory of %zu MiB that was spilled to host memory came back with other bytes; the launch that needs it fails", r->bytes >> 20);
+    pthread_mutex_lock(&gpu->lock);
+    if (result == CUDA_SUCCESS && same) {
+        cws_gpu_range_set_locked(gpu, r, r->spilled_from);
+        cws_gpu_spill_forget_locked(gpu, r);
+        gpu->counts.restores++;
+        if (r->freed)
+            cws_gpu_range_cache_locked(gpu, r);
+    } else {
+        r->frame = NULL;
+        cws_gpu_frame_put_idle_locked(gpu, frame);
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLED);
+        r->failed = (CUresult)304; /* CUDA_ERROR_OPERATING_SYSTEM */
+        if (r->freed)
+            cws_gpu_range_end_locked(gpu, r);
+    }
+    pthread_cond_broadcast(&gpu->changed);
+}
