@@ -17,11 +17,19 @@ build() { # build NAME CMAKE-ARGUMENTS...
     cmake -S . -B "build-ci-$name" -G Ninja "$@" >"build-ci-$name.log" 2>&1 || { cat "build-ci-$name.log"; exit 1; }
     cmake --build "build-ci-$name" -j "$jobs" >"build-ci-$name.log" 2>&1 || { tail -n 60 "build-ci-$name.log"; exit 1; }
 }
-ctests() { ctest --test-dir "build-ci-$1" --output-on-failure -j "$jobs" --no-tests=error; }
+ctests() { # ctests NAME [COMMAND that runs it]
+    name=$1
+    shift
+    "$@" ctest --test-dir "build-ci-$name" --output-on-failure -j "$jobs" --no-tests=error
+}
 
 stage_release() { build release -DCMAKE_BUILD_TYPE=Release; ctests release; }
 stage_asan() { build asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCWS_SANITIZE=address; ctests asan; }
-stage_tsan() { build tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCWS_SANITIZE=thread; ctests tsan; }
+stage_tsan() {
+    build tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCWS_SANITIZE=thread
+    # The runtimes of gcc 13 and clang 17 and before do not start where addresses are as random as Ubuntu's kernels make them.
+    if setarch -R true 2>/dev/null; then ctests tsan setarch -R; else ctests tsan; fi
+}
 stage_clang() { build clang -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Debug; }
 stage_tidy() {
     [ -f build-ci-clang/compile_commands.json ] || stage_clang
