@@ -23,6 +23,12 @@
 
 #include <cmocka.h>
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+enum { SANITIZED = 1 }; /* everything is several times slower: fewer repeats */
+#else
+enum { SANITIZED = 0 };
+#endif
+
 static struct bytes model, small; /* about 700 KB and 30 KB */
 
 static void same_file(const char *path, struct bytes want)
@@ -124,7 +130,7 @@ static void no_size_makes_a_plain_file(void **state)
     char json[200];
     uint8_t data[2048];
     for (unsigned spaces = 0; spaces < 64; spaces += 8) { /* moves the end of the file by 8, the noise by multiples of 64 */
-        for (unsigned noise = 1200; noise < 2048; noise += 16) {
+        for (unsigned noise = 1200; noise < 2048; noise += SANITIZED ? 48 : 16) {
             uint64_t seed = 1;
             memset(data, 0, sizeof data);
             for (unsigned i = 0; i < noise; i++)
@@ -579,7 +585,7 @@ static void each_failure(int (*work)(const char *, const char *, unsigned, struc
                          struct bytes want, enum inject_kind kind, bool must_succeed, unsigned jobs)
 {
     unsigned fired_count = 0;
-    for (unsigned nth = 1;; nth++) {
+    for (unsigned nth = 1;; nth += SANITIZED ? 1 + nth / 8 : 1) {
         if (nth > 20000)
             fail_msg("kind %d never ends", kind);
         sample_save(out, "earlier", 7);
