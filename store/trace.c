@@ -285,6 +285,21 @@ static void after_fork(void)
     pthread_mutex_init(&life, NULL); /* the thread that held it is not here */
 }
 
+/* The first write is made here, so that a full disk is known at once. At a limit of file sizes it would end the program: the signal is taken back. */
+static int create_writer(void)
+{
+    static const struct timespec at_once;
+    sigset_t limit, saved;
+    sigemptyset(&limit);
+    sigaddset(&limit, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &limit, &saved);
+    int code = cws_trace_writer_create(file, &writer);
+    if (code == -EFBIG)
+        sigtimedwait(&limit, NULL, &at_once);
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
+    return code;
+}
+
 static int start_thread(void)
 {
     sigset_t all, saved;
@@ -313,7 +328,7 @@ static int start_locked(const char *path, struct cws_error *err)
     atomic_store(&ring.tail, atomic_load(&ring.head));
     atomic_store(&ring.lost, 0);
     atomic_store(&stopping, 0);
-    code = cws_trace_writer_create(file, &writer);
+    code = create_writer();
     if (!code && (code = start_thread()) != 0)
         cws_trace_writer_destroy(writer);
     if (code) {

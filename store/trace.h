@@ -1,7 +1,8 @@
 /* trace.h - what happened when, as a file for a person: CODEC_TRACE=FILE. ui.perfetto.dev and chrome://tracing load it, `codecllm plot` draws it.
  *
  * The file is a JSON array of trace events, one per line, times in microseconds of CLOCK_MONOTONIC. While the program runs, and after it was
- * killed, the closing bracket is missing: both viewers accept that, and so does any reader that appends it. The last hundredth of a second may be missing then.
+ * killed, the closing bracket is missing: both viewers accept that, and so does any reader that appends it. The last hundredth of a second may be missing then,
+ * and after kill -9 the last line may be cut.
  *
  * Recording copies one record into a ring of fixed size: no lock, no allocation, no system call but the thread's number; safe in signal and fault
  * handlers and with any lock held. A thread of its own writes the file. When it cannot keep up records are dropped, never spans that have

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -408,6 +409,38 @@ static void every_failing_write_ends_the_trace_only(void **state)
     assert_true(ended >= 5);
 }
 
+/* A real limit, so that a write succeeds in part first; and its signal, which would end the program. */
+static void a_limit_of_file_sizes_ends_the_trace_only(void **state)
+{
+    (void)state;
+    static const rlim_t limits[] = {0, 100001, 70000};
+    for (unsigned i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const char *path = sample_path(i == 0 ? "limit0.json" : i == 1 ? "limit1.json" : "limit2.json");
+        fflush(NULL);
+        pid_t child = fork();
+        if (child == 0) {
+            struct cws_error err;
+            const struct rlimit limit = {.rlim_cur = limits[i], .rlim_max = RLIM_INFINITY};
+            setrlimit(RLIMIT_FSIZE, &limit);
+            atomic_store(&lines_said, 0);
+            if (cws_trace_start(path, say, &err))
+                _exit(err.code == -EFBIG && i == 0 ? 0 : 1);
+            for (unsigned k = 0; k < 2000; k++)
+                one_span("some tensor", k);
+            cws_trace_stop();
+            _exit(atomic_load(&lines_said) == 1 ? 0 : 2);
+        }
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        if (i > 0) {
+            json_t *events = trace_load(path, child, false);
+            assert_true(json_array_size(events) > 100);
+            json_decref(events);
+        }
+    }
+}
+
 static void start_fails_whole(void **state)
 {
     (void)state;
@@ -449,6 +482,7 @@ int main(void)
         cmocka_unit_test(files_that_cannot_be_written_are_refused),
         cmocka_unit_test(a_full_device_is_one_line),
         cmocka_unit_test(every_failing_write_ends_the_trace_only),
+        cmocka_unit_test(a_limit_of_file_sizes_ends_the_trace_only),
         cmocka_unit_test(start_fails_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
