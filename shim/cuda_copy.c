@@ -1,6 +1,7 @@
 /* cuda_copy.c - copies of one run of bytes. The first one into a range, from a view of a store that nobody wrote to, binds the range
  * instead of copying. */
 #include "cuda_copy.h"
+#include "../uvm/gpu_file.h"
 #include "../uvm/view.h"
 #include "shim.h"
 #include "stores.h"
@@ -26,6 +27,25 @@ static bool is_pinned(const char *name)
         pin += len + (pin[len] == ',');
     }
     return false;
+}
+
+/* The same from an ordinary file. */
+static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+{
+    CUdeviceptr base;
+    size_t bytes;
+    uint64_t offset;
+    if (c->bytes < CWS_GPU_RANGE_MIN || !c->from || !cws_gpu_extent(gpu, c->to, &base, &bytes) || base != c->to || bytes != c->bytes ||
+        cws_cuda_is_capturing(c->order))
+        return false;
+    struct cws_gpu_file *file = cws_gpu_file_of((const void *)(uintptr_t)c->from, c->bytes, &offset);
+    if (!file)
+        return false;
+    bool bound = cws_gpu_bind_file(gpu, c->to, c->bytes, c->order, file, offset, (const void *)(uintptr_t)c->from);
+    if (bound && is_pinned(cws_gpu_file_tensor(file, offset)))
+        cws_gpu_pin(gpu, c->to);
+    cws_gpu_file_release(file);
+    return bound;
 }
 
 /* True: the range holds these bytes from now on. */
@@ -100,7 +120,7 @@ static CUresult copy_all(const struct cws_cuda_copy *c)
 CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
 {
     struct cws_gpu *gpu = cws_cuda_owner(c->to);
-    if (gpu && c->bytes && bind_copy(c, gpu))
+    if (gpu && c->bytes && (bind_copy(c, gpu) || bind_file(c, gpu)))
         return CUDA_SUCCESS;
     if (c->bytes >= 8 && c->bytes <= CWS_CUDA_SCAN_BYTES && atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) &&
         (c->from_host || (c->from && cws_cuda_is_host(c->from))))

@@ -174,6 +174,42 @@ static void copies_from_a_store_bind_and_kernels_read_them_right(void **state)
     free_all();
 }
 
+/* An unpacked file, mapped and closed as a loader does it: its tensors bind where nobody wrote to the mapping, and outlive it. */
+static void copies_from_an_ordinary_file_bind_too(void **state)
+{
+    (void)state;
+    enum { WRITTEN = 4 };
+    char path[512];
+    const char *dir = getenv("TMPDIR");
+    snprintf(path, sizeof path, "%s/cuda_shim.%d.unpacked.safetensors", dir ? dir : "/tmp", (int)getpid());
+    FILE *file = fopen(path, "wb");
+    assert_true(file && fwrite(logical, 1, logical_bytes, file) == logical_bytes && fclose(file) == 0);
+    int fd = open(path, O_RDONLY);
+    uint8_t *mapped = mmap(NULL, logical_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    assert_true(fd >= 0 && mapped != MAP_FAILED);
+    close(fd);
+    unsigned long long before = stat_of("bound");
+    mapped[tensor_begin[WRITTEN] + 100] ^= 1;
+    for (unsigned i = 0; i < TENSORS; i++) {
+        OK(cu.cuMemAllocAsync(&at[i], tensor_bytes(i), stream));
+        OK(cu.cuMemcpyHtoDAsync_v2(at[i], mapped + tensor_begin[i], tensor_bytes(i), stream));
+    }
+    OK(cu.cuStreamSynchronize(stream));
+    size_t all = 0;
+    for (unsigned i = 0; i < TENSORS; i++)
+        all += i == WRITTEN ? 0 : tensor_bytes(i);
+    assert_true(stat_of("bound") - before <= all && stat_of("bound") - before >= all - 4 * MIB); /* neighbours of the written page may share it */
+    munmap(mapped, logical_bytes);
+    unlink(path);
+    CUfunction sum = kernel("sum");
+    uint64_t changed = sum_of(content(WRITTEN), tensor_bytes(WRITTEN)) - content(WRITTEN)[100] + (content(WRITTEN)[100] ^ 1);
+    for (unsigned pass = 0; pass < 2; pass++)
+        for (unsigned i = 0; i < TENSORS; i++)
+            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)), i == WRITTEN ? changed : sum_of(content(i), tensor_bytes(i)));
+    assert_true(stat_of("peak") <= stat_of("budget"));
+    free_all();
+}
+
 static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
 {
     (void)state;
@@ -663,6 +699,7 @@ int main(void)
         cmocka_unit_test(proc_addresses_are_replaced_in_every_version),
         cmocka_unit_test(answers_without_a_hook_are_the_drivers),
         cmocka_unit_test(copies_from_a_store_bind_and_kernels_read_them_right),
+        cmocka_unit_test(copies_from_an_ordinary_file_bind_too),
         cmocka_unit_test(a_kernel_handle_in_the_functions_place_is_understood),
         cmocka_unit_test(pointers_inside_a_struct_are_found),
         cmocka_unit_test(pointers_in_a_small_copy_are_kept),

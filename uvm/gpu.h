@@ -98,6 +98,11 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
  * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset);
 
+/* The same for an ordinary file (gpu_file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read here. Whether the range can be bound is seen
+ * only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
+struct cws_gpu_file;
+bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file, uint64_t offset, const void *now);
+
 /* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in each thread that names it, here as in
  * cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of the driver mean that by NULL.) */
 void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream);            /* before cuStreamDestroy */

@@ -1,6 +1,8 @@
 /* Copies from a store to the device do not copy: the range learns where its bytes come from. */
 #include "gpu_state.h"
 
+#include <stdlib.h>
+
 /* The tensor that is exactly these logical bytes, or NULL. */
 static const struct cws_tensor_info *tensor_of(const struct cws_store *store, uint64_t offset, size_t bytes)
 {
@@ -30,30 +32,54 @@ static bool unmap_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     return result == CUDA_SUCCESS;
 }
 
+/* The range that exactly these bytes of the program are copied to, free to be bound; or NULL. Drops `lock`. */
+static struct cws_gpu_range *target_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
+{
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, to);
+    struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, stream);
+    if (!r || r->base != to || r->bytes != bytes || r->holds || !s || cws_gpu_stream_captures_locked(gpu, s))
+        return NULL;
+    if (r->state == CWS_RANGE_ANONYMOUS && !unmap_locked(gpu, r))
+        return NULL;
+    return r->state == CWS_RANGE_RESERVED ? r : NULL; /* bound already: this copy writes to it like any other */
+}
+
+static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_source *source)
+{
+    if (!source)
+        return false;
+    r->source = source;
+    gpu->bound_bytes += cws_gpu_span(r);
+    cws_gpu_order_add_locked(gpu, r);
+    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
+    cws_gpu_source_want_locked(gpu, source, false);
+    return true;
+}
+
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset)
 {
     const struct cws_tensor_info *t = tensor_of(store, offset, bytes);
     if (gpu->dead || !t || bytes % 2 != 0)
         return false;
-    bool bound = false;
     pthread_mutex_lock(&gpu->lock);
-    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, to);
-    struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, stream);
-    if (!r || r->base != to || r->bytes != bytes || r->holds || !s || cws_gpu_stream_captures_locked(gpu, s))
-        goto out;
-    if (r->state == CWS_RANGE_ANONYMOUS && !unmap_locked(gpu, r))
-        goto out;
-    if (r->state != CWS_RANGE_RESERVED) /* bound already: this copy writes to it like any other */
-        goto out;
-    r->source = cws_gpu_source_get_locked(gpu, store, t);
-    if (!r->source)
-        goto out;
-    gpu->bound_bytes += cws_gpu_span(r);
-    cws_gpu_order_add_locked(gpu, r);
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
-    cws_gpu_source_want_locked(gpu, r->source, false);
-    bound = true;
-out:
+    struct cws_gpu_range *r = target_locked(gpu, to, bytes, stream);
+    bool bound = r && bind_locked(gpu, r, cws_gpu_source_get_locked(gpu, store, t));
     pthread_mutex_unlock(&gpu->lock);
+    return bound;
+}
+
+bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file, uint64_t offset, const void *now)
+{
+    if (gpu->dead || bytes % 2 != 0)
+        return false;
+    struct cws_tensor_info *t = cws_gpu_file_describe(file, offset, bytes, now);
+    if (!t)
+        return false;
+    pthread_mutex_lock(&gpu->lock);
+    struct cws_gpu_range *r = target_locked(gpu, to, bytes, stream);
+    bool bound = r && bind_locked(gpu, r, cws_gpu_source_of_file_locked(gpu, file, t));
+    pthread_mutex_unlock(&gpu->lock);
+    if (!bound)
+        free(t);
     return bound;
 }

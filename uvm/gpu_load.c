@@ -222,7 +222,7 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu)
                 moved = true;
                 if (code) {
                     char line[640];
-                    snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_store_path(load->source->store), load->source->tensor->name, err.message);
+                    snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(load->source), load->source->tensor->name, err.message);
                     fail_load(gpu, load, line);
                     break;
                 }
@@ -252,8 +252,10 @@ static void check_results(struct cws_gpu *gpu, const struct cws_gpu_slot *slot)
             continue;
         char line[640];
         snprintf(line, sizeof line, "%s: tensor \"%s\": chunk at file offset %" PRIu64 " does not decode: %s",
-                 cws_store_path(load->source->store), load->source->tensor->name, c->offset,
-                 result->status ? cws_gpu_status_text(result->status) : "its content hash is not the stored one");
+                 cws_gpu_source_path(load->source), load->source->tensor->name, c->offset,
+                 result->status         ? cws_gpu_status_text(result->status)
+                 : load->source->file ? "the file was changed after it was loaded"
+                                      : "its content hash is not the stored one");
         fail_load(gpu, load, line);
     }
 }

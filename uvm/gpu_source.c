@@ -94,6 +94,21 @@ fail:
     return NULL;
 }
 
+struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file, struct cws_tensor_info *tensor)
+{
+    struct cws_gpu_source *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->file = cws_gpu_file_retain(file);
+    s->tensor = tensor;
+    s->refs = 1;
+    s->state = CWS_SOURCE_READY;
+    cws_gpu_list_add(&gpu->sources, &s->link);
+    return s;
+}
+
+const char *cws_gpu_source_path(const struct cws_gpu_source *s) { return s->file ? cws_gpu_file_path(s->file) : cws_store_path(s->store); }
+
 /* The driver takes its time to free pinned memory, so a fetcher does it. */
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes)
 {
@@ -133,6 +148,10 @@ void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
     cws_gpu_list_del(&s->link);
     give_host_locked(gpu, s);
     cws_store_close(s->store);
+    if (s->file) {
+        cws_gpu_file_release(s->file);
+        free((void *)s->tensor);
+    }
     free(s->table);
     free(s);
 }
@@ -183,6 +202,8 @@ static int cursor_for(struct fetcher *f, struct cws_store *store, struct cws_err
 
 static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *host, struct cws_error *err)
 {
+    if (s->file)
+        return cws_gpu_file_read(s->file, s->tensor, host, err);
     int code = cursor_for(f, s->store, err);
     if (code)
         return code;

@@ -2,6 +2,7 @@
  *
  * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
+ *         gpu_file.c ordinary files as sources
  *         gpu_spill.c what no source gives back
  *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
@@ -32,6 +33,7 @@
 #include "../store/gpu/gpu_decode.h"
 #include "../store/trace.h"
 #include "gpu.h"
+#include "gpu_file.h"
 #include "order.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -69,7 +71,8 @@ struct cws_gpu_frame {
 /* Where the bytes of a bound range come from: one tensor of one store. Shared by all ranges bound to it. */
 enum cws_source_state { CWS_SOURCE_WANTED, CWS_SOURCE_FETCHING, CWS_SOURCE_READY, CWS_SOURCE_FAILED };
 struct cws_gpu_source {
-    struct cws_store *store;
+    struct cws_store *store;    /* or, NULL: */
+    struct cws_gpu_file *file;  /* then tensor is the source's own */
     const struct cws_tensor_info *tensor;
     struct cws_gpu_list link;   /* gpu->sources */
     uint32_t refs;              /* ranges, and loads under way */
@@ -360,6 +363,9 @@ void cws_gpu_streams_close(struct cws_gpu *gpu);
 
 /* gpu_source.c */
 struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor); /* NULL: no memory */
+/* Of an ordinary file; takes its own reference, and `tensor` (cws_gpu_file_describe) where it succeeds. NULL: no memory. */
+struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file, struct cws_tensor_info *tensor);
+const char *cws_gpu_source_path(const struct cws_gpu_source *s);
 void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 /* The bytes are wanted in host memory. READY, or not yet (a fetcher was woken), or FAILED. */
 enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws_gpu_source *s, bool urgent);

@@ -1,0 +1,286 @@
+/* Files are read by plain system calls: the shim's hooks are for the program's own. */
+#include "gpu_file.h"
+#include "../store/content_hash.h"
+#include "../store/own_fd.h"
+#include "../store/safetensors.h"
+#include "../store/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define CHUNK_BYTES ((uint64_t)256 << 10)
+#define PAGE ((uintptr_t)4096)
+
+struct cws_gpu_file {
+    atomic_uint refs;
+    int fd;
+    dev_t device;
+    ino_t inode;
+    uint64_t bytes;
+    struct timespec changed; /* as the header was read */
+    struct cws_header *header;
+    char path[];
+};
+
+/* --- where memory comes from -------------------------------------------------------------------------- */
+
+struct mapping {
+    uintptr_t begin, end;
+    uint64_t offset, inode;
+    dev_t device;
+    char path[4096];
+};
+
+static bool parse_line(char *line, struct mapping *m)
+{
+    unsigned long begin, end, offset, inode;
+    unsigned major_number, minor_number;
+    char permissions[5];
+    int path = 0;
+    if (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu %n", &begin, &end, permissions, &offset, &major_number, &minor_number, &inode, &path) < 7 || path == 0)
+        return false;
+    *m = (struct mapping){.begin = begin, .end = end, .offset = offset, .inode = inode, .device = makedev(major_number, minor_number)};
+    snprintf(m->path, sizeof m->path, "%s", line + path);
+    return permissions[3] == 'p' && inode != 0 && m->path[0] == '/';
+}
+
+/* The private file mapping that holds all of the memory. */
+static bool find_mapping(uintptr_t at, size_t bytes, struct mapping *out)
+{
+    enum { ROOM = 64 << 10 };
+    char *text = malloc(ROOM);
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    size_t have = 0;
+    bool found = false, over = !text || fd < 0;
+    while (!over) {
+        long got = syscall(SYS_read, fd, text + have, ROOM - 1 - have);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        have += (size_t)got;
+        text[have] = '\0';
+        char *line = text;
+        for (char *end; !over && (end = strchr(line, '\n')) != NULL; line = end + 1) {
+            unsigned long from, to;
+            *end = '\0';
+            if (sscanf(line, "%lx-%lx", &from, &to) == 2 && at < to) {
+                over = true; /* addresses rise: this one, or none */
+                found = at >= from && bytes <= to - at && parse_line(line, out);
+            }
+        }
+        have -= (size_t)(line - text);
+        memmove(text, line, have);
+        over |= have == ROOM - 1;
+    }
+    if (fd >= 0)
+        syscall(SYS_close, fd);
+    free(text);
+    return found;
+}
+
+bool cws_gpu_file_is_clean(const void *memory, size_t bytes)
+{
+    enum { AT_ONCE = 512 };
+    const uint64_t present = 1ull << 63, swapped = 1ull << 62, of_file = 1ull << 61;
+    uint64_t entries[AT_ONCE];
+    uintptr_t first = (uintptr_t)memory / PAGE, end = ((uintptr_t)memory + bytes + PAGE - 1) / PAGE;
+    int fd = sysconf(_SC_PAGESIZE) == (long)PAGE ? (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC) : -1;
+    bool clean = fd >= 0;
+    while (clean && first < end) {
+        size_t count = end - first < AT_ONCE ? end - first : AT_ONCE;
+        long got = syscall(SYS_pread64, fd, entries, count * sizeof *entries, (off_t)(first * sizeof *entries));
+        clean = got == (long)(count * sizeof *entries);
+        for (size_t i = 0; clean && i < count; i++) /* a page that is neither was not touched, or given back: the file's */
+            clean = !(entries[i] & swapped) && (!(entries[i] & present) || (entries[i] & of_file));
+        first += count;
+    }
+    if (fd >= 0)
+        syscall(SYS_close, fd);
+    return clean;
+}
+
+/* --- files ---------------------------------------------------------------------------------------------- */
+
+static int read_all(int fd, uint64_t offset, uint8_t *to, size_t bytes)
+{
+    while (bytes) {
+        long got = syscall(SYS_pread64, fd, to, bytes, (off_t)offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return got < 0 ? -errno : -ENODATA;
+        to += got;
+        offset += (uint64_t)got;
+        bytes -= (size_t)got;
+    }
+    return 0;
+}
+
+static struct cws_header *read_header(const char *path, int fd, uint64_t file_bytes)
+{
+    uint8_t first[8], *text = NULL;
+    uint64_t bytes;
+    struct cws_header *header = NULL;
+    struct cws_error err = {0};
+    if (file_bytes >= 8 && read_all(fd, 0, first, 8) == 0 && cws_header_length(path, first, file_bytes, &bytes, &err) == 0 && (text = malloc(bytes)) &&
+        read_all(fd, 0, text, bytes) == 0 && cws_header_parse(path, text, bytes, file_bytes, &header, &err))
+        header = NULL;
+    free(text);
+    return header;
+}
+
+static bool same_file(const struct cws_gpu_file *f, const struct stat *st)
+{
+    return f->device == st->st_dev && f->inode == st->st_ino && f->bytes == (uint64_t)st->st_size && f->changed.tv_sec == st->st_mtim.tv_sec &&
+           f->changed.tv_nsec == st->st_mtim.tv_nsec;
+}
+
+/* The file by its name, if that is still the one that is mapped; else through the mapping itself, which the kernel does not allow everybody. */
+static int open_mapped(const struct mapping *m, struct stat *st)
+{
+    char alias[96];
+    snprintf(alias, sizeof alias, "/proc/self/map_files/%lx-%lx", (unsigned long)m->begin, (unsigned long)m->end);
+    for (unsigned i = 0; i < 2; i++) {
+        int fd = (int)syscall(SYS_openat, AT_FDCWD, i ? alias : m->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (fd < 0)
+            continue;
+        /* st_dev of some file systems is not what maps shows: the inode has to do there, and the content hash is taken from the mapping. */
+        if (fstat(fd, st) == 0 && st->st_ino == m->inode && S_ISREG(st->st_mode))
+            return fd;
+        syscall(SYS_close, fd);
+    }
+    return -1;
+}
+
+static struct cws_gpu_file *open_file(const struct mapping *m)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the last file: a loader copies one after the other */
+    static struct cws_gpu_file *last;
+    struct stat st;
+    int fd = open_mapped(m, &st);
+    if (fd < 0)
+        return NULL;
+    pthread_mutex_lock(&lock);
+    struct cws_gpu_file *f = last && same_file(last, &st) ? cws_gpu_file_retain(last) : NULL;
+    if (!f && (f = calloc(1, sizeof *f + strlen(m->path) + 1))) {
+        memcpy(f->path, m->path, strlen(m->path) + 1);
+        f->fd = fd;
+        f->device = st.st_dev;
+        f->inode = st.st_ino;
+        f->bytes = (uint64_t)st.st_size;
+        f->changed = st.st_mtim;
+        f->header = read_header(f->path, fd, f->bytes);
+        cws_own_fd_note(fd); /* the program cannot close it by mistake */
+        fd = -1;
+        atomic_init(&f->refs, 2);
+        cws_gpu_file_release(last);
+        last = f; /* also one that is none of ours, so that it is not parsed again and again */
+    }
+    pthread_mutex_unlock(&lock);
+    if (fd >= 0)
+        syscall(SYS_close, fd);
+    return f;
+}
+
+static const struct cws_header_tensor *tensor_at(const struct cws_gpu_file *file, uint64_t offset)
+{
+    const struct cws_header *h = file->header;
+    size_t low = 0, high = h ? h->tensor_count : 0;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const struct cws_header_tensor *t = &h->tensors[middle];
+        if (h->header_bytes + t->begin == offset && t->end > t->begin)
+            return t;
+        if (h->header_bytes + t->begin <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+struct cws_gpu_file *cws_gpu_file_of(const void *memory, size_t bytes, uint64_t *out_offset)
+{
+    struct mapping m;
+    if (!bytes || !find_mapping((uintptr_t)memory, bytes, &m) || !cws_gpu_file_is_clean(memory, bytes))
+        return NULL;
+    struct cws_gpu_file *f = open_file(&m);
+    if (!f)
+        return NULL;
+    uint64_t offset = m.offset + ((uintptr_t)memory - m.begin);
+    const struct cws_header_tensor *t = tensor_at(f, offset);
+    if (!t || t->end - t->begin != bytes) {
+        cws_gpu_file_release(f);
+        return NULL;
+    }
+    *out_offset = offset;
+    return f;
+}
+
+struct cws_gpu_file *cws_gpu_file_retain(struct cws_gpu_file *file)
+{
+    atomic_fetch_add(&file->refs, 1);
+    return file;
+}
+
+void cws_gpu_file_release(struct cws_gpu_file *file)
+{
+    if (!file || atomic_fetch_sub(&file->refs, 1) != 1)
+        return;
+    cws_own_fd_forget(file->fd);
+    syscall(SYS_close, file->fd);
+    cws_header_destroy(file->header);
+    free(file);
+}
+
+const char *cws_gpu_file_path(const struct cws_gpu_file *file) { return file->path; }
+const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset) { return tensor_at(file, offset)->name; }
+
+/* --- as a source ------------------------------------------------------------------------------------------ */
+
+struct described {
+    struct cws_tensor_info info;
+    struct cws_tensor_record record;
+    struct cws_chunk_record chunks[];
+};
+
+struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes, const uint8_t *now)
+{
+    const struct cws_header_tensor *t = tensor_at(file, offset);
+    uint64_t count = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
+    struct described *d = calloc(1, sizeof *d + count * sizeof *d->chunks);
+    struct cws_hash128 all = {0};
+    if (!d)
+        return NULL;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t at = i * CHUNK_BYTES, size = bytes - at < CHUNK_BYTES ? bytes - at : CHUNK_BYTES;
+        struct cws_hash128 hash = {0};
+        cws_content_hash_add(&hash, cws_content_key, now + at, size, at);
+        cws_hash128_add(&all, hash);
+        d->chunks[i] = (struct cws_chunk_record){.offset = offset + at, .stored_bytes = (uint32_t)size, .logical_bytes = (uint32_t)size,
+                                                 .codec = CWS_CODEC_RAW, .content_hash = {hash.lo, hash.hi}};
+    }
+    d->record = (struct cws_tensor_record){.chunk_count = count, .content_hash = {all.lo, all.hi}, .chunk_bytes = CHUNK_BYTES, .table = UINT32_MAX,
+                                           .dtype = (uint8_t)t->dtype, .codec = CWS_CODEC_RAW};
+    d->info = (struct cws_tensor_info){.name = t->name, .dtype = t->dtype, .shape = t->shape, .ndim = t->ndim, .begin = offset, .end = offset + bytes,
+                                       .elems = t->elems, .stored_bytes = bytes, .record = &d->record, .chunks = d->chunks};
+    return &d->info;
+}
+
+int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to, struct cws_error *err)
+{
+    int code = read_all(file->fd, tensor->begin, to, tensor->end - tensor->begin);
+    if (code == -ENODATA)
+        return cws_fail(err, CWS_E_CHANGED, "%s: tensor \"%s\": the file is shorter than when it was loaded", file->path, tensor->name);
+    return code ? cws_fail_errno(err, -code, "%s: tensor \"%s\"", file->path, tensor->name) : 0;
+}
