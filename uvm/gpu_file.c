@@ -40,17 +40,29 @@ struct mapping {
     char path[4096];
 };
 
+/* A number and the character behind it, which is stepped over. */
+static bool number(char **at, int base, char behind, unsigned long *out)
+{
+    char *end;
+    *out = strtoul(*at, &end, base);
+    bool good = end != *at && *end == behind;
+    *at = end + good;
+    return good;
+}
+
+/* "begin-end rwxp offset major:minor inode   path" */
 static bool parse_line(char *line, struct mapping *m)
 {
-    unsigned long begin, end, offset, inode;
-    unsigned major_number, minor_number;
-    char permissions[5];
-    int path = 0;
-    if (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu %n", &begin, &end, permissions, &offset, &major_number, &minor_number, &inode, &path) < 7 || path == 0)
+    unsigned long begin, end, offset, major_number, minor_number, inode;
+    if (!number(&line, 16, '-', &begin) || !number(&line, 16, ' ', &end) || strlen(line) < 5 || line[3] != 'p')
         return false;
-    *m = (struct mapping){.begin = begin, .end = end, .offset = offset, .inode = inode, .device = makedev(major_number, minor_number)};
-    snprintf(m->path, sizeof m->path, "%s", line + path);
-    return permissions[3] == 'p' && inode != 0 && m->path[0] == '/';
+    line += 5;
+    if (!number(&line, 16, ' ', &offset) || !number(&line, 16, ':', &major_number) || !number(&line, 16, ' ', &minor_number) || !number(&line, 10, ' ', &inode))
+        return false;
+    line += strspn(line, " ");
+    *m = (struct mapping){.begin = begin, .end = end, .offset = offset, .inode = inode, .device = makedev((unsigned)major_number, (unsigned)minor_number)};
+    snprintf(m->path, sizeof m->path, "%s", line);
+    return inode != 0 && m->path[0] == '/';
 }
 
 /* The private file mapping that holds all of the memory. */
@@ -73,7 +85,8 @@ static bool find_mapping(uintptr_t at, size_t bytes, struct mapping *out)
         for (char *end; !over && (end = strchr(line, '\n')) != NULL; line = end + 1) {
             unsigned long from, to;
             *end = '\0';
-            if (sscanf(line, "%lx-%lx", &from, &to) == 2 && at < to) {
+            char *rest = line;
+            if (number(&rest, 16, '-', &from) && number(&rest, 16, ' ', &to) && at < to) {
                 over = true; /* addresses rise: this one, or none */
                 found = at >= from && bytes <= to - at && parse_line(line, out);
             }
