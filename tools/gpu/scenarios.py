@@ -6,7 +6,7 @@ they print must be the same to the byte, or the error must be the one that is pr
     python tools/gpu/scenarios.py OUTDIR --stress SECONDS     # random models, budgets and work, until the time is over
 
 With --device cpu the programs that need no GPU run through the paging of host memory, so that this can be tried everywhere.
-Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own output is kept in OUTDIR.
+Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own output is in OUTDIR/runs.log.
 """
 
 import argparse
@@ -24,17 +24,17 @@ MIB = 2**20
 
 # name of the run: scenario, budget as a share of the logical size plus MiB, its options, whether it needs a GPU
 SAME = {
-    "generate 50 %": ("generate", (0.5, 48), [], False),
-    "batch 60 %": ("batch", (0.6, 160), [], False),
-    "edits 60 %": ("edits", (0.6, 64), [], False),
-    "there and back 60 %": ("there_and_back", (0.6, 64), [], False),
-    "two models 80 %": ("two_models", (0.8, 64), [], False),
-    "threads 60 %": ("threads", (0.6, 64), [], False),
-    "growing cache 100 %": ("growing", (1.0, 96), ["--cache-mb", "80"], False),
-    "products 60 %": ("products", (0.6, 96), [], False),
-    "device_map auto 25 %": ("auto", (0.25, 64), [], True),
-    "compile 60 %": ("compiled", (0.6, 96), [], True),
-    "graph 120 %": ("graph", (1.2, 128), [], True),
+    "generate 50 %": ("generate", (0.5, 128), [], False),
+    "batch 60 %": ("batch", (0.6, 224), [], False),
+    "edits 60 %": ("edits", (0.6, 144), [], False),
+    "there and back 60 %": ("there_and_back", (0.6, 144), [], False),
+    "two models 80 %": ("two_models", (0.8, 144), [], False),
+    "threads 60 %": ("threads", (0.6, 144), [], False),
+    "growing cache 100 %": ("growing", (1.0, 176), ["--cache-mb", "80"], False),
+    "products 60 %": ("products", (0.6, 176), [], False),
+    "device_map auto 25 %": ("auto", (0.25, 144), [], True),
+    "compile 60 %": ("compiled", (0.6, 176), [], True),
+    "graph 120 %": ("graph", (1.2, 192), [], True),
 }
 
 
@@ -72,27 +72,32 @@ class Run:
             self.facts, self.talk = process.communicate()
             self.code = "timeout"
         self.seconds = time.monotonic() - begin
-        stem = os.path.join(arguments.out, name.replace(" ", "-").replace("%", "pct"))
-        with open(stem + ".log", "w") as log:
-            log.write(f"exit {self.code}\n{self.facts}\n{self.talk}")
+        with open(os.path.join(arguments.out, "runs.log"), "a") as log:
+            log.write(f"=== {name}: exit {self.code}, budget {int(budget or 0) >> 20} MiB\n{self.facts}\n{self.talk}\n")
 
     def figure(self, name):
         values = [line.split()[2] for line in self.talk.splitlines() if line.startswith(f"figure {name} ")]
         return values[-1] if values else "-"
 
 
+def reason(run):
+    """The lines on stderr that say why a program ended, without the counters at its end."""
+    said = [line for line in run.talk.splitlines() if "Error" in line or (line.startswith("codecllm: ") and not line.startswith("codecllm:  "))]
+    return " / ".join(line for line in said[-4:] if "paging of" not in line)
+
+
 def first_difference(one, other):
     for a, b in zip(one.facts.splitlines(), other.facts.splitlines()):
         if a != b:
             return f"{a!r} became {b!r}"
-    return f"{len(one.facts.splitlines())} lines became {len(other.facts.splitlines())}"
+    return f"{reason(other)}: {len(one.facts.splitlines())} lines became {len(other.facts.splitlines())}"
 
 
 def compare(plain, paged):
     if plain.code != 0:
-        return f"the plain run failed with {plain.code}: {plain.talk.strip().splitlines()[-1:]}"
+        return f"the plain run failed with {plain.code}: {reason(plain)}"
     if paged.code != 0:
-        return f"exit {paged.code}: {paged.talk.strip().splitlines()[-1:]}"
+        return f"exit {paged.code}: {reason(paged)}"
     return None if plain.facts == paged.facts else first_difference(plain, paged)
 
 
@@ -135,7 +140,7 @@ def loud(run, *words):
 
 def errors(arguments, plain, packed, size):
     """The promised errors: (name, what is wrong or None)."""
-    budget = budget_of(arguments, size, 0.6, 64)
+    budget = budget_of(arguments, size, 0.6, 144)
     for kind in ("truncated", "corrupt"):
         run = Run(arguments, kind, damage(arguments, packed, kind), budget, "damaged", [])
         yield run, loud(run, *(("model.safetensors",) if kind == "truncated" else ("model.safetensors", "model.layers")))
@@ -149,11 +154,11 @@ def errors(arguments, plain, packed, size):
     run = Run(arguments, "too much", packed, budget, "too_much", ["--hog-mb", str(budget // MIB)])
     yield run, None if run.code == 0 and "OutOfMemoryError" in run.facts and "CODEC_VRAM_BUDGET" in run.talk else f"exit {run.code}: {run.facts.split()[-4:]}"
     for write in ([], ["--write"]):
-        run = Run(arguments, "hidden pointer" + "".join(write), packed, 0.4 * size + 48 * MIB, "hidden", write)
+        run = Run(arguments, "hidden pointer" + "".join(write), packed, 0.4 * size + 112 * MIB, "hidden", write)
         yield run, loud(run, "CODEC_PIN")
-    pinned = Run(arguments, "hidden pointer pinned", packed, 0.4 * size + 48 * MIB, "hidden", [], pin="*")
+    pinned = Run(arguments, "hidden pointer pinned", packed, 0.4 * size + 112 * MIB, "hidden", [], pin="*")
     yield pinned, None if pinned.code != 0 else compare(Run(arguments, "hidden pointer plain", plain, None, "hidden", []), pinned)
-    run = Run(arguments, "graph too large", packed, 0.5 * size + 48 * MIB, "graph", [])
+    run = Run(arguments, "graph too large", packed, 0.5 * size + 112 * MIB, "graph", [])
     yield run, loud(run, "codecllm")
     run = Run(arguments, "reduce-overhead native", packed, 1.5 * size + 256 * MIB, "reduce_overhead", [], backend="backend:native")
     yield run, compare(Run(arguments, "reduce-overhead plain", plain, None, "reduce_overhead", []), run)
@@ -191,7 +196,7 @@ def stress(arguments):
         shape = chance.choice(["tiny", "llama-90m", "llama-90m"])
         plain, packed, size = make_model(arguments, shape)
         # The largest step of a walk: a copy of a tensor, a graph over it, 64 MiB of ones, and what torch and cuBLAS keep.
-        budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 192)
+        budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 256)
         options = ["--seed", str(seed), "--steps", str(chance.randrange(50, 400))]
         without = Run(arguments, f"walk {seed} plain", plain, None, "random_walk", options)
         paged = Run(arguments, f"walk {seed}", packed, budget, "random_walk", options)
@@ -215,6 +220,7 @@ def main():
     arguments = parser.parse_args()
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
+    open(os.path.join(arguments.out, "runs.log"), "w").close()
     rows = stress(arguments) if arguments.stress else check(arguments)
     width = max((len(row[0]) for row in rows), default=4)
     table = [f"{'run':<{width}}  {'paged s':>8}  {'plain s':>8}  result"] + [f"{n:<{width}}  {s:>8}  {p:>8}  {r}" for n, r, s, p in rows]
