@@ -3,6 +3,7 @@
 #include "cuda_copy.h"
 #include "../uvm/gpu_file.h"
 #include "../uvm/view.h"
+#include "cuda_content.h"
 #include "shim.h"
 #include "stores.h"
 
@@ -29,7 +30,15 @@ static bool is_pinned(const char *name)
     return false;
 }
 
-/* The same from an ordinary file. */
+static void note_bound(struct cws_store *store, uint64_t offset, const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+{
+    const struct cws_tensor_info *tensor = cws_store_tensor_at(store, offset);
+    cws_stores_note_bound(store, c->bytes);
+    if (tensor && is_pinned(tensor->name))
+        cws_gpu_pin(gpu, c->to);
+}
+
+/* A copy from an ordinary file's mapping binds, too. */
 static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     CUdeviceptr base;
@@ -48,6 +57,33 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     return bound;
 }
 
+/* Is this memory that only the processor writes to, so that what is there now is what the copy would bring? Pinned memory may still be waiting for
+ * work of the device. */
+static bool is_pageable(CUdeviceptr from)
+{
+    unsigned type = 0;
+    return from && !cws_cuda_owner(from) &&
+           CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, from) == CUDA_ERROR_INVALID_VALUE;
+}
+
+/* The same from memory that a tensor was read or copied to. */
+static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+{
+    CUdeviceptr base;
+    size_t bytes;
+    struct cws_store *store;
+    uint64_t offset;
+    if (c->bytes < CWS_GPU_RANGE_MIN || !cws_gpu_extent(gpu, c->to, &base, &bytes) || base != c->to || bytes != c->bytes ||
+        cws_cuda_is_capturing(c->order) || cws_view_overlaps((const void *)(uintptr_t)c->from, c->bytes) || !is_pageable(c->from) ||
+        !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
+        return false;
+    bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);
+    if (bound)
+        note_bound(store, offset, c, gpu);
+    cws_store_close(store);
+    return bound;
+}
+
 /* True: the range holds these bytes from now on. */
 static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
@@ -56,12 +92,8 @@ static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     if (cws_cuda_is_capturing(c->order) || !cws_view_locate((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
         return false;
     bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);
-    if (bound) {
-        const struct cws_tensor_info *tensor = cws_store_tensor_at(store, offset);
-        cws_stores_note_bound(store, c->bytes);
-        if (tensor && is_pinned(tensor->name))
-            cws_gpu_pin(gpu, c->to);
-    }
+    if (bound)
+        note_bound(store, offset, c, gpu);
     cws_store_close(store);
     return bound;
 }
@@ -120,7 +152,7 @@ static CUresult copy_all(const struct cws_cuda_copy *c)
 CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
 {
     struct cws_gpu *gpu = cws_cuda_owner(c->to);
-    if (gpu && c->bytes && (bind_copy(c, gpu) || bind_file(c, gpu)))
+    if (gpu && c->bytes && (bind_copy(c, gpu) || bind_file(c, gpu) || bind_content(c, gpu)))
         return CUDA_SUCCESS;
     if (c->bytes >= 8 && c->bytes <= CWS_CUDA_SCAN_BYTES && atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) &&
         (c->from_host || (c->from && cws_cuda_is_host(c->from))))

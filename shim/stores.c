@@ -108,6 +108,14 @@ void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes)
     pthread_mutex_unlock(&lock);
 }
 
+void cws_stores_each(void (*visit)(struct cws_store *store, void *arg), void *arg)
+{
+    pthread_mutex_lock(&lock);
+    for (struct cws_shared *s = open_stores; s; s = s->next)
+        visit(s->store, arg);
+    pthread_mutex_unlock(&lock);
+}
+
 uint64_t cws_stores_unbound_bytes(void)
 {
     uint64_t bytes = 0;

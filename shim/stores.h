@@ -43,6 +43,9 @@ void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes);
  * model goes is about to load. */
 uint64_t cws_stores_unbound_bytes(void);
 
+/* Calls visit, with a lock held that no other function here may be called under, for each store that is open. */
+void cws_stores_each(void (*visit)(struct cws_store *store, void *arg), void *arg);
+
 /* The process has no view now: what was kept for views only is closed. */
 void cws_stores_drop_unmapped(void);
 

@@ -210,6 +210,41 @@ static void copies_from_an_ordinary_file_bind_too(void **state)
     free_all();
 }
 
+/* A model that was read into memory, or that comes back from the host: its bytes are known again, and only exactly its bytes. */
+static void a_tensors_bytes_bind_from_anywhere(void **state)
+{
+    (void)state;
+    enum { CHANGED = 3, SWAPPED = 5 };
+    CUfunction sum = kernel("sum");
+    uint8_t *copy = malloc(logical_bytes);
+    size_t all = 0;
+    assert_non_null(copy);
+    memcpy(copy, logical, logical_bytes);
+    copy[tensor_begin[CHANGED] + tensor_bytes(CHANGED) - 1] ^= 0x80;
+    for (unsigned i = 0; i < 16; i++) { /* two words of 16 bytes change places */
+        uint8_t *a = copy + tensor_begin[SWAPPED] + i, byte = *a;
+        *a = a[512];
+        a[512] = byte;
+    }
+    unsigned long long before = stat_of("bound");
+    for (unsigned i = 0; i < TENSORS; i++) {
+        OK(cu.cuMemAllocAsync(&at[i], tensor_bytes(i), stream));
+        OK(cu.cuMemcpyHtoDAsync_v2(at[i], copy + tensor_begin[i], tensor_bytes(i), stream));
+        all += i == CHANGED || i == SWAPPED ? 0 : tensor_bytes(i);
+    }
+    OK(cu.cuStreamSynchronize(stream));
+    assert_int_equal(stat_of("bound") - before, all);
+    uint64_t sums[2] = {sum_of(copy + tensor_begin[CHANGED], tensor_bytes(CHANGED)), sum_of(copy + tensor_begin[SWAPPED], tensor_bytes(SWAPPED))};
+    memset(copy, 0, logical_bytes); /* what was bound does not come from here */
+    for (unsigned pass = 0; pass < 2; pass++)
+        for (unsigned i = 0; i < TENSORS; i++)
+            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)),
+                             i == CHANGED ? sums[0] : i == SWAPPED ? sums[1] : sum_of(content(i), tensor_bytes(i)));
+    assert_true(stat_of("peak") <= stat_of("budget"));
+    free_all();
+    free(copy);
+}
+
 static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
 {
     (void)state;
@@ -700,6 +735,7 @@ int main(void)
         cmocka_unit_test(answers_without_a_hook_are_the_drivers),
         cmocka_unit_test(copies_from_a_store_bind_and_kernels_read_them_right),
         cmocka_unit_test(copies_from_an_ordinary_file_bind_too),
+        cmocka_unit_test(a_tensors_bytes_bind_from_anywhere),
         cmocka_unit_test(a_kernel_handle_in_the_functions_place_is_understood),
         cmocka_unit_test(pointers_inside_a_struct_are_found),
         cmocka_unit_test(pointers_in_a_small_copy_are_kept),

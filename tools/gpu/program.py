@@ -377,6 +377,8 @@ def random_walk(args):
                     captured.replay()
                 kept.append((f"{step} {name} graph", out.clone()))
                 torch.cuda.synchronize()
+                captured.reset()
+                del captured, out  # not while the next one is captured: PyTorch's cudaMallocAsync backend refuses that
             else:
                 sums = []
                 worker = threading.Thread(target=lambda: sums.append(weight.view(torch.int16).sum(dtype=torch.int64).cpu()))
