@@ -1,6 +1,7 @@
 /* cuda_alloc.c - allocations: ordered ones of CWS_GPU_RANGE_MIN and more are ranges, all others the driver's own, and counted. */
 #include "cuda_shim.h"
 #include "shim.h"
+#include "stores.h"
 
 #include <pthread.h>
 
@@ -95,7 +96,7 @@ CUresult cws_do_cuMemFree_v2(cws_fn_cuMemFree_v2 real, CUstream own, CUdeviceptr
 
 static CUresult alloc_range(struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes, CUstream stream)
 {
-    CUresult result = cws_gpu_alloc(gpu, bytes, stream, out);
+    CUresult result = cws_gpu_alloc_loading(gpu, bytes, cws_stores_unbound_bytes(), stream, out);
     if (result == CUDA_SUCCESS)
         cws_cuda_note_range(*out, bytes);
     return result;

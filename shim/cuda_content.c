@@ -67,6 +67,24 @@ static const struct cws_tensor_info *find_in(const struct cws_store *store, cons
     return NULL;
 }
 
+void cws_cuda_content_keep(struct cws_store *store)
+{
+    pthread_mutex_lock(&lock);
+    keep_locked(store, NULL);
+    pthread_mutex_unlock(&lock);
+}
+
+bool cws_cuda_content_has(size_t bytes)
+{
+    bool has = false;
+    pthread_mutex_lock(&lock);
+    cws_stores_each(keep_locked, NULL);
+    for (unsigned i = 0; i < kept_count && !has; i++)
+        has = has_size(kept[i], bytes);
+    pthread_mutex_unlock(&lock);
+    return has;
+}
+
 bool cws_cuda_content_find(const void *from, size_t bytes, struct cws_store **store, uint64_t *offset)
 {
     struct cws_store *candidates[STORES_MAX];
@@ -74,7 +92,6 @@ bool cws_cuda_content_find(const void *from, size_t bytes, struct cws_store **st
     unsigned count = 0;
     bool found = false;
     pthread_mutex_lock(&lock);
-    cws_stores_each(keep_locked, NULL);
     for (unsigned i = 0; i < kept_count; i++)
         if (has_size(kept[i], bytes))
             candidates[count++] = kept[i];

@@ -34,6 +34,7 @@ static void note_bound(struct cws_store *store, uint64_t offset, const struct cw
 {
     const struct cws_tensor_info *tensor = cws_store_tensor_at(store, offset);
     cws_stores_note_bound(store, c->bytes);
+    cws_cuda_content_keep(store);
     if (tensor && is_pinned(tensor->name))
         cws_gpu_pin(gpu, c->to);
 }
@@ -57,13 +58,17 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     return bound;
 }
 
-/* Is this memory that only the processor writes to, so that what is there now is what the copy would bring? Pinned memory may still be waiting for
- * work of the device. */
-static bool is_pageable(CUdeviceptr from)
+/* Is this host memory, and what is there now what the copy would bring? Work of the device may still have to write to pinned memory: all that
+ * the copy comes after is awaited. */
+static bool is_settled(const struct cws_cuda_copy *c)
 {
     unsigned type = 0;
-    return from && !cws_cuda_owner(from) &&
-           CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, from) == CUDA_ERROR_INVALID_VALUE;
+    if (!c->from || cws_cuda_owner(c->from) || cws_view_overlaps((const void *)(uintptr_t)c->from, c->bytes))
+        return false;
+    CUresult result = CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, c->from);
+    if (result == CUDA_ERROR_INVALID_VALUE)
+        return true; /* pageable: nobody but processors writes there */
+    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST && cws_cuda_driver()->stream_sync(c->order) == CUDA_SUCCESS;
 }
 
 /* The same from memory that a tensor was read or copied to. */
@@ -74,7 +79,7 @@ static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     struct cws_store *store;
     uint64_t offset;
     if (c->bytes < CWS_GPU_RANGE_MIN || !cws_gpu_extent(gpu, c->to, &base, &bytes) || base != c->to || bytes != c->bytes ||
-        cws_cuda_is_capturing(c->order) || cws_view_overlaps((const void *)(uintptr_t)c->from, c->bytes) || !is_pageable(c->from) ||
+        cws_cuda_is_capturing(c->order) || !cws_cuda_content_has(c->bytes) || !is_settled(c) ||
         !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
         return false;
     bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);

@@ -49,6 +49,9 @@ void cws_gpu_fork_child(struct cws_gpu *gpu);
  * request and the largest set that a launch has named do not fit the budget together; the line names the least budget that would do.
  * No memory lies behind it until it is used or bound. */
 CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdeviceptr *out);
+/* The same while `expected` bytes of weights are about to be loaded: a request of more than half of the budget, and of no more than these, is not refused. Loaders make
+ * and free one without using it, to warm their allocator up; a launch that names it fails as one that needs too much. */
+CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expected, CUstream stream, CUdeviceptr *out);
 /* Frees a range by its first address. in_order: as cuMemFreeAsync, what is queued on `stream` may still use it; else as cuMemFree. CUDA_ERROR_INVALID_VALUE: no
  * range begins there. */
 CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order);

@@ -108,6 +108,11 @@ static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t need)
 
 CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdeviceptr *out)
 {
+    return cws_gpu_alloc_loading(gpu, bytes, 0, stream, out);
+}
+
+CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expected, CUstream stream, CUdeviceptr *out)
+{
     if (gpu->dead)
         return CUDA_ERROR_NOT_INITIALIZED;
     uint64_t granules = ((uint64_t)bytes + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE;
@@ -125,7 +130,8 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
             cws_gpu_recount_pools_locked(gpu);
             need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
         }
-        if (need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
+        bool warms_up = bytes <= expected && bytes > gpu->config.budget_bytes / 2;
+        if (!warms_up && need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
             gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
             say_too_much(gpu, bytes, need);
             pthread_mutex_unlock(&gpu->lock);

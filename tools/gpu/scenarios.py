@@ -200,7 +200,7 @@ def stress(arguments):
         shape = chance.choice(["tiny", "llama-90m", "llama-90m"])
         plain, packed, size = make_model(arguments, shape)
         # The largest step of a walk: a copy of a tensor, a graph over it, 64 MiB of ones, and what torch and cuBLAS keep.
-        budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 256)
+        budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 320)
         options = ["--seed", str(seed), "--steps", str(chance.randrange(50, 400))]
         without = Run(arguments, f"walk {seed} plain", plain, None, "random_walk", options)
         paged = Run(arguments, f"walk {seed}", packed, budget, "random_walk", options)
