@@ -31,7 +31,7 @@ SAME = {
     "two models 80 %": ("two_models", (0.8, 144), [], False),
     "threads 60 %": ("threads", (0.6, 144), [], False),
     "growing cache 100 %": ("growing", (1.0, 176), ["--cache-mb", "80"], False),
-    "products 60 %": ("products", (0.6, 176), [], False),
+    "products 60 %": ("products", (0.6, 240), [], False),
     "device_map auto 25 %": ("auto", (0.25, 144), [], True),
     "compile 60 %": ("compiled", (0.6, 176), [], True),
     "graph 120 %": ("graph", (1.2, 192), [], True),
