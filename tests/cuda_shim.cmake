@@ -21,7 +21,7 @@ if(CWS_TESTS AND TARGET codecshim AND TARGET cws_standin_driver)
     target_compile_definitions(${name} PRIVATE CWS_BIN_DIR="${PROJECT_BINARY_DIR}")
     add_dependencies(${name} cws_standin_driver cws_standin_nvrtc codecshim codecllm)
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 120 SKIP_RETURN_CODE 77
+    set_tests_properties(${name} PROPERTIES TIMEOUT 300 SKIP_RETURN_CODE 77
       ENVIRONMENT "CODEC_VRAM_BUDGET=${budget};CODEC_HOST_BUDGET=64M;LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin;XDG_CACHE_HOME=${PROJECT_BINARY_DIR}/standin/cache;LD_PRELOAD=${preload};${sanitizer_options}")
   endfunction()
   cws_cuda_shim_test(test_cuda_shim 40M)

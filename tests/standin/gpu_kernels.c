@@ -1,5 +1,5 @@
 /* gpu_kernels.c - host versions of the kernels in store/gpu, under the same names and with the same parameters: what a
- * fatbin loads as. They decode with the reference decoder, so a test of the manager is a test against the reference. They
+ * fatbin loads as. They decode with the decoders for the CPU, which are tested against the reference. They
  * tell CWS_GPU_BAD_LANE for whatever the reference refuses, but for a head that changed. */
 #include "state.h"
 
@@ -8,6 +8,7 @@
 #include "store/gpu/gpu_job.h"
 #include "store/huffman.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,24 +49,70 @@ static void packed_lengths(const struct cws_gpu_table *table, uint8_t packed[128
     cws_huffman_pack(lengths, packed);
 }
 
-/* Not the reference decoder: tests of paging decode by the gigabyte. */
-static int decode_fast(struct cws_chunk_context *context, const uint8_t packed[128], const uint8_t *stored, const struct cws_gpu_job *job,
-                       void *out)
-{
+/* What a stream's thread decodes with, kept until it ends: ThreadSanitizer makes allocating and freeing megabytes slow. */
+struct workspace {
     struct cws_decode_scratch *scratch;
-    struct cws_decode_table *decode = aligned_alloc(64, (cws_decode_table_bytes() + 63) / 64 * 64);
-    if (!decode || cws_decode_scratch_create(&scratch) != 0)
-        abort();
-    context->table = decode;
-    int rc = cws_decode_table_init(decode, packed, NULL);
-    if (rc == 0)
-        rc = cws_chunk_decode(context, stored, job->stored_bytes, job->logical_bytes, 0, job->logical_bytes, out, scratch, NULL);
-    cws_decode_scratch_destroy(scratch);
-    free(decode);
-    return rc;
+    struct cws_decode_table *table;
+    uint8_t *stored, *decoded;
+    size_t stored_bytes, decoded_bytes;
+};
+
+static pthread_key_t workspace_key;
+static pthread_once_t workspace_once = PTHREAD_ONCE_INIT;
+
+static void workspace_free(void *arg)
+{
+    struct workspace *w = arg;
+    cws_decode_scratch_destroy(w->scratch);
+    free(w->table);
+    free(w->stored);
+    free(w->decoded);
+    free(w);
 }
 
-static uint32_t decode_coded(const struct cws_gpu_job *job, void *out)
+static void workspace_make_key(void)
+{
+    if (pthread_key_create(&workspace_key, workspace_free) != 0)
+        abort();
+}
+
+static struct workspace *workspace_get(void)
+{
+    pthread_once(&workspace_once, workspace_make_key);
+    struct workspace *w = pthread_getspecific(workspace_key);
+    if (w)
+        return w;
+    w = calloc(1, sizeof *w);
+    if (!w || cws_decode_scratch_create(&w->scratch) != 0 || pthread_setspecific(workspace_key, w) != 0)
+        abort();
+    w->table = aligned_alloc(64, (cws_decode_table_bytes() + 63) / 64 * 64);
+    if (!w->table)
+        abort();
+    return w;
+}
+
+static void grow(uint8_t **buffer, size_t *have, size_t want)
+{
+    if (*have >= want)
+        return;
+    free(*buffer);
+    *buffer = malloc(want);
+    *have = want;
+    if (!*buffer)
+        abort();
+}
+
+/* Not the reference decoder: tests of paging decode by the gigabyte. */
+static int decode_fast(struct cws_chunk_context *context, const uint8_t packed[128], const struct cws_gpu_job *job, struct workspace *w)
+{
+    context->table = w->table;
+    int rc = cws_decode_table_init(w->table, packed, NULL);
+    if (rc != 0)
+        return rc;
+    return cws_chunk_decode(context, w->stored, job->stored_bytes, job->logical_bytes, 0, job->logical_bytes, w->decoded, w->scratch, NULL);
+}
+
+static uint32_t decode_coded(const struct cws_gpu_job *job, struct workspace *w)
 {
     struct cws_gpu_table table = *(const struct cws_gpu_table *)(uintptr_t)job->table;
     if (memcmp((const void *)(uintptr_t)job->stored, &job->head, sizeof job->head) != 0)
@@ -74,13 +121,10 @@ static uint32_t decode_coded(const struct cws_gpu_job *job, void *out)
     packed_lengths(&table, packed);
     struct cws_chunk_context context = {.dtype = job->dtype, .codec = job->codec, .row_elems = job->row_elems,
                                         .first_elem = job->row_offset};
-    uint8_t *stored = calloc(1, job->stored_bytes + CWS_STREAM_PAD);
-    if (!stored)
-        abort();
-    memcpy(stored, (const void *)(uintptr_t)job->stored, job->stored_bytes);
-    int rc = decode_fast(&context, packed, stored, job, out);
-    free(stored);
-    return rc == 0 ? CWS_GPU_OK : CWS_GPU_BAD_LANE;
+    grow(&w->stored, &w->stored_bytes, job->stored_bytes + CWS_STREAM_PAD);
+    memcpy(w->stored, (const void *)(uintptr_t)job->stored, job->stored_bytes);
+    memset(w->stored + job->stored_bytes, 0, CWS_STREAM_PAD);
+    return decode_fast(&context, packed, job, w) == 0 ? CWS_GPU_OK : CWS_GPU_BAD_LANE;
 }
 
 static void decode_job(const struct cws_gpu_job *job, struct cws_gpu_result *result, const uint64_t key[2])
@@ -90,20 +134,18 @@ static void decode_job(const struct cws_gpu_job *job, struct cws_gpu_result *res
     touch((uintptr_t)result, sizeof *result, true);
     if (job->codec != CWS_CODEC_RAW)
         touch(job->table, sizeof(struct cws_gpu_table), false);
-    void *decoded = malloc(job->logical_bytes + 1);
-    if (!decoded)
-        abort();
+    struct workspace *w = workspace_get();
+    grow(&w->decoded, &w->decoded_bytes, job->logical_bytes + 1);
     uint32_t status = CWS_GPU_OK;
     if (job->codec == CWS_CODEC_RAW)
-        memcpy(decoded, (const void *)(uintptr_t)job->stored, job->logical_bytes);
+        memcpy(w->decoded, (const void *)(uintptr_t)job->stored, job->logical_bytes);
     else
-        status = decode_coded(job, decoded);
+        status = decode_coded(job, w);
     struct cws_hash128 sum = {0, 0};
     if (status == CWS_GPU_OK) {
-        memcpy((void *)(uintptr_t)job->dst, decoded, job->logical_bytes);
-        cws_content_hash_add(&sum, key, decoded, job->logical_bytes, job->first_word * 16);
+        memcpy((void *)(uintptr_t)job->dst, w->decoded, job->logical_bytes);
+        cws_content_hash_add(&sum, key, w->decoded, job->logical_bytes, job->first_word * 16);
     }
-    free(decoded);
     result_add(result, sum, status);
 }
 

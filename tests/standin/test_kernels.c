@@ -6,10 +6,17 @@
 #define ARG(type, index) (*(type *)params[index])
 #define UNUSED_SHAPE (void)grid, (void)block
 
+/* The sum of all bytes. Words are read, not bytes: ThreadSanitizer checks each read, and this is most of what tests do. */
 static uint64_t sum_bytes(const unsigned char *from, uint64_t bytes)
 {
-    uint64_t sum = 0;
-    for (uint64_t i = 0; i < bytes; i++)
+    const uint64_t even = 0x00ff00ff00ff00ff;
+    uint64_t sum = 0, word, i = 0;
+    for (; i + sizeof word <= bytes; i += sizeof word) {
+        memcpy(&word, from + i, sizeof word);
+        word = (word & even) + (word >> 8 & even); /* four sums of two bytes */
+        sum += word * 0x0001000100010001 >> 48;
+    }
+    for (; i < bytes; i++)
         sum += from[i];
     return sum;
 }
