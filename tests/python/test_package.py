@@ -87,10 +87,48 @@ def test_nothing_happens_without_the_variable(venv, script):
 
 
 def test_line_of_the_pth_costs_nothing(venv):
-    """One look into the environment: microseconds of a start that takes tens of milliseconds."""
+    """One look into the environment and one function made: microseconds of a start that takes tens of milliseconds."""
     line = (venv.site / "codecllm.pth").read_text()
-    code = f"import timeit; print(min(timeit.repeat(lambda: exec({line!r}), number=100, repeat=50)) / 100)"
+    code = (
+        "import sys, timeit\n"
+        f"line = {line!r}\n"
+        "def once():\n    exec(line)\n    sys.excepthook = sys.__excepthook__\n"
+        "print(min(timeit.repeat(once, number=100, repeat=50)) / 100)"
+    )
     assert float(run(venv.python, "-S", "-c", code).stdout) < 100e-6
+
+
+def ends_with(venv, code, *arguments):
+    """(exit status, standard error) of a program that fails."""
+    done = subprocess.run([str(venv.python), "-c", code, *map(str, arguments)], env=clean_environment(), capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_plain_loader_of_a_packed_file_is_told_so(venv, tmp_path):
+    pytest.importorskip("transformers")
+    packed = tmp_path / "bard.packed"
+    run(venv.command, "pack", "-q", ROOT / "tests/models/bard", packed)
+    code = "import sys, transformers as t; t.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto')"
+    status, text = ends_with(venv, code, packed)
+    assert status == 1 and "SafetensorError: " in text, text
+    (line,) = (line for line in text.splitlines() if line.startswith("codecllm: "))
+    assert line.startswith(f"codecllm: {packed}/model.safetensors is packed, not damaged: ")
+    assert "CODEC_VRAM_BUDGET" in line and "codecllm.from_pretrained(" in line
+    code = "import sys; from safetensors.torch import load_file; load_file(sys.argv[1])"
+    assert f"codecllm: {packed}/model.safetensors is packed" in ends_with(venv, code, packed / "model.safetensors")[1]
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((ROOT / "tests/models/bard/model.safetensors").read_bytes()[:-1])
+    status, text = ends_with(venv, code, damaged)
+    assert status == 1 and "SafetensorError: " in text and "codecllm" not in text
+
+
+def test_other_reports_are_as_they_were(venv):
+    for code in ("raise ValueError(3)", "raise SystemExit('over')", "raise KeyboardInterrupt", "1 +"):
+        with_line, without = (
+            subprocess.run([str(venv.python), *more, "-c", code], env=clean_environment(), capture_output=True, text=True)
+            for more in ((), ("-S",))
+        )
+        assert (with_line.returncode, with_line.stderr) == (without.returncode, without.stderr), code
 
 
 def test_script_starts_again_with_the_library(venv, script):
