@@ -300,6 +300,9 @@ static void say_stats(int ordinal, const struct cws_gpu_stats *s)
     say_count("prefetched", s->prefetched);
     say_count("waited for", s->demand);
     say_count("drops", s->drops);
+    if (s->spills > 0)
+        cws_shim_say("  %-16s %12" PRIu64 " (%" PRIu64 " came back, %.1f MiB are away)", "to the host", s->spills, s->restores,
+                     (double)s->spilled_bytes / (1 << 20));
     say_mib("decoded in all", s->loaded_bytes);
     say_mib("over the link", s->link_bytes);
     cws_shim_say("  %-16s %12.1f ms", "launches waited", (double)s->stall_ns / 1e6);
@@ -328,11 +331,13 @@ static size_t device_json(char *buf, size_t n, int ordinal, const struct cws_gpu
         "{\"device\": %d, \"budget\": %" PRIu64 ", \"used\": %" PRIu64 ", \"peak\": %" PRIu64 ", \"decoded\": %" PRIu64
         ", \"compressed\": %" PRIu64 ", \"staging\": %" PRIu64 ", \"other\": %" PRIu64 ", \"bound\": %" PRIu64 ", \"anonymous\": %" PRIu64
         ", \"dirty\": %" PRIu64 ", \"idle\": %" PRIu64 ", \"driver\": %" PRIu64 ", \"ranges\": %" PRIu64 ", \"loads\": %" PRIu64
-        ", \"prefetched\": %" PRIu64 ", \"demand\": %" PRIu64 ", \"drops\": %" PRIu64 ", \"loaded_bytes\": %" PRIu64
+        ", \"prefetched\": %" PRIu64 ", \"demand\": %" PRIu64 ", \"drops\": %" PRIu64 ", \"spilled\": %" PRIu64 ", \"spills\": %" PRIu64
+        ", \"restores\": %" PRIu64 ", \"loaded_bytes\": %" PRIu64
         ", \"link_bytes\": %" PRIu64 ", \"stall_ns\": %" PRIu64 ", \"least_budget\": %" PRIu64 "}",
         ordinal, s->budget_bytes, s->used_bytes, s->peak_bytes, s->decoded_bytes, s->host_bytes, s->staging_bytes,
         s->anonymous_bytes + s->idle_bytes + s->other_bytes, s->bound_bytes, s->anonymous_bytes, s->dirty_bytes, s->idle_bytes, s->other_bytes,
-        s->ranges, s->loads, s->prefetched, s->demand, s->drops, s->loaded_bytes, s->link_bytes, s->stall_ns, s->least_budget_bytes);
+        s->ranges, s->loads, s->prefetched, s->demand, s->drops, s->spilled_bytes, s->spills,
+        s->restores, s->loaded_bytes, s->link_bytes, s->stall_ns, s->least_budget_bytes);
     return len < 0 ? 0 : (size_t)len;
 }
 

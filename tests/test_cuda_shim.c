@@ -601,6 +601,28 @@ static void free_memory_is_the_budgets(void **state)
 }
 
 /* transformers makes an allocation of a model's size before it loads it, and frees it unused. Last: the store that is opened here is never bound. */
+/* More weights are written to than the budget holds: some go to host memory, and come back as they were written. */
+static void written_weights_go_to_the_host_and_come_back(void **state)
+{
+    (void)state;
+    enum { COUNT = 14 };
+    unsigned long long spills = stat_of("spills"), restores = stat_of("restores");
+    load_all();
+    for (unsigned i = 0; i < COUNT; i++)
+        OK(cu.cuMemsetD8Async(at[i] + 100, 0xa5, 1, stream));
+    assert_true(stat_of("spills") > spills && stat_of("spilled") >= MIB);
+    for (unsigned i = 0; i < COUNT; i++) { /* the view, not the file: a test before this one wrote to it */
+        const uint8_t *from = (const uint8_t *)view + tensor_begin[i];
+        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)), sum_of(from, tensor_bytes(i)) - from[100] + 0xa5);
+    }
+    assert_true(stat_of("restores") > restores);
+    assert_true(stat_of("peak") <= stat_of("budget"));
+    free_all();
+    for (unsigned wait = 0; wait < 5000 && stat_of("spilled") != 0; wait++)
+        usleep(1000);
+    assert_int_equal(stat_of("spilled"), 0);
+}
+
 /* The file as it is stored: system calls made directly are not seen by the shim. */
 static void copy_stored_file(const char *to)
 {
@@ -805,6 +827,7 @@ int main(void)
         cmocka_unit_test(a_stream_that_joins_a_capture_is_not_worked_on),
         cmocka_unit_test(a_reset_context_can_be_used_again),
         cmocka_unit_test(an_allocation_for_what_is_about_to_be_loaded_is_granted),
+        cmocka_unit_test(written_weights_go_to_the_host_and_come_back),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

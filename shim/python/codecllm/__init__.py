@@ -85,8 +85,9 @@ def stats():
 
 def memory_stats(device=None):
     """Where the GPU's memory goes, in bytes: a dict with decoded (weights in device memory), compressed (in pinned host
-    memory), staging, other (activations and all else), used, peak, budget and more, for one device; without an argument a
-    dict of these by device. A device appears with its first allocation. Raises codecllm.Error when the library is not loaded."""
+    memory), staging, other (activations and all else), used, peak, budget, spilled (written weights and idle allocations that
+    went to host memory for now) and more, for one device; without an argument a dict of these by device. A device appears with
+    its first allocation. Raises codecllm.Error when the library is not loaded."""
     devices = {entry.pop("device"): entry for entry in _json("codecllm_gpu_stats_json")}
     if device is None:
         return devices
