@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -121,11 +122,24 @@ static void put_time(struct cws_trace_writer *w, const char *key, uint64_t ns)
 
 /* --- the file ---------------------------------------------------------------------------------------- */
 
+/* Of the buffer, of which only a piece reached the file: the whole events. Each but the first of all begins with ",\n". */
+static size_t whole_bytes(const struct cws_trace_writer *w)
+{
+    struct stat st;
+    if (cws_os_fstat(w->fd, &st) || st.st_size <= (off_t)w->at)
+        return 0;
+    size_t n = (size_t)st.st_size - w->at;
+    n = n < w->used ? n : w->used;
+    while (n > 1 && memcmp(w->buffer + n - 2, ",\n", 2) != 0)
+        n--;
+    return n > 1 ? n - 2 : 0;
+}
+
 int cws_trace_writer_flush(struct cws_trace_writer *w)
 {
     int code = cws_os_write_full(w->fd, w->buffer, w->used, w->at);
     if (code) {
-        cws_os_ftruncate(w->fd, w->at); /* a piece may be there */
+        cws_os_ftruncate(w->fd, w->at + whole_bytes(w));
         return code;
     }
     w->at += w->used;
