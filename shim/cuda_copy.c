@@ -39,15 +39,19 @@ static void note_bound(struct cws_store *store, uint64_t offset, const struct cw
         cws_gpu_pin(gpu, c->to);
 }
 
-/* A copy from an ordinary file's mapping binds, too. */
-static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+/* What lets it pay to look at the source: it fills a range. */
+static bool fills_range(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     CUdeviceptr base;
     size_t bytes;
+    return c->bytes >= CWS_GPU_RANGE_MIN && c->from && cws_gpu_extent(gpu, c->to, &base, &bytes) && base == c->to && bytes == c->bytes &&
+           !cws_cuda_is_capturing(c->order);
+}
+
+/* A copy from an ordinary file's mapping binds. */
+static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+{
     uint64_t offset;
-    if (c->bytes < CWS_GPU_RANGE_MIN || !c->from || !cws_gpu_extent(gpu, c->to, &base, &bytes) || base != c->to || bytes != c->bytes ||
-        cws_cuda_is_capturing(c->order))
-        return false;
     struct cws_gpu_file *file = cws_gpu_file_of((const void *)(uintptr_t)c->from, c->bytes, &offset);
     if (!file)
         return false;
@@ -63,7 +67,7 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 static bool is_settled(const struct cws_cuda_copy *c)
 {
     unsigned type = 0;
-    if (!c->from || cws_cuda_owner(c->from) || cws_view_overlaps((const void *)(uintptr_t)c->from, c->bytes))
+    if (cws_cuda_owner(c->from) || cws_view_overlaps((const void *)(uintptr_t)c->from, c->bytes))
         return false;
     CUresult result = CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, c->from);
     if (result == CUDA_ERROR_INVALID_VALUE)
@@ -71,22 +75,24 @@ static bool is_settled(const struct cws_cuda_copy *c)
     return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST && cws_cuda_driver()->stream_sync(c->order) == CUDA_SUCCESS;
 }
 
-/* The same from memory that a tensor was read or copied to. */
-static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+/* Takes the store. */
+static bool bind_source(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct cws_store *store, uint64_t offset)
 {
-    CUdeviceptr base;
-    size_t bytes;
-    struct cws_store *store;
-    uint64_t offset;
-    if (c->bytes < CWS_GPU_RANGE_MIN || !cws_gpu_extent(gpu, c->to, &base, &bytes) || base != c->to || bytes != c->bytes ||
-        cws_cuda_is_capturing(c->order) || !cws_cuda_content_has(c->bytes) || !is_settled(c) ||
-        !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
-        return false;
     bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);
     if (bound)
         note_bound(store, offset, c, gpu);
     cws_store_close(store);
     return bound;
+}
+
+/* So does one from memory that a tensor was read or copied to. */
+static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+{
+    struct cws_store *store;
+    uint64_t offset;
+    if (!cws_cuda_content_has(c->bytes) || !is_settled(c) || !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
+        return false;
+    return bind_source(c, gpu, store, offset);
 }
 
 /* True: the range holds these bytes from now on. */
@@ -96,11 +102,7 @@ static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     uint64_t offset;
     if (cws_cuda_is_capturing(c->order) || !cws_view_locate((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
         return false;
-    bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);
-    if (bound)
-        note_bound(store, offset, c, gpu);
-    cws_store_close(store);
-    return bound;
+    return bind_source(c, gpu, store, offset);
 }
 
 /* --- views as host memory ----------------------------------------------------------------------------- */
@@ -157,7 +159,7 @@ static CUresult copy_all(const struct cws_cuda_copy *c)
 CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
 {
     struct cws_gpu *gpu = cws_cuda_owner(c->to);
-    if (gpu && c->bytes && (bind_copy(c, gpu) || bind_file(c, gpu) || bind_content(c, gpu)))
+    if (gpu && c->bytes && (bind_copy(c, gpu) || (fills_range(c, gpu) && (bind_file(c, gpu) || bind_content(c, gpu)))))
         return CUDA_SUCCESS;
     if (c->bytes >= 8 && c->bytes <= CWS_CUDA_SCAN_BYTES && atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) &&
         (c->from_host || (c->from && cws_cuda_is_host(c->from))))
