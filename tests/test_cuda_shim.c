@@ -176,7 +176,6 @@ static void copies_from_a_store_bind_and_kernels_read_them_right(void **state)
     free_all();
 }
 
-/* An unpacked file, mapped and closed as a loader does it: its tensors bind where nobody wrote to the mapping, and outlive it. */
 /* Frees are in stream order, and the manager hears of them later. */
 static void wait_for_frees(void)
 {
@@ -186,6 +185,7 @@ static void wait_for_frees(void)
     assert_int_equal(stat_of("bound"), 0);
 }
 
+/* An unpacked file, mapped and closed as a loader does it: its tensors bind where nobody wrote to the mapping, and outlive it. */
 static void copies_from_an_ordinary_file_bind_too(void **state)
 {
     (void)state;
@@ -600,7 +600,6 @@ static void free_memory_is_the_budgets(void **state)
     assert_true(free_bytes <= total && free_bytes > 0);
 }
 
-/* transformers makes an allocation of a model's size before it loads it, and frees it unused. Last: the store that is opened here is never bound. */
 /* More weights are written to than the budget holds: some go to host memory, and come back as they were written. */
 static void written_weights_go_to_the_host_and_come_back(void **state)
 {
@@ -637,6 +636,7 @@ static void copy_stored_file(const char *to)
     syscall(SYS_close, in);
 }
 
+/* transformers makes an allocation of a model's size before it loads it, and frees it unused. Last: the store that is opened here is never bound. */
 static void an_allocation_for_what_is_about_to_be_loaded_is_granted(void **state)
 {
     (void)state;
