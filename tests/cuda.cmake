@@ -44,7 +44,7 @@ if(TARGET cws_standin)
   cws_test(NAME test_gpu_contract TIMEOUT 300 SOURCES test_gpu_contract.c sample_model.c LIBS cws_uvm cws_standin m)
   cws_test(NAME test_gpu_spill TIMEOUT 300 SOURCES test_gpu_spill.c sample_model.c LIBS cws_uvm cws_standin m)
   if(NOT CWS_SANITIZE) # the sanitizers' own allocator is in every library
-    cws_test(NAME test_gpu_inject TIMEOUT 120 SOURCES test_gpu_inject.c sample_model.c inject.c LIBS cws_uvm cws_standin_driver cws_dep_uring m)
+    cws_test(NAME test_gpu_inject TIMEOUT 300 SOURCES test_gpu_inject.c sample_model.c inject.c LIBS cws_uvm cws_standin_driver cws_dep_uring m)
     if(TARGET test_gpu_inject)
       target_link_options(test_gpu_inject PRIVATE ${INJECT_WRAPS})
       target_compile_options(test_gpu_inject PRIVATE -fvisibility=default) # binutils 2.42 finds the driver's library calling them

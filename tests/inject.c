@@ -50,33 +50,37 @@ static bool hit(enum inject_kind kind)
     result __wrap_##name(__VA_ARGS__);    \
     result __wrap_##name(__VA_ARGS__)
 
+static bool no_memory(void)
+{
+    if (!hit(INJECT_ALLOC))
+        return false;
+    errno = ENOMEM; /* as the real ones do: a parser that has no other word for it is understood by that */
+    return true;
+}
+
 WRAP(void *, malloc, size_t n)
 {
-    return hit(INJECT_ALLOC) ? NULL : __real_malloc(n);
+    return no_memory() ? NULL : __real_malloc(n);
 }
 
 WRAP(void *, calloc, size_t n, size_t m)
 {
-    return hit(INJECT_ALLOC) ? NULL : __real_calloc(n, m);
+    return no_memory() ? NULL : __real_calloc(n, m);
 }
 
 WRAP(void *, realloc, void *p, size_t n)
 {
-    return hit(INJECT_ALLOC) ? NULL : __real_realloc(p, n);
+    return no_memory() ? NULL : __real_realloc(p, n);
 }
 
 WRAP(void *, aligned_alloc, size_t a, size_t n)
 {
-    return hit(INJECT_ALLOC) ? NULL : __real_aligned_alloc(a, n);
+    return no_memory() ? NULL : __real_aligned_alloc(a, n);
 }
 
 WRAP(void *, mmap, void *p, size_t n, int prot, int flags, int fd, off_t at)
 {
-    if (hit(INJECT_ALLOC)) {
-        errno = ENOMEM;
-        return MAP_FAILED;
-    }
-    return __real_mmap(p, n, prot, flags, fd, at);
+    return no_memory() ? MAP_FAILED : __real_mmap(p, n, prot, flags, fd, at);
 }
 
 WRAP(int, pthread_create, pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *arg)

@@ -1,8 +1,14 @@
 /* The N-th allocation of host memory inside the manager fails, for every N: an error that is told, or the right bytes; and everything works afterwards. The stand-in driver is
  * a shared library here, so that its own allocations do not count. */
+#include "../uvm/gpu_file.h"
 #include "gpu_fixture.h"
 #include "inject.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static const uint8_t *mapping; /* of an ordinary file, to be bound to instead of the store */
 static uint8_t back[3 * MIB];
 
 static CUresult move(struct fixture *f, unsigned i, void *out, const void *in, size_t bytes)
@@ -15,6 +21,17 @@ static CUresult move(struct fixture *f, unsigned i, void *out, const void *in, s
     cws_gpu_end(f->gpu, &use, true);
     CUresult waited = driver.stream_sync(f->stream);
     return result ? result : waited;
+}
+
+static bool bind(struct fixture *f, unsigned i)
+{
+    uint64_t begin = cws_store_tensor(store, i)->begin, offset;
+    if (!mapping)
+        return cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, begin);
+    struct cws_gpu_file *file = cws_gpu_file_of(mapping + begin, tensor_bytes(i), &offset);
+    bool bound = file && cws_gpu_bind_file(f->gpu, f->at[i], tensor_bytes(i), f->stream, file, offset, mapping + begin);
+    cws_gpu_file_release(file);
+    return bound;
 }
 
 /* Everything a program does: allocate, bind (or copy where that is refused), read, change, read, free. Counts what was refused. */
@@ -30,7 +47,7 @@ static unsigned live_with_it(struct fixture *f)
             refused++;
             continue;
         }
-        if (!cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, cws_store_tensor(store, i)->begin)) {
+        if (!bind(f, i)) {
             refused++;
             if (move(f, i, NULL, content(i), tensor_bytes(i)) != CUDA_SUCCESS) {
                 assert_int_equal(cws_gpu_free(f->gpu, f->at[i], f->stream, true), 0);
@@ -113,8 +130,60 @@ static void test_open_fails(void **state)
     fail_msg("thirty allocations to open a manager");
 }
 
+/* A file that was not seen before, so that it is opened and its header is read. */
+static void map_new_file(void)
+{
+    static const char *path;
+    path = path ? path : sample_path("inject.safetensors");
+    unlink(path);
+    sample_save(path, plain.data, plain.size);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    void *at = mmap(NULL, plain.size, PROT_READ, MAP_PRIVATE, fd, 0);
+    assert_true(fd >= 0 && at != MAP_FAILED);
+    close(fd);
+    mapping = at;
+}
+
+/* The N-th call that an ordinary file needs fails, or is interrupted: then the copy is made, or a read is refused with a line; no byte is ever wrong, and no
+ * descriptor stays but that of the last file. */
+static void test_files_fail(void **state)
+{
+    (void)state;
+    static const struct {
+        enum inject_kind kind;
+        bool never_told, told; /* fstat: there is a second way to open it, for root; a short read: of /proc/self/pagemap it is no answer */
+    } rows[] = {{INJECT_ALLOC, false, true}, {INJECT_OPEN, false, true},   {INJECT_STAT, false, false},  {INJECT_READ, false, true},
+                {INJECT_EINTR, true, false}, {INJECT_EAGAIN, true, false}, {INJECT_SHORT_READ, false, false}};
+    unsigned files = 0;
+    for (unsigned k = 0; k < sizeof rows / sizeof *rows; k++) {
+        unsigned told = 0, fired = 0;
+        for (unsigned n = 1; n < 40; n += 1 + n / 4) {
+            map_new_file();
+            struct fixture *f = open_gpu(256 * MIB, 30 * MIB, n % 2 == 1);
+            last_line[0] = '\0';
+            inject_arm(rows[k].kind, n);
+            unsigned refused = live_with_it(f);
+            bool hit = inject_disarm();
+            told += refused;
+            fired += hit;
+            assert_true(!rows[k].never_told || refused == 0);
+            assert_null(cws_gpu_check(f->gpu));
+            assert_int_equal(live_with_it(f), 0);
+            close_gpu(f);
+            munmap((void *)(uintptr_t)mapping, plain.size);
+            mapping = NULL;
+            files = files ? files : inject_open_files();
+            assert_int_equal(inject_open_files(), files);
+            if (!hit)
+                break;
+        }
+        assert_true(fired > 0);
+        assert_true(told > 0 || !rows[k].told);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations_fail), cmocka_unit_test(test_open_fails)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations_fail), cmocka_unit_test(test_open_fails), cmocka_unit_test(test_files_fail)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

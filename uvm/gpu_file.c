@@ -1,6 +1,6 @@
-/* Files are read by plain system calls: the shim's hooks are for the program's own. */
 #include "gpu_file.h"
 #include "../store/content_hash.h"
+#include "../store/os.h"
 #include "../store/own_fd.h"
 #include "../store/safetensors.h"
 #include "../store/store.h"
@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -30,6 +29,13 @@ struct cws_gpu_file {
     struct cws_header *header;
     char path[];
 };
+
+static int read_all(int fd, uint64_t offset, void *to, size_t bytes)
+{
+    size_t got;
+    int code = cws_os_read_full(fd, to, bytes, offset, &got);
+    return code ? code : got == bytes ? 0 : -ENODATA;
+}
 
 /* --- where memory comes from -------------------------------------------------------------------------- */
 
@@ -70,15 +76,17 @@ static bool find_mapping(uintptr_t at, size_t bytes, struct mapping *out)
 {
     enum { ROOM = 64 << 10 };
     char *text = malloc(ROOM);
-    int fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    int fd = cws_os_openat(AT_FDCWD, "/proc/self/maps", O_RDONLY, 0);
+    uint64_t offset = 0;
     size_t have = 0;
     bool found = false, over = !text || fd < 0;
     while (!over) {
-        long got = syscall(SYS_read, fd, text + have, ROOM - 1 - have);
-        if (got < 0 && errno == EINTR)
+        ssize_t got = cws_os_pread(fd, text + have, ROOM - 1 - have, offset); /* a page of lines, not all that there is room for */
+        if (got == -EINTR || got == -EAGAIN)
             continue;
         if (got <= 0)
             break;
+        offset += (uint64_t)got;
         have += (size_t)got;
         text[have] = '\0';
         char *line = text;
@@ -96,7 +104,7 @@ static bool find_mapping(uintptr_t at, size_t bytes, struct mapping *out)
         over |= have == ROOM - 1;
     }
     if (fd >= 0)
-        syscall(SYS_close, fd);
+        cws_os_close(fd);
     free(text);
     return found;
 }
@@ -107,49 +115,40 @@ bool cws_gpu_file_is_clean(const void *memory, size_t bytes)
     const uint64_t present = 1ull << 63, swapped = 1ull << 62, of_file = 1ull << 61;
     uint64_t entries[AT_ONCE];
     uintptr_t first = (uintptr_t)memory / PAGE, end = ((uintptr_t)memory + bytes + PAGE - 1) / PAGE;
-    int fd = sysconf(_SC_PAGESIZE) == (long)PAGE ? (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC) : -1;
+    int fd = sysconf(_SC_PAGESIZE) == (long)PAGE ? cws_os_openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY, 0) : -1;
     bool clean = fd >= 0;
     while (clean && first < end) {
         size_t count = end - first < AT_ONCE ? end - first : AT_ONCE;
-        long got = syscall(SYS_pread64, fd, entries, count * sizeof *entries, (off_t)(first * sizeof *entries));
-        clean = got == (long)(count * sizeof *entries);
+        clean = read_all(fd, first * sizeof *entries, entries, count * sizeof *entries) == 0;
         for (size_t i = 0; clean && i < count; i++) /* a page that is neither was not touched, or given back: the file's */
             clean = !(entries[i] & swapped) && (!(entries[i] & present) || (entries[i] & of_file));
         first += count;
     }
     if (fd >= 0)
-        syscall(SYS_close, fd);
+        cws_os_close(fd);
     return clean;
 }
 
 /* --- files ---------------------------------------------------------------------------------------------- */
 
-static int read_all(int fd, uint64_t offset, uint8_t *to, size_t bytes)
-{
-    while (bytes) {
-        long got = syscall(SYS_pread64, fd, to, bytes, (off_t)offset);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got < 0 ? -errno : -ENODATA;
-        to += got;
-        offset += (uint64_t)got;
-        bytes -= (size_t)got;
-    }
-    return 0;
-}
-
-static struct cws_header *read_header(const char *path, int fd, uint64_t file_bytes)
+/* 0, and *out = NULL if that is no safetensors file; or what kept it from being known. */
+static int read_header(const char *path, int fd, uint64_t file_bytes, struct cws_header **out)
 {
     uint8_t first[8], *text = NULL;
     uint64_t bytes;
-    struct cws_header *header = NULL;
     struct cws_error err = {0};
-    if (file_bytes >= 8 && read_all(fd, 0, first, 8) == 0 && cws_header_length(path, first, file_bytes, &bytes, &err) == 0 && (text = malloc(bytes)) &&
-        read_all(fd, 0, text, bytes) == 0 && cws_header_parse(path, text, bytes, file_bytes, &header, &err))
-        header = NULL;
+    int code = file_bytes < sizeof first ? CWS_E_INPUT : read_all(fd, 0, first, sizeof first);
+    *out = NULL;
+    if (!code)
+        code = cws_header_length(path, first, file_bytes, &bytes, &err);
+    if (!code && !(text = malloc(bytes)))
+        code = -ENOMEM;
+    if (!code)
+        code = read_all(fd, 0, text, bytes);
+    if (!code)
+        code = cws_header_parse(path, text, bytes, file_bytes, out, &err);
     free(text);
-    return header;
+    return code == CWS_E_INPUT ? 0 : code;
 }
 
 static bool same_file(const struct cws_gpu_file *f, const struct stat *st)
@@ -164,15 +163,35 @@ static int open_mapped(const struct mapping *m, struct stat *st)
     char alias[96];
     snprintf(alias, sizeof alias, "/proc/self/map_files/%lx-%lx", (unsigned long)m->begin, (unsigned long)m->end);
     for (unsigned i = 0; i < 2; i++) {
-        int fd = (int)syscall(SYS_openat, AT_FDCWD, i ? alias : m->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        int fd = cws_os_openat(AT_FDCWD, i ? alias : m->path, O_RDONLY | O_NONBLOCK, 0);
         if (fd < 0)
             continue;
         /* st_dev of some file systems is not what maps shows: the inode has to do there, and the content hash is taken from the mapping. */
-        if (fstat(fd, st) == 0 && st->st_ino == m->inode && S_ISREG(st->st_mode))
+        if (cws_os_fstat(fd, st) == 0 && st->st_ino == m->inode && S_ISREG(st->st_mode))
             return fd;
-        syscall(SYS_close, fd);
+        cws_os_close(fd);
     }
     return -1;
+}
+
+/* Takes fd if it succeeds. NULL: it cannot be told now what the file is. */
+static struct cws_gpu_file *create_file(const char *path, int fd, const struct stat *st)
+{
+    struct cws_gpu_file *f = calloc(1, sizeof *f + strlen(path) + 1);
+    if (!f)
+        return NULL;
+    if (read_header(path, fd, (uint64_t)st->st_size, &f->header)) {
+        free(f);
+        return NULL;
+    }
+    memcpy(f->path, path, strlen(path) + 1);
+    f->fd = cws_own_fd_note(fd); /* the program cannot close it by mistake */
+    f->device = st->st_dev;
+    f->inode = st->st_ino;
+    f->bytes = (uint64_t)st->st_size;
+    f->changed = st->st_mtim;
+    atomic_init(&f->refs, 1);
+    return f;
 }
 
 static struct cws_gpu_file *open_file(const struct mapping *m)
@@ -185,23 +204,14 @@ static struct cws_gpu_file *open_file(const struct mapping *m)
         return NULL;
     pthread_mutex_lock(&lock);
     struct cws_gpu_file *f = last && same_file(last, &st) ? cws_gpu_file_retain(last) : NULL;
-    if (!f && (f = calloc(1, sizeof *f + strlen(m->path) + 1))) {
-        memcpy(f->path, m->path, strlen(m->path) + 1);
-        f->fd = fd;
-        f->device = st.st_dev;
-        f->inode = st.st_ino;
-        f->bytes = (uint64_t)st.st_size;
-        f->changed = st.st_mtim;
-        f->header = read_header(f->path, fd, f->bytes);
-        cws_own_fd_note(fd); /* the program cannot close it by mistake */
+    if (!f && (f = create_file(m->path, fd, &st)) != NULL) {
         fd = -1;
-        atomic_init(&f->refs, 2);
         cws_gpu_file_release(last);
-        last = f; /* also one that is none of ours, so that it is not parsed again and again */
+        last = cws_gpu_file_retain(f); /* also one that is none of ours, so that it is not parsed again and again */
     }
     pthread_mutex_unlock(&lock);
     if (fd >= 0)
-        syscall(SYS_close, fd);
+        cws_os_close(fd);
     return f;
 }
 
@@ -250,8 +260,7 @@ void cws_gpu_file_release(struct cws_gpu_file *file)
 {
     if (!file || atomic_fetch_sub(&file->refs, 1) != 1)
         return;
-    cws_own_fd_forget(file->fd);
-    syscall(SYS_close, file->fd);
+    cws_os_close(file->fd);
     cws_header_destroy(file->header);
     free(file);
 }
