@@ -604,7 +604,7 @@ static void free_memory_is_the_budgets(void **state)
 static void written_weights_go_to_the_host_and_come_back(void **state)
 {
     (void)state;
-    enum { COUNT = 14 };
+    enum { COUNT = TENSORS };
     unsigned long long spills = stat_of("spills"), restores = stat_of("restores");
     load_all();
     for (unsigned i = 0; i < COUNT; i++)

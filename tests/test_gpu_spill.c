@@ -56,10 +56,11 @@ static void forget_expected(void)
     }
 }
 
-static void test_all_weights_were_written(void **state)
+static void write_all(size_t host)
 {
-    (void)state;
+    host_budget = host;
     struct fixture *f = open_gpu(256 * MIB, 24 * MIB, true);
+    host_budget = 64 * MIB;
     struct cws_gpu_stats stats;
     bind_all(f);
     for (unsigned i = 0; i < TENSORS; i++)
@@ -72,10 +73,24 @@ static void test_all_weights_were_written(void **state)
     cws_gpu_stats_get(f->gpu, &stats);
     assert_true(stats.spills > TENSORS && stats.restores > TENSORS);
     assert_true(stats.spilled_bytes > 0 && stats.spilled_bytes <= stats.host_bytes);
+    assert_true(stats.host_bytes <= host);
     assert_true(stats.peak_bytes <= 24 * MIB);
     forget_expected();
     free_all(f);
     close_gpu(f);
+}
+
+static void test_all_weights_were_written(void **state)
+{
+    (void)state;
+    write_all(64 * MIB);
+}
+
+/* Host memory is full of compressed weights, and would be too small for them and what was written: what can be read again goes. */
+static void test_compressed_weights_give_way(void **state)
+{
+    (void)state;
+    write_all(24 * MIB);
 }
 
 /* One of them, while the others are clean: these go first, and it is not copied for nothing. */
@@ -267,7 +282,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_weights_were_written), cmocka_unit_test(test_clean_weights_go_first), cmocka_unit_test(test_old_allocations_go),
         cmocka_unit_test(test_freed_while_spilled),      cmocka_unit_test(test_host_memory_is_short),   cmocka_unit_test(test_calls_fail),
-        cmocka_unit_test(test_a_changed_copy_is_refused),
+        cmocka_unit_test(test_a_changed_copy_is_refused), cmocka_unit_test(test_compressed_weights_give_way),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -28,7 +28,7 @@ struct cws_gpu;
 struct cws_gpu_config {
     const struct cws_driver *driver; /* the real functions; outlives the manager */
     uint64_t budget_bytes;           /* of device memory, for all that the process takes from the driver but its context */
-    uint64_t host_budget_bytes;      /* of pinned host memory for compressed bytes; 0: as options.h says */
+    uint64_t host_budget_bytes;      /* of pinned host memory for compressed bytes, and before them for what is spilled; 0: as options.h says */
     enum cws_policy_id policy;
     bool prefetch;
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */

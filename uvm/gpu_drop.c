@@ -49,6 +49,7 @@ bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         gpu->drop_count--;
         gpu->drop_bytes -= cws_gpu_span(r);
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
+        cws_gpu_source_unneeded_locked(gpu, r->source);
         if (r->freed)
             cws_gpu_range_cache_locked(gpu, r);
         pthread_cond_broadcast(&gpu->changed);
@@ -77,6 +78,7 @@ static void finish_locked(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool s
         cws_gpu_map_again(gpu, r, frame);
         pthread_mutex_lock(&gpu->lock);
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
+        cws_gpu_source_unneeded_locked(gpu, r->source);
         gpu->order.plan_due = true;
         if (r->freed)
             cws_gpu_range_cache_locked(gpu, r);

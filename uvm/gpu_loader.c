@@ -30,11 +30,10 @@ static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, 
     if (have >= need)
         return false;
     struct cws_gpu_range *victim = cws_gpu_order_victim_locked(gpu, until, true);
-    bool later;
     if (victim)
         return cws_gpu_drop_start_locked(gpu, victim);
     /* What has to be copied goes last: when nothing else is left. */
-    return until == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_spill_one_locked(gpu, &later);
+    return until == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_spill_one_locked(gpu);
 }
 
 static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t granules)
@@ -255,9 +254,10 @@ void *cws_gpu_loader_main(void *arg)
     gpu->driver->capture_mode(&mode); /* the program may be capturing; what happens here is none of it */
     pthread_mutex_lock(&gpu->lock);
     for (;;) {
-        bool pending = false;
+        bool pending = false, claimed = gpu->host_claimed != 0;
         gpu->look_round++;
         gpu->work_due = false;
+        gpu->host_claimed = 0; /* a spill that is still to be made claims it again */
         bool moved = cws_gpu_drops_reap_locked(gpu);
         moved |= cws_gpu_loads_reap_locked(gpu);
         if (gpu->stop && gpu->load_count == 0 && gpu->drop_count == 0)
@@ -273,6 +273,8 @@ void *cws_gpu_loader_main(void *arg)
                 moved |= serve_ahead_locked(gpu, &pending);
         }
         moved |= cws_gpu_loads_issue_locked(gpu);
+        if (claimed && !gpu->host_claimed)
+            pthread_cond_signal(&gpu->fetch);
         if (moved || (gpu->trace.anchor && cws_gpu_trace_idle_locked(gpu))) {
             patience.ns = 0;
             continue;

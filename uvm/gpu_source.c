@@ -1,6 +1,6 @@
 /* Compressed bytes in pinned host memory. Fetcher threads read a tensor's chunks, check them and leave them there: for good while the host
  * budget lasts, in the order in which tensors were bound; those that came too late are read again for each load. (On a cyclic scan nothing that
- * replaces does better than what stays.) */
+ * replaces does better than what stays.) They give way to what has no file to come back from (gpu_spill.c). */
 #include "gpu_state.h"
 
 #include <errno.h>
@@ -116,6 +116,7 @@ void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes)
     g->bytes = bytes;
     g->next = gpu->garbage;
     gpu->garbage = g;
+    gpu->garbage_bytes += bytes;
     pthread_cond_signal(&gpu->fetch);
 }
 
@@ -138,7 +139,47 @@ static bool sweep_locked(struct cws_gpu *gpu)
     gpu->driver->host_free(g);
     pthread_mutex_lock(&gpu->lock);
     gpu->host_bytes -= bytes;
+    gpu->garbage_bytes -= bytes;
+    if (gpu->host_claimed)
+        cws_gpu_wake_locked(gpu);
     return true;
+}
+
+/* --- room for what no file gives back ---------------------------------------------------------------- */
+
+static bool is_spare(const struct cws_gpu_source *s) { return s->host && s->state == CWS_SOURCE_READY && s->loading == 0; }
+
+uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu)
+{
+    uint64_t used = gpu->host_bytes - gpu->garbage_bytes;
+    for (const struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
+        const struct cws_gpu_source *s = CWS_GPU_OF(l, const struct cws_gpu_source, link);
+        used -= is_spare(s) ? s->host_bytes : 0;
+    }
+    return used < gpu->host_budget ? gpu->host_budget - used : 0;
+}
+
+bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes)
+{
+    gpu->host_claimed = bytes;
+    for (struct cws_gpu_list *l = gpu->sources.prev; l != &gpu->sources; l = l->prev) { /* those that were bound last first, as when they came */
+        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
+        if (gpu->host_bytes - gpu->garbage_bytes + bytes <= gpu->host_budget)
+            break;
+        if (is_spare(s))
+            give_host_locked(gpu, s);
+    }
+    return gpu->host_bytes + bytes <= gpu->host_budget;
+}
+
+void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
+{
+    if (s->refs != 1)
+        return;
+    if (s->state == CWS_SOURCE_WANTED)
+        s->state = CWS_SOURCE_READY;
+    if (is_spare(s))
+        give_host_locked(gpu, s);
 }
 
 void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
@@ -219,7 +260,7 @@ static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
         struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
         if (s->state != CWS_SOURCE_WANTED)
             continue;
-        bool fits = gpu->host_bytes + host_bytes_of(s) <= gpu->host_budget;
+        bool fits = gpu->host_bytes + gpu->host_claimed + host_bytes_of(s) <= gpu->host_budget;
         if (s->urgent)
             return s;
         if (!found && fits)
@@ -235,7 +276,7 @@ static void fetch_locked(struct cws_gpu *gpu, struct fetcher *f, struct cws_gpu_
     s->state = CWS_SOURCE_FETCHING;
     s->host_bytes = host_bytes_of(s);
     /* A part of the budget is for what comes and goes. */
-    s->keeps = gpu->host_bytes + s->host_bytes <= gpu->host_budget - gpu->host_budget / 8;
+    s->keeps = gpu->host_bytes + gpu->host_claimed + s->host_bytes <= gpu->host_budget - gpu->host_budget / 8;
     gpu->host_bytes += s->host_bytes;
     size_t bytes = s->host_bytes;
     pthread_mutex_unlock(&gpu->lock);

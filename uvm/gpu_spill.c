@@ -18,11 +18,9 @@ static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_range *
     return (r->state == CWS_RANGE_DIRTY && age >= UNUSED) || (r->state == CWS_RANGE_ANONYMOUS && age >= UNUSED_LONG);
 }
 
-static uint64_t host_left(const struct cws_gpu *gpu) { return gpu->host_bytes < gpu->host_budget ? gpu->host_budget - gpu->host_bytes : 0; }
-
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
 {
-    uint64_t bytes = 0, left = host_left(gpu);
+    uint64_t bytes = 0, left = cws_gpu_host_left_locked(gpu);
     for (const struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         const struct cws_gpu_range *r = CWS_GPU_OF(l, const struct cws_gpu_range, link);
         if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r)) {
@@ -76,8 +74,8 @@ static bool copy_out(struct cws_gpu *gpu, struct cws_gpu_range *r, void **out_ho
     return good;
 }
 
-/* r is a candidate whose uses are done. False: it stays. */
-static bool spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+/* r is a candidate whose uses are done. It stays if anything fails. */
+static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     enum cws_range_state before = r->state;
     struct cws_gpu_frame *frame = r->frame;
@@ -111,23 +109,22 @@ static bool spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     else if (r->freed)
         cws_gpu_range_cache_locked(gpu, r);
     pthread_cond_broadcast(&gpu->changed);
-    return good;
 }
 
-bool cws_gpu_spill_one_locked(struct cws_gpu *gpu, bool *out_later)
+bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
 {
     struct cws_gpu_range *best = NULL;
-    *out_later = false;
+    uint64_t left = cws_gpu_host_left_locked(gpu);
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
-        if (r->keeps || cws_gpu_span(r) > host_left(gpu) || !is_candidate(gpu, r))
-            continue;
-        if (!cws_gpu_uses_done_locked(gpu, r, true))
-            *out_later = true;
-        else if (!best || r->used < best->used)
+        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || r->used < best->used) && cws_gpu_uses_done_locked(gpu, r, true))
             best = r;
     }
-    return best && (spill_locked(gpu, best) || true);
+    if (!best || !cws_gpu_host_claim_locked(gpu, cws_gpu_span(best)))
+        return false;
+    gpu->host_claimed = 0;
+    spill_locked(gpu, best);
+    return true;
 }
 
 /* Its host memory can be given up. */

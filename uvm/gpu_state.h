@@ -259,10 +259,12 @@ struct cws_gpu {
     uint64_t drop_bytes;
 
     uint64_t host_bytes, host_budget;
+    uint64_t host_claimed;       /* of the host budget, by a spill: fetches that nobody waits for leave it alone */
     struct cws_gpu_garbage { /* pinned memory to be freed */
         struct cws_gpu_garbage *next;
         size_t bytes;
     } *garbage;
+    uint64_t garbage_bytes;      /* and what is being freed; part of host_bytes */
     struct cws_gpu_stats counts; /* the counts since open only */
 };
 
@@ -333,8 +335,8 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* gpu_spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what could be spilled; looks through all ranges */
-/* Tries to spill what was not used for longest. False: nothing can be; *out_later: it can when its uses are done. */
-bool cws_gpu_spill_one_locked(struct cws_gpu *gpu, bool *out_later);
+/* Tries to spill what was not used for longest. False: nothing can be now; what is spillable can later, when its uses are done or fetchers have made room in host memory. */
+bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
@@ -372,6 +374,12 @@ enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws
 /* A load read the last of them: bytes that do not stay are given up. */
 void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes); /* pinned memory that host_bytes counts: a fetcher frees it */
+/* The only range that the source has will not be loaded from it any more. */
+void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
+/* Bytes of the host budget that what has no other place can have: those that are free, and those of compressed bytes that can be read from their file again. */
+uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu);
+/* Are so many free? If not, compressed bytes are given up; the loader is woken when they are freed. */
+bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes);
 void *cws_gpu_fetcher_main(void *gpu);
 void cws_gpu_sources_close(struct cws_gpu *gpu);
 uint64_t cws_gpu_host_default(void);
