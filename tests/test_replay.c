@@ -85,6 +85,32 @@ static void the_default_is_near_the_optimum_on_a_cyclic_scan(void **state)
     }
 }
 
+/* Four tokens of a small model, one of a large one, again and again: what the small one uses stays, and what comes after its fourth token is known. */
+static void a_draft_model_stays_beside_its_target(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 12 };
+    static const uint64_t gib[] = {8, 6, 4};
+    struct replay_trace t = {0};
+    uint64_t seed = 7;
+    unsigned char chosen[128] = {0};
+    size_t draft = replay_add_model(&t, &replay_tinyllama, "draft."), target = replay_add_model(&t, &replay_llama8b, "");
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        for (unsigned i = 0; i < 4; i++)
+            replay_add_pass(&t, &replay_tinyllama, draft, &seed, chosen);
+        replay_add_pass(&t, &replay_llama8b, target, &seed, chosen);
+        replay_end_round(&t);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        struct replay_result belady, next = device(&t, CWS_POLICY_NEXT, gib[i] * GIB), lru = device(&t, CWS_POLICY_LRU, gib[i] * GIB);
+        replay_belady(&t, &machine, gib[i] * GIB, GRANULE, (struct replay_window){ROUNDS / 2, ROUNDS - 1}, &belady);
+        if (hits(&next) < hits(&belady) - 0.01)
+            fail_msg("%d GiB: next %.3f, belady %.3f", (int)gib[i], hits(&next), hits(&belady));
+        assert_true(lru.seconds > next.seconds);
+    }
+    replay_free(&t);
+}
+
 static void all_that_fits_stays(void **state)
 {
     (void)state;
@@ -181,7 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes_have_the_sizes_of_the_models),
         cmocka_unit_test(the_default_is_near_the_optimum_on_a_cyclic_scan),
-        cmocka_unit_test(all_that_fits_stays),
+        cmocka_unit_test(a_draft_model_stays_beside_its_target), cmocka_unit_test(all_that_fits_stays),
         cmocka_unit_test(what_cannot_fit_is_an_error),
         cmocka_unit_test(routed_experts_are_not_guessed),
         cmocka_unit_test(the_host_pager_keeps_a_part_of_a_scan),

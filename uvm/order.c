@@ -1,7 +1,7 @@
-/* A program that generates text walks over its weights again and again in the same order. What is needed last is dropped first.
+/* A program that generates text walks over its weights again and again. What is needed last is dropped first.
  *
  * On a cyclic scan that rule alone keeps a prefix of the cycle and streams the rest in one stretch, in which the link is busy and before which
- * it is idle. So keepers are chosen: evenly over the cycle, as many bytes as fit beside the window through which the others stream. */
+ * it is idle. So keepers are chosen: what comes most often in a period first, else evenly over it, as many bytes as fit beside the window through which the others stream. */
 #include "order.h"
 
 #include <stddef.h>
@@ -38,6 +38,7 @@ void cws_order_init(struct cws_order *o, enum cws_policy_id policy)
 
 void cws_order_deinit(struct cws_order *o)
 {
+    cws_history_deinit(&o->history);
     free(o->window);
     o->window = NULL;
     o->window_room = 0;
@@ -90,15 +91,7 @@ void cws_order_set_in(struct cws_order *o, struct cws_order_node *n, bool in)
     line_update(o, n);
 }
 
-/* --- what was learned -------------------------------------------------------------------------------- */
-
-static struct cws_order_node *after(const struct cws_order_node *before, const struct cws_order_node *n)
-{
-    for (unsigned i = 0; i < 2; i++)
-        if (n->follow[i].after && n->follow[i].before == before)
-            return n->follow[i].after;
-    return n->follow[0].after;
-}
+/* --- nodes ------------------------------------------------------------------------------------------- */
 
 void cws_order_add(struct cws_order *o, struct cws_order_node *n)
 {
@@ -112,27 +105,9 @@ void cws_order_add(struct cws_order *o, struct cws_order_node *n)
     o->foreseen = false;
 }
 
-static void learn(struct cws_order *o, struct cws_order_node *n)
-{
-    struct cws_order_node *last = o->last;
-    if (!last || after(o->before_last, last) == n)
-        return;
-    unsigned at = last->follow[0].before == o->before_last ? 0 : last->follow[1].before == o->before_last ? 1 : 2;
-    if (at == 2) { /* the older of two contexts is forgotten */
-        last->follow[1] = last->follow[0];
-        at = 0;
-    }
-    last->follow[at].before = o->before_last;
-    last->follow[at].after = n;
-}
-
 void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
 {
-    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next)
-        for (unsigned i = 0; i < 2; i++)
-            if (NODE_OF(l, all)->follow[i].after == n || NODE_OF(l, all)->follow[i].before == n)
-                NODE_OF(l, all)->follow[i].after = NODE_OF(l, all)->follow[i].before = NULL;
-    n->follow[0].after = n->follow[1].after = NULL;
+    cws_history_forget(&o->history, n);
     n->keeper = n->in = false;
     list_del(&n->all);
     list_del(&n->coming);
@@ -160,11 +135,18 @@ static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
     o->coming_bytes += n->bytes;
 }
 
-/* As far as a walk twice over everything goes. */
+/* As far as a period goes, and a walk twice over everything. */
+static uint64_t reach(const struct cws_order *o, uint64_t period)
+{
+    uint64_t twice = 2 * (uint64_t)o->count;
+    return (period > twice ? period : twice) + 8;
+}
+
 static void extend(struct cws_order *o)
 {
-    while (o->ahead_last && o->end - o->at <= 2 * (uint64_t)o->count + 8) {
-        struct cws_order_node *n = after(o->ahead_before, o->ahead_last);
+    uint64_t period = cws_history_look(&o->history);
+    while (o->ahead_last && o->end - o->at <= reach(o, period)) {
+        struct cws_order_node *n = period ? cws_history_next(&o->history, o->end - o->at) : cws_history_after(&o->history, o->ahead_before, o->ahead_last);
         if (!n)
             break;
         uint64_t place = o->end++;
@@ -209,15 +191,15 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
         learn_gap(n, o->tick - before);
     const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room] : (struct cws_order_place){0};
     bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
-    if (!expected)
-        learn(o, n);
+    cws_history_reserve(&o->history, 16 * (uint64_t)o->count + 256);
+    cws_history_push(&o->history, n);
     o->before_last = o->last;
     o->last = n;
     o->at++;
     list_del(&n->all);
     list_add_before(&o->all, &n->all);
-    o->foreseen = expected;
-    if (!expected)
+    o->foreseen = expected && (cws_history_look(&o->history) != 0) == o->periodic;
+    if (!o->foreseen)
         return;
     list_del(&n->coming);
     o->coming_count--;
@@ -231,7 +213,7 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
 
 static bool need_window(struct cws_order *o)
 {
-    uint64_t wanted = 2 * (uint64_t)o->count + 16;
+    uint64_t wanted = reach(o, cws_history_look(&o->history)) + 8;
     if (o->window_room >= wanted)
         return true;
     struct cws_order_place *window = malloc(2 * wanted * sizeof *window);
@@ -255,6 +237,7 @@ static void foresee(struct cws_order *o)
     o->end = o->at + 1;
     o->ahead_before = o->before_last;
     o->ahead_last = o->last;
+    o->periodic = cws_history_look(&o->history) != 0;
     if (need_window(o))
         extend(o);
     lines_make(o);
@@ -299,6 +282,69 @@ static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
     return most;
 }
 
+/* How often each comes in a period. */
+static void count_uses(struct cws_order *o)
+{
+    uint64_t end = o->at + 1 + cws_history_look(&o->history);
+    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+        NODE_OF(l, coming)->comes = 0;
+    for (uint64_t place = o->at + 1; place < o->end && place < end; place++)
+        o->window[place % o->window_room].node->comes++;
+}
+
+/* Nodes that come `comes` times and are no keepers yet, `total` bytes of them: as many as *keep bytes are, spread evenly. */
+static void spread(struct cws_order *o, uint32_t comes, uint64_t total, uint64_t *keep)
+{
+    double rate = *keep < total ? (double)*keep / (double)total : 1, credit = 0;
+    struct cws_order_link *first = o->coming.next; /* wherever the walk stands now, the same nodes are chosen */
+    for (struct cws_order_link *l = first; l != &o->coming; l = l->next)
+        first = NODE_OF(l, coming)->id < NODE_OF(first, coming)->id ? l : first;
+    struct cws_order_link *l = first;
+    for (uint32_t i = 0; i < o->coming_count; i++, l = l->next) {
+        if (l == &o->coming)
+            l = l->next;
+        struct cws_order_node *n = NODE_OF(l, coming);
+        double bytes = (double)n->bytes;
+        if (n->keeper || n->comes != comes)
+            continue;
+        credit += rate * bytes;
+        n->keeper = credit >= bytes;
+        credit -= n->keeper ? bytes : 0;
+        if (n->keeper)
+            *keep -= n->bytes < *keep ? n->bytes : *keep; /* sums of fractions may round up */
+    }
+}
+
+/* What comes most often stays, as far as there is room. */
+static void spread_by_use(struct cws_order *o, uint64_t keep)
+{
+    for (uint32_t below = UINT32_MAX;;) {
+        uint64_t bytes = 0;
+        uint32_t comes = 0;
+        for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
+            const struct cws_order_node *n = NODE_OF(l, coming);
+            if (n->keeper || n->comes >= below || n->comes < comes)
+                continue;
+            bytes = n->comes > comes ? n->bytes : bytes + n->bytes;
+            comes = n->comes;
+        }
+        if (!bytes)
+            break;
+        bool all = bytes <= keep;
+        spread(o, comes, bytes, &keep);
+        if (!all)
+            break;
+        below = comes;
+    }
+    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) { /* what is left, less than a large one */
+        struct cws_order_node *n = NODE_OF(l, coming);
+        if (n->keeper || n->bytes > keep)
+            continue;
+        n->keeper = true;
+        keep -= n->bytes;
+    }
+}
+
 static void choose_keepers(struct cws_order *o, uint64_t room)
 {
     uint64_t total = o->coming_bytes, small_bytes = 0, larger;
@@ -310,51 +356,28 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
         most = UINT64_MAX;
         larger = 0;
     }
-    total -= larger;
     keep -= keep > larger ? larger : keep;
     /* A small node gives back little: it stays, where that is cheap. */
     bool keep_small = small_bytes <= keep / 2;
-    if (keep_small) {
-        total -= small_bytes;
-        keep -= small_bytes;
-    }
-    double rate = total ? (double)keep / (double)total : 0, credit = 0;
-    struct cws_order_link *first = o->coming.next; /* wherever the walk stands now, the same nodes are chosen */
-    for (struct cws_order_link *l = first; l != &o->coming; l = l->next)
-        first = NODE_OF(l, coming)->id < NODE_OF(first, coming)->id ? l : first;
-    struct cws_order_link *l = first;
-    for (uint32_t i = 0; i < o->coming_count; i++, l = l->next) {
-        if (l == &o->coming)
-            l = l->next;
+    keep -= keep_small ? small_bytes : 0;
+    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
         struct cws_order_node *n = NODE_OF(l, coming);
-        double bytes = (double)n->bytes;
-        if ((keep_small && n->bytes <= SMALL_BYTES) || (n->bytes > most && larger)) {
-            n->keeper = true;
-            continue;
-        }
-        credit += rate * bytes;
-        n->keeper = credit >= bytes;
-        credit -= n->keeper ? bytes : 0;
-        if (n->keeper)
-            keep -= n->bytes < keep ? n->bytes : keep; /* sums of fractions may round up */
+        n->keeper = (keep_small && n->bytes <= SMALL_BYTES) || (n->bytes > most && larger);
     }
-    for (l = o->coming.next; l != &o->coming; l = l->next) { /* what is left, less than a large one */
-        struct cws_order_node *n = NODE_OF(l, coming);
-        if (n->keeper || n->bytes > keep)
-            continue;
-        n->keeper = true;
-        keep -= n->bytes;
-    }
+    count_uses(o);
+    spread_by_use(o, keep);
     o->plan_room = room;
     o->plan_count = o->coming_count;
+    o->plan_period = cws_history_look(&o->history);
     o->plan_due = false;
     lines_make(o);
 }
 
-static bool plan_is_stale(const struct cws_order *o, uint64_t room)
+static bool moved_on(uint64_t from, uint64_t to) { return (to > from ? to - from : from - to) > from / 16; }
+
+static bool plan_is_stale(const struct cws_order *o, uint64_t room, uint64_t period)
 {
-    uint64_t moved = room > o->plan_room ? room - o->plan_room : o->plan_room - room;
-    return o->plan_due || o->coming_count != o->plan_count || moved > o->plan_room / 16;
+    return o->plan_due || o->coming_count != o->plan_count || moved_on(o->plan_room, room) || (period && moved_on(o->plan_period, period));
 }
 
 void cws_order_walk(struct cws_order *o, uint64_t room)
@@ -363,7 +386,7 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
         foresee(o);
     /* A plan needs a whole cycle: the walk came back to where it stands, and met nearly all there is. (One use out of order can make a short circuit.) */
     bool cycle = o->last && o->last->next_at != UINT64_MAX && o->coming_bytes >= o->bytes / 8 * 7;
-    if (cycle && o->ops->has_keepers && plan_is_stale(o, room))
+    if (cycle && o->ops->has_keepers && plan_is_stale(o, room, cws_history_look(&o->history)))
         choose_keepers(o, room);
 }
 

@@ -1,9 +1,9 @@
 /* order.h - what comes next, and who stays: the replacement policies of the CUDA manager (policy.h has those of the host pager). No driver, no
- * clock: gpu_order.c drives it with ranges of a device, tools/replay with recorded and made-up uses.
+ * clock: gpu_order.c drives it with ranges of a device, tools/replay_device.c with recorded and made-up uses.
  * Threads: the caller serialises (the manager by its `lock`).
  *
- * A node is something with a size whose content can be loaded again. Uses are told one by one; from them the order is learned as "after A, then
- * B, comes C". Following it from the last use on gives the uses that are expected: a window that moves on by one with each use that was foreseen, and is
+ * A node is something with a size whose content can be loaded again. Uses are told one by one; from them the order is learned (history.h), which
+ * gives the uses that are expected: a window that moves on by one with each use that was foreseen, and is
  * made anew after one that was not. From it each node has the place of its next use, and nodes lie in two kinds of lists:
  *
  *   coming   every node that the window has, next use first: what to load
@@ -13,6 +13,7 @@
 #ifndef CWS_ORDER_H
 #define CWS_ORDER_H
 #include "../store/options.h"
+#include "history.h"
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -31,9 +32,8 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     uint64_t gaps[2];   /* distances between its uses: the last two that differ; 0: not known */
     uint64_t next_at;   /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
     uint64_t last_at;   /* the last place that it has in the window */
-    struct {
-        struct cws_order_node *before, *after;
-    } follow[2];        /* after `before`, this, then `after` */
+    uint64_t history_at; /* history.h */
+    uint32_t comes;     /* in one period of the window that keepers were chosen from */
     struct cws_order_link all, coming, line;
 };
 
@@ -48,17 +48,20 @@ struct cws_order {
     uint32_t count, next_id;
     uint64_t bytes;             /* of all nodes */
     struct cws_order_node *last, *before_last;
+    struct cws_history history;
     uint64_t tick;              /* uses */
     uint64_t at;                /* the same, counting what is used again at once as one */
     struct cws_order_place *window; /* places [at + 1, end), at index place % window_room */
     uint64_t end, window_room;
     struct cws_order_node *ahead_before, *ahead_last; /* the last two that the window reached */
+    bool periodic;              /* the window is a repetition */
     bool foreseen;              /* the window and the lists are right */
     struct cws_order_link coming, lines[2]; /* lines: others, keepers */
     uint32_t coming_count;
     uint64_t coming_bytes;
     uint64_t plan_room;         /* the room that keepers were chosen for */
     uint32_t plan_count;
+    uint64_t plan_period;       /* and the period */
     bool plan_due;
 };
 

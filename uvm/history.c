@@ -1,0 +1,139 @@
+#include "history.h"
+#include "order.h"
+
+#include <stdlib.h>
+
+enum {
+    SURE = 32,         /* a stretch of this length is no chance */
+    LENGTH_MAX = 128,  /* longer ones are trusted no more */
+    SKIP_MAX = 8,      /* uses that are left out are found in so many */
+    LOOK_AT = 64,      /* ends of stretches, at most */
+    LOOK_AT_PAIRS = 4,
+};
+
+static struct cws_history_use *use_at(const struct cws_history *h, uint64_t index) { return &h->uses[index % h->room]; }
+static uint64_t period(const struct cws_history *h) { return h->match ? h->end - h->match : 0; }
+
+void cws_history_deinit(struct cws_history *h)
+{
+    free(h->uses);
+    *h = (struct cws_history){0};
+}
+
+void cws_history_reserve(struct cws_history *h, uint64_t uses)
+{
+    if (h->room >= uses)
+        return;
+    struct cws_history larger = *h;
+    larger.room = 2 * uses;
+    larger.uses = malloc(larger.room * sizeof *larger.uses);
+    if (!larger.uses)
+        return;
+    for (uint64_t i = h->begin; i < h->end; i++)
+        *use_at(&larger, i) = *use_at(h, i);
+    free(h->uses);
+    *h = larger;
+}
+
+void cws_history_forget(struct cws_history *h, struct cws_order_node *n)
+{
+    if (n->history_at <= h->begin) /* it has none, or too long ago */
+        return;
+    uint64_t to = h->begin;
+    for (uint64_t i = h->begin; i < h->end; i++)
+        use_at(h, i)->node->history_at = 0;
+    for (uint64_t i = h->begin; i < h->end; i++) {
+        struct cws_order_node *node = use_at(h, i)->node;
+        if (node == n)
+            continue;
+        *use_at(h, to) = (struct cws_history_use){node, node->history_at};
+        node->history_at = ++to;
+    }
+    h->end = to;
+    h->match = 0;
+    h->length = 0;
+    h->due = true;
+}
+
+struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k) { return use_at(h, h->match + (k - 1) % period(h))->node; }
+
+/* --- the stretch ------------------------------------------------------------------------------------- */
+
+/* The match moves on with a use of n: to what was expected, or to one of those after it. */
+static bool follow(struct cws_history *h, const struct cws_order_node *n)
+{
+    uint64_t most = period(h) < SKIP_MAX ? period(h) : SKIP_MAX;
+    for (uint64_t k = 1; k <= most; k++) {
+        if (cws_history_next(h, k) != n)
+            continue;
+        h->match += k;
+        if (k > 1)
+            return false;
+        h->length += h->length < LENGTH_MAX;
+        return true;
+    }
+    return false;
+}
+
+void cws_history_push(struct cws_history *h, struct cws_order_node *n)
+{
+    if (!h->room)
+        return;
+    if (!follow(h, n)) {
+        h->length /= 2;
+        h->due = true;
+    }
+    *use_at(h, h->end) = (struct cws_history_use){n, n->history_at};
+    n->history_at = ++h->end;
+    if (h->end - h->begin > h->room)
+        h->begin++;
+    if (period(h) > h->room / 2) { /* soon nothing would be known of it */
+        h->match = 0;
+        h->length = 0;
+    }
+}
+
+/* How many uses that end with those at a and b agree, b < a. */
+static uint64_t stretch(const struct cws_history *h, uint64_t a, uint64_t b)
+{
+    uint64_t n = 0;
+    while (n < LENGTH_MAX && b - n >= h->begin && use_at(h, a - n)->node == use_at(h, b - n)->node)
+        n++;
+    return n;
+}
+
+uint64_t cws_history_look(struct cws_history *h)
+{
+    if (!h->due || h->end == h->begin)
+        return h->length >= SURE ? period(h) : 0;
+    h->due = false;
+    uint64_t last = h->end - 1, best = 0, at = 0;
+    uint64_t b = use_at(h, last)->before;
+    for (unsigned i = 0; i < LOOK_AT && b > h->begin && h->end - b <= h->room / 2 && best < LENGTH_MAX; i++, b = use_at(h, b - 1)->before) {
+        uint64_t n = stretch(h, last, b - 1);
+        if (n > best) {
+            best = n;
+            at = b;
+        }
+    }
+    if (best > 2 * (uint64_t)h->length) { /* what was sure is left only after a second surprise */
+        h->match = at;
+        h->length = (uint32_t)best;
+    }
+    return h->length >= SURE ? period(h) : 0;
+}
+
+struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before, const struct cws_order_node *n)
+{
+    struct cws_order_node *any = NULL;
+    uint64_t b = n->history_at;
+    if (b == h->end) /* now: not known yet */
+        b = b > h->begin ? use_at(h, b - 1)->before : 0;
+    for (unsigned i = 0; i < LOOK_AT_PAIRS && b > h->begin; i++, b = use_at(h, b - 1)->before) {
+        struct cws_order_node *after = use_at(h, b)->node;
+        if (b - 1 > h->begin && use_at(h, b - 2)->node == before)
+            return after;
+        any = any ? any : after;
+    }
+    return any;
+}
