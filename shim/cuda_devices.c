@@ -70,6 +70,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .host_budget_bytes = options->host_budget_bytes,
         .policy = options->policy,
         .prefetch = options->prefetch,
+        .strict = options->strict,
         .say = say,
     };
     if (!config.budget_bytes) {

@@ -160,6 +160,7 @@ static int parse_flag(const char *value, bool *out)
 }
 
 static int parse_prefetch(struct cws_options *o, const char *value) { return parse_flag(value, &o->prefetch); }
+static int parse_strict(struct cws_options *o, const char *value) { return parse_flag(value, &o->strict); }
 static int parse_stats(struct cws_options *o, const char *value) { return parse_flag(value, &o->stats); }
 
 static int parse_verbose(struct cws_options *o, const char *value)
@@ -197,7 +198,7 @@ static int parse_pager(struct cws_options *o, const char *value)
 static const struct option table[] = {
     {"CODEC_VRAM_BUDGET", "unset: paging off", "decoded weights kept at most; without a GPU, in host memory",
      "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:4G)", parse_budget},
-    {"CODEC_HOST_BUDGET", "automatic", "compressed bytes cached in host memory at most (GPU paging)", "a size (8G, 512M)",
+    {"CODEC_HOST_BUDGET", "automatic", "pinned host memory of a GPU's paging: compressed bytes, and what was written", "a size (8G, 512M)",
      parse_host_budget},
     {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},
     {"CODEC_PREFETCH", "1", "decode ahead of the program", "0 or 1", parse_prefetch},
@@ -207,6 +208,7 @@ static const struct option table[] = {
     {"CODEC_PAGER", "automatic", "force one paging rung", "uffd-dev, uffd, uffd-user, sigsegv or eager", parse_pager},
     {"CODEC_TRACE", "none", "file to write what was paged when to, for ui.perfetto.dev and 'codecllm plot'", "the name of a file, at most 1023 bytes",
      parse_trace},
+    {"CODEC_STRICT", "0", "1: on a GPU, only what a launch names is mapped while it runs: shows hidden pointers at once; slow", "0 or 1", parse_strict},
     {"CODEC_STATS", "0", "print the counters when the program ends", "0 or 1", parse_stats},
     {"CODEC_VERBOSE", "0", "1: say at the first store what is in force", "0 or 1", parse_verbose},
 };

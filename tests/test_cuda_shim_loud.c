@@ -65,6 +65,22 @@ static int hidden_read(void)
     return 0;
 }
 
+/* What was used a moment ago is still there, unless CODEC_STRICT says that it must not be. */
+static int hidden_read_at_once(void)
+{
+    uint64_t count = 1, bytes = 4096, got = 0;
+    start();
+    touch(1);
+    void *params[] = {&scratch, &table, &count, &bytes};
+    MUST(run_kernel("gather", params) == CUDA_SUCCESS);
+    CUresult result = cu.cuStreamSynchronize(stream);
+    if (result == CUDA_ERROR_ILLEGAL_ADDRESS)
+        return 3;
+    MUST(result == CUDA_SUCCESS && cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == 0);
+    MUST(got == sum_of(view + tensor_begin[1], bytes));
+    return 0;
+}
+
 static int hidden_write(void)
 {
     uint64_t count = 1, bytes = 4096;
@@ -144,6 +160,7 @@ static const struct {
     const char *name;
     int (*run)(void);
 } cases[] = {{"hidden_read", hidden_read}, {"hidden_write", hidden_write}, {"pinned_read", pinned_read},
+             {"hidden_read_at_once", hidden_read_at_once},
              {"mapped", mapped},           {"forked", forked},           {"too_small", too_small},
              {"left_alone", left_alone}};
 
@@ -196,6 +213,14 @@ static void hidden_writes_fail_and_name_the_remedy(void **state)
 {
     (void)state;
     assert_int_equal(run_case("hidden_write", "CODEC_POLICY", "lru"), 0);
+    assert_int_equal(lines_with("CODEC_PIN="), 1);
+}
+static void strict_mode_shows_a_hidden_read_at_once(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("hidden_read_at_once", NULL, NULL), 0);
+    assert_string_equal(said, "");
+    assert_int_equal(run_case("hidden_read_at_once", "CODEC_STRICT", "1"), 3);
     assert_int_equal(lines_with("CODEC_PIN="), 1);
 }
 static void pinned_weights_stay(void **state)
@@ -252,6 +277,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hidden_reads_fail_and_name_the_remedy), cmocka_unit_test(hidden_writes_fail_and_name_the_remedy),
         cmocka_unit_test(the_address_in_a_tensor_map_is_found),
+        cmocka_unit_test(strict_mode_shows_a_hidden_read_at_once),
         cmocka_unit_test(pinned_weights_stay),                   cmocka_unit_test(a_forked_child_is_refused_with_one_line),
         cmocka_unit_test(a_budget_below_the_least_is_refused),   cmocka_unit_test(a_program_that_just_ends_ends_quietly),
     };

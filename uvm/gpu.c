@@ -111,10 +111,16 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
         return cws_fail(err, -ENOMEM, "no memory for paging to the device");
     gpu->driver = config->driver;
     gpu->config = *config;
+    gpu->config.prefetch = config->prefetch && !config->strict;
     gpu->device = device;
     gpu->slot_bytes = slot_bytes(config);
     gpu->pool_step = config->budget_bytes / 16 < POOL_STEP ? config->budget_bytes / 16 : POOL_STEP;
     gpu->host_budget = config->host_budget_bytes ? config->host_budget_bytes : cws_gpu_host_default();
+    pthread_mutexattr_t again;
+    pthread_mutexattr_init(&again);
+    pthread_mutexattr_settype(&again, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&gpu->strict, &again);
+    pthread_mutexattr_destroy(&again);
     pthread_mutex_init(&gpu->slow, NULL);
     pthread_mutex_init(&gpu->lock, NULL);
     pthread_cond_init(&gpu->changed, NULL);
@@ -203,6 +209,7 @@ void cws_gpu_close(struct cws_gpu *gpu)
     pthread_cond_destroy(&gpu->fetch);
     pthread_mutex_destroy(&gpu->lock);
     pthread_mutex_destroy(&gpu->slow);
+    pthread_mutex_destroy(&gpu->strict);
     free(gpu);
 }
 

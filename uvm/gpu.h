@@ -31,6 +31,8 @@ struct cws_gpu_config {
     uint64_t host_budget_bytes;      /* of pinned host memory for compressed bytes, and before them for what is spilled; 0: as options.h says */
     enum cws_policy_id policy;
     bool prefetch;
+    bool strict;                     /* no weight is mapped while something runs that does not name it, but pinned and written ones: one use at a time, each waited
+                                      * for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
     const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/gpu/gpu_decode.h) */
     void (*say)(const char *line);   /* one line for the user; any thread */

@@ -266,6 +266,7 @@ void *cws_gpu_loader_main(void *arg)
             gpu->loads[i].failed = true; /* the fetchers are gone */
         if (!gpu->stop) {
             moved |= shrink_locked(gpu);
+            moved |= cws_gpu_strict_drop_locked(gpu);
             moved |= serve_rooms_locked(gpu);
             bool unmet = false;
             moved |= serve_demand_locked(gpu, &unmet);

@@ -3,13 +3,13 @@
  * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
  *         gpu_file.c ordinary files as sources
- *         gpu_spill.c what no source gives back
+ *         gpu_spill.c what no source gives back   gpu_strict.c one use at a time
  *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
  *         gpu_trace.c what CODEC_TRACE records                   nvtx.c ranges for a profiler
  *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
  *
- * Locks, in this order: `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
+ * Locks, in this order: `strict` (gpu_strict.c), `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
  * Driver calls that take long (create, map, set access, unmap, copies, launches, waits) are made without `lock`; event_record, event_query and pool_get
  * are made under it. Only the loader thread loads and drops; memory for fresh ranges is mapped by the thread that needs it.
  *
@@ -198,7 +198,8 @@ struct cws_gpu {
     bool work_due;
     bool starved; /* the loader waits for something to be dropped: what ends a use wakes it */
 
-    pthread_mutex_t slow, lock;
+    pthread_mutex_t strict, slow, lock;
+    bool strict_due;        /* what is mapped and not held is to be dropped */
     pthread_cond_t changed; /* a range or a source changed its state, room was granted */
     pthread_cond_t work;    /* the loader has something to do: work_due, too */
     pthread_cond_t fetch;   /* a source is WANTED */
@@ -339,6 +340,11 @@ uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what c
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+
+/* gpu_strict.c; nothing happens where config.strict is not set. enter before a use begins; leave when it ended or could not begin. drop in the loader thread: `lock` is dropped in it. */
+void cws_gpu_strict_enter(struct cws_gpu *gpu);
+void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued);
+bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu);
 
 /* gpu_set.c */
 void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count); /* a launch names these */

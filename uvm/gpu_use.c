@@ -228,7 +228,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     return result;
 }
 
-CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
+static CUresult begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
 {
     bool all = true, room = true, traced = false;
     char text[128];
@@ -279,6 +279,15 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
     return result;
 }
 
+CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
+{
+    cws_gpu_strict_enter(gpu);
+    CUresult result = begin(gpu, stream, addresses, count, use);
+    if (result != CUDA_SUCCESS || use->count == 0)
+        cws_gpu_strict_leave(gpu, stream, /* queued */ false);
+    return result;
+}
+
 void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
 {
     if (use->count == 0)
@@ -292,6 +301,7 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
     count_open(gpu, -1);
     unhold_locked(gpu, use);
     pthread_mutex_unlock(&gpu->lock);
+    cws_gpu_strict_leave(gpu, use->stream, queued);
 }
 
 void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address)

@@ -3,12 +3,13 @@
 inside its budget, how fast is it?
 
     python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 1700M,1100M,...] [--tokens 64]
-                              [--unpacked] [--offload] [--cold]
+                              [--unpacked] [--strict] [--offload] [--cold]
 
 Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/infer.py on each without the
 shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of the whole device, sampled
 while a program runs, less what it said before; the context is in it, so the plain run of the same program stands beside.
---unpacked runs each budget from the original directory, too; --offload times accelerate's cpu_offload over 8 tokens; --cold
+--unpacked runs each budget from the original directory, too; --strict runs the first one with CODEC_STRICT=1, where a kernel
+that touches a weight which was not named for it fails; --offload times accelerate's cpu_offload over 8 tokens; --cold
 drops the model's files from the page cache before each run. The link is measured first: pinned memory to the device, 64 MiB.
 """
 
@@ -56,7 +57,7 @@ class DeviceMemory:
         self.peak -= self.before
 
 
-def run(arguments, name, model, budget, tokens):
+def run(arguments, name, model, budget, tokens, strict=False):
     """One run of infer.py. Returns its report with what was seen from outside."""
     stem = os.path.join(arguments.out, name)
     raw = os.path.join(arguments.work, name)
@@ -66,6 +67,8 @@ def run(arguments, name, model, budget, tokens):
             CODEC_VRAM_BUDGET=budget, CODEC_STATS="1", PYTORCH_ALLOC_CONF="backend:cudaMallocAsync",
             LD_PRELOAD=os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so"),
         )  # fmt: skip
+    if strict:
+        environment["CODEC_STRICT"] = "1"
     command = [sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
     command += ["--max-new-tokens", str(tokens), "--min-new-tokens", str(tokens), "--logits", raw + ".logits", "--report", raw + ".json"]
     if arguments.cold:
@@ -159,6 +162,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--limit", type=int, default=150, help="seconds for a run")
     parser.add_argument("--unpacked", action="store_true", help="run from the plain directory under the shim, too")
+    parser.add_argument("--strict", action="store_true", help="run with CODEC_STRICT=1, too: no kernel touches a weight that it did not name")
     parser.add_argument("--offload", action="store_true", help="time accelerate's cpu_offload beside")
     parser.add_argument("--cold", action="store_true", help="start each run with the model out of the page cache")
     arguments = parser.parse_args()
@@ -182,6 +186,10 @@ def main():
                 table.append(row(run(arguments, f"{name}-{budget}-unpacked", plain_dir, budget, arguments.tokens), plain))
                 print(table[-1], flush=True)
                 failed |= "same" not in table[-1]
+        if arguments.strict:
+            table.append(row(run(arguments, f"{name}-{budgets[0]}-strict", packed_dir, budgets[0], arguments.tokens, strict=True), plain))
+            print(table[-1], flush=True)
+            failed |= "same" not in table[-1]
         if arguments.offload:
             table.append(f"{name}-cpu_offload: {offload_speed(plain_dir)} tokens/s over 8 tokens")
             print(table[-1], flush=True)
