@@ -112,6 +112,32 @@ def batch(args):
     digest("tokens", *greedy(model, prompt(args, 16, 4), 8))
 
 
+def measured(args, repeats, work):
+    """Milliseconds of each of `repeats` calls of work(), after two that do not count."""
+    times = []
+    for _ in range(repeats + 2):
+        synchronize(args.device)
+        begin = time.perf_counter()
+        result = work()
+        synchronize(args.device)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return times[2:], result
+
+
+def overhead(args):
+    """The two everyday loads, one token at a time and four long prompts at once, each measured several times."""
+    model = load_model(args)
+    ids, prompts = prompt(args), prompt(args, args.context, 4)
+    times, (tokens, logits) = measured(args, 5, lambda: greedy(model, ids, args.tokens))
+    figure("decode_ms", ",".join(f"{ms / (args.tokens + 1):.4f}" for ms in times))
+    digest("tokens", tokens)
+    digest("logits", logits)
+    with torch.inference_mode():
+        times, out = measured(args, 10, lambda: model(prompts, use_cache=True, logits_to_keep=1))
+    figure("prefill_ms", ",".join(f"{ms:.4f}" for ms in times))
+    digest("prefill", out.logits)
+
+
 def offload(args):
     """accelerate's cpu_offload, the peer: only its speed is of interest."""
     from accelerate import cpu_offload
@@ -397,7 +423,7 @@ def random_walk(args):
         digest(f"end {name}", tensors[name])
 
 
-SCENARIOS = [generate, batch, offload, edits, there_and_back, two_models, threads, growing, convert, auto, products, compiled, graph,
+SCENARIOS = [generate, batch, overhead, offload, edits, there_and_back, two_models, threads, growing, convert, auto, products, compiled, graph,
              reduce_overhead, hidden, too_much, damaged, interrupted, random_walk]  # fmt: skip
 
 
@@ -408,6 +434,7 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--context", type=int, default=2048, help="overhead: tokens of each of the four prompts")
     parser.add_argument("--cache-mb", type=float, default=64)
     parser.add_argument("--hog-mb", type=float, default=4096)
     parser.add_argument("--write", action="store_true")
