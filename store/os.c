@@ -93,6 +93,12 @@ int cws_os_flock(int fd, int operation)
     return (int)direct(syscall(SYS_flock, fd, operation), saved);
 }
 
+int cws_os_ioctl(int fd, unsigned long request, void *argument)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_ioctl, fd, request, argument), saved);
+}
+
 int cws_os_gettid(void)
 {
     return (int)syscall(SYS_gettid);

@@ -25,6 +25,7 @@ int cws_os_ftruncate(int fd, uint64_t bytes);
 int cws_os_renameat(int dir, const char *from, const char *to);
 int cws_os_unlinkat(int dir, const char *path);
 int cws_os_flock(int fd, int operation);
+int cws_os_ioctl(int fd, unsigned long request, void *argument); /* result >= 0 */
 int cws_os_gettid(void);
 
 /* Reads until `bytes` bytes, the end of the file, or an error. *out_got is set in every case; less than `bytes` with

@@ -136,6 +136,11 @@ WRAP(int, cws_os_openat, int dir, const char *path, int flags, unsigned mode)
     return hit(INJECT_OPEN) ? -EMFILE : __real_cws_os_openat(dir, path, flags, mode);
 }
 
+WRAP(int, cws_os_ioctl, int fd, unsigned long request, void *argument)
+{
+    return hit_times(INJECT_IOCTL, 1u << 30) ? -ENOTTY : __real_cws_os_ioctl(fd, request, argument);
+}
+
 WRAP(int, cws_os_dup, int fd)
 {
     return hit(INJECT_OPEN) ? -EMFILE : __real_cws_os_dup(fd);

@@ -19,6 +19,7 @@ enum inject_kind {
     INJECT_STAT,        /* fstat, fstatat: -EIO */
     INJECT_RING,        /* making a ring, submitting, waiting: fails for good from the N-th on */
     INJECT_RING_RESULT, /* a completion carries -EIO */
+    INJECT_IOCTL,       /* ioctl: -ENOTTY from the N-th on, as of an older kernel */
     INJECT_DIRECT,      /* O_DIRECT reads: -EINVAL */
 };
 

@@ -1,6 +1,6 @@
 # The file format: parser, reader, store, writer. Fault injection replaces these functions at link time (inject.h).
 set(INJECT_WRAPS malloc calloc realloc aligned_alloc mmap pthread_create cws_os_pread cws_os_pwrite cws_os_fsync cws_os_renameat
-  cws_os_openat cws_os_dup cws_os_fstat cws_os_fstatat io_uring_queue_init_params io_uring_submit __io_uring_get_cqe)
+  cws_os_openat cws_os_ioctl cws_os_dup cws_os_fstat cws_os_fstatat io_uring_queue_init_params io_uring_submit __io_uring_get_cqe)
 list(TRANSFORM INJECT_WRAPS PREPEND "-Wl,--wrap=")
 
 cws_test(NAME test_safetensors SOURCES test_safetensors.c sample_model.c LIBS cws_store m)

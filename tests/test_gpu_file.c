@@ -1,5 +1,6 @@
 /* Ordinary safetensors files as sources of device memory: bound where the mapping is clean, right whatever becomes of mapping, descriptor and name; a change is an error. */
 #include "../uvm/gpu_file.h"
+#include "../uvm/mapping.h"
 #include "gpu_fixture.h"
 
 #include <fcntl.h>
@@ -137,7 +138,7 @@ static void test_what_does_not_bind(void **state)
     volatile uint8_t *last = m.at + begin_of(2) + tensor_bytes(2) - 1;
     *last = *last; /* the same byte, but a page of its own now */
     assert_null(cws_gpu_file_of(m.at + begin_of(2), tensor_bytes(2), &offset));
-    assert_false(cws_gpu_file_is_clean(m.at + begin_of(2), tensor_bytes(2)));
+    assert_false(cws_mapping_is_clean((uintptr_t)m.at + begin_of(2), tensor_bytes(2)));
     assert_null(cws_gpu_file_of(m.at + begin_of(0), tensor_bytes(0) - 2, &offset));
     assert_null(cws_gpu_file_of(m.at + begin_of(0) + 4096, tensor_bytes(0) - 4096, &offset));
     assert_null(cws_gpu_file_of(shared.at + begin_of(2), tensor_bytes(2), &offset));

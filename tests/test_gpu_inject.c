@@ -153,7 +153,7 @@ static void test_files_fail(void **state)
         enum inject_kind kind;
         bool never_told, told; /* fstat: there is a second way to open it, for root; a short read: of /proc/self/pagemap it is no answer */
     } rows[] = {{INJECT_ALLOC, false, true}, {INJECT_OPEN, false, true},   {INJECT_STAT, false, false},  {INJECT_READ, false, true},
-                {INJECT_EINTR, true, false}, {INJECT_EAGAIN, true, false}, {INJECT_SHORT_READ, false, false}};
+                {INJECT_EINTR, true, false}, {INJECT_EAGAIN, true, false}, {INJECT_SHORT_READ, false, false}, {INJECT_IOCTL, true, false}};
     unsigned files = 0;
     for (unsigned k = 0; k < sizeof rows / sizeof *rows; k++) {
         unsigned told = 0, fired = 0;

@@ -4,6 +4,7 @@
 #include "../store/own_fd.h"
 #include "../store/safetensors.h"
 #include "../store/store.h"
+#include "mapping.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,11 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define CHUNK_BYTES ((uint64_t)256 << 10)
-#define PAGE ((uintptr_t)4096)
 
 struct cws_gpu_file {
     atomic_uint refs;
@@ -35,98 +34,6 @@ static int read_all(int fd, uint64_t offset, void *to, size_t bytes)
     size_t got;
     int code = cws_os_read_full(fd, to, bytes, offset, &got);
     return code ? code : got == bytes ? 0 : -ENODATA;
-}
-
-/* --- where memory comes from -------------------------------------------------------------------------- */
-
-struct mapping {
-    uintptr_t begin, end;
-    uint64_t offset, inode;
-    dev_t device;
-    char path[4096];
-};
-
-/* A number and the character behind it, which is stepped over. */
-static bool number(char **at, int base, char behind, unsigned long *out)
-{
-    char *end;
-    *out = strtoul(*at, &end, base);
-    bool good = end != *at && *end == behind;
-    *at = end + good;
-    return good;
-}
-
-/* "begin-end rwxp offset major:minor inode   path" */
-static bool parse_line(char *line, struct mapping *m)
-{
-    unsigned long begin, end, offset, major_number, minor_number, inode;
-    if (!number(&line, 16, '-', &begin) || !number(&line, 16, ' ', &end) || strlen(line) < 5 || line[3] != 'p')
-        return false;
-    line += 5;
-    if (!number(&line, 16, ' ', &offset) || !number(&line, 16, ':', &major_number) || !number(&line, 16, ' ', &minor_number) || !number(&line, 10, ' ', &inode))
-        return false;
-    line += strspn(line, " ");
-    *m = (struct mapping){.begin = begin, .end = end, .offset = offset, .inode = inode, .device = makedev((unsigned)major_number, (unsigned)minor_number)};
-    snprintf(m->path, sizeof m->path, "%s", line);
-    return inode != 0 && m->path[0] == '/';
-}
-
-/* The private file mapping that holds all of the memory. */
-static bool find_mapping(uintptr_t at, size_t bytes, struct mapping *out)
-{
-    enum { ROOM = 64 << 10 };
-    char *text = malloc(ROOM);
-    int fd = cws_os_openat(AT_FDCWD, "/proc/self/maps", O_RDONLY, 0);
-    uint64_t offset = 0;
-    size_t have = 0;
-    bool found = false, over = !text || fd < 0;
-    while (!over) {
-        ssize_t got = cws_os_pread(fd, text + have, ROOM - 1 - have, offset); /* a page of lines, not all that there is room for */
-        if (got == -EINTR || got == -EAGAIN)
-            continue;
-        if (got <= 0)
-            break;
-        offset += (uint64_t)got;
-        have += (size_t)got;
-        text[have] = '\0';
-        char *line = text;
-        for (char *end; !over && (end = strchr(line, '\n')) != NULL; line = end + 1) {
-            unsigned long from, to;
-            *end = '\0';
-            char *rest = line;
-            if (number(&rest, 16, '-', &from) && number(&rest, 16, ' ', &to) && at < to) {
-                over = true; /* addresses rise: this one, or none */
-                found = at >= from && bytes <= to - at && parse_line(line, out);
-            }
-        }
-        have -= (size_t)(line - text);
-        memmove(text, line, have);
-        over |= have == ROOM - 1;
-    }
-    if (fd >= 0)
-        cws_os_close(fd);
-    free(text);
-    return found;
-}
-
-bool cws_gpu_file_is_clean(const void *memory, size_t bytes)
-{
-    enum { AT_ONCE = 512 };
-    const uint64_t present = 1ull << 63, swapped = 1ull << 62, of_file = 1ull << 61;
-    uint64_t entries[AT_ONCE];
-    uintptr_t first = (uintptr_t)memory / PAGE, end = ((uintptr_t)memory + bytes + PAGE - 1) / PAGE;
-    int fd = sysconf(_SC_PAGESIZE) == (long)PAGE ? cws_os_openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY, 0) : -1;
-    bool clean = fd >= 0;
-    while (clean && first < end) {
-        size_t count = end - first < AT_ONCE ? end - first : AT_ONCE;
-        clean = read_all(fd, first * sizeof *entries, entries, count * sizeof *entries) == 0;
-        for (size_t i = 0; clean && i < count; i++) /* a page that is neither was not touched, or given back: the file's */
-            clean = !(entries[i] & swapped) && (!(entries[i] & present) || (entries[i] & of_file));
-        first += count;
-    }
-    if (fd >= 0)
-        cws_os_close(fd);
-    return clean;
 }
 
 /* --- files ---------------------------------------------------------------------------------------------- */
@@ -158,7 +65,7 @@ static bool same_file(const struct cws_gpu_file *f, const struct stat *st)
 }
 
 /* The file by its name, if that is still the one that is mapped; else through the mapping itself, which the kernel does not allow everybody. */
-static int open_mapped(const struct mapping *m, struct stat *st)
+static int open_mapped(const struct cws_mapping *m, struct stat *st)
 {
     char alias[96];
     snprintf(alias, sizeof alias, "/proc/self/map_files/%lx-%lx", (unsigned long)m->begin, (unsigned long)m->end);
@@ -194,7 +101,7 @@ static struct cws_gpu_file *create_file(const char *path, int fd, const struct s
     return f;
 }
 
-static struct cws_gpu_file *open_file(const struct mapping *m)
+static struct cws_gpu_file *open_file(const struct cws_mapping *m)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the last file: a loader copies one after the other */
     static struct cws_gpu_file *last;
@@ -234,8 +141,8 @@ static const struct cws_header_tensor *tensor_at(const struct cws_gpu_file *file
 
 struct cws_gpu_file *cws_gpu_file_of(const void *memory, size_t bytes, uint64_t *out_offset)
 {
-    struct mapping m;
-    if (!bytes || !find_mapping((uintptr_t)memory, bytes, &m) || !cws_gpu_file_is_clean(memory, bytes))
+    struct cws_mapping m;
+    if (!bytes || !cws_mapping_find((uintptr_t)memory, bytes, &m) || !cws_mapping_is_clean((uintptr_t)memory, bytes))
         return NULL;
     struct cws_gpu_file *f = open_file(&m);
     if (!f)

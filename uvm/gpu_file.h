@@ -11,13 +11,11 @@
 struct cws_gpu_file;
 
 /* Which bytes of which file [memory, memory + bytes) is: all of it in one private mapping of a regular file that is a valid safetensors file, exactly one tensor, and no page of
- * it written to (/proc/self/pagemap says what is still the file's). NULL: not that, or it cannot be told. The caller releases it. Reads /proc/self/maps: some 100 us. */
+ * it written to (mapping.h). NULL: not that, or it cannot be told. The caller releases it. */
 struct cws_gpu_file *cws_gpu_file_of(const void *memory, size_t bytes, uint64_t *out_offset);
 void cws_gpu_file_release(struct cws_gpu_file *file); /* NULL is fine */
 const char *cws_gpu_file_path(const struct cws_gpu_file *file);
 const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset); /* its name; valid as long as the file */
-/* No page of a private mapping of a file was written to. */
-bool cws_gpu_file_is_clean(const void *memory, size_t bytes);
 
 /* For gpu_source.c: */
 struct cws_gpu_file *cws_gpu_file_retain(struct cws_gpu_file *file);

@@ -2,7 +2,7 @@
  *
  * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
  *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
- *         gpu_file.c ordinary files as sources
+ *         gpu_file.c ordinary files as sources (mapping.h)
  *         gpu_spill.c what no source gives back   gpu_strict.c one use at a time
  *         gpu_set.c sets that were named together
  *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
