@@ -14,7 +14,6 @@
 #define SINGLE_LOOKUPS 4 /* of 12 bits */
 #define SINGLE_GROUP 8 /* lanes; no pointer of each moves, so that more of them fit the registers */
 #define WINDOW_MASK ((1u << CWS_ENTRY_WINDOW) - 1)
-#define SINGLE_MASK ((1u << CWS_CODE_BITS_MAX) - 1)
 #define SENTINEL (UINT64_C(1) << 63)
 
 /* How many bits the first k symbols of a window take. */
@@ -86,23 +85,31 @@ ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_
     }
 }
 
+ALWAYS_INLINE uint64_t low_bits(uint64_t v, unsigned n)
+{
+#if defined(__BMI2__)
+    return _bzhi_u64(v, n); /* n in a register, v kept: one instruction */
+#else
+    return v & ((UINT64_C(1) << n) - 1);
+#endif
+}
+
 /* The symbols of one lane behind those of whole rows. */
-static bool single_rest(const struct cws_decode_table *table, const uint8_t *streams, uint64_t end_bit, uint64_t *at,
+static bool single_rest(const struct cws_decode_single *one, const uint8_t *streams, uint64_t end_bit, uint64_t *at,
                         uint8_t *out, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
         if (*at > end_bit)
             return false;
-        const struct cws_decode_single *e = &table->one[refill(streams, *at) & SINGLE_MASK];
+        const struct cws_decode_single *e = &one[low_bits(refill(streams, *at), CWS_CODE_BITS_MAX)];
         out[i] = e->symbol;
         *at += e->bits;
     }
     return true;
 }
 
-static __attribute__((noinline)) bool decode_single(const struct cws_decode_table *table, const uint8_t *streams,
-                                                    const struct cws_tile_bits *bits, unsigned elems, uint8_t *out,
-                                                    unsigned stride)
+ALWAYS_INLINE bool single_lanes(const struct cws_decode_single *one, const uint8_t *streams, const struct cws_tile_bits *bits, unsigned elems,
+                                uint8_t *out, unsigned stride)
 {
     uint64_t start = bits->first_bit;
     unsigned whole = elems / CWS_TILE_ROW * 8;
@@ -122,7 +129,7 @@ static __attribute__((noinline)) bool decode_single(const struct cws_decode_tabl
                 buffer[g] = refill(streams, at[g]);
             UNROLL for (unsigned i = 0; i < SINGLE_LOOKUPS; i++) {
                 UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++) {
-                    const struct cws_decode_single *e = &table->one[buffer[g] & SINGLE_MASK];
+                    const struct cws_decode_single *e = &one[low_bits(buffer[g], CWS_CODE_BITS_MAX)];
                     out[g * (size_t)stride + done + i] = e->symbol;
                     buffer[g] >>= e->bits & 63;
                 }
@@ -131,12 +138,27 @@ static __attribute__((noinline)) bool decode_single(const struct cws_decode_tabl
                 at[g] += (unsigned)__builtin_clzll(buffer[g]);
         }
         for (unsigned g = 0; g < SINGLE_GROUP; g++)
-            if (!single_rest(table, streams, bits->end_bit, &at[g], out + g * (size_t)stride + whole,
+            if (!single_rest(one, streams, bits->end_bit, &at[g], out + g * (size_t)stride + whole,
                              lane_symbols_of(elems, l + g) - whole) ||
                 at[g] != stop[g])
                 return false;
     }
     return true;
+}
+
+/* A stride that the compiler knows takes no register. */
+static __attribute__((noinline)) bool decode_single(const struct cws_decode_table *table, const uint8_t *streams,
+                                                    const struct cws_tile_bits *bits, unsigned elems, uint8_t *out,
+                                                    unsigned stride)
+{
+    const struct cws_decode_single *one = table->one;
+    __asm__("" : "+r"(one)); /* else the offset in the table is added at each lookup */
+    switch (stride) {
+    case CWS_LANE_STRIDE(128): return single_lanes(one, streams, bits, elems, out, CWS_LANE_STRIDE(128));
+    case CWS_LANE_STRIDE(256): return single_lanes(one, streams, bits, elems, out, CWS_LANE_STRIDE(256));
+    case CWS_LANE_STRIDE(1024): return single_lanes(one, streams, bits, elems, out, CWS_LANE_STRIDE(1024));
+    }
+    return single_lanes(one, streams, bits, elems, out, stride);
 }
 
 static __attribute__((noinline)) bool decode_entries(const struct cws_decode_table *table, const uint8_t *streams,
