@@ -141,6 +141,7 @@ static void what_is_forgotten_is_not_expected(void **state)
         cws_history_forget(&history, &nodes[i]);
     assert_int_equal(cws_history_look(&history), 0);
     assert_int_equal(history.end, history.begin);
+    assert_false(history.holes);
     last = before_last = NULL;
     assert_int_equal(surprises(0, 60), 60);
 }
@@ -169,6 +170,7 @@ static void any_uses(void **state)
                         left--;
                 }
                 known = left;
+                cws_history_look(&history);
                 count = to;
                 last = before_last = NULL;
             }

@@ -9,6 +9,7 @@ enum {
     SKIP_MAX = 8,      /* uses that are left out are found in so many */
     LOOK_AT = 64,      /* ends of stretches, at most */
     LOOK_AT_PAIRS = 4,
+    USES_MAX = 1 << 15,
 };
 
 static struct cws_history_use *use_at(const struct cws_history *h, uint64_t index) { return &h->uses[index % h->room]; }
@@ -22,6 +23,7 @@ void cws_history_deinit(struct cws_history *h)
 
 void cws_history_reserve(struct cws_history *h, uint64_t uses)
 {
+    uses = uses < USES_MAX ? uses : USES_MAX;
     if (h->room >= uses)
         return;
     struct cws_history larger = *h;
@@ -39,20 +41,30 @@ void cws_history_forget(struct cws_history *h, struct cws_order_node *n)
 {
     if (n->history_at <= h->begin) /* it has none, or too long ago */
         return;
+    for (uint64_t b = n->history_at; b > h->begin; b = use_at(h, b - 1)->before)
+        use_at(h, b - 1)->node = NULL;
+    n->history_at = 0;
+    h->holes = h->due = true;
+    h->match = 0;
+    h->length = 0;
+}
+
+/* A model of thousands of nodes is forgotten at once: what remains is moved together once, before it is looked at. */
+static void close_holes(struct cws_history *h)
+{
     uint64_t to = h->begin;
     for (uint64_t i = h->begin; i < h->end; i++)
-        use_at(h, i)->node->history_at = 0;
+        if (use_at(h, i)->node)
+            use_at(h, i)->node->history_at = 0;
     for (uint64_t i = h->begin; i < h->end; i++) {
         struct cws_order_node *node = use_at(h, i)->node;
-        if (node == n)
+        if (!node)
             continue;
         *use_at(h, to) = (struct cws_history_use){node, node->history_at};
         node->history_at = ++to;
     }
     h->end = to;
-    h->match = 0;
-    h->length = 0;
-    h->due = true;
+    h->holes = false;
 }
 
 struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k) { return use_at(h, h->match + (k - 1) % period(h))->node; }
@@ -97,16 +109,20 @@ void cws_history_push(struct cws_history *h, struct cws_order_node *n)
 static uint64_t stretch(const struct cws_history *h, uint64_t a, uint64_t b)
 {
     uint64_t n = 0;
-    while (n < LENGTH_MAX && b - n >= h->begin && use_at(h, a - n)->node == use_at(h, b - n)->node)
+    while (n < LENGTH_MAX && n <= b - h->begin && use_at(h, a - n)->node == use_at(h, b - n)->node)
         n++;
     return n;
 }
 
 uint64_t cws_history_look(struct cws_history *h)
 {
-    if (!h->due || h->end == h->begin)
+    if (!h->due)
         return h->length >= SURE ? period(h) : 0;
     h->due = false;
+    if (h->holes)
+        close_holes(h);
+    if (h->end == h->begin)
+        return 0;
     uint64_t last = h->end - 1, best = 0, at = 0;
     uint64_t b = use_at(h, last)->before;
     for (unsigned i = 0; i < LOOK_AT && b > h->begin && h->end - b <= h->room / 2 && best < LENGTH_MAX; i++, b = use_at(h, b - 1)->before) {

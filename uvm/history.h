@@ -24,17 +24,18 @@ struct cws_history { /* zero-initialised */
     uint64_t match;               /* index + 1 of the use that the last one is the repetition of; 0: none */
     uint32_t length;              /* how far back they agree, up to a limit; less after uses out of order */
     bool due;                     /* a use was not the one that was expected: look for another stretch */
+    bool holes;                   /* some nodes are NULL: forgotten since the last look */
 };
 
 void cws_history_deinit(struct cws_history *h);
 
-/* Remembers at least `uses` uses from now on. Without memory it stays as it is. */
+/* Remembers at least `uses` uses from now on, or 32768. Without memory it stays as it is. */
 void cws_history_reserve(struct cws_history *h, uint64_t uses);
 
 /* n is used. O(1). */
 void cws_history_push(struct cws_history *h, struct cws_order_node *n);
 
-/* n is no more. O(uses). */
+/* n is no more. O(its uses), and O(all uses) in the next look. */
 void cws_history_forget(struct cws_history *h, struct cws_order_node *n);
 
 /* Finds the stretch anew where that is due. Returns the period, in uses, if there is a long one, else 0. */
@@ -43,6 +44,6 @@ uint64_t cws_history_look(struct cws_history *h);
 /* The k-th use from now, from 1; after a period they repeat. Only where there is a period. */
 struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k);
 
-/* What came last time after `before` (NULL: anything), n. NULL: nothing yet. */
+/* Look before. What came last time after `before` (NULL: anything), n. NULL: nothing yet. */
 struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before, const struct cws_order_node *n);
 #endif

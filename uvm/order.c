@@ -135,10 +135,11 @@ static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
     o->coming_bytes += n->bytes;
 }
 
-/* As far as a period goes, and a walk twice over everything. */
+/* As far as a period goes, and a walk twice over everything that is not too many for that. */
 static uint64_t reach(const struct cws_order *o, uint64_t period)
 {
-    uint64_t twice = 2 * (uint64_t)o->count;
+    enum { MOST = 8192 };
+    uint64_t twice = o->count < MOST / 2 ? 2 * (uint64_t)o->count : MOST;
     return (period > twice ? period : twice) + 8;
 }
 
