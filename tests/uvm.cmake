@@ -1,6 +1,7 @@
 # Every test of views runs itself once per rung (pattern_source.c).
 cws_test(NAME test_policy SOURCES test_policy.c LIBS cws_uvm)
 cws_test(NAME test_history SOURCES test_history.c LIBS cws_uvm)
+cws_test(NAME test_order SOURCES test_order.c LIBS cws_uvm)
 cws_test(NAME test_mapping SOURCES test_mapping.c sample_model.c inject.c LIBS cws_uvm cws_dep_uring m)
 if(TARGET test_mapping)
   target_link_options(test_mapping PRIVATE ${INJECT_WRAPS})

@@ -61,25 +61,25 @@ static void line_insert(struct cws_order *o, struct cws_order_node *n)
 
 static void line_update(struct cws_order *o, struct cws_order_node *n)
 {
-    if (!o->foreseen)
-        return; /* all lines are made anew */
     list_del(&n->line);
-    if (n->in)
+    if (n->in && o->foreseen) /* else all lines are made anew */
         line_insert(o, n);
 }
 
+/* Not O(count): of a model's thousands of experts few are in, and they were used lately. */
 static void lines_make(struct cws_order *o)
 {
-    list_init(&o->lines[0]);
-    list_init(&o->lines[1]);
-    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next)
-        list_init(&NODE_OF(l, all)->line);
+    uint32_t left = o->in_count;
+    for (unsigned i = 0; i < 2; i++)
+        while (o->lines[i].next != &o->lines[i])
+            list_del(o->lines[i].next);
     if (o->ops->by_next_use)
         for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
             if (NODE_OF(l, coming)->in)
                 list_add_before(&o->lines[NODE_OF(l, coming)->keeper], &NODE_OF(l, coming)->line);
-    for (struct cws_order_link *l = o->all.prev; l != &o->all; l = l->prev) { /* and the others by age */
+    for (struct cws_order_link *l = o->all.prev; left && l != &o->all; l = l->prev) { /* and the others by age */
         struct cws_order_node *n = NODE_OF(l, all);
+        left -= n->in;
         if (n->in && (!o->ops->by_next_use || n->next_at == UINT64_MAX))
             list_add_before(&o->lines[n->keeper], &n->line);
     }
@@ -87,6 +87,7 @@ static void lines_make(struct cws_order *o)
 
 void cws_order_set_in(struct cws_order *o, struct cws_order_node *n, bool in)
 {
+    o->in_count += (uint32_t)in - (uint32_t)n->in;
     n->in = in;
     line_update(o, n);
 }
@@ -108,6 +109,7 @@ void cws_order_add(struct cws_order *o, struct cws_order_node *n)
 void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
 {
     cws_history_forget(&o->history, n);
+    o->in_count -= n->in;
     n->keeper = n->in = false;
     list_del(&n->all);
     list_del(&n->coming);
@@ -138,7 +140,7 @@ static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
 /* As far as a period goes, and a walk twice over everything that is not too many for that. */
 static uint64_t reach(const struct cws_order *o, uint64_t period)
 {
-    enum { MOST = 8192 };
+    enum { MOST = 4096 };
     uint64_t twice = o->count < MOST / 2 ? 2 * (uint64_t)o->count : MOST;
     return (period > twice ? period : twice) + 8;
 }
@@ -228,13 +230,12 @@ static bool need_window(struct cws_order *o)
 
 static void foresee(struct cws_order *o)
 {
-    list_init(&o->coming);
+    while (o->coming.next != &o->coming) {
+        NODE_OF(o->coming.next, coming)->next_at = UINT64_MAX;
+        list_del(o->coming.next);
+    }
     o->coming_count = 0;
     o->coming_bytes = 0;
-    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next) {
-        list_init(&NODE_OF(l, all)->coming);
-        NODE_OF(l, all)->next_at = UINT64_MAX;
-    }
     o->end = o->at + 1;
     o->ahead_before = o->before_last;
     o->ahead_last = o->last;

@@ -45,7 +45,7 @@ struct cws_order_place { /* of the window */
 struct cws_order {
     const struct cws_order_ops *ops;
     struct cws_order_link all;  /* most recently used last */
-    uint32_t count, next_id;
+    uint32_t count, in_count, next_id;
     uint64_t bytes;             /* of all nodes */
     struct cws_order_node *last, *before_last;
     struct cws_history history;
