@@ -136,6 +136,10 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     cws_gpu_list_init(&gpu->wanted);
     cws_gpu_list_init(&gpu->idle);
     cws_gpu_list_init(&gpu->sources);
+    for (unsigned i = 0; i < CWS_GPU_BUCKETS; i++)
+        cws_gpu_list_init(&gpu->by_tensor[i]);
+    cws_gpu_list_init(&gpu->fetch_first);
+    cws_gpu_list_init(&gpu->fetch_later);
     cws_order_init(&gpu->order, config->policy);
     int code = set_up(gpu, err);
     if (code) {

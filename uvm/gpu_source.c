@@ -62,8 +62,10 @@ static size_t host_bytes_of(const struct cws_gpu_source *s)
 
 struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor)
 {
-    for (struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
-        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
+    uint64_t hash = (uint64_t)(uintptr_t)tensor * 0x9e3779b97f4a7c15u;
+    struct cws_gpu_list *bucket = &gpu->by_tensor[hash >> 32 & (CWS_GPU_BUCKETS - 1)];
+    for (struct cws_gpu_list *l = bucket->next; l != bucket; l = l->next) {
+        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, same);
         if (s->store == store && s->tensor == tensor) {
             s->refs++;
             return s;
@@ -86,6 +88,7 @@ struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws
     s->state = CWS_SOURCE_READY; /* nothing is wanted yet */
     cws_store_retain(store);
     cws_gpu_list_add(&gpu->sources, &s->link);
+    cws_gpu_list_add(bucket, &s->same);
     return s;
 fail:
     if (s)
@@ -104,6 +107,7 @@ struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct
     s->refs = 1;
     s->state = CWS_SOURCE_READY;
     cws_gpu_list_add(&gpu->sources, &s->link);
+    cws_gpu_list_init(&s->same);
     return s;
 }
 
@@ -145,6 +149,12 @@ static bool sweep_locked(struct cws_gpu *gpu)
     return true;
 }
 
+static void unwant(struct cws_gpu_source *s, enum cws_source_state to)
+{
+    cws_gpu_list_del(&s->wanted);
+    s->state = to;
+}
+
 /* --- room for what no file gives back ---------------------------------------------------------------- */
 
 static bool is_spare(const struct cws_gpu_source *s) { return s->host && s->state == CWS_SOURCE_READY && s->loading == 0; }
@@ -177,7 +187,7 @@ void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *
     if (s->refs != 1)
         return;
     if (s->state == CWS_SOURCE_WANTED)
-        s->state = CWS_SOURCE_READY;
+        unwant(s, CWS_SOURCE_READY);
     if (is_spare(s))
         give_host_locked(gpu, s);
 }
@@ -187,6 +197,9 @@ void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
     if (--s->refs || s->state == CWS_SOURCE_FETCHING) /* the fetcher looks again when it is done */
         return;
     cws_gpu_list_del(&s->link);
+    cws_gpu_list_del(&s->same);
+    if (s->state == CWS_SOURCE_WANTED)
+        unwant(s, CWS_SOURCE_READY);
     give_host_locked(gpu, s);
     cws_store_close(s->store);
     if (s->file) {
@@ -202,10 +215,13 @@ enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws
     if (s->state == CWS_SOURCE_READY && !s->host) {
         s->state = CWS_SOURCE_WANTED;
         s->urgent = false;
+        cws_gpu_list_add(&gpu->fetch_later, &s->wanted);
         pthread_cond_signal(&gpu->fetch);
     }
-    if (urgent && !s->urgent) { /* what was not worth its memory is now */
+    if (urgent && !s->urgent && s->state == CWS_SOURCE_WANTED) { /* what was not worth its memory is now */
         s->urgent = true;
+        cws_gpu_list_del(&s->wanted);
+        cws_gpu_list_add(&gpu->fetch_first, &s->wanted);
         pthread_cond_signal(&gpu->fetch);
     }
     return s->state;
@@ -255,25 +271,23 @@ static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *hos
 /* What is bound early is wanted early; what a launch waits for goes first. What does not fit the host budget is read only when it is to be loaded. */
 static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
 {
-    struct cws_gpu_source *found = NULL;
-    for (struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
-        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
-        if (s->state != CWS_SOURCE_WANTED)
-            continue;
-        bool fits = gpu->host_bytes + gpu->host_claimed + host_bytes_of(s) <= gpu->host_budget;
-        if (s->urgent)
+    enum { LOOK_AT = 64 }; /* thousands may be waiting for room that there is not */
+    if (!cws_gpu_list_empty(&gpu->fetch_first))
+        return CWS_GPU_OF(gpu->fetch_first.next, struct cws_gpu_source, wanted);
+    unsigned looked = 0;
+    for (struct cws_gpu_list *l = gpu->fetch_later.next; l != &gpu->fetch_later && looked < LOOK_AT; l = l->next, looked++) {
+        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, wanted);
+        if (gpu->host_bytes + gpu->host_claimed + host_bytes_of(s) <= gpu->host_budget)
             return s;
-        if (!found && fits)
-            found = s;
     }
-    return found;
+    return NULL;
 }
 
 static void fetch_locked(struct cws_gpu *gpu, struct fetcher *f, struct cws_gpu_source *s)
 {
     struct cws_error err = {0};
     void *host = NULL;
-    s->state = CWS_SOURCE_FETCHING;
+    unwant(s, CWS_SOURCE_FETCHING);
     s->host_bytes = host_bytes_of(s);
     /* A part of the budget is for what comes and goes. */
     s->keeps = gpu->host_bytes + gpu->host_claimed + s->host_bytes <= gpu->host_budget - gpu->host_budget / 8;
@@ -335,7 +349,8 @@ void cws_gpu_sources_close(struct cws_gpu *gpu)
         struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
         next = l->next;
         s->refs = 1;
-        s->state = CWS_SOURCE_READY;
+        if (s->state != CWS_SOURCE_WANTED)
+            s->state = CWS_SOURCE_READY;
         cws_gpu_source_put_locked(gpu, s);
     }
     while (sweep_locked(gpu)) {

@@ -50,6 +50,7 @@ enum {
     CWS_GPU_MANAGERS = 16,     /* of a process */
     CWS_GPU_SETS = 32,         /* largest sets of ranges that are remembered; bits of cws_gpu_range.sets */
     CWS_GPU_FETCHERS = 3,      /* threads that read stores */
+    CWS_GPU_BUCKETS = 1024,    /* of a hash table; a power of two */
 };
 
 enum cws_range_state {
@@ -75,9 +76,11 @@ struct cws_gpu_source {
     struct cws_gpu_file *file;  /* then tensor is the source's own */
     const struct cws_tensor_info *tensor;
     struct cws_gpu_list link;   /* gpu->sources */
+    struct cws_gpu_list same;   /* gpu->by_tensor; of a file: alone */
     uint32_t refs;              /* ranges, and loads under way */
     enum cws_source_state state;
     bool urgent;                /* a launch waits for it */
+    struct cws_gpu_list wanted; /* WANTED: gpu->fetch_first if urgent, else gpu->fetch_later */
     bool keeps;                 /* the bytes stay in host memory after a load */
     bool plain;                 /* host holds the decoded bytes: the tensor has chunks that only the host decodes */
     uint8_t *host;              /* pinned; the stored bytes as they lie in the file, or the decoded ones */
@@ -209,7 +212,8 @@ struct cws_gpu {
 
     struct cws_gpu_arena arena, aliases;
     struct cws_gpu_range **by_granule; /* of the arena; NULL: no range */
-    struct cws_gpu_list ranges, cached, wanted, idle, sources;
+    struct cws_gpu_list ranges, cached, wanted, idle, sources, fetch_first, fetch_later;
+    struct cws_gpu_list by_tensor[CWS_GPU_BUCKETS]; /* sources */
     uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
