@@ -188,7 +188,8 @@ static void test_a_changed_copy_is_refused(void **state)
     cws_gpu_settle(f->gpu);
     pthread_mutex_lock(&f->gpu->lock);
     for (unsigned i = 0; i < TENSORS && !copy; i++) {
-        copy = cws_gpu_range_at_locked(f->gpu, f->at[i])->spill;
+        const struct cws_gpu_range *r = cws_gpu_range_at_locked(f->gpu, f->at[i]);
+        copy = r->state == CWS_RANGE_SPILLED ? r->spill : NULL;
         which = i;
     }
     assert_non_null(copy);
@@ -204,6 +205,59 @@ static void test_a_changed_copy_is_refused(void **state)
     free(back);
     forget_expected();
     free_all(f);
+    close_gpu(f);
+}
+
+static unsigned long copies_out(void) { return standin_calls("cuMemcpyDtoHAsync"); }
+
+/* Written once and read again and again: each is copied out once, and once more only after it was written to again. A copy that was kept and is not right any more is made anew. */
+static void test_copies_are_kept(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 24 * MIB, true);
+    struct cws_gpu_stats before, after;
+    bind_all(f);
+    for (unsigned i = 0; i < TENSORS; i++)
+        edit(f, i);
+    for (unsigned i = 0; i < 2 * TENSORS; i++) /* now all have been out */
+        expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
+    cws_gpu_settle(f->gpu);
+    cws_gpu_stats_get(f->gpu, &before);
+    unsigned long copies = copies_out();
+    for (unsigned i = 0; i < 3 * TENSORS; i++) {
+        uint64_t sum;
+        if (device_sum(f, i % TENSORS, &sum) != CUDA_SUCCESS)
+            fail_msg("%s", last_line);
+        assert_int_equal(sum, plain_sum(expected[i % TENSORS], tensor_bytes(i % TENSORS)));
+    }
+    cws_gpu_stats_get(f->gpu, &after);
+    copies = copies_out() - copies;
+    assert_true(after.spills - before.spills > TENSORS);
+    if (copies != after.spills - before.spills + (after.restores - before.restores) + 3 * TENSORS) /* the results of hashes and sums, nothing else */
+        fail_msg("%lu copies, %lu spills, %lu restores", copies, (unsigned long)(after.spills - before.spills), (unsigned long)(after.restores - before.restores));
+    assert_null(cws_gpu_check(f->gpu));
+    for (unsigned i = 0; i < TENSORS; i += 3) {
+        expected[i][77] ^= 1;
+        assert_int_equal(put(f, f->at[i] + 77, expected[i] + 77, 1), 0);
+    }
+    for (unsigned i = 0; i < 3 * TENSORS; i++)
+        expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
+    cws_gpu_settle(f->gpu);
+    pthread_mutex_lock(&f->gpu->lock);
+    for (unsigned i = 0, spoilt = 0; i < TENSORS; i++) { /* as a bad bit of memory would */
+        const struct cws_gpu_range *r = cws_gpu_range_at_locked(f->gpu, f->at[i]);
+        if (r->spill_kept)
+            ((uint8_t *)r->spill)[4321] ^= 1, spoilt++;
+        assert_true(i + 1 < TENSORS || spoilt > 0);
+    }
+    pthread_mutex_unlock(&f->gpu->lock);
+    for (unsigned i = 0; i < 3 * TENSORS; i++)
+        expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
+    assert_null(cws_gpu_check(f->gpu));
+    forget_expected();
+    free_all(f);
+    cws_gpu_settle(f->gpu);
+    assert_null(cws_gpu_check(f->gpu));
     close_gpu(f);
 }
 
@@ -283,6 +337,7 @@ int main(void)
         cmocka_unit_test(test_all_weights_were_written), cmocka_unit_test(test_clean_weights_go_first), cmocka_unit_test(test_old_allocations_go),
         cmocka_unit_test(test_freed_while_spilled),      cmocka_unit_test(test_host_memory_is_short),   cmocka_unit_test(test_calls_fail),
         cmocka_unit_test(test_a_changed_copy_is_refused), cmocka_unit_test(test_compressed_weights_give_way),
+        cmocka_unit_test(test_copies_are_kept),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -254,7 +254,7 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         const struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
         out->bound_bytes += r->source ? r->bytes : 0;
-        out->spilled_bytes += r->spill ? r->bytes : 0;
+        out->spilled_bytes += r->spill && !r->spill_kept ? r->bytes : 0;
         out->dirty_bytes += r->state == CWS_RANGE_DIRTY ? cws_gpu_span(r) : 0;
     }
     out->host_bytes = gpu->host_bytes;
@@ -265,7 +265,7 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
 
 static const char *check_locked(struct cws_gpu *gpu)
 {
-    uint64_t frames = 0, fixed = 0, idle = 0, bound = 0, resident = 0;
+    uint64_t frames = 0, fixed = 0, idle = 0, bound = 0, resident = 0, kept = 0;
     uint32_t ranges = 0;
     for (struct cws_gpu_list *l = gpu->idle.next; l != &gpu->idle; l = l->next)
         idle += (uint64_t)CWS_GPU_OF(l, struct cws_gpu_frame, link)->granules * CWS_GPU_GRANULE;
@@ -286,6 +286,10 @@ static const char *check_locked(struct cws_gpu *gpu)
         idle += r->state == CWS_RANGE_CACHED ? span : 0;
         bound += r->source ? span : 0;
         resident += r->state == CWS_RANGE_RESIDENT ? span : 0;
+        kept += r->spill_kept ? span : 0;
+        if (r->spill_kept ? !r->spill || (r->state != CWS_RANGE_ANONYMOUS && r->state != CWS_RANGE_DIRTY && r->state != CWS_RANGE_MAKING)
+                          : r->state == CWS_RANGE_SPILLED && !r->spill)
+            return "a spilled range has no copy, or one that is not spilled keeps one";
         if ((r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_RESIDENT || r->state == CWS_RANGE_DROPPING) && !r->source)
             return "I5: a bound range has no source";
         if (r->state == CWS_RANGE_DROPPING && r->holds && !r->demanded && gpu->waiting == 0)
@@ -293,7 +297,7 @@ static const char *check_locked(struct cws_gpu *gpu)
     }
     if (ranges != gpu->range_count)
         return "the ranges are miscounted";
-    if (fixed != gpu->fixed_bytes || idle != gpu->mapped_idle_bytes || bound != gpu->bound_bytes || resident != gpu->resident_bytes)
+    if (fixed != gpu->fixed_bytes || idle != gpu->mapped_idle_bytes || bound != gpu->bound_bytes || resident != gpu->resident_bytes || kept != gpu->kept_bytes)
         return "an account disagrees with the ranges";
     if (frames > gpu->frame_bytes)
         return "I2: frames are miscounted"; /* frames on their way into a range, or out of one, have no place for a moment */

@@ -25,6 +25,7 @@ static bool unmap_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_ANONYMOUS);
     } else {
         r->frame = NULL;
+        cws_gpu_spill_forget_locked(gpu, r);
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_RESERVED);
         cws_gpu_frame_put_idle_locked(gpu, frame);
     }

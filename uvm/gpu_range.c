@@ -62,6 +62,7 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     r->freed = false;
     drop_source_locked(gpu, r);
+    cws_gpu_spill_forget_locked(gpu, r);
     cws_gpu_range_set_locked(gpu, r, CWS_RANGE_CACHED);
 }
 

@@ -161,7 +161,7 @@ static bool is_spare(const struct cws_gpu_source *s) { return s->host && s->stat
 
 uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu)
 {
-    uint64_t used = gpu->host_bytes - gpu->garbage_bytes;
+    uint64_t used = gpu->host_bytes - gpu->garbage_bytes - gpu->kept_bytes;
     for (const struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
         const struct cws_gpu_source *s = CWS_GPU_OF(l, const struct cws_gpu_source, link);
         used -= is_spare(s) ? s->host_bytes : 0;
@@ -169,16 +169,18 @@ uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu)
     return used < gpu->host_budget ? gpu->host_budget - used : 0;
 }
 
+static bool will_fit(const struct cws_gpu *gpu, uint64_t bytes) { return gpu->host_bytes - gpu->garbage_bytes + bytes <= gpu->host_budget; }
+
 bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     gpu->host_claimed = bytes;
-    for (struct cws_gpu_list *l = gpu->sources.prev; l != &gpu->sources; l = l->prev) { /* those that were bound last first, as when they came */
-        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
-        if (gpu->host_bytes - gpu->garbage_bytes + bytes <= gpu->host_budget)
-            break;
-        if (is_spare(s))
-            give_host_locked(gpu, s);
-    }
+    /* Those that were bound last first, as when they came; then copies of what is on the device, too. */
+    for (struct cws_gpu_list *l = gpu->sources.prev; l != &gpu->sources && !will_fit(gpu, bytes); l = l->prev)
+        if (is_spare(CWS_GPU_OF(l, struct cws_gpu_source, link)))
+            give_host_locked(gpu, CWS_GPU_OF(l, struct cws_gpu_source, link));
+    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges && !will_fit(gpu, bytes); l = l->next)
+        if (CWS_GPU_OF(l, struct cws_gpu_range, link)->spill_kept)
+            cws_gpu_spill_forget_locked(gpu, CWS_GPU_OF(l, struct cws_gpu_range, link));
     return gpu->host_bytes + bytes <= gpu->host_budget;
 }
 

@@ -1,21 +1,21 @@
 /* Content that no source gives back (written weights, allocations of the program) goes to pinned host memory when nothing else can be dropped, and comes back when it is
  * used. The copy is compared with what lies on the device before the memory is given on, and again when it is back: by the hash, of the host's bytes and of the device's.
+ * It is kept then, while host memory lasts: what was written once and is only read from then on is not copied out again.
  * Where host memory is short, or anything fails, the range stays. All of this is the loader's work, one range at a time. */
 #include "gpu_state.h"
 
 #include <string.h>
 
-enum {
-    UNUSED_LONG = 1024, /* launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden pointers reach */
-    UNUSED = 4,         /* a written weight */
-};
+/* Launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden pointers reach. A written weight goes whenever
+ * nothing else can: the launch would fail. */
+enum { UNUSED_LONG = 1024 };
 
 static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_range *r)
 {
     uint64_t age = gpu->uses - r->used;
     if (r->holds || r->pinned || r->freed || r->demanded)
         return false;
-    return (r->state == CWS_RANGE_DIRTY && age >= UNUSED) || (r->state == CWS_RANGE_ANONYMOUS && age >= UNUSED_LONG);
+    return (r->state == CWS_RANGE_DIRTY && age >= 1) || (r->state == CWS_RANGE_ANONYMOUS && age >= UNUSED_LONG);
 }
 
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
@@ -56,21 +56,36 @@ static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r
     return result == CUDA_SUCCESS ? waited : result;
 }
 
-static bool copy_out(struct cws_gpu *gpu, struct cws_gpu_range *r, void **out_host, struct cws_hash128 *hash)
+static bool has_hash(const void *host, size_t bytes, struct cws_hash128 hash)
 {
-    struct cws_hash128 copied = {0};
-    *out_host = NULL;
-    if (gpu->driver->host_alloc(out_host, r->bytes, CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
+    struct cws_hash128 sum = {0};
+    cws_content_hash_add(&sum, cws_content_key, host, bytes, 0);
+    return sum.lo == hash.lo && sum.hi == hash.hi;
+}
+
+/* The copy that was kept is what lies on the device. */
+static bool is_kept(struct cws_gpu *gpu, const struct cws_gpu_range *r, const void *host, struct cws_hash128 *hash)
+{
+    return move_and_hash(gpu, r, r->frame->alias, NULL, NULL, hash) == CUDA_SUCCESS && hash->lo == r->spill_hash.lo && hash->hi == r->spill_hash.hi &&
+           has_hash(host, r->bytes, *hash);
+}
+
+/* *host: the copy that was kept, or NULL; NULL if this fails. */
+static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_range *r, void **host, struct cws_hash128 *hash)
+{
+    if (*host && is_kept(gpu, r, *host, hash))
+        return true;
+    if (!*host && gpu->driver->host_alloc(host, r->bytes, CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
         return false;
-    bool good = move_and_hash(gpu, r, r->frame->alias, *out_host, NULL, hash) == CUDA_SUCCESS;
-    if (good) {
-        cws_content_hash_add(&copied, cws_content_key, *out_host, r->bytes, 0);
-        good = copied.lo == hash->lo && copied.hi == hash->hi;
-        if (!good)
-            cws_gpu_say(gpu, "device memory of %zu MiB reached host memory with other bytes; it stays on the device", r->bytes >> 20);
+    bool good = move_and_hash(gpu, r, r->frame->alias, *host, NULL, hash) == CUDA_SUCCESS;
+    if (good && !has_hash(*host, r->bytes, *hash)) {
+        cws_gpu_say(gpu, "device memory of %zu MiB reached host memory with other bytes; it stays on the device", r->bytes >> 20);
+        good = false;
     }
-    if (!good)
-        gpu->driver->host_free(*out_host);
+    if (!good) {
+        gpu->driver->host_free(*host);
+        *host = NULL;
+    }
     return good;
 }
 
@@ -80,13 +95,20 @@ static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     enum cws_range_state before = r->state;
     struct cws_gpu_frame *frame = r->frame;
     struct cws_hash128 hash = {0};
-    void *host = NULL;
+    void *host = r->spill;
     cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLING);
-    gpu->host_bytes += cws_gpu_span(r);
+    if (r->spill_kept)
+        gpu->kept_bytes -= cws_gpu_span(r);
+    else
+        gpu->host_bytes += cws_gpu_span(r);
+    r->spill = NULL; /* it is this function's now */
+    r->spill_kept = false;
     pthread_mutex_unlock(&gpu->lock);
     bool mapped = cws_gpu_unmap(gpu, r) != CUDA_SUCCESS, good = !mapped && copy_out(gpu, r, &host, &hash);
     if (!good && !mapped)
         cws_gpu_map_again(gpu, r, frame);
+    if (!good && host)
+        gpu->driver->host_free(host);
     pthread_mutex_lock(&gpu->lock);
     if (!good)
         gpu->host_bytes -= cws_gpu_span(r);
@@ -120,7 +142,7 @@ bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
         if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || r->used < best->used) && cws_gpu_uses_done_locked(gpu, r, true))
             best = r;
     }
-    if (!best || !cws_gpu_host_claim_locked(gpu, cws_gpu_span(best)))
+    if (!best || (!best->spill && !cws_gpu_host_claim_locked(gpu, cws_gpu_span(best))))
         return false;
     gpu->host_claimed = 0;
     spill_locked(gpu, best);
@@ -132,7 +154,10 @@ void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     if (r->spill)
         cws_gpu_host_give_locked(gpu, r->spill, cws_gpu_span(r));
+    if (r->spill_kept)
+        gpu->kept_bytes -= cws_gpu_span(r);
     r->spill = NULL;
+    r->spill_kept = false;
 }
 
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame)
@@ -152,7 +177,8 @@ void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, 
     pthread_mutex_lock(&gpu->lock);
     if (result == CUDA_SUCCESS && same) {
         cws_gpu_range_set_locked(gpu, r, r->spilled_from);
-        cws_gpu_spill_forget_locked(gpu, r);
+        r->spill_kept = true;
+        gpu->kept_bytes += cws_gpu_span(r);
         gpu->counts.restores++;
         if (r->freed)
             cws_gpu_range_cache_locked(gpu, r);

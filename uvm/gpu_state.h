@@ -109,7 +109,8 @@ struct cws_gpu_range {
     uint32_t sets;     /* that it is one of */
     uint64_t used;     /* gpu->uses at its last use */
     bool keeps;        /* it could not be spilled */
-    void *spill;       /* SPILLED: its bytes, in pinned host memory, accounted as its span */
+    void *spill;       /* pinned host memory, accounted as its span: SPILLED, its bytes; spill_kept, those of its last spill */
+    bool spill_kept;   /* it is mapped again: the copy is right as long as nobody writes to it */
     struct cws_hash128 spill_hash;
     enum cws_range_state spilled_from;
     CUresult failed;   /* of the last load that was demanded */
@@ -264,6 +265,7 @@ struct cws_gpu {
     uint64_t drop_bytes;
 
     uint64_t host_bytes, host_budget;
+    uint64_t kept_bytes;         /* spans of copies that are kept */
     uint64_t host_claimed;       /* of the host budget, by a spill: fetches that nobody waits for leave it alone */
     struct cws_gpu_garbage { /* pinned memory to be freed */
         struct cws_gpu_garbage *next;
@@ -386,9 +388,10 @@ void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes); /* pinned memory that host_bytes counts: a fetcher frees it */
 /* The only range that the source has will not be loaded from it any more. */
 void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
-/* Bytes of the host budget that what has no other place can have: those that are free, and those of compressed bytes that can be read from their file again. */
+/* Bytes of the host budget that what has no other place can have: those that are free, those of compressed bytes that can be read from their file again, and those of
+ * copies of what is on the device. */
 uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu);
-/* Are so many free? If not, compressed bytes are given up; the loader is woken when they are freed. */
+/* Are so many free? If not, compressed bytes and copies are given up; the loader is woken when they are freed. */
 bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes);
 void *cws_gpu_fetcher_main(void *gpu);
 void cws_gpu_sources_close(struct cws_gpu *gpu);
