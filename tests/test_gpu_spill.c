@@ -219,7 +219,7 @@ static void test_copies_are_kept(void **state)
     bind_all(f);
     for (unsigned i = 0; i < TENSORS; i++)
         edit(f, i);
-    for (unsigned i = 0; i < 2 * TENSORS; i++) /* now all have been out */
+    for (unsigned i = 0; i < 2 * TENSORS; i++) /* now nearly all have been out */
         expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
     cws_gpu_settle(f->gpu);
     cws_gpu_stats_get(f->gpu, &before);
@@ -232,9 +232,11 @@ static void test_copies_are_kept(void **state)
     }
     cws_gpu_stats_get(f->gpu, &after);
     copies = copies_out() - copies;
-    assert_true(after.spills - before.spills > TENSORS);
-    if (copies != after.spills - before.spills + (after.restores - before.restores) + 3 * TENSORS) /* the results of hashes and sums, nothing else */
-        fail_msg("%lu copies, %lu spills, %lu restores", copies, (unsigned long)(after.spills - before.spills), (unsigned long)(after.restores - before.restores));
+    unsigned long spilled = after.spills - before.spills, restored = after.restores - before.restores, results = spilled + restored + 3 * TENSORS;
+    assert_true(spilled > TENSORS);
+    assert_true(restored <= 3 * TENSORS - 6); /* what is needed last goes, so some stay */
+    if (copies < results || copies > results + 4) /* of hashes and sums; and what had stayed until now goes out for the first time */
+        fail_msg("%lu copies, %lu spills, %lu restores", copies, spilled, restored);
     assert_null(cws_gpu_check(f->gpu));
     for (unsigned i = 0; i < TENSORS; i += 3) {
         expected[i][77] ^= 1;

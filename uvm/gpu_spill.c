@@ -133,13 +133,24 @@ static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     pthread_cond_broadcast(&gpu->changed);
 }
 
+/* Is a the better one to go? What is not expected again, else what is needed last; the next launch may well name again what the last one did. */
+static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_range *a, const struct cws_gpu_range *b)
+{
+    bool a_last = a->source && gpu->order.last == &a->order, b_last = b->source && gpu->order.last == &b->order;
+    uint64_t a_at = a->source ? a->order.next_at : UINT64_MAX, b_at = b->source ? b->order.next_at : UINT64_MAX;
+    if (a_last != b_last)
+        return b_last;
+    return a_at != b_at ? a_at > b_at : a->used < b->used;
+}
+
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
 {
     struct cws_gpu_range *best = NULL;
     uint64_t left = cws_gpu_host_left_locked(gpu);
+    cws_gpu_order_walk_locked(gpu);
     for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
-        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || r->used < best->used) && cws_gpu_uses_done_locked(gpu, r, true))
+        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || goes_before(gpu, r, best)) && cws_gpu_uses_done_locked(gpu, r, true))
             best = r;
     }
     if (!best || (!best->spill && !cws_gpu_host_claim_locked(gpu, cws_gpu_span(best))))

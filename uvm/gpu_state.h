@@ -342,7 +342,7 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* gpu_spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what could be spilled; looks through all ranges */
-/* Tries to spill what was not used for longest. False: nothing can be now; what is spillable can later, when its uses are done or fetchers have made room in host memory. */
+/* Tries to spill what is needed last, as far as that is known. False: nothing can be now; what is spillable can later, when its uses are done or fetchers have made room in host memory. */
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
