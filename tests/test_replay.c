@@ -111,6 +111,32 @@ static void a_draft_model_stays_beside_its_target(void **state)
     replay_free(&t);
 }
 
+/* One model, then another one: what stayed of the first gives way, though it comes to an eighth of all and more. */
+static void a_model_that_is_not_used_any_more_gives_way(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 24 };
+    struct replay_trace t = {0};
+    uint64_t seed = 7;
+    unsigned char chosen[128] = {0};
+    size_t large = replay_add_model(&t, &replay_llama8b, "large."), small = replay_add_model(&t, &replay_tinyllama, "");
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        if (round < ROUNDS / 3)
+            replay_add_pass(&t, &replay_llama8b, large, &seed, chosen);
+        else
+            replay_add_pass(&t, &replay_tinyllama, small, &seed, chosen);
+        replay_end_round(&t);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t room = i ? 3 * GIB / 2 : 3 * GIB;
+        struct replay_result belady, next = device(&t, CWS_POLICY_NEXT, room);
+        replay_belady(&t, &machine, room, GRANULE, (struct replay_window){ROUNDS / 2, ROUNDS - 1}, &belady);
+        if (hits(&next) < hits(&belady) - 0.05)
+            fail_msg("%.1f GiB: next %.3f, belady %.3f", (double)room / GIB, hits(&next), hits(&belady));
+    }
+    replay_free(&t);
+}
+
 static void all_that_fits_stays(void **state)
 {
     (void)state;
@@ -207,7 +233,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes_have_the_sizes_of_the_models),
         cmocka_unit_test(the_default_is_near_the_optimum_on_a_cyclic_scan),
-        cmocka_unit_test(a_draft_model_stays_beside_its_target), cmocka_unit_test(all_that_fits_stays),
+        cmocka_unit_test(a_draft_model_stays_beside_its_target), cmocka_unit_test(a_model_that_is_not_used_any_more_gives_way), cmocka_unit_test(all_that_fits_stays),
         cmocka_unit_test(what_cannot_fit_is_an_error),
         cmocka_unit_test(routed_experts_are_not_guessed),
         cmocka_unit_test(the_host_pager_keeps_a_part_of_a_scan),

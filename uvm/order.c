@@ -362,6 +362,8 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
     /* A small node gives back little: it stays, where that is cheap. */
     bool keep_small = small_bytes <= keep / 2;
     keep -= keep_small ? small_bytes : 0;
+    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next) /* also those of a model that is not used any more */
+        NODE_OF(l, all)->keeper = false;
     for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
         struct cws_order_node *n = NODE_OF(l, coming);
         n->keeper = (keep_small && n->bytes <= SMALL_BYTES) || (n->bytes > most && larger);
@@ -386,8 +388,9 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
 {
     if (!o->foreseen)
         foresee(o);
-    /* A plan needs a whole cycle: the walk came back to where it stands, and met nearly all there is. (One use out of order can make a short circuit.) */
-    bool cycle = o->last && o->last->next_at != UINT64_MAX && o->coming_bytes >= o->bytes / 8 * 7;
+    /* A plan needs a whole cycle: the walk came back to where it stands, and is a repetition or met nearly all there is. (Else one use out of order can make a short
+     * circuit.) */
+    bool cycle = o->last && o->last->next_at != UINT64_MAX && (o->periodic || o->coming_bytes >= o->bytes / 8 * 7);
     if (cycle && o->ops->has_keepers && plan_is_stale(o, room, cws_history_look(&o->history)))
         choose_keepers(o, room);
 }
