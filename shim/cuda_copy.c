@@ -72,7 +72,7 @@ static bool is_settled(const struct cws_cuda_copy *c)
     CUresult result = CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, c->from);
     if (result == CUDA_ERROR_INVALID_VALUE)
         return true; /* pageable: nobody but processors writes there */
-    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST && cws_cuda_driver()->stream_sync(c->order) == CUDA_SUCCESS;
+    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST && cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS;
 }
 
 /* Takes the store. */

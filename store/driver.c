@@ -1,6 +1,7 @@
 #include "driver.h"
 
 #include <dlfcn.h>
+#include <stdbool.h>
 
 int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void *arg, const char *symbol), void *arg, struct cws_error *err)
 {
@@ -29,4 +30,14 @@ int cws_driver_fail(const struct cws_driver *driver, struct cws_error *err, CUre
     if (!driver || driver->error_name(error, &name) != CUDA_SUCCESS || !name)
         name = "CUDA error";
     return cws_fail(err, -20000 - error, "%s: %s (%d)", what, name, error);
+}
+
+CUresult cws_driver_wait(const struct cws_driver *driver, CUstream stream)
+{
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    bool exchanged = driver->capture_mode(&mode) == CUDA_SUCCESS; /* mode: that of this thread until now */
+    CUresult result = driver->stream_sync(stream);
+    if (exchanged)
+        driver->capture_mode(&mode);
+    return result;
 }

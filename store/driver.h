@@ -97,6 +97,10 @@ CWS_MUST_CHECK int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void
 /* Loads libcuda.so.1 (never unloaded) and fills *out. CWS_E_UNSUPPORTED: no driver, or one older than 12.4. Does not call cuInit. */
 CWS_MUST_CHECK int cws_driver_load(struct cws_driver *out, struct cws_error *err);
 
+/* Waits for what is queued on a stream that is not capturing, as a thread of the program may do it on its behalf: where another stream captures in a mode that forbids
+ * waiting, that capture goes on. */
+CUresult cws_driver_wait(const struct cws_driver *driver, CUstream stream);
+
 /* Records a driver error: "WHAT: CUDA_ERROR_...". Returns the code, -20000 - error. `driver` may be NULL. */
 int cws_driver_fail(const struct cws_driver *driver, struct cws_error *err, CUresult error, const char *what);
 

@@ -709,6 +709,56 @@ static void graphs_hold_what_their_nodes_name(void **state)
     free_all();
 }
 
+/* Another stream pages while one captures in the mode that forbids waiting and asking, to every thread: whatever we do for it, the capture goes on. */
+static void work_beside_a_capture_does_not_end_it(void **state)
+{
+    (void)state;
+    enum { FRESH = 6 };
+    CUresult (*pin)(void **memory, size_t bytes, unsigned flags) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemHostAlloc");
+    CUresult (*unpin)(void *memory) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemFreeHost");
+    CUstream other;
+    CUgraph graph;
+    CUgraphExec exec;
+    CUdeviceptr fresh[FRESH];
+    uint64_t got = 0, bytes = 4096;
+    uint8_t *pinned;
+    load_all();
+    OK(pin((void **)&pinned, logical_bytes, 0));
+    memcpy(pinned, logical, logical_bytes);
+    OK(cu.cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    for (unsigned i = 0; i < FRESH; i++) /* freed and used again below */
+        OK(cu.cuMemAllocAsync(&fresh[i], tensor_bytes(i), other));
+    for (unsigned i = 0; i < FRESH; i++)
+        OK(cu.cuMemFreeAsync(fresh[i], other));
+    OK(cu.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    void *params[] = {&scratch, &at[7], &bytes};
+    OK(launch(PLAIN, kernel("sum"), stream, params, NULL, 0));
+    for (unsigned i = 0; i < FRESH; i++) {
+        OK(cu.cuMemAllocAsync(&fresh[i], tensor_bytes(i), other));
+        OK(cu.cuMemcpyHtoDAsync_v2(fresh[i], pinned + tensor_begin[i], tensor_bytes(i), other));
+    }
+    for (unsigned k = 0; k < 3 * TENSORS; k++) { /* more than fits, so they come and go */
+        CUdeviceptr to = scratch + 64, from = k % 4 ? at[k % TENSORS] : fresh[k % FRESH];
+        void *others[] = {&to, &from, &bytes};
+        OK(launch(PLAIN, kernel("sum"), other, others, NULL, 0));
+    }
+    OK(cu.cuMemsetD8Async(at[3] + 8, 1, 1, other));
+    for (unsigned i = 0; i < FRESH; i++)
+        OK(cu.cuMemFreeAsync(fresh[i], other));
+    OK(cu.cuStreamEndCapture(stream, &graph));
+    OK(cu.cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cu.cuGraphLaunch(exec, stream));
+    OK(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream));
+    OK(cu.cuStreamSynchronize(stream));
+    assert_int_equal(got, sum_of(content(7), bytes));
+    OK(cu.cuGraphExecDestroy(exec));
+    OK(cu.cuGraphDestroy(graph));
+    OK(cu.cuStreamSynchronize(other));
+    OK(cu.cuStreamDestroy_v2(other));
+    OK(unpin(pinned));
+    free_all();
+}
+
 static void a_stream_that_joins_a_capture_is_not_worked_on(void **state)
 {
     (void)state;
@@ -824,6 +874,7 @@ int main(void)
         cmocka_unit_test(paged_memory_answers_as_memory_does),
         cmocka_unit_test(free_memory_is_the_budgets),
         cmocka_unit_test(graphs_hold_what_their_nodes_name),
+        cmocka_unit_test(work_beside_a_capture_does_not_end_it),
         cmocka_unit_test(a_stream_that_joins_a_capture_is_not_worked_on),
         cmocka_unit_test(a_reset_context_can_be_used_again),
         cmocka_unit_test(an_allocation_for_what_is_about_to_be_loaded_is_granted),

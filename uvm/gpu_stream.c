@@ -114,7 +114,7 @@ static void mark_or_wait_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
 {
     if (mark_locked(gpu, s) || cws_gpu_stream_captures_locked(gpu, s))
         return;
-    gpu->driver->stream_sync(s->handle);
+    cws_driver_wait(gpu->driver, s->handle);
     s->done = s->marked = s->issued;
     s->mark_head = s->mark_count = 0;
 }

@@ -7,22 +7,13 @@ void cws_gpu_strict_enter(struct cws_gpu *gpu)
         pthread_mutex_lock(&gpu->strict);
 }
 
-/* Another stream may be capturing: in this thread's mode, to wait would end that. */
-static void wait_for(struct cws_gpu *gpu, CUstream stream)
-{
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    gpu->driver->capture_mode(&mode); /* gives the mode that was in force */
-    gpu->driver->stream_sync(stream);
-    gpu->driver->capture_mode(&mode);
-}
-
 void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued)
 {
     if (!gpu->config.strict)
         return;
     if (cws_gpu_uses_open(gpu) == 0) { /* else this one is inside of another, of the same thread */
         if (queued)
-            wait_for(gpu, stream);
+            cws_driver_wait(gpu->driver, stream);
         pthread_mutex_lock(&gpu->lock);
         gpu->strict_due = true;
         cws_gpu_wake_locked(gpu);
