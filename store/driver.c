@@ -1,7 +1,6 @@
 #include "driver.h"
 
 #include <dlfcn.h>
-#include <stdbool.h>
 
 int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void *arg, const char *symbol), void *arg, struct cws_error *err)
 {
@@ -32,12 +31,24 @@ int cws_driver_fail(const struct cws_driver *driver, struct cws_error *err, CUre
     return cws_fail(err, -20000 - error, "%s: %s (%d)", what, name, error);
 }
 
-CUresult cws_driver_wait(const struct cws_driver *driver, CUstream stream)
+CUstreamCaptureMode cws_driver_relax(const struct cws_driver *driver, bool *exchanged)
 {
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    bool exchanged = driver->capture_mode(&mode) == CUDA_SUCCESS; /* mode: that of this thread until now */
-    CUresult result = driver->stream_sync(stream);
+    *exchanged = driver->capture_mode(&mode) == CUDA_SUCCESS;
+    return mode;
+}
+
+void cws_driver_restore(const struct cws_driver *driver, CUstreamCaptureMode mode, bool exchanged)
+{
     if (exchanged)
         driver->capture_mode(&mode);
+}
+
+CUresult cws_driver_wait(const struct cws_driver *driver, CUstream stream)
+{
+    bool exchanged;
+    CUstreamCaptureMode mode = cws_driver_relax(driver, &exchanged);
+    CUresult result = driver->stream_sync(stream);
+    cws_driver_restore(driver, mode, exchanged);
     return result;
 }

@@ -5,6 +5,7 @@
 #define CWS_DRIVER_H
 #include "cuda_abi.h"
 #include "error.h"
+#include <stdbool.h>
 
 /* CWS_DRIVER_CALL(member, "symbol of libcuda.so.1", (parameters)). Driver 12.4 has all of them. */
 #define CWS_DRIVER_CALLS                                                                                                   \
@@ -97,8 +98,11 @@ CWS_MUST_CHECK int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void
 /* Loads libcuda.so.1 (never unloaded) and fills *out. CWS_E_UNSUPPORTED: no driver, or one older than 12.4. Does not call cuInit. */
 CWS_MUST_CHECK int cws_driver_load(struct cws_driver *out, struct cws_error *err);
 
-/* Waits for what is queued on a stream that is not capturing, as a thread of the program may do it on its behalf: where another stream captures in a mode that forbids
- * waiting, that capture goes on. */
+/* Between these two the calling thread, which may be the program's, can ask and wait for what does not belong to a capture: where some stream captures in a mode that forbids
+ * it to this thread, as it is forbidden to every thread by the usual mode, that would end the capture. Returns the mode to be restored. */
+CUstreamCaptureMode cws_driver_relax(const struct cws_driver *driver, bool *exchanged);
+void cws_driver_restore(const struct cws_driver *driver, CUstreamCaptureMode mode, bool exchanged);
+/* Waits so for what is queued on a stream that is not capturing. */
 CUresult cws_driver_wait(const struct cws_driver *driver, CUstream stream);
 
 /* Records a driver error: "WHAT: CUDA_ERROR_...". Returns the code, -20000 - error. `driver` may be NULL. */

@@ -716,7 +716,7 @@ static void work_beside_a_capture_does_not_end_it(void **state)
     enum { FRESH = 6 };
     CUresult (*pin)(void **memory, size_t bytes, unsigned flags) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemHostAlloc");
     CUresult (*unpin)(void *memory) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemFreeHost");
-    CUstream other;
+    CUstream other, another;
     CUgraph graph;
     CUgraphExec exec;
     CUdeviceptr fresh[FRESH];
@@ -726,6 +726,7 @@ static void work_beside_a_capture_does_not_end_it(void **state)
     OK(pin((void **)&pinned, logical_bytes, 0));
     memcpy(pinned, logical, logical_bytes);
     OK(cu.cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cu.cuStreamCreate(&another, CU_STREAM_NON_BLOCKING));
     for (unsigned i = 0; i < FRESH; i++) /* freed and used again below */
         OK(cu.cuMemAllocAsync(&fresh[i], tensor_bytes(i), other));
     for (unsigned i = 0; i < FRESH; i++)
@@ -733,9 +734,15 @@ static void work_beside_a_capture_does_not_end_it(void **state)
     OK(cu.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
     void *params[] = {&scratch, &at[7], &bytes};
     OK(launch(PLAIN, kernel("sum"), stream, params, NULL, 0));
-    for (unsigned i = 0; i < FRESH; i++) {
-        OK(cu.cuMemAllocAsync(&fresh[i], tensor_bytes(i), other));
-        OK(cu.cuMemcpyHtoDAsync_v2(fresh[i], pinned + tensor_begin[i], tensor_bytes(i), other));
+    for (unsigned round = 0; round < 4; round++) {
+        for (unsigned i = 0; i < FRESH; i++) {
+            OK(cu.cuMemAllocAsync(&fresh[i], tensor_bytes(i), other));
+            if (round % 2) /* it has to be waited for and taken away before it can be bound */
+                OK(cu.cuMemsetD8Async(fresh[i], 5, tensor_bytes(i), other));
+            OK(cu.cuMemcpyHtoDAsync_v2(fresh[i], pinned + tensor_begin[i], tensor_bytes(i), other));
+        }
+        for (unsigned i = 0; i < FRESH && round < 3; i++)
+            OK(cu.cuMemFreeAsync(fresh[i], round % 2 ? other : another));
     }
     for (unsigned k = 0; k < 3 * TENSORS; k++) { /* more than fits, so they come and go */
         CUdeviceptr to = scratch + 64, from = k % 4 ? at[k % TENSORS] : fresh[k % FRESH];
@@ -754,6 +761,8 @@ static void work_beside_a_capture_does_not_end_it(void **state)
     OK(cu.cuGraphExecDestroy(exec));
     OK(cu.cuGraphDestroy(graph));
     OK(cu.cuStreamSynchronize(other));
+    OK(cu.cuStreamSynchronize(another));
+    OK(cu.cuStreamDestroy_v2(another));
     OK(cu.cuStreamDestroy_v2(other));
     OK(unpin(pinned));
     free_all();

@@ -18,12 +18,8 @@ static uint64_t owner_of(CUstream handle)
     return self;
 }
 
-/* Takes in the marks that were passed. `wait`: at least one. */
-static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait)
+static void take_marks_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait)
 {
-    if (!wait && s->looked == gpu->look_round)
-        return;
-    s->looked = gpu->look_round;
     while (s->mark_count) {
         CUevent event = s->marks[s->mark_head].event;
         CUresult result = wait ? gpu->driver->event_sync(event) : gpu->driver->event_query(event);
@@ -37,6 +33,18 @@ static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait
     }
     if (s->gone)
         s->used = false;
+}
+
+/* Takes in the marks that were passed. `wait`: at least one. */
+static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait)
+{
+    if (!wait && s->looked == gpu->look_round)
+        return;
+    s->looked = gpu->look_round;
+    bool exchanged = false;
+    CUstreamCaptureMode mode = s->mark_count ? cws_driver_relax(gpu->driver, &exchanged) : CU_STREAM_CAPTURE_MODE_RELAXED;
+    take_marks_locked(gpu, s, wait);
+    cws_driver_restore(gpu->driver, mode, exchanged);
 }
 
 /* A place whose stream has nothing under way: should that stream come again, it takes another. */
