@@ -709,6 +709,20 @@ static void graphs_hold_what_their_nodes_name(void **state)
     free_all();
 }
 
+/* Ends the capture of a kernel that leaves a sum in `scratch`, and launches the graph. */
+static CUgraphExec run_captured(CUgraph *graph, uint64_t expected)
+{
+    CUgraphExec exec;
+    uint64_t got = 0;
+    OK(cu.cuStreamEndCapture(stream, graph));
+    OK(cu.cuGraphInstantiateWithFlags(&exec, *graph, 0));
+    OK(cu.cuGraphLaunch(exec, stream));
+    OK(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream));
+    OK(cu.cuStreamSynchronize(stream));
+    assert_int_equal(got, expected);
+    return exec;
+}
+
 /* Another stream pages while one captures in the mode that forbids waiting and asking, to every thread: whatever we do for it, the capture goes on. */
 static void work_beside_a_capture_does_not_end_it(void **state)
 {
@@ -720,7 +734,7 @@ static void work_beside_a_capture_does_not_end_it(void **state)
     CUgraph graph;
     CUgraphExec exec;
     CUdeviceptr fresh[FRESH];
-    uint64_t got = 0, bytes = 4096;
+    uint64_t bytes = 4096;
     uint8_t *pinned;
     load_all();
     OK(pin((void **)&pinned, logical_bytes, 0));
@@ -752,12 +766,7 @@ static void work_beside_a_capture_does_not_end_it(void **state)
     OK(cu.cuMemsetD8Async(at[3] + 8, 1, 1, other));
     for (unsigned i = 0; i < FRESH; i++)
         OK(cu.cuMemFreeAsync(fresh[i], other));
-    OK(cu.cuStreamEndCapture(stream, &graph));
-    OK(cu.cuGraphInstantiateWithFlags(&exec, graph, 0));
-    OK(cu.cuGraphLaunch(exec, stream));
-    OK(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream));
-    OK(cu.cuStreamSynchronize(stream));
-    assert_int_equal(got, sum_of(content(7), bytes));
+    exec = run_captured(&graph, sum_of(content(7), bytes));
     OK(cu.cuGraphExecDestroy(exec));
     OK(cu.cuGraphDestroy(graph));
     OK(cu.cuStreamSynchronize(other));
@@ -775,7 +784,7 @@ static void a_stream_that_joins_a_capture_is_not_worked_on(void **state)
     CUevent fork, join;
     CUgraph graph;
     CUgraphExec exec;
-    uint64_t got = 0, bytes = tensor_bytes(7);
+    uint64_t bytes = tensor_bytes(7);
     load_all();
     OK(cu.cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
     OK(cu.cuEventCreate(&fork, CU_EVENT_DISABLE_TIMING));
@@ -789,12 +798,7 @@ static void a_stream_that_joins_a_capture_is_not_worked_on(void **state)
     OK(cu.cuMemcpyDtoDAsync_v2(scratch + 64, at[10] + 128, 512, other));
     OK(cu.cuEventRecord(join, other));
     OK(cu.cuStreamWaitEvent(stream, join, 0));
-    OK(cu.cuStreamEndCapture(stream, &graph));
-    OK(cu.cuGraphInstantiateWithFlags(&exec, graph, 0));
-    OK(cu.cuGraphLaunch(exec, stream));
-    OK(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream));
-    OK(cu.cuStreamSynchronize(stream));
-    assert_int_equal(got, sum_of(content(7), bytes));
+    exec = run_captured(&graph, sum_of(content(7), bytes));
     expect(scratch + 64, content(10) + 128, 512);
     for (unsigned k = 11; k < TENSORS; k++) /* push them out */
         device_sum(PLAIN, kernel("sum"), at[k], 16);
