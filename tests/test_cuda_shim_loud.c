@@ -242,6 +242,8 @@ static void a_forked_child_is_refused_with_one_line(void **state)
     (void)state;
     assert_int_equal(run_case("forked", NULL, NULL), 0);
     assert_int_equal(lines_with("a forked process cannot use the GPU of its parent"), 1);
+    assert_int_equal(run_case("forked", "CODEC_STRICT", "1"), 0);
+    assert_int_equal(lines_with("a forked process cannot use the GPU of its parent"), 1);
 }
 static void a_budget_below_the_least_is_refused(void **state)
 {

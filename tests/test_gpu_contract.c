@@ -2,6 +2,8 @@
 #include "gpu_fixture.h"
 
 #include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 /* --- streams of threads ---------------------------------------------------------------------------- */
 
@@ -303,9 +305,43 @@ static void test_what_grew_by_itself_is_made_up_for(void **state)
     close_gpu(f);
 }
 
+/* --- strict ------------------------------------------------------------------------------------------- */
+
+/* Nothing stays mapped behind a use. A forked child, which has no loader, is refused at once, also while a use is open. */
+static void test_strict(void **state)
+{
+    (void)state;
+    strict = true;
+    struct fixture *f = open_gpu(256 * MIB, 64 * MIB, true);
+    strict = false;
+    struct cws_gpu_stats stats;
+    struct cws_gpu_use use, refused;
+    int status;
+    bind_all(f);
+    for (unsigned i = 0; i < TENSORS; i++) {
+        expect_right(f, i);
+        cws_gpu_stats_get(f->gpu, &stats);
+        assert_int_equal(stats.decoded_bytes, 0);
+    }
+    assert_int_equal(stats.loads, TENSORS);
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &f->at[0], 1, &use), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(20);
+        cws_gpu_fork_child(f->gpu);
+        _exit(cws_gpu_begin(f->gpu, f->stream, &f->at[1], 1, &refused) == CUDA_ERROR_NOT_INITIALIZED ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    cws_gpu_end(f->gpu, &use, true);
+    free_all(f);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_strict),
         cmocka_unit_test(test_own_streams_are_told_apart),
         cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_a_capture_is_left_alone),

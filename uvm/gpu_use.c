@@ -228,18 +228,12 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     return result;
 }
 
-static CUresult begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
+static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
 {
     bool all = true, room = true, traced = false;
     char text[128];
     uint64_t missing = 0;
     text[0] = '\0';
-    use->stream = stream;
-    use->count = 0;
-    use->room = CWS_GPU_USE_FEW;
-    use->ranges = use->few;
-    if (gpu->dead)
-        return CUDA_ERROR_NOT_INITIALIZED;
     pthread_mutex_lock(&gpu->lock);
     gpu->uses++;
     for (size_t i = 0; i < count && room; i++) {
@@ -281,8 +275,14 @@ static CUresult begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *a
 
 CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
 {
+    use->stream = stream;
+    use->count = 0;
+    use->room = CWS_GPU_USE_FEW;
+    use->ranges = use->few;
+    if (gpu->dead) /* before anything that waits: nobody is there */
+        return CUDA_ERROR_NOT_INITIALIZED;
     cws_gpu_strict_enter(gpu);
-    CUresult result = begin(gpu, stream, addresses, count, use);
+    CUresult result = begin(gpu, addresses, count, use);
     if (result != CUDA_SUCCESS || use->count == 0)
         cws_gpu_strict_leave(gpu, stream, /* queued */ false);
     return result;
