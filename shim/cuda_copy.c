@@ -85,7 +85,7 @@ static bool bind_source(const struct cws_cuda_copy *c, struct cws_gpu *gpu, stru
     return bound;
 }
 
-/* So does one from memory that a tensor was read or copied to. */
+/* A copy from memory that a tensor was read or copied to binds, too. */
 static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     struct cws_store *store;

@@ -136,7 +136,7 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     uint64_t staging_bytes;    /* the ring */
     uint64_t other_bytes;      /* pools, graphs, plain allocations */
     uint64_t bound_bytes;      /* logical bytes of bound ranges, resident or not */
-    uint64_t host_bytes;       /* compressed bytes in pinned host memory */
+    uint64_t host_bytes;       /* pinned host memory: compressed bytes, what is spilled, copies of it that are kept */
     uint64_t ranges, loads, prefetched, demand, drops, spills, restores; /* counts since open */
     uint64_t loaded_bytes;     /* decoded, since open */
     uint64_t link_bytes;       /* copied host to device by the manager, since open */

@@ -31,8 +31,6 @@ static void take_marks_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, boo
         s->mark_count--;
         wait = false;
     }
-    if (s->gone)
-        s->used = false;
 }
 
 /* Takes in the marks that were passed. `wait`: at least one. */
@@ -41,10 +39,14 @@ static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait
     if (!wait && s->looked == gpu->look_round)
         return;
     s->looked = gpu->look_round;
-    bool exchanged = false;
-    CUstreamCaptureMode mode = s->mark_count ? cws_driver_relax(gpu->driver, &exchanged) : CU_STREAM_CAPTURE_MODE_RELAXED;
-    take_marks_locked(gpu, s, wait);
-    cws_driver_restore(gpu->driver, mode, exchanged);
+    if (s->mark_count) {
+        bool exchanged;
+        CUstreamCaptureMode mode = cws_driver_relax(gpu->driver, &exchanged);
+        take_marks_locked(gpu, s, wait);
+        cws_driver_restore(gpu->driver, mode, exchanged);
+    }
+    if (s->gone && s->mark_count == 0)
+        s->used = false;
 }
 
 /* A place whose stream has nothing under way: should that stream come again, it takes another. */

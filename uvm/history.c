@@ -8,7 +8,7 @@ enum {
     LENGTH_MAX = 128,  /* longer ones are trusted no more */
     SKIP_MAX = 8,      /* uses that are left out are found in so many */
     LOOK_AT = 64,      /* ends of stretches, at most */
-    LOOK_AT_PAIRS = 4,
+    LOOK_AT_PAIRS = 4, /* uses of a node, for one that came after the same node as now */
     USES_MAX = 1 << 15,
 };
 
