@@ -146,6 +146,18 @@ static void what_is_forgotten_is_not_expected(void **state)
     assert_int_equal(surprises(0, 60), 60);
 }
 
+/* What lies in the ring before the first use, here more of the same, is not the past. */
+static void the_past_begins_with_the_first_use(void **state)
+{
+    (void)state;
+    begin(100);
+    for (uint64_t i = 0; i < history.room; i++)
+        history.uses[i].node = &nodes[i % 2];
+    for (unsigned i = 0; i < 4; i++)
+        use(i % 2);
+    assert_int_equal(cws_history_look(&history), 0);
+}
+
 /* Anything goes: growth, forgetting and a ring that goes round, against the plain list of all uses. */
 static void any_uses(void **state)
 {
@@ -193,7 +205,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_cycle_is_known_from_its_second_round), cmocka_unit_test(rounds_of_rounds_are_told_apart),
         cmocka_unit_test(a_use_out_of_order_costs_itself),        cmocka_unit_test(another_cycle_is_learned),
-        cmocka_unit_test(what_is_forgotten_is_not_expected),      cmocka_unit_test(any_uses),
+        cmocka_unit_test(what_is_forgotten_is_not_expected),      cmocka_unit_test(the_past_begins_with_the_first_use),
+        cmocka_unit_test(any_uses),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     cws_history_deinit(&history);
