@@ -101,7 +101,7 @@ static void what_is_paged_is_recorded(void **state)
 {
     (void)state;
     struct cws_store *s;
-    struct cws_pager_stats stats;
+    struct cws_pager_stats written, stats;
     start_pager_with(options_with(trace));
     uint8_t *at = map_store(&s);
     for (int pass = 0; pass < 2; pass++)
@@ -114,8 +114,9 @@ static void what_is_paged_is_recorded(void **state)
     int status = -1;
     waitpid(pid, &status, 0);
     assert_int_equal(status, 0);
-    cws_pager_stats_get(&stats);
+    cws_pager_stats_get(&written);
     unmap_view(at, original.size);
+    cws_pager_stats_get(&stats); /* not before: readahead goes on as long as there is a view */
     cws_store_close(s);
     stop_pager();
     cws_trace_stop();
@@ -131,7 +132,7 @@ static void what_is_paged_is_recorded(void **state)
     if (!eager) {
         assert_true(named(events, "unmapped", NULL) > 0);
         assert_int_equal(named(events, "written", NULL) + named(events, "fault", "write"), 1);
-        check_counter(events, MIB, stats.written_bytes);
+        check_counter(events, MIB, written.written_bytes);
     }
     if (rung_is("sigsegv")) /* the thread that faults does the work, in its handler */
         assert_int_equal(json_integer_value(json_object_get(trace_event(events, "fault", 'B', 0), "tid")), gettid());
