@@ -24,6 +24,7 @@ def parse_arguments():
     parser.add_argument("--min-new-tokens", type=int, default=0, metavar="N", help="go on past an end of text")
     parser.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of torch (default: its own choice)")
+    parser.add_argument("--attention", default=None, metavar="NAME", help="transformers' attn_implementation (default: the model's)")
     parser.add_argument("--seed", type=int, default=0, help="of torch, for models with random parts (default: %(default)s)")
     parser.add_argument("--logits", metavar="FILE", help="write the logits of the prompt as raw bytes, for comparison")
     parser.add_argument("--report", metavar="FILE", help="write tokens and timings as JSON")
@@ -54,7 +55,8 @@ def main():
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     imported = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").to(device).eval()
+    options = {"attn_implementation": args.attention} if args.attention else {}
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto", **options).to(device).eval()
     loaded = time.perf_counter()
 
     inputs = tokenizer(args.prompt, return_tensors="pt").to(device)

@@ -3,7 +3,7 @@
 inside its budget, how fast is it?
 
     python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 1700M,1100M,...] [--tokens 64]
-                              [--unpacked] [--strict] [--offload] [--cold]
+                              [--attention eager] [--unpacked] [--strict] [--offload] [--cold]
 
 Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/infer.py on each without the
 shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of the whole device, sampled
@@ -11,6 +11,8 @@ while a program runs, less what it said before; the context is in it, so the pla
 --unpacked runs each budget from the original directory, too; --strict runs the first one with CODEC_STRICT=1, where a kernel
 that touches a weight which was not named for it fails; --offload times accelerate's cpu_offload over 8 tokens; --cold
 drops the model's files from the page cache before each run. The link is measured first: pinned memory to the device, 64 MiB.
+Attention is transformers' eager one: PyTorch's own may take cuDNN's, which plans each new length of the context anew, for tens of milliseconds a token that hide
+everything else.
 """
 
 import argparse
@@ -70,6 +72,8 @@ def run(arguments, name, model, budget, tokens, strict=False):
     if strict:
         environment["CODEC_STRICT"] = "1"
     command = [sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
+    if arguments.attention:
+        command += ["--attention", arguments.attention]
     command += ["--max-new-tokens", str(tokens), "--min-new-tokens", str(tokens), "--logits", raw + ".logits", "--report", raw + ".json"]
     if arguments.cold:
         drop_from_page_cache(model)
@@ -160,6 +164,7 @@ def main():
     parser.add_argument("--models", default="bard,tinyllama")
     parser.add_argument("--budgets", default="4G,1700M,1100M,600M")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--attention", default="eager", help="as infer.py's; '' for the model's default")
     parser.add_argument("--limit", type=int, default=150, help="seconds for a run")
     parser.add_argument("--unpacked", action="store_true", help="run from the plain directory under the shim, too")
     parser.add_argument("--strict", action="store_true", help="run with CODEC_STRICT=1, too: no kernel touches a weight that it did not name")
