@@ -102,6 +102,26 @@ static void a_use_out_of_order_costs_itself(void **state)
     assert_in_range(left_out, ROUNDS, ROUNDS * EACH / 2);
 }
 
+/* Something that is due a little later comes now, and then what was due: nothing was left out. */
+static void a_use_out_of_order_is_not_taken_for_a_jump(void **state)
+{
+    (void)state;
+    begin(1000);
+    for (unsigned round = 0; round < 4; round++)
+        surprises(0, 100);
+    for (unsigned at = 10; at < 80; at += 20) {
+        assert_int_equal(surprises(at == 10 ? 0 : at - 20, at), 0);
+        assert_false(use(at + 5));
+        assert_true(cws_history_expects(&history, &nodes[at]));
+        assert_false(cws_history_expects(&history, &nodes[at + 40]));
+        use(at);
+        assert_int_equal(surprises(at + 1, at + 5), 0);
+        at += 5;
+        assert_int_equal(surprises(at, at + 15), 0);
+        at += 15;
+    }
+}
+
 static void another_cycle_is_learned(void **state)
 {
     (void)state;
@@ -204,7 +224,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_cycle_is_known_from_its_second_round), cmocka_unit_test(rounds_of_rounds_are_told_apart),
-        cmocka_unit_test(a_use_out_of_order_costs_itself),        cmocka_unit_test(another_cycle_is_learned),
+        cmocka_unit_test(a_use_out_of_order_costs_itself),        cmocka_unit_test(a_use_out_of_order_is_not_taken_for_a_jump),
+        cmocka_unit_test(another_cycle_is_learned),
         cmocka_unit_test(what_is_forgotten_is_not_expected),      cmocka_unit_test(the_past_begins_with_the_first_use),
         cmocka_unit_test(any_uses),
     };

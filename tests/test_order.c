@@ -1,4 +1,5 @@
-/* Description: whatever is used, loaded, dropped and forgotten, in cycles and at random: the lists of the order of uses hold exactly what they are for, in the order they promise. */
+/* Description: whatever is used, loaded, dropped and forgotten, in cycles and at random: the lists of the order of uses hold exactly what they are for, in the order they promise. In a cycle
+ * what stays does not change with a little more or less room, and a use out of order changes nothing, until it is a part of the order. */
 #include "uvm/order.h"
 
 #include <setjmp.h>
@@ -143,8 +144,140 @@ static void lists_hold_what_they_promise(void **state)
     }
 }
 
+/* --- cycles ------------------------------------------------------------------------------------------ */
+
+enum { CYCLE = 100, ROOM = 600 }; /* nodes, and MiB of their 800 */
+
+static void begin_cycle(void)
+{
+    memset(known, 0, sizeof known);
+    cws_order_init(&order, CWS_POLICY_NEXT);
+    for (unsigned i = 0; i < CYCLE; i++)
+        add(i);
+}
+
+static bool use(unsigned i)
+{
+    cws_order_walk(&order, ROOM * MIB);
+    bool expected = cws_order_coming(&order, NULL) == &nodes[i];
+    cws_order_use(&order, &nodes[i]);
+    return expected;
+}
+
+/* How many of these uses were not the next expected ones. */
+static unsigned surprises(unsigned from, unsigned to)
+{
+    unsigned n = 0;
+    for (unsigned i = from; i < to; i++)
+        n += !use(i);
+    return n;
+}
+
+static uint64_t kept(bool *which)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < NODES; i++) {
+        which[i] = known[i] && nodes[i].keeper;
+        bytes += which[i] ? nodes[i].bytes : 0;
+    }
+    return bytes;
+}
+
+static void what_stays_hardly_depends_on_the_room(void **state)
+{
+    (void)state;
+    bool before[NODES], after[NODES];
+    begin_cycle();
+    for (unsigned round = 0; round < 4; round++)
+        surprises(0, CYCLE);
+    uint64_t most = kept(before);
+    assert_in_range(most, ROOM / 2 * MIB, ROOM * MIB);
+    for (unsigned less = 20; less < 200; less += 20) {
+        cws_order_walk(&order, (ROOM - less) * MIB);
+        uint64_t now = kept(after), changed = 0;
+        assert_true(now <= most && now + (less + 14) * MIB >= most);
+        for (unsigned i = 0; i < NODES; i++)
+            changed += before[i] != after[i] ? nodes[i].bytes : 0;
+        assert_true(changed <= less * MIB + most / 5); /* and what fills the gaps */
+    }
+    unsigned run = 0, longest = 0; /* and it lies everywhere */
+    for (unsigned i = 0; i < CYCLE; i++) {
+        run = before[i] ? 0 : run + 1;
+        longest = run > longest ? run : longest;
+    }
+    assert_in_range(longest, 1, 4);
+    cws_order_deinit(&order);
+}
+
+static void a_stray_use_changes_nothing(void **state)
+{
+    (void)state;
+    bool before[NODES], after[NODES];
+    begin_cycle();
+    for (unsigned round = 0; round < 4; round++)
+        surprises(0, CYCLE);
+    kept(before);
+    unsigned strays = 0;
+    for (unsigned round = 0; round < 6; round++) {
+        for (unsigned i = 0; i < CYCLE; i++) {
+            if (i % (7 + round) == 3 && strays++ < 1000) {
+                unsigned stray = (i + 30 + 7 * round) % CYCLE;
+                uint64_t at = order.at;
+                cws_order_use(&order, &nodes[stray]);
+                assert_int_equal(order.at, at);
+                cws_order_set_in(&order, &nodes[stray], true);
+            }
+            assert_true(use(i));
+            check_coming();
+            check_lines();
+            if (i % 5 == 0) /* what strayed a moment ago does not go for what comes */
+                for (unsigned k = 0; k < CYCLE; k++)
+                    cws_order_set_in(&order, &nodes[k], true);
+            cws_order_walk(&order, ROOM * MIB);
+            const struct cws_order_node *victim = cws_order_victim(&order, order.at + 1, may_go, NULL, NULL);
+            for (unsigned k = 0; k < CWS_ORDER_STRAYED && victim; k++)
+                assert_true(victim != order.strayed[k] || order.tick - victim->stray_tick > 50);
+        }
+    }
+    uint64_t changed = 0;
+    kept(after);
+    for (unsigned i = 0; i < NODES; i++)
+        changed += before[i] != after[i] ? nodes[i].bytes : 0;
+    assert_true(changed <= (CWS_ORDER_STRAYED + 3) * 14 * MIB);
+    cws_order_forget(&order, order.strayed[0]);
+    for (unsigned k = 0; k < CWS_ORDER_STRAYED; k++)
+        assert_true(!order.strayed[k] || order.strayed[k]->all.next != &order.strayed[k]->all);
+    cws_order_deinit(&order);
+}
+
+/* The same one more in each round, at the same place; and something else altogether. */
+static void what_comes_again_is_learned(void **state)
+{
+    (void)state;
+    begin_cycle();
+    for (unsigned i = CYCLE; i < CYCLE + 41; i++)
+        add(i);
+    for (unsigned round = 0; round < 4; round++)
+        surprises(0, CYCLE);
+    for (unsigned round = 0; round < 8; round++) {
+        unsigned n = surprises(0, 40) + !use(CYCLE) + surprises(40, CYCLE);
+        assert_true(n <= (round < 4 ? 3 : 0));
+    }
+    surprises(CYCLE + 1, CYCLE + 41);
+    assert_true(surprises(CYCLE + 1, CYCLE + 41) <= 8);
+    for (unsigned round = 0; round < 4; round++)
+        surprises(CYCLE + 1, CYCLE + 41);
+    assert_int_equal(surprises(CYCLE + 1, CYCLE + 41), 0);
+    cws_order_deinit(&order);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(lists_hold_what_they_promise)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lists_hold_what_they_promise),
+        cmocka_unit_test(what_stays_hardly_depends_on_the_room),
+        cmocka_unit_test(a_stray_use_changes_nothing),
+        cmocka_unit_test(what_comes_again_is_learned),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -100,7 +100,7 @@ static bool serve_ahead(struct device *d)
         if (!n)
             break;
         struct range *r = range_of(n);
-        if (r->state != ABSENT || n->doubt)
+        if (r->state != ABSENT || !cws_order_is_sure(&d->order, n))
             continue;
         seen++;
         wanted += r->node.bytes;

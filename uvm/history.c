@@ -45,7 +45,7 @@ void cws_history_forget(struct cws_history *h, struct cws_order_node *n)
         use_at(h, b - 1)->node = NULL;
     n->history_at = 0;
     h->holes = h->due = true;
-    h->match = 0;
+    h->match = h->before_jump = 0;
     h->length = 0;
 }
 
@@ -71,20 +71,34 @@ struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k)
 
 /* --- the stretch ------------------------------------------------------------------------------------- */
 
+/* How far ahead n is expected, if that is not far; 0: it is not. */
+static uint64_t is_ahead(const struct cws_history *h, const struct cws_order_node *n)
+{
+    uint64_t most = period(h) < SKIP_MAX ? period(h) : SKIP_MAX;
+    for (uint64_t k = 1; k <= most; k++)
+        if (cws_history_next(h, k) == n)
+            return k;
+    return 0;
+}
+
+/* What seemed to be left out comes after all: the use before this one was out of order. */
+static bool is_back(const struct cws_history *h, const struct cws_order_node *n) { return h->before_jump > h->begin && use_at(h, h->before_jump)->node == n; }
+
+bool cws_history_expects(const struct cws_history *h, const struct cws_order_node *n) { return is_ahead(h, n) || is_back(h, n); }
+
 /* The match moves on with a use of n: to what was expected, or to one of those after it. */
 static bool follow(struct cws_history *h, const struct cws_order_node *n)
 {
-    uint64_t most = period(h) < SKIP_MAX ? period(h) : SKIP_MAX;
-    for (uint64_t k = 1; k <= most; k++) {
-        if (cws_history_next(h, k) != n)
-            continue;
-        h->match += k;
-        if (k > 1)
-            return false;
-        h->length += h->length < LENGTH_MAX;
+    uint64_t k = is_ahead(h, n), from = h->match;
+    if (k != 1 && is_back(h, n)) {
+        h->match = h->before_jump + 1;
+        h->before_jump = 0;
         return true;
     }
-    return false;
+    h->before_jump = k > 1 ? from : 0;
+    h->match += k;
+    h->length += k == 1 && h->length < LENGTH_MAX;
+    return k == 1;
 }
 
 void cws_history_push(struct cws_history *h, struct cws_order_node *n)
@@ -100,7 +114,7 @@ void cws_history_push(struct cws_history *h, struct cws_order_node *n)
     if (h->end - h->begin > h->room)
         h->begin++;
     if (period(h) > h->room / 2) { /* soon nothing would be known of it */
-        h->match = 0;
+        h->match = h->before_jump = 0;
         h->length = 0;
     }
 }
@@ -134,6 +148,7 @@ uint64_t cws_history_look(struct cws_history *h)
     }
     if (best > 2 * (uint64_t)h->length) { /* what was sure is left only after a second surprise */
         h->match = at;
+        h->before_jump = 0;
         h->length = (uint32_t)best;
     }
     return h->length >= SURE ? period(h) : 0;

@@ -22,6 +22,7 @@ struct cws_history { /* zero-initialised */
     struct cws_history_use *uses; /* ring: index i at i % room */
     uint64_t room, begin, end;    /* indices [begin, end) are there */
     uint64_t match;               /* index + 1 of the use that the last one is the repetition of; 0: none */
+    uint64_t before_jump;         /* what match was, where the last use left some out; 0: it did not */
     uint32_t length;              /* how far back they agree, up to a limit; less after uses out of order */
     bool due;                     /* a use was not the one that was expected: look for another stretch */
     bool holes;                   /* some nodes are NULL: forgotten since the last look */
@@ -34,6 +35,9 @@ void cws_history_reserve(struct cws_history *h, uint64_t uses);
 
 /* n is used. O(1). */
 void cws_history_push(struct cws_history *h, struct cws_order_node *n);
+
+/* Is n what comes next, or one of the few after it? Only where there is a period. */
+bool cws_history_expects(const struct cws_history *h, const struct cws_order_node *n);
 
 /* n is no more. O(its uses), and O(all uses) in the next look. */
 void cws_history_forget(struct cws_history *h, struct cws_order_node *n);

@@ -120,6 +120,10 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
         o->last = NULL;
     if (o->before_last == n)
         o->before_last = NULL;
+    o->stray_count = 0;
+    for (unsigned i = 0; i < CWS_ORDER_STRAYED; i++)
+        if (o->strayed[i] == n)
+            o->strayed[i] = NULL;
     o->foreseen = false;
     o->plan_due = true;
 }
@@ -183,15 +187,52 @@ static void learn_gap(struct cws_order_node *n, uint64_t gap)
     n->gaps[0] = gap;
 }
 
-void cws_order_use(struct cws_order *o, struct cws_order_node *n)
+static bool nearly(uint64_t a, uint64_t b) { return (a > b ? a - b : b - a) <= b / 16; }
+
+/* A use in the middle of a repetition that has no place there, as when a kernel's parameters hold what the stack had before: the order goes on without it. Not so if others like it follow
+ * (the program does something else), or if it comes a period after the last one (the program does something more). */
+static bool is_stray(struct cws_order *o, const struct cws_order_node *n)
 {
-    uint64_t before = n->last_tick;
-    n->last_tick = ++o->tick;
-    n->ahead = false;
-    if (o->last == n)
-        return;
-    if (before)
-        learn_gap(n, o->tick - before);
+    uint64_t period = cws_history_look(&o->history);
+    return period && !cws_history_expects(&o->history, n) && !(n->stray_at && nearly(o->at + 1 - n->stray_at, period));
+}
+
+static void note_stray(struct cws_order *o, struct cws_order_node *n)
+{
+    o->strays[o->stray_count++] = n;
+    n->stray_at = o->at + 1;
+    n->stray_tick = o->tick;
+    bool known = false;
+    for (unsigned i = 0; i < CWS_ORDER_STRAYED; i++)
+        known |= o->strayed[i] == n;
+    if (!known)
+        o->strayed[o->strayed_next++ % CWS_ORDER_STRAYED] = n;
+    line_update(o, n);
+}
+
+/* Lately, so that it may well do so again: a stack that holds an address holds it for a while. */
+static bool has_strayed(const struct cws_order *o, const struct cws_order_node *n)
+{
+    enum { STAYS = 96 }; /* uses */
+    for (unsigned i = 0; i < CWS_ORDER_STRAYED; i++)
+        if (n == o->strayed[i])
+            return o->tick - n->stray_tick < STAYS;
+    return false;
+}
+
+/* What such nodes take of the room, beside keepers and what streams. */
+static uint64_t strayed_bytes(const struct cws_order *o)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < CWS_ORDER_STRAYED; i++) {
+        const struct cws_order_node *n = o->strayed[i];
+        bytes += n && n->in && !n->keeper && has_strayed(o, n) ? n->bytes : 0;
+    }
+    return bytes;
+}
+
+static void note_use(struct cws_order *o, struct cws_order_node *n)
+{
     const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room] : (struct cws_order_place){0};
     bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
     cws_history_reserve(&o->history, 16 * (uint64_t)o->count + 256);
@@ -199,8 +240,6 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
     o->before_last = o->last;
     o->last = n;
     o->at++;
-    list_del(&n->all);
-    list_add_before(&o->all, &n->all);
     o->foreseen = expected && (cws_history_look(&o->history) != 0) == o->periodic;
     if (!o->foreseen)
         return;
@@ -212,6 +251,28 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
         come(o, n, place.again);
     extend(o);
     line_update(o, n);
+}
+
+void cws_order_use(struct cws_order *o, struct cws_order_node *n)
+{
+    uint64_t before = n->last_tick;
+    n->last_tick = ++o->tick;
+    n->ahead = false;
+    if (o->last == n)
+        return;
+    list_del(&n->all);
+    list_add_before(&o->all, &n->all);
+    bool stray = is_stray(o, n);
+    if (stray && o->stray_count < CWS_ORDER_STRAYS) {
+        note_stray(o, n);
+        return;
+    }
+    if (before)
+        learn_gap(n, o->tick - before);
+    for (uint32_t i = 0; stray && i < o->stray_count; i++) /* this is no exception any more */
+        note_use(o, o->strays[i]);
+    o->stray_count = 0;
+    note_use(o, n);
 }
 
 static bool need_window(struct cws_order *o)
@@ -294,27 +355,34 @@ static void count_uses(struct cws_order *o)
         o->window[place % o->window_room].node->comes++;
 }
 
-/* Nodes that come `comes` times and are no keepers yet, `total` bytes of them: as many as *keep bytes are, spread evenly. */
-static void spread(struct cws_order *o, uint32_t comes, uint64_t total, uint64_t *keep)
+/* Multiples of the golden ratio, modulo one: the nodes with the lowest ranks, however many, lie evenly over the order in which nodes were added, as a walk mostly goes. A rank
+ * belongs to the node alone, so a plan for a little more room, or after a use that nobody expected, is the old one and a node more or less. */
+static uint32_t rank(const struct cws_order_node *n) { return n->id * 2654435769u; }
+
+static int by_rank(const void *a, const void *b)
 {
-    double rate = *keep < total ? (double)*keep / (double)total : 1, credit = 0;
-    struct cws_order_link *first = o->coming.next; /* wherever the walk stands now, the same nodes are chosen */
-    for (struct cws_order_link *l = first; l != &o->coming; l = l->next)
-        first = NODE_OF(l, coming)->id < NODE_OF(first, coming)->id ? l : first;
-    struct cws_order_link *l = first;
-    for (uint32_t i = 0; i < o->coming_count; i++, l = l->next) {
-        if (l == &o->coming)
-            l = l->next;
-        struct cws_order_node *n = NODE_OF(l, coming);
-        double bytes = (double)n->bytes;
-        if (n->keeper || n->comes != comes)
+    uint32_t one = rank(*(struct cws_order_node *const *)a), other = rank(*(struct cws_order_node *const *)b);
+    return one < other ? -1 : one > other;
+}
+
+/* Of the nodes that come `comes` times and are no keepers yet, those that are first by rank, as far as *keep bytes go. Without memory to sort them none. */
+static void spread(struct cws_order *o, uint32_t comes, uint64_t *keep)
+{
+    struct cws_order_node **sorted = malloc(o->coming_count * sizeof *sorted);
+    size_t count = 0;
+    if (!sorted)
+        return;
+    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+        if (!NODE_OF(l, coming)->keeper && NODE_OF(l, coming)->comes == comes)
+            sorted[count++] = NODE_OF(l, coming);
+    qsort(sorted, count, sizeof *sorted, by_rank);
+    for (size_t i = 0; i < count; i++) {
+        if (sorted[i]->bytes > *keep)
             continue;
-        credit += rate * bytes;
-        n->keeper = credit >= bytes;
-        credit -= n->keeper ? bytes : 0;
-        if (n->keeper)
-            *keep -= n->bytes < *keep ? n->bytes : *keep; /* sums of fractions may round up */
+        sorted[i]->keeper = true;
+        *keep -= sorted[i]->bytes;
     }
+    free(sorted);
 }
 
 /* What comes most often stays, as far as there is room. */
@@ -332,18 +400,11 @@ static void spread_by_use(struct cws_order *o, uint64_t keep)
         }
         if (!bytes)
             break;
-        bool all = bytes <= keep;
-        spread(o, comes, bytes, &keep);
-        if (!all)
+        uint64_t keep_before = keep;
+        spread(o, comes, &keep);
+        if (bytes > keep_before)
             break;
         below = comes;
-    }
-    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) { /* what is left, less than a large one */
-        struct cws_order_node *n = NODE_OF(l, coming);
-        if (n->keeper || n->bytes > keep)
-            continue;
-        n->keeper = true;
-        keep -= n->bytes;
     }
 }
 
@@ -377,7 +438,7 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
     lines_make(o);
 }
 
-static bool moved_on(uint64_t from, uint64_t to) { return (to > from ? to - from : from - to) > from / 16; }
+static bool moved_on(uint64_t from, uint64_t to) { return (to > from ? to - from : from - to) > from / 64; }
 
 static bool plan_is_stale(const struct cws_order *o, uint64_t room, uint64_t period)
 {
@@ -386,6 +447,8 @@ static bool plan_is_stale(const struct cws_order *o, uint64_t room, uint64_t per
 
 void cws_order_walk(struct cws_order *o, uint64_t room)
 {
+    uint64_t strayed = strayed_bytes(o);
+    room -= strayed < room ? strayed : room;
     if (!o->foreseen)
         foresee(o);
     /* A plan needs a whole cycle: the walk came back to where it stands, and is a repetition or met nearly all there is. (Else one use out of order can make a short
@@ -413,6 +476,8 @@ static uint64_t distance(const struct cws_order *o, const struct cws_order_node 
  * others is in the order, if that foresees it at all. */
 static bool is_recent(const struct cws_order *o, const struct cws_order_node *n)
 {
+    if (n->stray_at && has_strayed(o, n))
+        return true;
     return n == o->last || (n == o->before_last && n->next_at == UINT64_MAX);
 }
 

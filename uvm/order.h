@@ -21,18 +21,22 @@ struct cws_order_link { /* circular */
     struct cws_order_link *prev, *next;
 };
 
+enum { CWS_ORDER_STRAYS = 3, CWS_ORDER_STRAYED = 4 };
+
 struct cws_order_node { /* zero-initialised; every field but bytes and ahead belongs to the order */
     uint64_t bytes;     /* that dropping it gives back; set before cws_order_add, constant while in */
     bool ahead;         /* loaded on a guess, not used since: set by who loads, cleared by a use */
     bool keeper;        /* is to stay */
     bool in;            /* can be dropped */
-    uint8_t doubt;      /* 0: it comes at even distances, so it may be loaded ahead. More: as a routed expert does, at any */
+    uint8_t doubt;      /* 0: it comes at even distances. More: as a routed expert does, at any */
     uint32_t id;        /* in the order of cws_order_add */
     uint64_t last_tick; /* of its last use; 0: none */
     uint64_t gaps[2];   /* distances between its uses: the last two that differ; 0: not known */
     uint64_t next_at;   /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
     uint64_t last_at;   /* the last place that it has in the window */
     uint64_t history_at; /* history.h */
+    uint64_t stray_at;  /* place + 1 of its last use out of order; 0: none */
+    uint64_t stray_tick;
     uint32_t comes;     /* in one period of the window that keepers were chosen from */
     struct cws_order_link all, coming, line;
 };
@@ -48,6 +52,10 @@ struct cws_order {
     uint32_t count, in_count, next_id;
     uint64_t bytes;             /* of all nodes */
     struct cws_order_node *last, *before_last;
+    struct cws_order_node *strays[CWS_ORDER_STRAYS]; /* uses out of order since the last one in order */
+    uint32_t stray_count;
+    struct cws_order_node *strayed[CWS_ORDER_STRAYED]; /* the last few such nodes; NULL: none */
+    uint32_t strayed_next;
     struct cws_history history;
     uint64_t tick;              /* uses */
     uint64_t at;                /* the same, counting what is used again at once as one */
@@ -93,6 +101,8 @@ void cws_order_walk(struct cws_order *o, uint64_t room);
 
 /* What comes after n (NULL: first), or NULL. Walk before. */
 struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n);
+/* Is it sure enough that it comes, so that it may be loaded ahead? In a repetition everything is. */
+static inline bool cws_order_is_sure(const struct cws_order *o, const struct cws_order_node *n) { return o->periodic || n->doubt == 0; }
 /* What to drop for a node whose next use is at the place `until` (0: that is needed now), or NULL: a node for which may_go says true and, where is_done is not NULL,
  * for which that says true, or nearly as good a one. Walk before. */
 struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until, bool (*may_go)(void *arg, const struct cws_order_node *n),
