@@ -1,4 +1,5 @@
-/* cuda_alloc.c - allocations: ordered ones of CWS_GPU_RANGE_MIN and more are ranges, all others the driver's own, and counted. */
+/* cuda_alloc.c - allocations: ordered ones of CWS_GPU_RANGE_MIN and more are ranges, all others the driver's own, and counted; small ordered ones are
+ * kept when they are freed (cuda_small.c). */
 #include "cuda_shim.h"
 #include "shim.h"
 #include "stores.h"
@@ -86,6 +87,8 @@ CUresult cws_do_cuMemFree_v2(cws_fn_cuMemFree_v2 real, CUstream own, CUdeviceptr
     struct cws_gpu *gpu = cws_cuda_owner(address);
     if (gpu)
         return cws_gpu_free(gpu, address, own, /* in_order */ false);
+    if (cws_small_free(address, own, /* may_keep */ false, NULL) == CWS_SMALL_FREED_TWICE)
+        return CUDA_ERROR_INVALID_VALUE;
     CUresult result = real(address);
     if (result == CUDA_SUCCESS)
         forget(address);
@@ -102,18 +105,6 @@ static CUresult alloc_range(struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
     return result;
 }
 
-/* `call` takes memory from a pool. */
-#define alloc_pool(gpu, pool, bytes, call)                                                                                  \
-    (__extension__({                                                                                                        \
-        size_t room_;                                                                                                       \
-        CUresult made_ = cws_gpu_pool_room(gpu, pool, bytes, &room_);                                                       \
-        if (made_ == CUDA_SUCCESS) {                                                                                        \
-            made_ = (call);                                                                                                 \
-            cws_gpu_pool_used(gpu, room_);                                                                                  \
-        }                                                                                                                   \
-        made_;                                                                                                              \
-    }))
-
 CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdeviceptr *out, size_t bytes, CUstream stream)
 {
     CUresult result;
@@ -124,7 +115,9 @@ CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdev
         return result == CUDA_SUCCESS ? real(out, bytes, stream) : result;
     if (bytes >= CWS_GPU_RANGE_MIN && out)
         return alloc_range(gpu, out, bytes, cws_cuda_stream(stream, own));
-    return alloc_pool(gpu, NULL, bytes, real(out, bytes, stream));
+    if (bytes && out)
+        return cws_small_alloc(real, gpu, out, bytes, stream, cws_cuda_stream(stream, own));
+    return real(out, bytes, stream);
 }
 
 /* Pools whose memory can be shared with other processes, and those made elsewhere, have to be the driver's. */
@@ -174,21 +167,30 @@ CUresult cws_do_cuMemAllocFromPoolAsync(cws_fn_cuMemAllocFromPoolAsync real, CUs
         return result == CUDA_SUCCESS ? real(out, bytes, pool, stream) : result;
     if (bytes >= CWS_GPU_RANGE_MIN && out && is_ordinary_pool(pool, gpu))
         return alloc_range(gpu, out, bytes, cws_cuda_stream(stream, own));
-    return alloc_pool(gpu, pool, bytes, real(out, bytes, pool, stream));
+    size_t room;
+    result = cws_gpu_pool_room(gpu, pool, bytes, &room);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = real(out, bytes, pool, stream);
+    cws_gpu_pool_used(gpu, room);
+    return result;
 }
 
 CUresult cws_do_cuMemFreeAsync(cws_fn_cuMemFreeAsync real, CUstream own, CUdeviceptr address, CUstream stream)
 {
     CUstream order = cws_cuda_stream(stream, own);
     struct cws_gpu *gpu = cws_cuda_owner(address);
-    if (!gpu) {
-        CUresult result = real(address, stream);
-        if (result == CUDA_SUCCESS)
-            forget(address);
-        return result;
-    }
-    /* A graph can free only what it allocated. */
-    return cws_cuda_is_capturing(order) ? CUDA_ERROR_INVALID_VALUE : cws_gpu_free(gpu, address, order, /* in_order */ true);
+    bool captures = cws_cuda_is_capturing(order);
+    if (gpu) /* a graph can free only what it allocated */
+        return captures ? CUDA_ERROR_INVALID_VALUE : cws_gpu_free(gpu, address, order, /* in_order */ true);
+    bool several = atomic_load_explicit(&cws_cuda_device_count, memory_order_relaxed) > 1;
+    enum cws_small_end end = cws_small_free(address, order, !captures, several ? cws_cuda_manager_if_open() : NULL);
+    if (end != CWS_SMALL_NOT_OURS)
+        return end == CWS_SMALL_KEPT ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = real(address, stream);
+    if (result == CUDA_SUCCESS)
+        forget(address);
+    return result;
 }
 
 CUresult cws_do_cuMemPoolCreate(cws_fn_cuMemPoolCreate real, CUstream own, CUmemoryPool *out, const CUmemPoolProps *props)
@@ -216,8 +218,10 @@ CUresult cws_do_cuMemPoolDestroy(cws_fn_cuMemPoolDestroy real, CUstream own, CUm
     pthread_mutex_unlock(&pools_lock);
     for (unsigned i = 0; i < count; i++) {
         struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
-        if (gpu)
+        if (gpu) {
+            cws_small_release(gpu);
             cws_gpu_pool_gone(gpu, pool);
+        }
     }
     return real(pool);
 }
@@ -225,8 +229,10 @@ CUresult cws_do_cuMemPoolDestroy(cws_fn_cuMemPoolDestroy real, CUstream own, CUm
 CUresult cws_do_cuMemPoolTrimTo(cws_fn_cuMemPoolTrimTo real, CUstream own, CUmemoryPool pool, size_t keep)
 {
     (void)own;
-    CUresult result = real(pool, keep);
     struct cws_gpu *gpu = cws_cuda_manager_if_open();
+    if (gpu)
+        cws_small_release(gpu);
+    CUresult result = real(pool, keep);
     if (gpu)
         cws_gpu_pools_changed(gpu);
     return result;

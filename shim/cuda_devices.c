@@ -71,6 +71,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .policy = options->policy,
         .prefetch = options->prefetch,
         .strict = options->strict,
+        .release = cws_small_release,
         .say = say,
     };
     if (!config.budget_bytes) {
@@ -212,6 +213,8 @@ void cws_cuda_close(CUcontext context, CUdevice device)
         driver.context_get(&before);
         driver.context_set(own);
         cws_plain_forget_manager(gpu);
+        cws_small_release(gpu);
+        cws_small_forget_manager(gpu);
         cws_gpu_close(gpu);
         driver.context_set(before);
     }

@@ -3,7 +3,7 @@
  *
  *   cuda_resolve.c, cuda_dlsym.c   names to hooks        cuda_entry.c    entry points
  *   cuda_devices.c   managers, fork, exit, statistics    cuda_use.c      begin and end, and what is said when a call fails
- *   cuda_alloc.c, cuda_plain.c     allocations           cuda_query.c    what is answered about memory
+ *   cuda_alloc.c, cuda_plain.c, cuda_small.c  allocations  cuda_query.c  what is answered about memory
  *   cuda_copy.c, cuda_copy_box.c, cuda_set.c  copies     cuda_launch.c, cuda_layout.c   kernels
  *   cuda_capture.c, cuda_graph.c   graphs                cuda_context.c  streams and contexts
  *
@@ -154,6 +154,25 @@ static inline bool cws_cuda_is_capturing(CUstream stream)
 {
     return CWS_UNLIKELY(atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed)) && cws_cuda_is_capturing_slow(stream);
 }
+
+/* --- small ordered allocations (cuda_small.c) --------------------------------------------------------- */
+
+/* cuMemAllocAsync for 0 < bytes < CWS_GPU_RANGE_MIN on a stream that does not capture; order: what `stream` is. What an earlier allocation of
+ * about this size left on this stream, or the driver's, which is `real`. */
+CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes, CUstream stream, CUstream order);
+enum cws_small_end {
+    CWS_SMALL_NOT_OURS,    /* not known here, or not any more: the driver is to free it */
+    CWS_SMALL_KEPT,        /* freed: there is nothing more to do */
+    CWS_SMALL_FREED_TWICE, /* nothing happened */
+};
+/* It is freed in the order of a stream. current: the manager of the current context, where there is more than one, else NULL. */
+enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep, const struct cws_gpu *current);
+/* Before the stream is destroyed: what it freed goes back to the driver. */
+void cws_small_stream_gone(CUstream stream);
+/* The same for every stream of the manager's device, unless one captures. */
+void cws_small_release(const struct cws_gpu *gpu);
+/* The manager is about to close. */
+void cws_small_forget_manager(const struct cws_gpu *gpu);
 
 /* --- allocations that are the driver's own (cuda_plain.c) ------------------------------------------- */
 

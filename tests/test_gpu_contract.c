@@ -305,6 +305,38 @@ static void test_what_grew_by_itself_is_made_up_for(void **state)
     close_gpu(f);
 }
 
+/* A pool that keeps all that it ever had: while weights are paged, what it does not use goes to them. */
+static void test_what_a_pool_does_not_use_is_given_back(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 60 * MIB, true);
+    struct cws_gpu_stats stats;
+    CUmemoryPool pool;
+    CUdeviceptr big;
+    uint64_t everything = UINT64_MAX;
+    size_t room;
+    CUresult (*set)(CUmemoryPool, int, void *) = (CUresult(*)(CUmemoryPool, int, void *))standin_resolve(NULL, "cuMemPoolSetAttribute");
+    assert_int_equal(driver.device_pool(&pool, 0), 0);
+    assert_int_equal(set(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &everything), 0);
+    assert_int_equal(cws_gpu_pool_room(f->gpu, NULL, 30 * MIB, &room), 0);
+    assert_int_equal(driver.mem_alloc_async(&big, 30 * MIB, f->stream), 0);
+    cws_gpu_pool_used(f->gpu, room);
+    assert_int_equal(driver.mem_free_async(big, f->stream), 0);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_true(stats.other_bytes >= 30 * MIB);
+    bind_all(f);
+    for (unsigned round = 0; round < 500 && stats.other_bytes >= 24 * MIB; round++) {
+        for (unsigned i = 0; i < TENSORS; i++)
+            expect_right(f, i);
+        cws_gpu_stats_get(f->gpu, &stats);
+        assert_true(stats.used_bytes <= 60 * MIB);
+    }
+    assert_true(stats.other_bytes < 24 * MIB);
+    free_all(f);
+    close_gpu(f);
+}
+
 /* --- strict ------------------------------------------------------------------------------------------- */
 
 /* Nothing stays mapped behind a use. A forked child, which has no loader, is refused at once, also while a use is open. */
@@ -350,6 +382,7 @@ int main(void)
         cmocka_unit_test(test_two_that_hold),
         cmocka_unit_test(test_small_allocations_are_counted_before),
         cmocka_unit_test(test_what_grew_by_itself_is_made_up_for),
+        cmocka_unit_test(test_what_a_pool_does_not_use_is_given_back),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

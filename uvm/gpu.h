@@ -35,6 +35,7 @@ struct cws_gpu_config {
                                       * for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
     const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/gpu/gpu_decode.h) */
+    void (*release)(const struct cws_gpu *gpu); /* before pools are trimmed, from a thread of the manager's: whoever keeps memory of theirs that nobody uses gives it back; NULL: nobody */
     void (*say)(const char *line);   /* one line for the user; any thread */
 };
 

@@ -48,7 +48,7 @@ void cws_gpu_recount_pools_locked(struct cws_gpu *gpu)
     uint64_t total = 0, bytes, used;
     for (unsigned i = 0; i < gpu->pool_count; i++) {
         struct cws_gpu_pool *p = &gpu->pools[i];
-        p->slack = 0;
+        p->slack = p->unused = 0;
         if (d->pool_get(p->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &bytes) != CUDA_SUCCESS)
             continue;
         total += bytes;
@@ -59,7 +59,7 @@ void cws_gpu_recount_pools_locked(struct cws_gpu *gpu)
             p->step = grown;
         p->reserved = bytes;
         if (d->pool_get(p->handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used) == CUDA_SUCCESS && used < bytes)
-            p->slack = bytes - used;
+            p->slack = p->unused = bytes - used;
     }
     if (d->device_graph_memory(gpu->device, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &bytes) == CUDA_SUCCESS)
         total += bytes;

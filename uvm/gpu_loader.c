@@ -11,17 +11,46 @@ static uint64_t free_bytes_locked(const struct cws_gpu *gpu)
     return used < gpu->config.budget_bytes ? gpu->config.budget_bytes - used : 0;
 }
 
-static void trim_pools_locked(struct cws_gpu *gpu)
+/* slack: what every pool keeps beyond what is in use. */
+static void trim_to_locked(struct cws_gpu *gpu, uint64_t slack)
 {
-    CUmemoryPool pools[sizeof gpu->pools / sizeof *gpu->pools];
+    struct {
+        CUmemoryPool handle;
+        uint64_t keep;
+    } pools[sizeof gpu->pools / sizeof *gpu->pools];
     unsigned count = gpu->pool_count;
-    for (unsigned i = 0; i < count; i++)
-        pools[i] = gpu->pools[i].handle;
+    for (unsigned i = 0; i < count; i++) {
+        pools[i].handle = gpu->pools[i].handle;
+        pools[i].keep = slack ? gpu->pools[i].reserved - gpu->pools[i].unused + slack : 0;
+    }
     pthread_mutex_unlock(&gpu->lock);
+    if (slack == 0 && gpu->config.release)
+        gpu->config.release(gpu);
     for (unsigned i = 0; i < count; i++)
-        gpu->driver->pool_trim(pools[i], 0);
+        gpu->driver->pool_trim(pools[i].handle, pools[i].keep);
     pthread_mutex_lock(&gpu->lock);
     cws_gpu_recount_pools_locked(gpu);
+}
+
+static void trim_pools_locked(struct cws_gpu *gpu) { trim_to_locked(gpu, 0); }
+
+/* While weights are paged, memory that pools have and do not use (PyTorch tells them to keep all that they ever had) is better used for weights. Where it
+ * does not come free, or is taken again soon, that is tried seldom. */
+static void trim_slack_locked(struct cws_gpu *gpu)
+{
+    const uint64_t first_ns = 100000000, most_ns = 60000000000, keep = (uint64_t)8 << 20, much = (uint64_t)24 << 20;
+    uint64_t now = cws_gpu_now_ns(), unused = 0;
+    if (now < gpu->trim_at_ns || gpu->resident_bytes >= gpu->bound_bytes)
+        return;
+    cws_gpu_recount_pools_locked(gpu);
+    for (unsigned i = 0; i < gpu->pool_count; i++)
+        unused += gpu->pools[i].unused;
+    gpu->trim_wait_ns = gpu->trim_wait_ns ? gpu->trim_wait_ns : first_ns;
+    if (unused >= much) {
+        trim_to_locked(gpu, keep);
+        gpu->trim_wait_ns = gpu->trim_wait_ns < most_ns / 4 ? 4 * gpu->trim_wait_ns : most_ns;
+    }
+    gpu->trim_at_ns = now + gpu->trim_wait_ns;
 }
 
 /* Drops something, or sees that something is being dropped already. `have`: bytes on their way out that are not spoken for. */
@@ -158,7 +187,7 @@ static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
         r = cws_gpu_order_coming_locked(gpu, r);
         if (!r)
             break;
-        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS || r->order.doubt)
+        if (r->state != CWS_RANGE_BOUND || r->failed != CUDA_SUCCESS || !cws_order_is_sure(&gpu->order, &r->order))
             continue;
         seen++;
         struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);
@@ -267,6 +296,7 @@ void *cws_gpu_loader_main(void *arg)
         if (!gpu->stop) {
             moved |= shrink_locked(gpu);
             moved |= cws_gpu_strict_drop_locked(gpu);
+            trim_slack_locked(gpu);
             moved |= serve_rooms_locked(gpu);
             bool unmet = false;
             moved |= serve_demand_locked(gpu, &unmet);

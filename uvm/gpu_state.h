@@ -43,7 +43,7 @@ enum {
     CWS_GPU_STREAMS = 256,     /* streams of the program that are followed at a time */
     CWS_GPU_EVENTS = 64,       /* marks in flight on a stream */
     CWS_GPU_MARK_EVERY = 16,   /* uses between two marks */
-    CWS_GPU_SLOTS = 8,         /* batches of chunks on their way at a time */
+    CWS_GPU_SLOTS = 8,         /* batches of chunks on their way at a time, at most */
     CWS_GPU_SLOT_CHUNKS = 64,  /* chunks of a batch */
     CWS_GPU_LOADS = 12,        /* ranges being loaded at a time */
     CWS_GPU_DROPS = 32,        /* ranges being dropped at a time */
@@ -227,12 +227,13 @@ struct cws_gpu {
     uint64_t resident_bytes;    /* spans of RESIDENT ones */
     struct cws_gpu_pool {
         CUmemoryPool handle;
-        uint64_t reserved, slack; /* as last asked; slack: of it not used, less what was allocated since */
+        uint64_t reserved, unused, slack; /* as last asked; slack: what is unused, less what was allocated since */
         uint64_t step, largest;   /* the least it grew by; the largest allocation that it was asked for */
     } pools[16]; /* the first: what was the device's current one at first */
     unsigned pool_count;
     uint32_t pool_age;      /* allocations since they were asked */
     uint64_t pool_step;     /* the most that one grew at a time */
+    uint64_t trim_at_ns, trim_wait_ns; /* when it is looked next whether pools have too much, and how long after that */
     uint64_t pool_granted_bytes; /* of granted_bytes */
     struct cws_gpu_room *rooms;
     uint64_t uses;         /* begun */
@@ -256,6 +257,7 @@ struct cws_gpu {
     size_t control_bytes;
     CUdeviceptr ring;
     uint64_t slot_bytes;
+    unsigned slot_count;
     struct cws_gpu_slot slots[CWS_GPU_SLOTS];
     unsigned slot_next;      /* slots are taken and done in turn */
     unsigned slot_oldest, slots_busy, load_count;
