@@ -53,12 +53,16 @@ static int start_threads(struct cws_gpu *gpu, struct cws_error *err)
     return code ? cws_fail_errno(err, code, "starting threads for paging to the device") : 0;
 }
 
-/* The ring is a part of the budget: 64 MiB, or a fourth where the budget is small. */
-static uint64_t slot_bytes(const struct cws_gpu_config *config)
+/* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less. A copy of 8 MiB takes as long as the loader may
+ * need to see that the one before is done: a few large slots are better than more small ones. */
+static void plan_ring(struct cws_gpu *gpu, const struct cws_gpu_config *config)
 {
-    uint64_t ring = config->ring_bytes ? config->ring_bytes : config->budget_bytes / 4;
-    uint64_t slot = ring / CWS_GPU_SLOTS / 4096 * 4096;
-    return slot > SLOT_BYTES_MAX && !config->ring_bytes ? SLOT_BYTES_MAX : slot < SLOT_BYTES_MIN ? SLOT_BYTES_MIN : slot;
+    enum { SLOTS_MIN = 4, PART = 32 };
+    uint64_t ring = config->ring_bytes ? config->ring_bytes : config->budget_bytes / PART, slots = ring / SLOT_BYTES_MAX;
+    gpu->slot_count = slots < SLOTS_MIN ? SLOTS_MIN : slots < CWS_GPU_SLOTS ? (unsigned)slots : CWS_GPU_SLOTS;
+    uint64_t slot = ring / gpu->slot_count / 4096 * 4096;
+    slot = slot > SLOT_BYTES_MAX && !config->ring_bytes ? SLOT_BYTES_MAX : slot;
+    gpu->slot_bytes = slot < SLOT_BYTES_MIN ? SLOT_BYTES_MIN : slot;
 }
 
 static size_t table_bytes(const struct cws_gpu *gpu) { return gpu->arena.granules * sizeof(struct cws_gpu_range *); }
@@ -113,7 +117,7 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     gpu->config = *config;
     gpu->config.prefetch = config->prefetch && !config->strict;
     gpu->device = device;
-    gpu->slot_bytes = slot_bytes(config);
+    plan_ring(gpu, config);
     gpu->pool_step = config->budget_bytes / 16 < POOL_STEP ? config->budget_bytes / 16 : POOL_STEP;
     gpu->host_budget = config->host_budget_bytes ? config->host_budget_bytes : cws_gpu_host_default();
     pthread_mutexattr_t again;

@@ -20,20 +20,20 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
 {
     const struct cws_driver *d = gpu->driver;
     uint64_t slot = gpu->slot_bytes + CONTROL_BYTES, drops = (CWS_GPU_DROPS + 1) * DROP_BYTES;
-    uint64_t bytes = (CWS_GPU_SLOTS * slot + drops + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
+    uint64_t bytes = (gpu->slot_count * slot + drops + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
     CUresult result = d->mem_alloc(&gpu->ring, bytes);
     if (result != CUDA_SUCCESS) {
         gpu->ring = 0;
         return cws_driver_fail(d, err, result, "allocating staging in device memory");
     }
     gpu->ring_bytes = bytes;
-    gpu->control_bytes = CWS_GPU_SLOTS * CONTROL_BYTES + drops;
+    gpu->control_bytes = gpu->slot_count * CONTROL_BYTES + drops;
     result = d->host_alloc((void **)&gpu->control, gpu->control_bytes, CU_MEMHOSTALLOC_PORTABLE);
     if (result == CUDA_SUCCESS)
         result = d->stream_create(&gpu->copy_stream, CU_STREAM_NON_BLOCKING);
     if (result == CUDA_SUCCESS)
         result = d->stream_create(&gpu->decode_stream, CU_STREAM_NON_BLOCKING);
-    for (unsigned i = 0; i < CWS_GPU_SLOTS && result == CUDA_SUCCESS; i++) {
+    for (unsigned i = 0; i < gpu->slot_count && result == CUDA_SUCCESS; i++) {
         struct cws_gpu_slot *s = &gpu->slots[i];
         uint8_t *control = gpu->control + i * CONTROL_BYTES;
         s->device = gpu->ring + i * slot;
@@ -49,8 +49,8 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
     }
     for (unsigned i = 0; i <= CWS_GPU_DROPS && result == CUDA_SUCCESS; i++) {
         struct cws_gpu_drop *drop = &gpu->drops[i];
-        uint8_t *control = gpu->control + CWS_GPU_SLOTS * CONTROL_BYTES + i * DROP_BYTES;
-        drop->device_job = gpu->ring + CWS_GPU_SLOTS * slot + i * DROP_BYTES;
+        uint8_t *control = gpu->control + gpu->slot_count * CONTROL_BYTES + i * DROP_BYTES;
+        drop->device_job = gpu->ring + gpu->slot_count * slot + i * DROP_BYTES;
         drop->device_result = drop->device_job + sizeof(struct cws_gpu_hash_job);
         drop->job = (struct cws_gpu_hash_job *)control;
         drop->result = (struct cws_gpu_result *)(control + sizeof(struct cws_gpu_hash_job));
@@ -66,7 +66,7 @@ void cws_gpu_ring_close(struct cws_gpu *gpu)
         d->stream_sync(gpu->copy_stream);
     if (gpu->decode_stream)
         d->stream_sync(gpu->decode_stream);
-    for (unsigned i = 0; i < CWS_GPU_SLOTS; i++) {
+    for (unsigned i = 0; i < gpu->slot_count; i++) {
         if (gpu->slots[i].copied)
             d->event_destroy(gpu->slots[i].copied);
         if (gpu->slots[i].done)
@@ -208,7 +208,7 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu)
             }
             if (load->source->state != CWS_SOURCE_READY || !load->source->host)
                 continue;
-            while (!load->failed && load->next_chunk < chunk_total(load->source) && gpu->slots_busy < CWS_GPU_SLOTS) {
+            while (!load->failed && load->next_chunk < chunk_total(load->source) && gpu->slots_busy < gpu->slot_count) {
                 struct cws_gpu_slot *slot = &gpu->slots[gpu->slot_next];
                 struct cws_error err = {0};
                 uint64_t bytes = 0;
@@ -228,7 +228,7 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu)
                 }
                 slot->busy = true;
                 slot->load = load;
-                gpu->slot_next = (gpu->slot_next + 1) % CWS_GPU_SLOTS;
+                gpu->slot_next = (gpu->slot_next + 1) % gpu->slot_count;
                 gpu->slots_busy++;
                 load->next_chunk += slot->chunks;
                 gpu->counts.link_bytes += bytes;
@@ -277,7 +277,7 @@ static void finish_locked(struct cws_gpu *gpu, unsigned index)
         cws_gpu_trace_load_end_slow_locked(gpu, &load);
     /* Slots point into the array: the last one moves, its slots with it. */
     unsigned last = --gpu->load_count;
-    for (unsigned i = 0; i < CWS_GPU_SLOTS; i++)
+    for (unsigned i = 0; i < gpu->slot_count; i++)
         if (gpu->slots[i].busy && gpu->slots[i].load == &gpu->loads[last])
             gpu->slots[i].load = &gpu->loads[index];
     gpu->loads[index] = gpu->loads[last];
@@ -318,7 +318,7 @@ bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu)
             cws_gpu_trace_batch_slow(gpu, slot);
         slot->load->chunks_done += slot->chunks;
         slot->busy = false;
-        gpu->slot_oldest = (gpu->slot_oldest + 1) % CWS_GPU_SLOTS;
+        gpu->slot_oldest = (gpu->slot_oldest + 1) % gpu->slot_count;
         gpu->slots_busy--;
         moved = true;
     }

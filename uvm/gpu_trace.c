@@ -135,7 +135,7 @@ void cws_gpu_trace_drop_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_dr
 
 static void forget_events(struct cws_gpu *gpu)
 {
-    for (unsigned i = 0; i < CWS_GPU_SLOTS; i++) {
+    for (unsigned i = 0; i < gpu->slot_count; i++) {
         for (unsigned k = 0; k < CWS_GPU_MOMENTS; k++) {
             if (gpu->slots[i].moments[k])
                 gpu->driver->event_destroy(gpu->slots[i].moments[k]);
@@ -170,7 +170,7 @@ void cws_gpu_trace_open(struct cws_gpu *gpu)
     if (!cws_trace_is_on())
         return;
     bool made = d->event_create(&gpu->trace.anchor, CU_EVENT_DEFAULT) == CUDA_SUCCESS && drop_anchor(gpu);
-    for (unsigned i = 0; i < CWS_GPU_SLOTS; i++)
+    for (unsigned i = 0; i < gpu->slot_count; i++)
         for (unsigned k = 0; made && k < CWS_GPU_MOMENTS; k++)
             made = d->event_create(&gpu->slots[i].moments[k], CU_EVENT_DEFAULT) == CUDA_SUCCESS;
     if (!made) /* a trace without them is one, too */
