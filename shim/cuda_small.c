@@ -9,11 +9,12 @@ enum {
     UNIT = 512,           /* bytes; sizes are multiples of it up to FINE, then eight to a power of two */
     FINE_LOG = 12,
     FINE = 1 << FINE_LOG,
-    CLASSES = FINE / UNIT + 8 * (20 - FINE_LOG),
+    MOST_LOG = 20,
+    CLASSES = FINE / UNIT + 8 * (MOST_LOG - FINE_LOG),
     STREAMS = 16,         /* that are remembered at a time; others' blocks go to the driver */
     KEPT_MOST = 8 << 20,  /* bytes for a stream */
 };
-_Static_assert(CWS_GPU_RANGE_MIN == 1u << 20, "the largest class ends there");
+_Static_assert(CWS_GPU_RANGE_MIN == 1u << MOST_LOG, "the largest class ends there");
 
 struct block { /* that the driver gave out through cws_small_alloc and did not get back */
     CUdeviceptr at;

@@ -135,7 +135,7 @@ static void another_cycle_is_learned(void **state)
     unsigned n = 0; /* the first one is still known, and that the other came after it once */
     for (unsigned round = 0; round < 4; round++)
         n += surprises(0, 100);
-    assert_true(n <= 8);
+    assert_in_range(n, 1, 12);
     assert_int_equal(surprises(0, 100), 0);
 }
 
@@ -207,7 +207,12 @@ static void any_uses(void **state)
                 last = before_last = NULL;
             }
             unsigned i = chance % 5 ? n % kinds : chance / 5 % kinds;
+            uint64_t end = history.end;
             use(i);
+            if (history.end == end) { /* the one before was taken back */
+                count--;
+                known--;
+            }
             uses[count++] = i;
             known += known < history.room;
             assert_true(history.room >= room);

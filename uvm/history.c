@@ -5,6 +5,7 @@
 
 enum {
     SURE = 32,         /* a stretch of this length is no chance */
+    SURE_STILL = 8,    /* and goes on while so much of it is left */
     LENGTH_MAX = 128,  /* longer ones are trusted no more */
     SKIP_MAX = 8,      /* uses that are left out are found in so many */
     LOOK_AT = 64,      /* ends of stretches, at most */
@@ -47,6 +48,7 @@ void cws_history_forget(struct cws_history *h, struct cws_order_node *n)
     h->holes = h->due = true;
     h->match = h->before_jump = 0;
     h->length = 0;
+    h->sure = false;
 }
 
 /* A model of thousands of nodes is forgotten at once: what remains is moved together once, before it is looked at. */
@@ -81,6 +83,15 @@ static uint64_t is_ahead(const struct cws_history *h, const struct cws_order_nod
     return 0;
 }
 
+/* The last use was none of the order: as if it had not been. */
+static void take_back(struct cws_history *h)
+{
+    const struct cws_history_use *last = use_at(h, --h->end);
+    last->node->history_at = last->before;
+    h->match = h->before_jump;
+    h->before_jump = 0;
+}
+
 /* What seemed to be left out comes after all: the use before this one was out of order. */
 static bool is_back(const struct cws_history *h, const struct cws_order_node *n) { return h->before_jump > h->begin && use_at(h, h->before_jump)->node == n; }
 
@@ -89,13 +100,12 @@ bool cws_history_expects(const struct cws_history *h, const struct cws_order_nod
 /* The match moves on with a use of n: to what was expected, or to one of those after it. */
 static bool follow(struct cws_history *h, const struct cws_order_node *n)
 {
-    uint64_t k = is_ahead(h, n), from = h->match;
+    uint64_t k = is_ahead(h, n);
     if (k != 1 && is_back(h, n)) {
-        h->match = h->before_jump + 1;
-        h->before_jump = 0;
-        return true;
+        take_back(h);
+        k = 1;
     }
-    h->before_jump = k > 1 ? from : 0;
+    h->before_jump = k > 1 ? h->match : 0;
     h->match += k;
     h->length += k == 1 && h->length < LENGTH_MAX;
     return k == 1;
@@ -105,10 +115,14 @@ void cws_history_push(struct cws_history *h, struct cws_order_node *n)
 {
     if (!h->room)
         return;
-    if (!follow(h, n)) {
-        h->length /= 2;
-        h->due = true;
+    if (follow(h, n)) {
+        h->surprised = false;
+    } else { /* one in a row costs little */
+        h->length -= h->surprised ? (h->length + 1) / 2 : h->length / 4;
+        h->surprised = h->due = true;
     }
+    if (h->length < SURE_STILL)
+        h->sure = false;
     *use_at(h, h->end) = (struct cws_history_use){n, n->history_at};
     n->history_at = ++h->end;
     if (h->end - h->begin > h->room)
@@ -116,6 +130,7 @@ void cws_history_push(struct cws_history *h, struct cws_order_node *n)
     if (period(h) > h->room / 2) { /* soon nothing would be known of it */
         h->match = h->before_jump = 0;
         h->length = 0;
+        h->sure = false;
     }
 }
 
@@ -128,10 +143,16 @@ static uint64_t stretch(const struct cws_history *h, uint64_t a, uint64_t b)
     return n;
 }
 
+static bool is_sure(struct cws_history *h)
+{
+    h->sure |= h->length >= SURE;
+    return h->sure && h->match;
+}
+
 uint64_t cws_history_look(struct cws_history *h)
 {
     if (!h->due)
-        return h->length >= SURE ? period(h) : 0;
+        return is_sure(h) ? period(h) : 0;
     h->due = false;
     if (h->holes)
         close_holes(h);
@@ -150,8 +171,9 @@ uint64_t cws_history_look(struct cws_history *h)
         h->match = at;
         h->before_jump = 0;
         h->length = (uint32_t)best;
+        h->sure = false;
     }
-    return h->length >= SURE ? period(h) : 0;
+    return is_sure(h) ? period(h) : 0;
 }
 
 struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before, const struct cws_order_node *n)

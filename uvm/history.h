@@ -24,6 +24,8 @@ struct cws_history { /* zero-initialised */
     uint64_t match;               /* index + 1 of the use that the last one is the repetition of; 0: none */
     uint64_t before_jump;         /* what match was, where the last use left some out; 0: it did not */
     uint32_t length;              /* how far back they agree, up to a limit; less after uses out of order */
+    bool sure;                    /* it was long, and some of it is left */
+    bool surprised;               /* the last use was not the one that was expected */
     bool due;                     /* a use was not the one that was expected: look for another stretch */
     bool holes;                   /* some nodes are NULL: forgotten since the last look */
 };

@@ -121,6 +121,8 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
     if (o->before_last == n)
         o->before_last = NULL;
     o->stray_count = 0;
+    for (unsigned i = 0; i < CWS_ORDER_STRAYS; i++)
+        o->strays[i] = NULL;
     for (unsigned i = 0; i < CWS_ORDER_STRAYED; i++)
         if (o->strayed[i] == n)
             o->strayed[i] = NULL;
@@ -269,8 +271,11 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
     }
     if (before)
         learn_gap(n, o->tick - before);
-    for (uint32_t i = 0; stray && i < o->stray_count; i++) /* this is no exception any more */
-        note_use(o, o->strays[i]);
+    for (unsigned i = 0; i < CWS_ORDER_STRAYS; i++) {
+        if (stray && o->strays[i]) /* it was no exception */
+            note_use(o, o->strays[i]);
+        o->strays[i] = NULL;
+    }
     o->stray_count = 0;
     note_use(o, n);
 }

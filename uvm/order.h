@@ -53,9 +53,8 @@ struct cws_order {
     uint64_t bytes;             /* of all nodes */
     struct cws_order_node *last, *before_last;
     struct cws_order_node *strays[CWS_ORDER_STRAYS]; /* uses out of order since the last one in order */
-    uint32_t stray_count;
     struct cws_order_node *strayed[CWS_ORDER_STRAYED]; /* the last few such nodes; NULL: none */
-    uint32_t strayed_next;
+    uint32_t stray_count, strayed_next;
     struct cws_history history;
     uint64_t tick;              /* uses */
     uint64_t at;                /* the same, counting what is used again at once as one */
