@@ -24,6 +24,7 @@ static struct cws_gpu *gpu;
 static CUcontext context;
 static CUmodule kernels;
 static atomic_ulong steps, refused;
+static _Atomic CUdeviceptr seen[8]; /* addresses of any thread's ranges, also of freed ones: stray words in the parameters of kernels */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 static unsigned rounds = 30;
 #else
@@ -91,7 +92,8 @@ static CUresult launch(struct worker *w, const char *name, CUdeviceptr named, vo
     CUfunction function;
     struct cws_gpu_use use;
     CHECK(driver.module_function(&function, kernels, name) == CUDA_SUCCESS);
-    CUresult result = cws_gpu_begin(gpu, w->stream, &named, 1, &use);
+    CUdeviceptr all[2] = {named, atomic_load(&seen[pick(w, 8)])};
+    CUresult result = cws_gpu_begin(gpu, w->stream, all, 1 + pick(w, 2), &use);
     if (result != CUDA_SUCCESS) {
         if (result != CUDA_ERROR_OUT_OF_MEMORY)
             fprintf(stderr, "stress_gpu: error %d\n", result);
@@ -121,6 +123,7 @@ static void get(struct worker *w, struct slot *s)
         s->at = 0;
         return;
     }
+    atomic_store(&seen[pick(w, 8)], s->at);
     if (pick(w, 4) == 0 || !cws_gpu_bind(gpu, s->at, s->bytes, w->stream, store, cws_store_tensor(store, s->tensor)->begin))
         s->tensor = UINT32_MAX;
 }

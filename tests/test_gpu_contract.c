@@ -2,6 +2,7 @@
 #include "gpu_fixture.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -337,6 +338,134 @@ static void test_what_a_pool_does_not_use_is_given_back(void **state)
     close_gpu(f);
 }
 
+/* --- stray words -------------------------------------------------------------------------------------- */
+
+static struct {
+    CUresult (*real)(CUdeviceptr, size_t);
+    CUdeviceptr at;
+    sem_t begun;
+} slow_unmap;
+
+static CUresult unmap_slowly(CUdeviceptr at, size_t bytes)
+{
+    if (at == slow_unmap.at) {
+        const struct timespec pause = {.tv_nsec = 30000000};
+        sem_post(&slow_unmap.begun);
+        nanosleep(&pause, NULL);
+    }
+    return slow_unmap.real(at, bytes);
+}
+
+static void *make_room(void *arg)
+{
+    struct fixture *f = arg;
+    driver.context_set(f->context);
+    return (void *)(uintptr_t)cws_gpu_make_room(f->gpu, 21 * MIB);
+}
+
+/* A word that nobody reads names memory that was freed, while that is given up for something else. */
+static void test_a_stray_word_names_what_goes(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    struct cws_gpu_use use;
+    pthread_t thread;
+    CUdeviceptr at, next;
+    void *result;
+    assert_int_equal(cws_gpu_alloc(f->gpu, 2 * MIB, f->stream, &at), 0);
+    assert_int_equal(cws_gpu_alloc(f->gpu, 2 * MIB, f->stream, &next), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(cws_gpu_begin(f->gpu, f->stream, i ? &next : &at, 1, &use), 0);
+        cws_gpu_end(f->gpu, &use, true);
+    }
+    assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
+    slow_unmap.real = driver.unmap;
+    slow_unmap.at = at;
+    assert_int_equal(sem_init(&slow_unmap.begun, 0, 0), 0);
+    driver.unmap = unmap_slowly; /* the manager has this table */
+    assert_int_equal(pthread_create(&thread, NULL, make_room, f), 0);
+    sem_wait(&slow_unmap.begun);
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &at, 1, &use), 0);
+    assert_int_equal(use.count, 0);
+    cws_gpu_end(f->gpu, &use, true);
+    pthread_join(thread, &result);
+    assert_int_equal((uintptr_t)result, CUDA_SUCCESS);
+    cws_gpu_room_used(f->gpu, 21 * MIB, 0);
+    sem_destroy(&slow_unmap.begun);
+    assert_int_equal(cws_gpu_free(f->gpu, next, f->stream, true), 0);
+    close_gpu(f);
+}
+
+struct waiter {
+    struct fixture *f;
+    CUstream stream;
+    CUdeviceptr named;
+    CUresult result;
+};
+
+static void *use_and_end(void *arg)
+{
+    struct waiter *w = arg;
+    struct cws_gpu_use use;
+    driver.context_set(w->f->context);
+    w->result = cws_gpu_begin(w->f->gpu, w->stream, &w->named, 1, &use);
+    if (w->result == CUDA_SUCCESS)
+        cws_gpu_end(w->f->gpu, &use, true);
+    return NULL;
+}
+
+/* What one thread frees, another's launch waits for, because a word that nobody reads names it: both get what they ask for. */
+static void test_a_stray_word_waits_for_what_is_freed(void **state)
+{
+    (void)state;
+    const struct timespec pause = {.tv_nsec = 30000000};
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, false);
+    struct waiter real = {.f = f}, stray = {.f = f};
+    struct cws_gpu_stats stats;
+    pthread_t first, second;
+    uint64_t bytes = 512, span;
+    unsigned in_use = 0;
+    CUdeviceptr again;
+    bind_all(f);
+    standin_hold(f->stream);
+    for (;; in_use++) {
+        void *params[] = {&f->scratch, &f->at[in_use], &bytes};
+        span = (tensor_bytes(in_use) + 2 * MIB - 1) / (2 * MIB) * (2 * MIB);
+        cws_gpu_stats_get(f->gpu, &stats);
+        if (stats.used_bytes + span > 34 * MIB)
+            break;
+        assert_int_equal(launch(f, "sum", &f->at[in_use], 1, params), 0);
+    }
+    assert_in_range(in_use, 4, TENSORS - 2);
+    real.named = f->at[in_use];
+    stray.named = f->at[TENSORS - 1];
+    assert_int_equal(driver.stream_create(&real.stream, CU_STREAM_NON_BLOCKING), 0);
+    assert_int_equal(driver.stream_create(&stray.stream, CU_STREAM_NON_BLOCKING), 0);
+    assert_int_equal(pthread_create(&first, NULL, use_and_end, &real), 0);
+    nanosleep(&pause, NULL);
+    assert_int_equal(pthread_create(&second, NULL, use_and_end, &stray), 0);
+    nanosleep(&pause, NULL);
+    assert_int_equal(cws_gpu_free(f->gpu, f->at[TENSORS - 1], f->stream, true), 0);
+    assert_int_equal(cws_gpu_free(f->gpu, f->at[in_use], f->stream, true), 0); /* what the loader looks for memory for */
+    assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(TENSORS - 1), f->stream, &again), 0);
+    assert_int_not_equal(again, f->at[TENSORS - 1]); /* somebody still names that */
+    standin_let_go(f->stream);
+    pthread_join(first, NULL);
+    pthread_join(second, NULL);
+    assert_int_equal(real.result, 0);
+    assert_int_equal(stray.result, 0);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    assert_int_equal(cws_gpu_free(f->gpu, again, f->stream, true), 0);
+    for (unsigned i = 0; i < TENSORS - 1; i++)
+        if (i != in_use)
+            assert_int_equal(cws_gpu_free(f->gpu, f->at[i], f->stream, true), 0);
+    cws_gpu_stream_gone(f->gpu, real.stream);
+    cws_gpu_stream_gone(f->gpu, stray.stream);
+    assert_int_equal(driver.stream_destroy(real.stream), 0);
+    assert_int_equal(driver.stream_destroy(stray.stream), 0);
+    close_gpu(f);
+}
+
 /* --- strict ------------------------------------------------------------------------------------------- */
 
 /* Nothing stays mapped behind a use. A forked child, which has no loader, is refused at once, also while a use is open. */
@@ -383,6 +512,8 @@ int main(void)
         cmocka_unit_test(test_small_allocations_are_counted_before),
         cmocka_unit_test(test_what_grew_by_itself_is_made_up_for),
         cmocka_unit_test(test_what_a_pool_does_not_use_is_given_back),
+        cmocka_unit_test(test_a_stray_word_names_what_goes),
+        cmocka_unit_test(test_a_stray_word_waits_for_what_is_freed),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -357,6 +357,7 @@ static bool release_cached_locked(struct cws_gpu *gpu)
             continue;
         struct cws_gpu_frame *frame = r->frame;
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING); /* ours alone */
+        r->freed = true; /* as before: a stray word may name it while the lock is free. A use that named it while it lived may even hold it, and does not need it. */
         pthread_mutex_unlock(&gpu->lock);
         cws_gpu_unmap(gpu, r);
         pthread_mutex_lock(&gpu->lock);

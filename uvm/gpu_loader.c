@@ -127,9 +127,38 @@ static bool shrink_locked(struct cws_gpu *gpu)
     return cws_gpu_release_idle_locked(gpu, 1) || drop_for_locked(gpu, 0, gpu->drop_bytes, used - budget);
 }
 
-static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
+/* Memory for a range that a launch waits for; no frame of its size lies idle. True: something moved, and what is wanted has to be looked at again. `wanted`: bytes, with
+ * those before it. Drops `lock`. */
+static bool room_for_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, uint64_t wanted)
 {
     enum { REFUSALS = 50 };
+    struct cws_gpu_frame *frame = frame_now_locked(gpu, r->granules);
+    gpu->refusals = frame ? 0 : gpu->refusals;
+    if (frame)
+        cws_gpu_frame_put_idle_locked(gpu, frame);
+    if (frame || !r->demanded)
+        return true;
+    if (free_bytes_locked(gpu) >= cws_gpu_span(r) && ++gpu->refusals > REFUSALS) { /* there is room, and the driver gives no memory */
+        cws_gpu_say(gpu, "the driver refuses %llu MiB of device memory inside CODEC_VRAM_BUDGET: other processes may have it", (unsigned long long)(cws_gpu_span(r) >> 20));
+        gpu->refusals = 0;
+        r->failed = CUDA_ERROR_OUT_OF_MEMORY;
+        pthread_cond_broadcast(&gpu->changed);
+        return true;
+    }
+    if (drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
+        return true;
+    if (!is_hopeless_locked(gpu, cws_gpu_span(r)))
+        return false;
+    trim_pools_locked(gpu);
+    if (free_bytes_locked(gpu) < cws_gpu_span(r) && is_hopeless_locked(gpu, cws_gpu_span(r))) {
+        r->failed = CUDA_ERROR_OUT_OF_MEMORY;
+        pthread_cond_broadcast(&gpu->changed);
+    }
+    return true;
+}
+
+static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
+{
     uint64_t wanted = 0;
     for (struct cws_gpu_list *l = gpu->wanted.next; l != &gpu->wanted; l = l->next) {
         struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, wanted);
@@ -138,35 +167,19 @@ static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
         *unmet = true;
         if (gpu->load_count == CWS_GPU_LOADS)
             break;
-        /* It is held by the launch that waits for it: it lives, whatever happens while the lock is free. */
-        struct cws_gpu_frame *frame = frame_now_locked(gpu, r->granules);
-        gpu->refusals = frame ? 0 : gpu->refusals;
+        struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);
         if (frame && r->state == CWS_RANGE_SPILLED) {
             cws_gpu_spill_restore_locked(gpu, r, frame);
             return true;
         }
-        if (frame) {
-            cws_gpu_load_start_locked(gpu, r, frame, true);
-            return true; /* the list may have changed while the lock was free */
-        }
-        if (free_bytes_locked(gpu) >= cws_gpu_span(r) && ++gpu->refusals > REFUSALS) { /* there is room, and the driver gives no memory */
-            cws_gpu_say(gpu, "the driver refuses %llu MiB of device memory inside CODEC_VRAM_BUDGET: other processes may have it", (unsigned long long)(cws_gpu_span(r) >> 20));
-            gpu->refusals = 0;
-            r->failed = CUDA_ERROR_OUT_OF_MEMORY;
-            pthread_cond_broadcast(&gpu->changed);
-            return true;
-        }
+        if (frame)
+            return cws_gpu_load_start_locked(gpu, r, frame, true);
         wanted += cws_gpu_span(r);
-        if (drop_for_locked(gpu, 0, free_bytes_locked(gpu) + gpu->mapped_idle_bytes + gpu->drop_bytes, wanted))
+        r->named++; /* whoever waits for it may go, and another thread free it */
+        bool again = room_for_demand_locked(gpu, r, wanted);
+        cws_gpu_range_unname_locked(gpu, r);
+        if (again)
             return true;
-        if (is_hopeless_locked(gpu, cws_gpu_span(r))) {
-            trim_pools_locked(gpu);
-            if (free_bytes_locked(gpu) < cws_gpu_span(r) && is_hopeless_locked(gpu, cws_gpu_span(r))) {
-                r->failed = CUDA_ERROR_OUT_OF_MEMORY;
-                pthread_cond_broadcast(&gpu->changed);
-            }
-            return true;
-        }
     }
     if (!*unmet)
         gpu->waited_since_ns = 0;

@@ -50,12 +50,24 @@ void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
     drop_source_locked(gpu, r);
     cws_gpu_spill_forget_locked(gpu, r);
+    if (r->named) { /* by a stray word, or the program's threads race: what has it in its list may wait for it */
+        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_RESERVED);
+        r->freed = true;
+        pthread_cond_broadcast(&gpu->changed);
+        return;
+    }
     for (uint32_t i = 0; i < r->granules; i++)
         gpu->by_granule[first + i] = NULL;
     cws_gpu_arena_give_locked(&gpu->arena, r->base, r->granules);
     cws_gpu_list_del(&r->link);
     gpu->range_count--;
     free(r);
+}
+
+void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    if (--r->named == 0 && r->freed && r->state == CWS_RANGE_RESERVED)
+        cws_gpu_range_end_locked(gpu, r);
 }
 
 void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)

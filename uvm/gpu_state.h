@@ -26,6 +26,7 @@
  *   I2  A frame has exactly one place: a range, or the idle list. frame_bytes is the sum of all frames.
  *   I3  A range is dropped only with no holds, and after all of its uses are done on their streams.
  *   I4  frame_bytes + granted_bytes + ring_bytes + other_bytes <= budget, except after other_bytes grew by itself (pools).
+ *   A range that is freed while uses name it is found by no address any more and lives on, RESERVED, until the last of them ends: a launch may name a range only by a stray word.
  *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the content. */
 #ifndef CWS_GPU_STATE_H
 #define CWS_GPU_STATE_H
@@ -100,8 +101,9 @@ struct cws_gpu_range {
     size_t bytes;      /* as asked for */
     uint32_t granules;
     enum cws_range_state state;
-    uint32_t holds;
-    bool freed;        /* the program freed it while it was LOADING or DROPPING: who owns it finishes that */
+    uint32_t named;    /* uses that have it in their list: it lives until they end */
+    uint32_t holds;    /* of these, those that keep its memory where it is */
+    bool freed;        /* the program freed it, so that its addresses name nothing any more: who owns it (LOADING, SPILLING, ...) or names it (RESERVED) ends it */
     bool pinned, demanded;
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
@@ -336,8 +338,10 @@ CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r);
 
 /* gpu_range.c */
 void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to);
-/* Ends a range that is not mapped: its address may be used again. */
+/* Ends a range that is not mapped: its address may be used again, once no use names it. */
 void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+/* One use less has it in its list. */
+void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* The program freed a mapped range: its memory waits for the next allocation of its size. */
 void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);

@@ -51,6 +51,7 @@ static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_range *r)
     if (use->count == use->room && !grow(use))
         return false;
     use->ranges[use->count++] = r;
+    r->named++;
     r->holds++;
     return true;
 }
@@ -70,7 +71,7 @@ static uint64_t set_new_bytes(const struct cws_gpu_use *use)
     uint64_t bytes = 0;
     for (unsigned i = 0; i < use->count; i++) {
         enum cws_range_state s = use->ranges[i]->state;
-        if (s != CWS_RANGE_ANONYMOUS && s != CWS_RANGE_DIRTY)
+        if (s != CWS_RANGE_ANONYMOUS && s != CWS_RANGE_DIRTY && !use->ranges[i]->freed)
             bytes += cws_gpu_span(use->ranges[i]);
     }
     return bytes;
@@ -87,6 +88,8 @@ static void hold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, bool hold)
 static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
     hold_locked(gpu, use, false);
+    for (unsigned i = 0; i < use->count; i++)
+        cws_gpu_range_unname_locked(gpu, use->ranges[i]);
     use->count = 0;
     if (use->ranges != use->few)
         free(use->ranges);
@@ -106,10 +109,12 @@ static CUresult make_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
         pthread_mutex_unlock(&gpu->lock);
         result = cws_gpu_map(gpu, r, frame);
         pthread_mutex_lock(&gpu->lock);
-        if (result == CUDA_SUCCESS)
+        if (result == CUDA_SUCCESS) {
             r->frame = frame;
-        else
+        } else {
             cws_gpu_frame_put_idle_locked(gpu, frame);
+            cws_gpu_unexpected(gpu, result, "mapping memory of the program");
+        }
     }
     cws_gpu_range_set_locked(gpu, r, result == CUDA_SUCCESS ? CWS_RANGE_ANONYMOUS : CWS_RANGE_RESERVED);
     pthread_cond_broadcast(&gpu->changed);
@@ -133,13 +138,17 @@ void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool de
 
 static bool has_to_load(const struct cws_gpu_range *r)
 {
-    return r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING || r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING;
+    return !r->freed && (r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING || r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING);
 }
 
 static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     for (;;) {
         CUresult result;
+        if (r->freed) { /* since it was named: by a stray word, so nothing is missing */
+            cws_gpu_demand_locked(gpu, r, false);
+            return CUDA_SUCCESS;
+        }
         switch (r->state) {
         case CWS_RANGE_RESERVED:
             result = make_locked(gpu, r);
@@ -294,7 +303,8 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
         return;
     pthread_mutex_lock(&gpu->lock);
     for (unsigned i = 0; i < use->count && queued; i++)
-        cws_gpu_stream_note_use_locked(gpu, use->ranges[i], use->stream);
+        if (cws_gpu_is_mapped(use->ranges[i]->state))
+            cws_gpu_stream_note_use_locked(gpu, use->ranges[i], use->stream);
     if (queued)
         cws_gpu_stream_mark_own_locked(gpu, use->stream);
     gpu->running_uses--;

@@ -150,7 +150,9 @@ def errors(arguments, plain, packed, size):
     yield run, None if run.code in (1, -2, 130) and "KeyboardInterrupt" in run.talk else f"exit {run.code} on SIGINT"
     run = Run(arguments, "convert", packed, budget, "convert", [])
     same = compare(Run(arguments, "convert plain", plain, None, "convert", []), run)
-    yield run, same if run.code == 0 else loud(run, "codecllm", "dtype") and loud(run, "OutOfMemoryError")
+    # What does not fit may be PyTorch's own (OutOfMemoryError) or a workspace of cuBLAS (RuntimeError: CUBLAS_STATUS_ALLOC_FAILED).
+    yield run, same if run.code == 0 else loud(run, "codecllm", "dtype") and (
+        loud(run, "codecllm", "CODEC_VRAM_BUDGET", "least") or (loud(run, "OutOfMemoryError") and loud(run, "CUBLAS_STATUS_ALLOC_FAILED")))
     if arguments.device != "cuda":
         return
     run = Run(arguments, "too much", packed, budget, "too_much", ["--hog-mb", str(budget // MIB)])
