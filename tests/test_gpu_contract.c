@@ -1,4 +1,5 @@
 /* What gpu.h promises about streams, threads and the budget, where it is easily broken. */
+#include "../uvm/gpu_state.h"
 #include "gpu_fixture.h"
 
 #include <pthread.h>
@@ -414,11 +415,21 @@ static void *use_and_end(void *arg)
     return NULL;
 }
 
+static void wait_until_named(struct cws_gpu *gpu, CUdeviceptr at)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    for (bool named = false; !named;) {
+        nanosleep(&pause, NULL);
+        pthread_mutex_lock(&gpu->lock);
+        named = cws_gpu_range_at_locked(gpu, at)->named > 0;
+        pthread_mutex_unlock(&gpu->lock);
+    }
+}
+
 /* What one thread frees, another's launch waits for, because a word that nobody reads names it: both get what they ask for. */
 static void test_a_stray_word_waits_for_what_is_freed(void **state)
 {
     (void)state;
-    const struct timespec pause = {.tv_nsec = 30000000};
     struct fixture *f = open_gpu(256 * MIB, 34 * MIB, false);
     struct waiter real = {.f = f}, stray = {.f = f};
     struct cws_gpu_stats stats;
@@ -442,13 +453,13 @@ static void test_a_stray_word_waits_for_what_is_freed(void **state)
     assert_int_equal(driver.stream_create(&real.stream, CU_STREAM_NON_BLOCKING), 0);
     assert_int_equal(driver.stream_create(&stray.stream, CU_STREAM_NON_BLOCKING), 0);
     assert_int_equal(pthread_create(&first, NULL, use_and_end, &real), 0);
-    nanosleep(&pause, NULL);
+    wait_until_named(f->gpu, real.named);
     assert_int_equal(pthread_create(&second, NULL, use_and_end, &stray), 0);
-    nanosleep(&pause, NULL);
+    wait_until_named(f->gpu, stray.named);
     assert_int_equal(cws_gpu_free(f->gpu, f->at[TENSORS - 1], f->stream, true), 0);
-    assert_int_equal(cws_gpu_free(f->gpu, f->at[in_use], f->stream, true), 0); /* what the loader looks for memory for */
     assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(TENSORS - 1), f->stream, &again), 0);
     assert_int_not_equal(again, f->at[TENSORS - 1]); /* somebody still names that */
+    assert_int_equal(cws_gpu_free(f->gpu, f->at[in_use], f->stream, true), 0); /* what the loader looks for memory for */
     standin_let_go(f->stream);
     pthread_join(first, NULL);
     pthread_join(second, NULL);
