@@ -1,6 +1,6 @@
 /* bench_decode - the GPU decoders: right, and how fast. Not installed.
  *   bench_decode check [--rounds N] [--nvrtc 1]                    against the reference decoder, odd sizes, corrupt chunks
- *   bench_decode time [--weights N] [--image FILE --warps N | --nvrtc 1] [--waves N] [--label TEXT]
+ *   bench_decode time [--weights N] [--lanes SYMBOLS] [--image FILE --warps N | --nvrtc 1] [--waves N] [--label TEXT]
  * --nvrtc 1: with kernels that NVRTC compiles now, whatever the build has.
  * Exit 0: fine; 1: a finding; 2: it could not run. */
 #include "bench.h"
@@ -119,7 +119,7 @@ static void start(struct bench *b, const void *image, unsigned warps, unsigned w
 int main(int argc, char **argv)
 {
     struct bench b = {0};
-    unsigned rounds = 20, warps = CWS_GPU_BLOCK_WARPS, waves = 0;
+    unsigned rounds = 20, warps = CWS_GPU_BLOCK_WARPS, waves = 0, lanes = 0;
     bool nvrtc = false;
     unsigned long long weights = 256ull << 20;
     const char *image = NULL, *label = "built-in";
@@ -129,6 +129,8 @@ int main(int argc, char **argv)
             rounds = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--weights") == 0)
             weights = strtoull(v, NULL, 10);
+        else if (strcmp(argv[i], "--lanes") == 0)
+            lanes = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--image") == 0)
             image = v;
         else if (strcmp(argv[i], "--warps") == 0)
@@ -146,7 +148,7 @@ int main(int argc, char **argv)
     if (argc < 2 || argc % 2 != 0 || (!check && strcmp(argv[1], "time") != 0))
         bench_die("usage", "bench_decode check|time [--option value]...");
     start(&b, image ? read_file(image) : NULL, warps, waves, nvrtc);
-    unsigned findings = check ? bench_check(&b, rounds) : bench_time(&b, label, weights);
+    unsigned findings = check ? bench_check(&b, rounds) : bench_time(&b, label, weights, lanes);
     cws_gpu_decoder_destroy(b.decoder);
     cws_encode_scratch_destroy(b.scratch);
     return findings != 0;

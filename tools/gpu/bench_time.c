@@ -232,7 +232,7 @@ static unsigned time_one(struct bench *b, const char *label, enum cws_mode mode,
     return wrong;
 }
 
-unsigned bench_time(struct bench *b, const char *label, unsigned long long most)
+unsigned bench_time(struct bench *b, const char *label, unsigned long long most, unsigned only)
 {
     unsigned wrong = 0;
     uint8_t *data = bench_need(data_normal(CWS_BF16, BASE_WEIGHTS, 0.02));
@@ -245,10 +245,10 @@ unsigned bench_time(struct bench *b, const char *label, unsigned long long most)
     bench_free(b, from);
     bench_free(b, to);
     for (unsigned s = 64; s <= 512; s *= 2)
-        wrong += time_one(b, label, CWS_MODE_LOSSLESS, s, data, most);
+        wrong += only && s != only ? 0 : time_one(b, label, CWS_MODE_LOSSLESS, s, data, most);
     for (unsigned s = 128; s <= 1024; s *= 2)
-        wrong += time_one(b, label, CWS_MODE_Q8, s, data, most);
-    wrong += time_one(b, label, CWS_MODE_Q6, 256, data, most);
+        wrong += only && s != only ? 0 : time_one(b, label, CWS_MODE_Q8, s, data, most);
+    wrong += only && only != 256 ? 0 : time_one(b, label, CWS_MODE_Q6, 256, data, most);
     free(data);
     return wrong;
 }

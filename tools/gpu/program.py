@@ -11,6 +11,7 @@ their figures to stderr, "figure NAME VALUE".
 import argparse
 import glob
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -112,30 +113,50 @@ def batch(args):
     digest("tokens", *greedy(model, prompt(args, 16, 4), 8))
 
 
-def measured(args, repeats, work):
-    """Milliseconds of each of `repeats` calls of work(), after two that do not count."""
-    times = []
-    for _ in range(repeats + 2):
-        synchronize(args.device)
-        begin = time.perf_counter()
-        result = work()
-        synchronize(args.device)
-        times.append(1e3 * (time.perf_counter() - begin))
-    return times[2:], result
-
-
-def overhead(args):
-    """The two everyday loads, one token at a time and four long prompts at once, each measured several times."""
-    model = load_model(args)
+def turns(args):
+    """Does what stdin says, "decode N" or "prefill N", a line at a time, and answers each with a line of JSON: the milliseconds of each token or prefill, a digest of what was
+    computed, and what a loop of Python alone takes at that moment, which tells how fast the machine is."""
+    keywords = {"attn_implementation": args.attention} if args.attention else {}
+    model = load_model(args, **keywords)
     ids, prompts = prompt(args), prompt(args, args.context, 4)
-    times, (tokens, logits) = measured(args, 5, lambda: greedy(model, ids, args.tokens))
-    figure("decode_ms", ",".join(f"{ms / (args.tokens + 1):.4f}" for ms in times))
-    digest("tokens", tokens)
-    digest("logits", logits)
+
+    def decode(count):
+        moments, tokens = [], []
+        out = model(ids, use_cache=True)
+        for _ in range(count + 1):
+            token = out.logits[:, -1:].argmax(-1)
+            tokens.append(token.item())
+            moments.append(time.perf_counter())
+            out = model(token, use_cache=True, past_key_values=out.past_key_values)
+        synchronize(args.device)
+        return moments, [torch.tensor(tokens), out.logits]
+
+    def prefill(count):
+        moments = [time.perf_counter()]
+        for _ in range(count):
+            out = model(prompts, use_cache=True, logits_to_keep=1)
+            synchronize(args.device)
+            moments.append(time.perf_counter())
+        return moments, [out.logits]
+
+    def loop():
+        begin, total = time.perf_counter(), 0
+        for i in range(20000):
+            total += i * i
+        return 1e3 * (time.perf_counter() - begin)
+
+    work, warm = {"decode": decode, "prefill": prefill}, set()
+    print("{}", flush=True)
     with torch.inference_mode():
-        times, out = measured(args, 10, lambda: model(prompts, use_cache=True, logits_to_keep=1))
-    figure("prefill_ms", ",".join(f"{ms:.4f}" for ms in times))
-    digest("prefill", out.logits)
+        for line in sys.stdin:
+            what, count = line.split()
+            if what not in warm:
+                work[what](int(count))
+                warm.add(what)
+            loop_ms = loop()
+            moments, results = work[what](int(count))
+            sha = hashlib.sha256(b"".join(result.cpu().contiguous().view(torch.uint8).numpy().tobytes() for result in results)).hexdigest()
+            print(json.dumps({"ms": [1e3 * (b - a) for a, b in zip(moments, moments[1:])], "digest": sha[:24], "loop_ms": loop_ms}), flush=True)
 
 
 def offload(args):
@@ -423,7 +444,7 @@ def random_walk(args):
         digest(f"end {name}", tensors[name])
 
 
-SCENARIOS = [generate, batch, overhead, offload, edits, there_and_back, two_models, threads, growing, convert, auto, products, compiled, graph,
+SCENARIOS = [generate, batch, turns, offload, edits, there_and_back, two_models, threads, growing, convert, auto, products, compiled, graph,
              reduce_overhead, hidden, too_much, damaged, interrupted, random_walk]  # fmt: skip
 
 
@@ -434,7 +455,8 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--context", type=int, default=2048, help="overhead: tokens of each of the four prompts")
+    parser.add_argument("--context", type=int, default=2048, help="turns: tokens of each of the four prompts of a prefill")
+    parser.add_argument("--attention", default="", help="turns: transformers' attn_implementation")
     parser.add_argument("--cache-mb", type=float, default=64)
     parser.add_argument("--hog-mb", type=float, default=4096)
     parser.add_argument("--write", action="store_true")

@@ -43,22 +43,28 @@ def budget_of(arguments, size, share, mib):
     return share * size + (mib * MIB if arguments.device == "cuda" else 2 * MIB)
 
 
+def environment(arguments, budget, backend="backend:cudaMallocAsync"):
+    """Of a plain program (no budget), or of one under the shim."""
+    values = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    if budget:
+        shim = os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so")
+        values.update(CODEC_VRAM_BUDGET=str(budget), CODEC_STATS="1", PYTORCH_ALLOC_CONF=backend, LD_PRELOAD=shim)
+    return values
+
+
 class Run:
     """What one program did: exit status, facts (stdout), figures, talk (stderr)."""
 
     def __init__(self, arguments, name, model, budget, scenario, options, interrupt=False, backend="backend:cudaMallocAsync", pin=None):
-        environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+        environment_of_run = environment(arguments, int(budget or 0), backend)
         if arguments.device == "cuda" and scenario == "random_walk":  # what PyTorch refuses with this backend is not ours
-            environment["PYTORCH_ALLOC_CONF"] = backend
-        if budget:
-            environment.update(CODEC_VRAM_BUDGET=str(int(budget)), CODEC_STATS="1", PYTORCH_ALLOC_CONF=backend)
-            environment["LD_PRELOAD"] = os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so")
-            if pin:
-                environment["CODEC_PIN"] = pin
+            environment_of_run["PYTORCH_ALLOC_CONF"] = backend
+        if pin:
+            environment_of_run["CODEC_PIN"] = pin
         command = [sys.executable, PROGRAM, scenario, "--model", model, "--device", arguments.device, *options]
         begin = time.monotonic()
         self.name = name
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+        process = subprocess.Popen(command, env=environment_of_run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
         try:
             if interrupt:
                 first = process.stdout.readline()
