@@ -6,10 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct cws_progress *current; /* the bar that is on the terminal, or NULL */
 static volatile int interrupted;
+static long first_ms; /* of CLOCK_MONOTONIC, when the first signal came; 0 before */
+
+/* Signals that come as close as this are one wish: timeout(1), batch systems and a shell's kill of a job send to the process and to its group. */
+#define ONE_WISH_MS 300
 
 static unsigned terminal_columns(void)
 {
@@ -100,15 +105,22 @@ void cws_progress_end(struct cws_progress *p)
 
 static void on_interrupt(int signo)
 {
-    (void)signo;
-    __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED); /* lock-free: safe in a handler, seen by all threads */
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long ms = (long)now.tv_sec * 1000 + now.tv_nsec / 1000000 + 1, before = 0;
+    if (__atomic_compare_exchange_n(&first_ms, &before, ms, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED); /* lock-free: safe in a handler, seen by all threads */
+    } else if (ms - before > ONE_WISH_MS) { /* asked again: end at once, as if there were no handler */
+        signal(signo, SIG_DFL);
+        raise(signo);
+    }
 }
 
 const volatile int *cws_interrupt_flag(void)
 {
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-        struct sigaction old, action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
+        struct sigaction old, action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
         /* nohup and background jobs of a shell without job control start with these ignored: leave them so */
         if (!__atomic_load_n(&interrupted, __ATOMIC_RELAXED) && sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL)
             sigaction(signals[i], &action, NULL);

@@ -9,4 +9,12 @@ cat out
 mkdir model
 mv big model/model.safetensors
 status timeout --preserve-status -s TERM 0.5 codecllm pack model packed
+# told twice at once, as timeout(1) and batch systems do: still nothing stays behind
+codecllm pack model packed &
+pid=$!
+sleep 0.5
+kill -TERM $pid
+sleep 0.02
+kill -TERM $pid 2>/dev/null
+status wait $pid
 ls -A
