@@ -24,7 +24,7 @@ static const char help[] =
     "\n"
     "  --trace FILE      uses recorded by CODEC_TRACE on a GPU\n"
     "  --budget SIZE     of device memory; may be given several times (default: a few for each set)\n"
-    "  --other SIZE      of it, for what is no weight (default 0); staging takes 64M or a fourth more\n"
+    "  --other SIZE      of it, for what is no weight (default 0); staging takes a 32nd and 64M at most\n"
     "  --rounds N        tokens; the second half is counted (default 24; moe 80, where each expert comes seldom)\n"
     "  --link GBPS       host to device (55.5)           --ratio R         of a weight to its stored bytes (1.5)\n"
     "  --decode GBPS     decoded bytes (1200)            --memory GBPS     what a use reads its weight at (3500)\n"
@@ -65,7 +65,7 @@ static int replay(struct cws_table *table, const char *set, const struct replay_
         bool host;
     } policies[] = {{"next", CWS_POLICY_NEXT, false}, {"lru", CWS_POLICY_LRU, false}, {"host next", CWS_POLICY_NEXT, true}, {"host lru", CWS_POLICY_LRU, true}};
     const struct replay_window window = {.from = (t->round_count - 1) / 2, .to = t->round_count - 1};
-    uint64_t ring = budget / 4 < RING_BYTES ? budget / 4 : RING_BYTES;
+    uint64_t ring = budget / 32 < RING_BYTES ? budget / 32 : RING_BYTES; /* as the manager has it */
     uint64_t room = budget > ring + other_bytes ? (budget - ring - other_bytes) / GRANULE * GRANULE : 0;
     struct replay_result best, r;
     struct cws_error err = {0};

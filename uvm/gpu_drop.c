@@ -2,25 +2,26 @@
  * else the range is mapped again and kept: the program wrote to it, and nothing else has these bytes. */
 #include "gpu_state.h"
 
-#include <string.h>
-
-static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
+/* On a stream of its own, the job read where it lies: behind decodes, or behind copies to the device, a drop would wait for them. */
+CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdeviceptr alias, size_t bytes)
 {
     const struct cws_driver *d = gpu->driver;
     struct cws_gpu_batch batch;
     struct cws_error err = {0};
-    *drop->job = (struct cws_gpu_hash_job){.address = drop->range->frame->alias, .bytes = drop->range->bytes};
+    *drop->job = (struct cws_gpu_hash_job){.address = alias, .bytes = bytes};
     if (cws_gpu_hash_plan(drop->job, 1, &batch, &err))
         return CUDA_ERROR_UNKNOWN;
-    *drop->result = (struct cws_gpu_result){0}; /* the kernel adds to it; it lies behind the job */
-    CUresult result = d->copy_in_async(drop->device_job, drop->job, sizeof *drop->job + sizeof *drop->result, gpu->decode_stream);
-    if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->decode_stream, drop->device_job, &batch, drop->device_result, cws_content_key, &err))
+    CUresult result = d->set8_async(drop->device_result, 0, sizeof *drop->result, gpu->drop_stream); /* the kernel adds to it */
+    if (result == CUDA_SUCCESS &&
+        cws_gpu_hash(gpu->decoder, gpu->drop_stream, (CUdeviceptr)(uintptr_t)drop->job, &batch, drop->device_result, cws_content_key, &err))
         result = CUDA_ERROR_UNKNOWN;
-    if (result == CUDA_SUCCESS)
-        result = d->copy_out_async(drop->result, drop->device_result, sizeof *drop->result, gpu->decode_stream);
-    if (result == CUDA_SUCCESS)
-        result = d->event_record(drop->done, gpu->decode_stream);
-    return result;
+    return result == CUDA_SUCCESS ? d->copy_out_async(drop->result, drop->device_result, sizeof *drop->result, gpu->drop_stream) : result;
+}
+
+static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
+{
+    CUresult result = cws_gpu_drop_hash(gpu, drop, drop->range->frame->alias, drop->range->bytes);
+    return result == CUDA_SUCCESS ? gpu->driver->event_record(drop->done, gpu->drop_stream) : result;
 }
 
 /* The caller knows that nobody holds it and that its uses are done. */
@@ -39,7 +40,7 @@ bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     if (result == CUDA_SUCCESS) {
         result = start(gpu, drop);
         if (result != CUDA_SUCCESS) {
-            gpu->driver->stream_sync(gpu->decode_stream); /* the control block is used again */
+            gpu->driver->stream_sync(gpu->drop_stream); /* the control block is used again */
             cws_gpu_unexpected(gpu, result, "hashing a range");
             cws_gpu_map_again(gpu, r, r->frame);
         }

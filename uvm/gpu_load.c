@@ -12,7 +12,7 @@
 #define JOBS_BYTES (CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_job))
 #define RESULTS_BYTES ((CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_result) + 127) / 128 * 128)
 #define CONTROL_BYTES (TABLE_BYTES + JOBS_BYTES + RESULTS_BYTES)
-#define DROP_BYTES 64u /* of a drop's control block: job, then result */
+#define DROP_BYTES 128u /* of a drop's control block: in host memory job, then result; on the device the result */
 
 /* --- staging ------------------------------------------------------------------------------------- */
 
@@ -33,6 +33,8 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
         result = d->stream_create(&gpu->copy_stream, CU_STREAM_NON_BLOCKING);
     if (result == CUDA_SUCCESS)
         result = d->stream_create(&gpu->decode_stream, CU_STREAM_NON_BLOCKING);
+    if (result == CUDA_SUCCESS)
+        result = d->stream_create(&gpu->drop_stream, CU_STREAM_NON_BLOCKING);
     for (unsigned i = 0; i < gpu->slot_count && result == CUDA_SUCCESS; i++) {
         struct cws_gpu_slot *s = &gpu->slots[i];
         uint8_t *control = gpu->control + i * CONTROL_BYTES;
@@ -50,8 +52,7 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
     for (unsigned i = 0; i <= CWS_GPU_DROPS && result == CUDA_SUCCESS; i++) {
         struct cws_gpu_drop *drop = &gpu->drops[i];
         uint8_t *control = gpu->control + gpu->slot_count * CONTROL_BYTES + i * DROP_BYTES;
-        drop->device_job = gpu->ring + gpu->slot_count * slot + i * DROP_BYTES;
-        drop->device_result = drop->device_job + sizeof(struct cws_gpu_hash_job);
+        drop->device_result = gpu->ring + gpu->slot_count * slot + i * DROP_BYTES;
         drop->job = (struct cws_gpu_hash_job *)control;
         drop->result = (struct cws_gpu_result *)(control + sizeof(struct cws_gpu_hash_job));
         result = d->event_create(&drop->done, CU_EVENT_DISABLE_TIMING);
@@ -62,10 +63,10 @@ int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
 void cws_gpu_ring_close(struct cws_gpu *gpu)
 {
     const struct cws_driver *d = gpu->driver;
-    if (gpu->copy_stream)
-        d->stream_sync(gpu->copy_stream);
-    if (gpu->decode_stream)
-        d->stream_sync(gpu->decode_stream);
+    const CUstream streams[] = {gpu->copy_stream, gpu->decode_stream, gpu->drop_stream};
+    for (unsigned i = 0; i < 3; i++)
+        if (streams[i])
+            d->stream_sync(streams[i]);
     for (unsigned i = 0; i < gpu->slot_count; i++) {
         if (gpu->slots[i].copied)
             d->event_destroy(gpu->slots[i].copied);
@@ -75,10 +76,9 @@ void cws_gpu_ring_close(struct cws_gpu *gpu)
     for (unsigned i = 0; i <= CWS_GPU_DROPS; i++)
         if (gpu->drops[i].done)
             d->event_destroy(gpu->drops[i].done);
-    if (gpu->copy_stream)
-        d->stream_destroy(gpu->copy_stream);
-    if (gpu->decode_stream)
-        d->stream_destroy(gpu->decode_stream);
+    for (unsigned i = 0; i < 3; i++)
+        if (streams[i])
+            d->stream_destroy(streams[i]);
     if (gpu->control)
         d->host_free(gpu->control);
     if (gpu->ring)

@@ -36,22 +36,13 @@ static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r
 {
     const struct cws_driver *d = gpu->driver;
     struct cws_gpu_drop *control = &gpu->drops[CWS_GPU_DROPS];
-    struct cws_gpu_batch batch;
-    struct cws_error err = {0};
-    *control->job = (struct cws_gpu_hash_job){.address = alias, .bytes = r->bytes};
     *control->result = (struct cws_gpu_result){0};
-    CUresult result = cws_gpu_hash_plan(control->job, 1, &batch, &err) ? CUDA_ERROR_UNKNOWN : CUDA_SUCCESS;
-    if (result == CUDA_SUCCESS && in)
-        result = d->copy_in_async(alias, in, r->bytes, gpu->decode_stream);
+    CUresult result = in ? d->copy_in_async(alias, in, r->bytes, gpu->drop_stream) : CUDA_SUCCESS;
     if (result == CUDA_SUCCESS)
-        result = d->copy_in_async(control->device_job, control->job, sizeof *control->job + sizeof *control->result, gpu->decode_stream);
-    if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->decode_stream, control->device_job, &batch, control->device_result, cws_content_key, &err))
-        result = CUDA_ERROR_UNKNOWN;
-    if (result == CUDA_SUCCESS)
-        result = d->copy_out_async(control->result, control->device_result, sizeof *control->result, gpu->decode_stream);
+        result = cws_gpu_drop_hash(gpu, control, alias, r->bytes);
     if (result == CUDA_SUCCESS && out)
-        result = d->copy_out_async(out, alias, r->bytes, gpu->decode_stream);
-    CUresult waited = d->stream_sync(gpu->decode_stream); /* also after an error: what was queued uses this memory */
+        result = d->copy_out_async(out, alias, r->bytes, gpu->drop_stream);
+    CUresult waited = d->stream_sync(gpu->drop_stream); /* also after an error: what was queued uses this memory */
     *hash = (struct cws_hash128){control->result->hash[0], control->result->hash[1]};
     return result == CUDA_SUCCESS ? waited : result;
 }

@@ -164,8 +164,8 @@ struct cws_gpu_load { /* a range on its way in; belongs to the loader */
 
 struct cws_gpu_drop { /* a range on its way out; belongs to the loader */
     struct cws_gpu_range *range;
-    CUdeviceptr device_job, device_result;
-    struct cws_gpu_hash_job *job;     /* pinned */
+    CUdeviceptr device_result;
+    struct cws_gpu_hash_job *job;     /* pinned, which a kernel reads at the same address */
     struct cws_gpu_result *result;    /* pinned */
     CUevent done;
     uint64_t begin_ns; /* for the trace; 0: it does not run */
@@ -254,7 +254,7 @@ struct cws_gpu {
     uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
 
     /* the loader's own */
-    CUstream copy_stream, decode_stream;
+    CUstream copy_stream, decode_stream, drop_stream;
     uint8_t *control;        /* pinned */
     size_t control_bytes;
     CUdeviceptr ring;
@@ -449,6 +449,8 @@ void cws_gpu_ring_close(struct cws_gpu *gpu);
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame, bool for_launch);
 bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu);
 bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu);
+/* Hash of the range's bytes through its frame's alias, into drop->result: asynchronous, on drop_stream. */
+CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdeviceptr alias, size_t bytes);
 bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu);
 bool cws_gpu_load_is_ready(const struct cws_gpu *gpu); /* the oldest batch is done; without the lock */

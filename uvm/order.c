@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #define SMALL_BYTES ((uint64_t)4 << 20)    /* such a node costs as many calls as a large one */
-#define AHEAD_BYTES_MIN ((uint64_t)32 << 20)
+#define ON_ITS_WAY_BYTES ((uint64_t)32 << 20) /* in and out, beside the window's two nodes */
 
 #define NODE_OF(link, member) ((struct cws_order_node *)((char *)(link) - offsetof(struct cws_order_node, member)))
 
@@ -314,11 +314,12 @@ static void foresee(struct cws_order *o)
 
 /* --- keepers ----------------------------------------------------------------------------------------- */
 
-/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for one node in use, and behind
- * it one on its way, or several small ones: with less the link waits for memory, with more there are fewer hits (tools/replay_policy shows it). */
+/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for one node in use and one that is
+ * on its way, and beside them for those whose memory is not back yet: dropping one takes a while. With less, launches wait for memory; with more there are fewer hits
+ * (tools/replay_policy shows these, tools/gpu/turns.py the time of a token). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
-    uint64_t window = most + (most > AHEAD_BYTES_MIN ? most : AHEAD_BYTES_MIN);
+    uint64_t window = 2 * most + ON_ITS_WAY_BYTES;
     *out_larger = 0;
     for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
         *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;
