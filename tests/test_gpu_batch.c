@@ -83,6 +83,11 @@ static void jobs_and_batches(void **state)
     assert_int_equal(jobs[2].first_unit, 20);
     assert_int_equal(batch.units, 22);
     assert_int_equal(batch.tiles, 12);
+    assert_int_equal(batch.kind, CWS_GPU_ANY);
+    assert_int_equal(cws_gpu_batch_plan(jobs, 2, &batch, NULL), 0);
+    assert_int_equal(batch.kind, CWS_GPU_SPLIT2);
+    assert_int_equal(cws_gpu_batch_plan(jobs, 0, &batch, NULL), 0);
+    assert_int_equal(batch.kind, CWS_GPU_ANY);
 
     c.stored[4] ^= 3; /* symbols per lane */
     assert_int_equal(cws_gpu_job_init(&jobs[0], &chunk, c.stored, NULL), CWS_E_CORRUPT);
@@ -98,12 +103,34 @@ static void jobs_and_batches(void **state)
     free(data);
 }
 
+/* Digits as warps leave them, without carries. */
+static void digits_make_a_hash(void **state)
+{
+    (void)state;
+    struct cws_gpu_result r = {.digit = {UINT32_MAX + UINT64_C(1), UINT64_MAX, 7, UINT64_C(5) << 32 | UINT32_MAX}};
+    unsigned __int128 want = 0;
+    for (unsigned i = 4; i-- > 0;)
+        want = (want << 32) + r.digit[i];
+    struct cws_hash128 got = cws_gpu_result_hash(&r);
+    assert_true(got.lo == (uint64_t)want && got.hi == (uint64_t)(want >> 64));
+    for (unsigned round = 0; round < 1000; round++) {
+        want = 0;
+        for (unsigned i = 0; i < 4; i++)
+            r.digit[i] = data_u64();
+        for (unsigned i = 4; i-- > 0;)
+            want = (want << 32) + r.digit[i];
+        got = cws_gpu_result_hash(&r);
+        assert_true(got.lo == (uint64_t)want && got.hi == (uint64_t)(want >> 64));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tables_agree_with_the_code),
         cmocka_unit_test(refuses_an_incomplete_code),
         cmocka_unit_test(jobs_and_batches),
+        cmocka_unit_test(digits_make_a_hash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

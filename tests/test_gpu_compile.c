@@ -234,7 +234,8 @@ static int compile_for_real(void)
         Elf64_Ehdr header;
         memcpy(&header, image, sizeof header);
         bool fine = memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_machine == EM_CUDA_MACHINE &&
-                    memmem(image, bytes, ".text.cws_gpu_decode_kernel", 27) && memmem(image, bytes, ".text.cws_gpu_hash_kernel", 25);
+                    memmem(image, bytes, ".text.cws_gpu_decode_kernel", 27) && memmem(image, bytes, ".text.cws_gpu_decode_split2_kernel", 34) &&
+                    memmem(image, bytes, ".text.cws_gpu_decode_quant2_kernel", 34) && memmem(image, bytes, ".text.cws_gpu_hash_kernel", 25);
         printf("sm_%d0: %zu bytes by %s, version %d.%d%s\n", major, bytes, path, version / 1000, version % 1000, fine ? "" : ": NOT KERNELS");
         free(image);
         if (!fine)

@@ -117,8 +117,8 @@ static void chunks_of_all_kinds_decode_as_the_reference_does(void **state)
         cws_content_hash_add(&hash, KEY, packed[i].expected, packed[i].bytes, 0);
         assert_int_equal(results[i].status, CWS_GPU_OK);
         assert_memory_equal((void *)(uintptr_t)jobs[i].dst, packed[i].expected, packed[i].bytes);
-        assert_int_equal(results[i].hash[0], hash.lo);
-        assert_int_equal(results[i].hash[1], hash.hi);
+        assert_int_equal(cws_gpu_result_hash(&results[i]).lo, hash.lo);
+        assert_int_equal(cws_gpu_result_hash(&results[i]).hi, hash.hi);
         free(packed[i].data);
         free(packed[i].stored);
         free(packed[i].expected);
@@ -166,7 +166,7 @@ static void plain_memory_is_hashed(void **state)
     for (size_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)(i * 7);
     struct cws_gpu_hash_job job = {.address = upload(bytes, sizeof bytes), .bytes = sizeof bytes, .first_word = 5};
-    struct cws_gpu_result result = {{0, 0}, 0, 0};
+    struct cws_gpu_result result = {0};
     struct cws_hash128 hash = {0, 0};
     cws_content_hash_add(&hash, KEY, bytes, sizeof bytes, 80);
     OK(cws_gpu_decoder_create_from(&cu, &standin_gpu_image, 8, &decoder, &err));
@@ -174,8 +174,8 @@ static void plain_memory_is_hashed(void **state)
     CUdeviceptr d_job = upload(&job, sizeof job), d_result = upload(&result, sizeof result);
     OK(cws_gpu_hash(decoder, NULL, d_job, &batch, d_result, KEY, &err));
     OK(cu.copy_out(&result, d_result, sizeof result));
-    assert_int_equal(result.hash[0], hash.lo);
-    assert_int_equal(result.hash[1], hash.hi);
+    assert_int_equal(cws_gpu_result_hash(&result).lo, hash.lo);
+    assert_int_equal(cws_gpu_result_hash(&result).hi, hash.hi);
     cws_gpu_decoder_destroy(decoder);
     standin_reset(0);
 }

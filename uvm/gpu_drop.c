@@ -96,7 +96,8 @@ bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu)
         if (result == CUDA_ERROR_NOT_READY)
             break;
         const struct cws_tensor_record *record = drop->range->source->tensor->record;
-        bool same = result == CUDA_SUCCESS && drop->result->hash[0] == record->content_hash[0] && drop->result->hash[1] == record->content_hash[1];
+        struct cws_hash128 hash = cws_gpu_result_hash(drop->result);
+        bool same = result == CUDA_SUCCESS && hash.lo == record->content_hash[0] && hash.hi == record->content_hash[1];
         finish_locked(gpu, drop, same);
         moved = true;
     }

@@ -247,7 +247,8 @@ static void check_results(struct cws_gpu *gpu, const struct cws_gpu_slot *slot)
     for (uint64_t i = 0; i < slot->chunks && !load->failed; i++) {
         const struct cws_chunk_record *c = chunk(load->source, slot->first_chunk + i);
         const struct cws_gpu_result *result = &slot->results[i];
-        bool same = result->hash[0] == c->content_hash[0] && result->hash[1] == c->content_hash[1];
+        struct cws_hash128 hash = cws_gpu_result_hash(result);
+        bool same = hash.lo == c->content_hash[0] && hash.hi == c->content_hash[1];
         if (result->status == CWS_GPU_OK && same)
             continue;
         char line[640];

@@ -43,7 +43,7 @@ static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r
     if (result == CUDA_SUCCESS && out)
         result = d->copy_out_async(out, alias, r->bytes, gpu->drop_stream);
     CUresult waited = d->stream_sync(gpu->drop_stream); /* also after an error: what was queued uses this memory */
-    *hash = (struct cws_hash128){control->result->hash[0], control->result->hash[1]};
+    *hash = cws_gpu_result_hash(control->result);
     return result == CUDA_SUCCESS ? waited : result;
 }
 

@@ -1,5 +1,7 @@
 /* decode.cu - a batch of chunks, and the content hash of what they decode to, in one launch.
  *
+ * Three kernels from one text: for any chunks, and for the two kinds that models mostly are (enum cws_gpu_kind).
+ *
  * Work is counted in units; each block takes an equal, contiguous run of them, and its warps the tiles in it in turn. A tile
  * is decoded by one warp without a barrier; blocks stop only to change the code table in shared memory. */
 #ifdef __cplusplus
@@ -9,8 +11,8 @@
 #include "hash.cuh"
 #include "lanes.cuh"
 
-/* Tried on an H200 (tools/gpu/decode.sh): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile (a
- * fifth slower); asking for the next tile's bytes, or loading a row's plane one row ahead (up to a fifth slower). */
+/* Tried on an H200 (BENCHMARKS.md has the speeds): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile in
+ * one kernel; asking for the next tile's bytes, or loading a row's plane one row ahead; streams in shared memory, or in pairs of words. */
 #ifndef CWS_BLOCK_WARPS
 #define CWS_BLOCK_WARPS CWS_GPU_BLOCK_WARPS
 #endif
@@ -18,6 +20,7 @@
 #define CWS_BLOCKS_PER_SM 2
 #endif
 #define LANES CWS_TILE_LANES
+#define MINUS_INFINITY 0xff800000u
 #define ROW_ELEMS 256u /* of a tile: 8 elements of each lane */
 
 enum kind { SPLIT1, SPLIT2, SPLIT4, SPLIT8, QUANT_HALF, QUANT_F32 };
@@ -72,14 +75,22 @@ static __device__ __forceinline__ bool tile_start(const cws_gpu_job &job, uint32
         place.bad = CWS_GPU_BAD_DIRECTORY;
         return false;
     }
-    if (total % 32 != 0 && __ldg((const uint32_t *)streams + next - 1) >> total % 32 != 0)
-        place.bad = CWS_GPU_BAD_PADDING;
-    if (tile + 1 == tiles && (__ldg((const uint32_t *)streams + next) | __ldg((const uint32_t *)streams + next + 1)) != 0)
-        place.bad = CWS_GPU_BAD_PADDING;
     place.lane_end = 32 * word + end;
     fetch_streams(streams + 4 * word, 4 * words, lane);
     reader_start(reader, streams, stream_words, place.lane_end - bits);
     return true;
+}
+
+/* The bits behind the tile, and behind the last one the padding of the streams. Looked at when the tile is done: these words are near then. */
+static __device__ __forceinline__ bool padding_is_zero(const cws_gpu_job &job, uint32_t tile, const tile_place &place)
+{
+    const uint32_t *words = (const uint32_t *)((const uint8_t *)job.stored + job.streams_at);
+    uint32_t end = __shfl_sync(WARP_ALL, place.lane_end, LANES - 1), next = (end + 31) / 32, after = 0;
+    if (end % 32 != 0)
+        after = __ldg(words + next - 1) >> end % 32;
+    if (tile + 1 == job.tiles)
+        after |= __ldg(words + next) | __ldg(words + next + 1);
+    return after == 0;
 }
 
 /* The scale of row `row` of the chunk; sets bad. */
@@ -101,13 +112,14 @@ static __device__ __forceinline__ float scale_of(const cws_gpu_job &job, uint32_
 struct row_cursor { /* QUANT: which scale a lane's next element has */
     uint32_t row, offset; /* of the element, in the chunk's rows */
     uint32_t known;       /* row whose scale this is */
-    float scale;
+    float scale, base;    /* base: see scaled_from() */
 };
 
 static __device__ __forceinline__ float cursor_scale(const cws_gpu_job &job, row_cursor &c, unsigned &bad)
 {
     if (c.row != c.known) {
         c.scale = scale_of(job, c.row, bad);
+        c.base = -SYMBOL_BASE * c.scale;
         c.known = c.row;
     }
     return c.scale;
@@ -124,20 +136,20 @@ static __device__ __forceinline__ void cursor_step(row_cursor &c, uint32_t row_e
 
 /* Eight elements (of the last row of a tile: count) from symbols; leaves the cursor at the first of them. */
 template <int KIND>
-static __device__ __forceinline__ void scale_eight(const cws_gpu_job &job, row_cursor &c, uint2 symbols, unsigned count,
+static __device__ __forceinline__ void scale_eight(const cws_gpu_job &job, row_cursor &c, const uint32_t symbols[8], unsigned count,
                                                    uint32_t *out, unsigned &bad)
 {
     float v[8], scale = count ? cursor_scale(job, c, bad) : 0;
     uint32_t row_elems = job.row_elems;
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        v[i] = scaled(symbols, i, scale);
-    if (c.offset + count > row_elems) { /* several rows */
+        v[i] = scaled_from(symbols[i], scale, c.base);
+    if (c.offset + count > row_elems || __float_as_uint(c.base) == MINUS_INFINITY) { /* several rows, or scales above 2^104 */
         row_cursor walk = c;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             if (i < count)
-                v[i] = scaled(symbols, i, cursor_scale(job, walk, bad));
+                v[i] = scaled(symbols[i], cursor_scale(job, walk, bad));
             cursor_step(walk, row_elems, i + 1 < count ? 1 : 0);
         }
     }
@@ -194,6 +206,41 @@ template <int WORDS> static __device__ __forceinline__ void store_some(uint8_t *
     }
 }
 
+/* A row's hash: of four words late, between the lookups of the row after it. */
+template <int WORDS> struct row_hash {
+    uint64_t position;
+    __device__ __forceinline__ void start(uint64_t at) { position = at; }
+    __device__ __forceinline__ void step(hash_sum &, hash_key, int) {}
+    __device__ __forceinline__ void row(hash_sum &sum, hash_key key, const uint32_t *out, unsigned lane)
+    {
+        hash_words<WORDS>(sum, key, position, out, 4 * WORDS, lane);
+        position += 2 * WORDS * LANES / 8 * KEY_STEP;
+    }
+    __device__ __forceinline__ void end(hash_sum &, hash_key) {}
+};
+
+template <> struct row_hash<4> {
+    uint64_t position;
+    hash_late late;
+    __device__ __forceinline__ void start(uint64_t at)
+    {
+        position = at;
+        late_none(late, at);
+    }
+    __device__ __forceinline__ void step(hash_sum &sum, hash_key key, int which) { late_step(late, sum, key, which); }
+    __device__ __forceinline__ void row(hash_sum &, hash_key, const uint32_t *out, unsigned)
+    {
+        late.v = make_uint4(out[0], out[1], out[2], out[3]);
+        late.position = position;
+        position += LANES * KEY_STEP;
+    }
+    __device__ __forceinline__ void end(hash_sum &sum, hash_key key)
+    {
+        for (int which = 0; which < 3; which++)
+            late_step(late, sum, key, which);
+    }
+};
+
 /* Decodes a tile with one warp. Returns the lane's enum cws_gpu_status. */
 template <int KIND, bool PAIRS>
 static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
@@ -211,7 +258,8 @@ static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, u
     place.elems = min(tile_elems, elem_count - place.first);
     uint32_t at = place.first + 8 * lane;
     uint8_t *dst = (uint8_t *)job.dst + (uint64_t)at * s::elem_bytes;
-    uint64_t position = hash_position(key, job.first_word + (uint64_t)at * s::elem_bytes / 16);
+    row_hash<words> hash;
+    hash.start(hash_position(key, job.first_word + (uint64_t)at * s::elem_bytes / 16));
 
     const uint8_t *plane[7];
     uint2 bytes[7];
@@ -226,14 +274,14 @@ static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, u
             section = align16(section + elem_count);
         }
     }
-    row_cursor cursor = {0, 0, UINT32_MAX, 0};
+    row_cursor cursor = {0, 0, UINT32_MAX, 0, 0};
     if (s::quant) {
         uint32_t elem = job.row_offset + at;
         cursor.row = elem / job.row_elems;
         cursor.offset = elem % job.row_elems;
     }
 
-    uint32_t out[words], rows = place.elems / ROW_ELEMS;
+    uint32_t out[words], one[8], pair[4], rows = place.elems / ROW_ELEMS; /* symbols: one in each word, two in each */
     if (s::elem_bytes == 2 && !s::quant && plane[0])
         for (uint32_t i = 0; i < rows; i += 8)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(plane[0] - 8 * lane + i * ROW_ELEMS + 64 * lane));
@@ -244,18 +292,24 @@ static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, u
                 bytes[p] = __ldcs((const uint2 *)plane[p]);
                 plane[p] += ROW_ELEMS;
             }
-        uint2 symbols = reader_eight<PAIRS>(reader, table);
+        auto meanwhile = [&](int i) { hash.step(sum, key, i); };
+        if (PAIRS && !s::quant) {
+            reader_pairs(reader, table, meanwhile, pair);
+        } else {
+            reader_ones(reader, table, meanwhile, one);
+            pairs_of(one, pair);
+        }
         if (s::quant) {
-            scale_eight<KIND>(job, cursor, symbols, 8, out, place.bad);
+            scale_eight<KIND>(job, cursor, one, 8, out, place.bad);
             cursor_step(cursor, job.row_elems, ROW_ELEMS);
         } else {
-            join_planes<s::elem_bytes>(symbols, bytes, out);
+            join_planes<s::elem_bytes>(pair, bytes, out);
         }
         store_words<words>(dst, out);
-        hash_words<words>(sum, key, position, out, 4 * words, lane);
+        hash.row(sum, key, out, lane);
         dst += ROW_ELEMS * s::elem_bytes;
-        position += ROW_ELEMS * s::elem_bytes / 16 * KEY_STEP;
     }
+    hash.end(sum, key);
     uint32_t rest = place.elems % ROW_ELEMS;
     if (rest != 0) {
         uint32_t count = rest > 8 * lane ? min(rest - 8 * lane, 8u) : 0;
@@ -263,17 +317,20 @@ static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, u
         for (int p = 0; p < s::planes; p++) /* a lane without elements has no plane bytes of its own */
             if (plane[p] && count)
                 bytes[p] = *(const uint2 *)plane[p];
-        uint2 symbols = reader_some(reader, table, count);
+        reader_some(reader, table, count, one);
+        pairs_of(one, pair);
         if (s::quant)
-            scale_eight<KIND>(job, cursor, symbols, count, out, place.bad);
+            scale_eight<KIND>(job, cursor, one, count, out, place.bad);
         else
-            join_planes<s::elem_bytes>(symbols, bytes, out);
+            join_planes<s::elem_bytes>(pair, bytes, out);
         store_some<words>(dst, out, count * s::elem_bytes);
-        hash_words<words>(sum, key, position, out, count * s::elem_bytes, lane);
+        hash_words<words>(sum, key, hash.position, out, count * s::elem_bytes, lane);
     }
     out_sum = sum;
     if (reader_bit(reader) != place.lane_end)
         place.bad = max(place.bad, (unsigned)CWS_GPU_BAD_LANE);
+    if (!padding_is_zero(job, tile, place))
+        place.bad = max(place.bad, (unsigned)CWS_GPU_BAD_PADDING);
     return place.bad;
 }
 
@@ -299,20 +356,26 @@ static __device__ __forceinline__ void copy_tile(const cws_gpu_job &job, uint32_
     }
 }
 
-template <bool PAIRS>
-static __device__ __forceinline__ unsigned decode_any(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
-                                                      hash_key key, hash_sum &sum)
+template <int WHAT, bool PAIRS>
+static __device__ __forceinline__ unsigned decode_coded(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
+                                                        hash_key key, hash_sum &sum)
 {
-    if (job.codec == CWS_CODEC_QUANT) {
-        if (job.head.elem_bytes == 4)
-            return decode_tile<QUANT_F32, PAIRS>(job, tile, lane, table, key, sum);
-        return decode_tile<QUANT_HALF, PAIRS>(job, tile, lane, table, key, sum);
-    }
-    switch (job.head.elem_bytes) {
-    case 1: return decode_tile<SPLIT1, PAIRS>(job, tile, lane, table, key, sum);
-    case 2: return decode_tile<SPLIT2, PAIRS>(job, tile, lane, table, key, sum);
-    case 4: return decode_tile<SPLIT4, PAIRS>(job, tile, lane, table, key, sum);
-    default: return decode_tile<SPLIT8, PAIRS>(job, tile, lane, table, key, sum);
+    if constexpr (WHAT == CWS_GPU_SPLIT2) {
+        return decode_tile<SPLIT2, PAIRS>(job, tile, lane, table, key, sum);
+    } else if constexpr (WHAT == CWS_GPU_QUANT2) {
+        return decode_tile<QUANT_HALF, false>(job, tile, lane, table, key, sum);
+    } else {
+        if (job.codec == CWS_CODEC_QUANT) {
+            if (job.head.elem_bytes == 4)
+                return decode_tile<QUANT_F32, false>(job, tile, lane, table, key, sum);
+            return decode_tile<QUANT_HALF, false>(job, tile, lane, table, key, sum);
+        }
+        switch (job.head.elem_bytes) {
+        case 1: return decode_tile<SPLIT1, PAIRS>(job, tile, lane, table, key, sum);
+        case 2: return decode_tile<SPLIT2, PAIRS>(job, tile, lane, table, key, sum);
+        case 4: return decode_tile<SPLIT4, PAIRS>(job, tile, lane, table, key, sum);
+        default: return decode_tile<SPLIT8, PAIRS>(job, tile, lane, table, key, sum);
+        }
     }
 }
 
@@ -324,20 +387,21 @@ static __device__ __forceinline__ unsigned check_head(const cws_gpu_job *job, un
     return __any_sync(WARP_ALL, differs) ? CWS_GPU_BAD_HEAD : CWS_GPU_OK;
 }
 
+template <int WHAT>
 static __device__ __forceinline__ void run_tile(const cws_gpu_job *at, uint32_t tile, unsigned lane, const cws_gpu_table &table,
                                                 hash_key key, cws_gpu_result *result)
 {
     const cws_gpu_job job = *at;
     hash_sum sum = {0, 0};
     unsigned bad = CWS_GPU_OK;
-    if (job.codec == CWS_CODEC_RAW)
+    if (WHAT == CWS_GPU_ANY && job.codec == CWS_CODEC_RAW)
         copy_tile(job, tile, lane, key, sum);
-    else if (table.pairs)
-        bad = decode_any<true>(job, tile, lane, table.entry, key, sum);
+    else if (WHAT != CWS_GPU_QUANT2 && table.pairs)
+        bad = decode_coded<WHAT, true>(job, tile, lane, table.entry, key, sum);
     else
-        bad = decode_any<false>(job, tile, lane, table.entry, key, sum);
+        bad = decode_coded<WHAT, false>(job, tile, lane, table.entry, key, sum);
     __syncwarp();
-    if (tile == 0 && job.codec != CWS_CODEC_RAW)
+    if (tile == 0 && !(WHAT == CWS_GPU_ANY && job.codec == CWS_CODEC_RAW))
         bad = max(bad, check_head(at, lane));
     bad = __reduce_max_sync(WARP_ALL, bad);
     hash_give(sum, lane, result);
@@ -345,12 +409,28 @@ static __device__ __forceinline__ void run_tile(const cws_gpu_job *at, uint32_t 
         atomicMax(&result->status, bad);
 }
 
-extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS, CWS_BLOCKS_PER_SM)
-cws_gpu_decode_kernel(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results,
-                      uint64_t key0, uint64_t key1)
+/* Asks for what run_tile() will read first of a tile, while the block's table is on its way: its place in the directory, and from
+ * there the start of its streams. What it reads is not trusted: an address is asked for only inside the chunk. */
+static __device__ __forceinline__ void fetch_tile(const cws_gpu_job *job, uint32_t tile, unsigned lane)
+{
+    const uint8_t *stored = (const uint8_t *)job->stored;
+    uint32_t directory = job->directory_at, tiles = job->tiles, streams = job->streams_at;
+    uint32_t wide = job->head.flags & CWS_CODED_WIDE ? 2 : 1;
+    if (lane == 0)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 4 * tiles + 2 * tile));
+    if (lane == 1 || lane == 2)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 6 * tiles + tile * LANES * wide + (lane - 1) * 32 * (wide - 1)));
+    uint32_t word = __ldg((const uint32_t *)(stored + directory) + tile);
+    if (word < job->head.stream_words && lane * 8 < job->head.stream_words - word)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + streams + 4 * word + 32 * lane));
+}
+
+template <int WHAT>
+static __device__ __forceinline__ void decode_batch(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units,
+                                                    cws_gpu_result *results, uint64_t key0, uint64_t key1)
 {
     __shared__ __align__(16) cws_gpu_table table;
-    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     uint32_t begin = (uint32_t)((uint64_t)units * blockIdx.x / gridDim.x);
     uint32_t end = (uint32_t)((uint64_t)units * (blockIdx.x + 1) / gridDim.x);
     if (begin == end)
@@ -358,7 +438,7 @@ cws_gpu_decode_kernel(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint
     hash_key key = {key0, key1 - key0};
     uint64_t loaded = 0;
     uint32_t taken = 0; /* tiles that the block had before */
-    for (uint32_t j = find_job(jobs, count, begin, lane); j < count; j++) {
+    for (uint32_t j = find_job(jobs, count, begin, units, lane); j < count; j++) {
         const cws_gpu_job *job = jobs + j;
         uint32_t first = job->first_unit, shift = job->tile_shift, round = (1u << shift) - 1;
         if (first >= end)
@@ -368,19 +448,32 @@ cws_gpu_decode_kernel(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint
         uint32_t tile_end = min(job->tiles, (end - first + round) >> shift);
         if (tile_begin >= tile_end)
             continue;
+        uint32_t t = tile_begin + ((warp - taken) & (warps - 1));
         uint64_t from = job->table;
         if (from != 0 && from != loaded) {
             __syncthreads();
+            if (t < tile_end)
+                fetch_tile(job, t, lane);
             for (unsigned i = threadIdx.x; i < sizeof table / 16; i += blockDim.x)
                 ((uint4 *)&table)[i] = __ldg((const uint4 *)from + i);
             loaded = from;
             __syncthreads();
         }
-        for (uint32_t t = tile_begin + ((warp - taken) & (CWS_BLOCK_WARPS - 1)); t < tile_end; t += CWS_BLOCK_WARPS)
-            run_tile(job, t, lane, table, key, results + j);
+        for (; t < tile_end; t += warps)
+            run_tile<WHAT>(job, t, lane, table, key, results + j);
         taken += tile_end - tile_begin;
     }
 }
+
+#define DECODE_KERNEL(name, what)                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS, CWS_BLOCKS_PER_SM)                                         \
+    name(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results, uint64_t key0, uint64_t key1) \
+    {                                                                                                                             \
+        decode_batch<what>(jobs, count, units, results, key0, key1);                                                              \
+    }
+DECODE_KERNEL(cws_gpu_decode_kernel, CWS_GPU_ANY)
+DECODE_KERNEL(cws_gpu_decode_split2_kernel, CWS_GPU_SPLIT2)
+DECODE_KERNEL(cws_gpu_decode_quant2_kernel, CWS_GPU_QUANT2)
 
 /* The same hash over plain memory; each warp takes an equal, contiguous run of the units. */
 extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS)
@@ -393,7 +486,7 @@ cws_gpu_hash_kernel(const cws_gpu_hash_job *__restrict__ jobs, uint32_t count, u
     hash_key key = {key0, key1 - key0};
     if (unit == end)
         return;
-    for (uint32_t j = find_job(jobs, count, unit, lane); unit < end && j < count; j++) {
+    for (uint32_t j = find_job(jobs, count, unit, units, lane); unit < end && j < count; j++) {
         const cws_gpu_hash_job job = jobs[j];
         uint64_t at = (uint64_t)(unit - job.first_unit) * CWS_GPU_RAW_TILE;
         if (at >= job.bytes)

@@ -14,21 +14,22 @@ static __device__ __forceinline__ uint32_t byte_at(uint2 v, int i) /* i: constan
     return __byte_perm(i < 4 ? v.x : v.y, 0, 0x4440 | (i & 3));
 }
 
-/* Symbol on top of the plane below it, unrotated: elements 2i and 2i+1 in result i. */
-static __device__ __forceinline__ void join_top(uint2 symbols, uint2 below, uint32_t top[4])
+/* Symbol on top of the plane below it, unrotated: elements 2i and 2i+1 in result i. symbols: two in each word. */
+static __device__ __forceinline__ void join_top(const uint32_t symbols[4], uint2 below, uint32_t top[4])
 {
-    top[0] = unrotate(__byte_perm(below.x, symbols.x, 0x5140));
-    top[1] = unrotate(__byte_perm(below.x, symbols.x, 0x7362));
-    top[2] = unrotate(__byte_perm(below.y, symbols.y, 0x5140));
-    top[3] = unrotate(__byte_perm(below.y, symbols.y, 0x7362));
+    top[0] = unrotate(__byte_perm(below.x, symbols[0], 0x5140));
+    top[1] = unrotate(__byte_perm(below.x, symbols[1], 0x5342));
+    top[2] = unrotate(__byte_perm(below.y, symbols[2], 0x5140));
+    top[3] = unrotate(__byte_perm(below.y, symbols[3], 0x5342));
 }
 
-template <int ELEM_BYTES> static __device__ __forceinline__ void join_planes(uint2 symbols, const uint2 *plane, uint32_t *out)
+template <int ELEM_BYTES>
+static __device__ __forceinline__ void join_planes(const uint32_t symbols[4], const uint2 *plane, uint32_t *out)
 {
     uint32_t top[4];
     if (ELEM_BYTES == 1) {
-        out[0] = symbols.x;
-        out[1] = symbols.y;
+        out[0] = __byte_perm(symbols[0], symbols[1], 0x5410);
+        out[1] = __byte_perm(symbols[2], symbols[3], 0x5410);
         return;
     }
     join_top(symbols, plane[ELEM_BYTES - 2], top);
@@ -49,11 +50,25 @@ template <int ELEM_BYTES> static __device__ __forceinline__ void join_planes(uin
     }
 }
 
-/* (symbol - 128) * scale, exact in f32: 2^23 + symbol is put together from bytes, no conversion is needed. */
-static __device__ __forceinline__ float scaled(uint2 symbols, int i, float scale)
+#define SYMBOL_BASE 8388736.0f /* 2^23 + 128 */
+
+/* 2^23 + the symbol in the low byte, put together from bytes: no conversion is needed. */
+static __device__ __forceinline__ float symbol_float(uint32_t symbol)
 {
-    uint32_t bits = __byte_perm(i < 4 ? symbols.x : symbols.y, 0x4b000000u, 0x7650 | (i & 3));
-    return (__uint_as_float(bits) - 8388736.0f) * scale;
+    return __uint_as_float(__byte_perm(symbol, 0x4b000000u, 0x7650));
+}
+
+/* (symbol - 128) * scale, rounded once. */
+static __device__ __forceinline__ float scaled(uint32_t symbol, float scale)
+{
+    return (symbol_float(symbol) - SYMBOL_BASE) * scale;
+}
+
+/* The same in one step, where base = -SYMBOL_BASE * scale is finite. It is exact then: 2^23 + 128 is 65537 * 2^7, and a scale has
+ * six significant bits. So the sum is rounded once, as the product above. */
+static __device__ __forceinline__ float scaled_from(uint32_t symbol, float scale, float base)
+{
+    return __fmaf_rn(symbol_float(symbol), scale, base);
 }
 
 static __device__ __forceinline__ uint32_t round_two(float low, float high, unsigned dtype)

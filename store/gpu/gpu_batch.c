@@ -91,17 +91,37 @@ static int too_many(struct cws_error *err)
     return cws_fail(err, CWS_E_RANGE, "a batch for the GPU is too large; split it");
 }
 
+static enum cws_gpu_kind kind_of(const struct cws_gpu_job *job)
+{
+    if (job->head.elem_bytes != 2)
+        return CWS_GPU_ANY;
+    return job->codec == CWS_CODEC_SPLIT ? CWS_GPU_SPLIT2 : job->codec == CWS_CODEC_QUANT ? CWS_GPU_QUANT2 : CWS_GPU_ANY;
+}
+
+struct cws_hash128 cws_gpu_result_hash(const struct cws_gpu_result *r)
+{
+    uint64_t carry = 0, digit[4];
+    for (unsigned i = 0; i < 4; i++) { /* modulo 2^128 */
+        uint64_t low = (r->digit[i] & UINT32_MAX) + (carry & UINT32_MAX);
+        digit[i] = low & UINT32_MAX;
+        carry = (r->digit[i] >> 32) + (carry >> 32) + (low >> 32);
+    }
+    return (struct cws_hash128){digit[0] | digit[1] << 32, digit[2] | digit[3] << 32};
+}
+
 int cws_gpu_batch_plan(struct cws_gpu_job *jobs, uint32_t count, struct cws_gpu_batch *out, struct cws_error *err)
 {
     uint64_t units = 0, tiles = 0;
+    enum cws_gpu_kind kind = count ? kind_of(&jobs[0]) : CWS_GPU_ANY;
     for (uint32_t i = 0; i < count; i++) {
+        kind = kind_of(&jobs[i]) == kind ? kind : CWS_GPU_ANY;
         jobs[i].first_unit = (uint32_t)units;
         units += (uint64_t)jobs[i].tiles << jobs[i].tile_shift;
         tiles += jobs[i].tiles;
         if (units > UNITS_MAX)
             return too_many(err);
     }
-    *out = (struct cws_gpu_batch){count, (uint32_t)units, (uint32_t)tiles};
+    *out = (struct cws_gpu_batch){count, (uint32_t)units, (uint32_t)tiles, kind};
     return 0;
 }
 
@@ -118,6 +138,6 @@ int cws_gpu_hash_plan(struct cws_gpu_hash_job *jobs, uint32_t count, struct cws_
         if (units > UNITS_MAX)
             return too_many(err);
     }
-    *out = (struct cws_gpu_batch){count, (uint32_t)units, (uint32_t)units};
+    *out = (struct cws_gpu_batch){count, (uint32_t)units, (uint32_t)units, CWS_GPU_ANY};
     return 0;
 }

@@ -14,7 +14,7 @@ struct kernel {
 struct cws_gpu_decoder {
     const struct cws_driver *driver;
     CUmodule module;
-    struct kernel decode, hash;
+    struct kernel decode[CWS_GPU_KINDS], hash;
     unsigned sms, warps; /* of the device; of a block */
     unsigned waves;
 };
@@ -96,8 +96,11 @@ static int load(struct cws_gpu_decoder *d, const void *image, void (*say)(const 
         if (rc != 0)
             return rc;
     }
-    int rc = find_kernel(d, "cws_gpu_decode_kernel", &d->decode, err);
-    return rc != 0 ? rc : find_kernel(d, "cws_gpu_hash_kernel", &d->hash, err);
+    static const char *const names[CWS_GPU_KINDS] = {"cws_gpu_decode_kernel", "cws_gpu_decode_split2_kernel", "cws_gpu_decode_quant2_kernel"};
+    int rc = find_kernel(d, "cws_gpu_hash_kernel", &d->hash, err);
+    for (unsigned kind = 0; kind < CWS_GPU_KINDS && rc == 0; kind++)
+        rc = find_kernel(d, names[kind], &d->decode[kind], err);
+    return rc;
 }
 
 static int create(const struct cws_driver *driver, const void *image, unsigned block_warps, void (*say)(const char *line),
@@ -172,7 +175,9 @@ static int launch(const struct cws_gpu_decoder *d, const struct kernel *k, CUstr
 int cws_gpu_decode(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs, const struct cws_gpu_batch *batch,
                    CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
 {
-    return launch(dec, &dec->decode, stream, jobs, batch, results, key, "launching the decoder", err);
+    if ((unsigned)batch->kind >= CWS_GPU_KINDS)
+        return cws_fail(err, CWS_E_BUG, "a batch for the GPU without a plan");
+    return launch(dec, &dec->decode[batch->kind], stream, jobs, batch, results, key, "launching the decoder", err);
 }
 
 int cws_gpu_hash(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs, const struct cws_gpu_batch *batch,

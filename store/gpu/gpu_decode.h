@@ -14,6 +14,7 @@
 #ifndef CWS_GPU_DECODE_H
 #define CWS_GPU_DECODE_H
 #include "../codec.h"
+#include "../content_hash.h"
 #include "../driver.h"
 #include "gpu_job.h"
 
@@ -61,9 +62,10 @@ struct cws_gpu_batch {
     uint32_t count; /* of jobs */
     uint32_t units; /* of work in all of them */
     uint32_t tiles;
+    enum cws_gpu_kind kind; /* which kernel decodes it */
 };
 
-/* Numbers the jobs of a batch; call it after the last change to them. CWS_E_RANGE: more than 2^31 units (8 TB of bf16). */
+/* Numbers the jobs of a batch and chooses its kernel; call it after the last change to them. CWS_E_RANGE: more than 2^31 units (8 TB of bf16). */
 CWS_MUST_CHECK int cws_gpu_batch_plan(struct cws_gpu_job *jobs, uint32_t count, struct cws_gpu_batch *out, struct cws_error *err);
 
 /* Puts the decoding of a batch on `stream`. Asynchronous; no allocation, no synchronisation.
@@ -83,6 +85,9 @@ CWS_MUST_CHECK int cws_gpu_hash_plan(struct cws_gpu_hash_job *jobs, uint32_t cou
 CWS_MUST_CHECK int cws_gpu_hash(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs,
                                 const struct cws_gpu_batch *batch, CUdeviceptr results, const uint64_t key[2],
                                 struct cws_error *err);
+
+/* The content hash in a result, as a store's chunk record has it. */
+struct cws_hash128 cws_gpu_result_hash(const struct cws_gpu_result *r);
 
 /* Static text of a result's status. */
 const char *cws_gpu_status_text(uint32_t status);

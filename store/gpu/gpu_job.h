@@ -12,7 +12,7 @@
  * Pairs: two symbols where both fit. Otherwise, and in a table of singles, one. */
 #define CWS_GPU_ENTRY_SECOND 8  /* symbol, then second symbol (0 if there is none) */
 #define CWS_GPU_ENTRY_ALONE 16  /* 1 bit: a table of pairs, but only one symbol fits */
-#define CWS_GPU_ENTRY_FIRST 20  /* 4 bits: length of the first codeword */
+#define CWS_GPU_ENTRY_FIRST 20  /* 4 bits: length of the first codeword; the bit above is zero */
 #define CWS_GPU_ENTRY_BITS 28   /* 4 bits: length of all that the entry decodes to */
 struct cws_gpu_table { /* device form of a code table; 16-byte aligned in device memory */
     uint32_t entry[1u << CWS_GPU_WINDOW];
@@ -52,9 +52,18 @@ enum cws_gpu_status { /* pinned; of the failures of a chunk the highest value is
 };
 
 struct cws_gpu_result { /* one per job */
-    uint64_t hash[2]; /* content hash of the decoded bytes at their place in the tensor; low word first; only where status is 0 */
-    uint32_t status;  /* enum cws_gpu_status */
+    uint64_t digit[4]; /* content hash of the decoded bytes at their place in the tensor, in base 2^32, lowest first, carries not yet
+                          taken (cws_gpu_result_hash): warps add to the digits without waiting for each other; only where status is 0 */
+    uint32_t status;   /* enum cws_gpu_status */
     uint32_t reserved;
+};
+
+/* What a batch holds. A kernel that can do less needs fewer registers, and what it can do is faster. */
+enum cws_gpu_kind {
+    CWS_GPU_ANY,
+    CWS_GPU_SPLIT2, /* SPLIT, elements of 2 bytes */
+    CWS_GPU_QUANT2, /* QUANT, the same */
+    CWS_GPU_KINDS
 };
 
 struct cws_gpu_hash_job { /* plain memory */
@@ -68,7 +77,7 @@ struct cws_gpu_hash_job { /* plain memory */
 #ifndef __cplusplus
 _Static_assert(sizeof(struct cws_gpu_table) == 16400, "table layout");
 _Static_assert(sizeof(struct cws_gpu_job) == 128, "job layout");
-_Static_assert(sizeof(struct cws_gpu_result) == 24, "result layout");
+_Static_assert(sizeof(struct cws_gpu_result) == 40, "result layout");
 _Static_assert(sizeof(struct cws_gpu_hash_job) == 32, "hash job layout");
 #endif
 #endif

@@ -100,7 +100,8 @@ static int check_results(const struct cws_gpu_tensor *t, const struct cws_gpu_re
 {
     for (uint32_t k = 0; k < t->batch.count; k++) {
         const char *what = results[k].status ? cws_gpu_status_text(results[k].status) : "the decoded bytes fail their content hash";
-        if (results[k].status || results[k].hash[0] != t->hashes[k].lo || results[k].hash[1] != t->hashes[k].hi)
+        struct cws_hash128 hash = cws_gpu_result_hash(&results[k]);
+        if (results[k].status || hash.lo != t->hashes[k].lo || hash.hi != t->hashes[k].hi)
             return cws_fail(err, CWS_E_CORRUPT, "compressed tensor on the GPU: chunk %u: %s", k, what);
     }
     return 0;

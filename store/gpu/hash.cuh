@@ -38,25 +38,63 @@ static __device__ __forceinline__ void hash_add(hash_sum &sum, hash_key key, uin
     sum.hi = (uint64_t)(s >> 64);
 }
 
-/* The whole warp's sum into *result. Each wrap of the low word is seen by exactly one add, so the order does not matter. */
-static __device__ __forceinline__ void hash_give(hash_sum sum, unsigned lane, cws_gpu_result *result)
+/* A hash_add whose word is known before there is time for it: its steps go between the lookups of the next eight symbols. */
+struct hash_late {
+    uint64_t position;
+    uint4 v;
+    uint64_t a, b; /* the two factors */
+};
+
+/* One that adds nothing, whatever happens to it: a becomes 0. */
+static __device__ __forceinline__ void late_none(hash_late &late, uint64_t position)
 {
-    unsigned __int128 s = (unsigned __int128)sum.hi << 64 | sum.lo;
-    for (int d = 16; d > 0; d /= 2) {
-        uint64_t lo = __shfl_down_sync(WARP_ALL, (unsigned long long)s, d);
-        uint64_t hi = __shfl_down_sync(WARP_ALL, (unsigned long long)(s >> 64), d);
-        s += (unsigned __int128)hi << 64 | lo;
-    }
-    if (lane == 0) {
-        uint64_t lo = (uint64_t)s, hi = (uint64_t)(s >> 64);
-        uint64_t before = atomicAdd((unsigned long long *)&result->hash[0], (unsigned long long)lo);
-        atomicAdd((unsigned long long *)&result->hash[1], (unsigned long long)(hi + (before + lo < before)));
+    uint64_t low = 0 - hash_derive(position);
+    late.position = position;
+    late.v = make_uint4((uint32_t)low, (uint32_t)(low >> 32), 0, 0);
+}
+
+static __device__ __forceinline__ void late_step(hash_late &late, hash_sum &sum, hash_key key, int step) /* 0, 1, 2, in turn */
+{
+    if (step == 0)
+        late.a = ((uint64_t)late.v.y << 32 | late.v.x) + hash_derive(late.position);
+    if (step == 1)
+        late.b = ((uint64_t)late.v.w << 32 | late.v.z) + hash_derive(late.position + key.between);
+    if (step == 2) {
+        unsigned __int128 s = ((unsigned __int128)sum.hi << 64 | sum.lo) + (unsigned __int128)late.a * late.b;
+        sum.lo = (uint64_t)s;
+        sum.hi = (uint64_t)(s >> 64);
     }
 }
 
-/* The last of jobs[0 .. n) whose first_unit is not above `unit`; jobs[0].first_unit is 0. By a whole warp: 32 probes a step. */
-template <typename Job> static __device__ __forceinline__ uint32_t find_job(const Job *jobs, uint32_t n, uint32_t unit, unsigned lane)
+/* The whole warp's sum to *result: four lanes add a digit each, all in one instruction. */
+static __device__ __forceinline__ void hash_give(hash_sum sum, unsigned lane, cws_gpu_result *result)
 {
+    unsigned __int128 s = (unsigned __int128)sum.hi << 64 | sum.lo;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) {
+        uint64_t lo = __shfl_xor_sync(WARP_ALL, (unsigned long long)s, d);
+        uint64_t hi = __shfl_xor_sync(WARP_ALL, (unsigned long long)(s >> 64), d);
+        s += (unsigned __int128)hi << 64 | lo;
+    }
+    uint64_t half = lane & 2 ? (uint64_t)(s >> 64) : (uint64_t)s;
+    if (lane < 4)
+        atomicAdd((unsigned long long *)&result->digit[lane], (unsigned long long)(lane & 1 ? half >> 32 : half & 0xffffffffu));
+}
+
+/* The last of jobs[0 .. n) whose first_unit is not above `unit`; jobs[0].first_unit is 0, and n jobs have `units`. By a whole warp. Mostly
+ * they are of one size, and the job is where that says or beside it; the rest of it, which is needed next, is asked for with the
+ * question. Else 32 probes a step: all warps of a launch ask at once, so that many would wait for the same few lines. */
+template <typename Job>
+static __device__ __forceinline__ uint32_t find_job(const Job *jobs, uint32_t n, uint32_t unit, uint32_t units, unsigned lane)
+{
+    if (n == 1)
+        return 0;
+    uint32_t guess = min(n - 1, (uint32_t)(((float)unit + 0.5f) * ((float)n / (float)units))), at = guess ? guess - 1 : 0;
+    if (lane < sizeof *jobs / 32)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"((const char *)(jobs + guess) + 32 * lane));
+    unsigned near = __ballot_sync(WARP_ALL, lane < 4 && at + lane < n && jobs[lane < 4 && at + lane < n ? at + lane : at].first_unit <= unit);
+    if ((near & 9) == 1)
+        return at + 31 - __clz(near);
     uint32_t begin = 0, end = n;
     while (end - begin > 1) {
         uint32_t step = (end - begin + 31) / 32, probe = begin + lane * step;

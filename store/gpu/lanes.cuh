@@ -54,9 +54,11 @@ static __device__ __forceinline__ void reader_take(bit_reader &r, uint32_t bits)
 
 /* Pair i of 4 since the last load: two symbols, in the low bytes of the result. Before it at most 2 + 12 * i bits of the buffer
  * are spent, so that 12 are there for each of the pairs to come and for a second symbol that did not fit its pair. */
-static __device__ __forceinline__ uint32_t reader_pair(bit_reader &r, const uint32_t *table, unsigned i)
+template <typename Between>
+static __device__ __forceinline__ uint32_t reader_pair(bit_reader &r, const uint32_t *table, unsigned i, const Between &between)
 {
     uint32_t e = reader_entry(r, table);
+    between(i);
     reader_take(r, e >> CWS_GPU_ENTRY_BITS);
     if (e & 1u << CWS_GPU_ENTRY_ALONE) {
         uint32_t second = reader_entry(r, table);
@@ -76,34 +78,61 @@ static __device__ __forceinline__ uint32_t reader_one(bit_reader &r, const uint3
     return e;
 }
 
-/* From a loaded buffer; loads it anew for the next eight, whose wait then falls behind what the caller does meanwhile. */
-template <bool PAIRS> static __device__ __forceinline__ uint2 reader_eight(bit_reader &r, const uint32_t *table)
+/* Eight symbols, from a loaded buffer; loads it anew for the next eight, whose wait then falls behind what the caller does meanwhile.
+ * between(0) to between(3): what can be done while lookups are on their way. */
+
+/* From a table of pairs, two in the low bytes of each word. */
+template <typename Between>
+static __device__ __forceinline__ void reader_pairs(bit_reader &r, const uint32_t *table, const Between &between, uint32_t out[4])
 {
-    uint32_t s[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (PAIRS) {
-            s[i] = reader_pair(r, table, i);
-        } else {
-            if (i == 2)
-                reader_load(r);
-            uint32_t first = reader_one(r, table);
-            s[i] = __byte_perm(first, reader_one(r, table), 0x0040);
-        }
-    }
+    for (int i = 0; i < 4; i++)
+        out[i] = reader_pair(r, table, i, between);
     reader_load(r);
-    return make_uint2(__byte_perm(s[0], s[1], 0x5410), __byte_perm(s[2], s[3], 0x5410));
 }
 
-/* count < 8 symbols, the rest zero. */
-static __device__ __forceinline__ uint2 reader_some(bit_reader &r, const uint32_t *table, unsigned count)
+/* From either form of table, one in the low byte of each word. Of an entry's lengths the shifts see the first one alone, for they take five bits, and the
+ * bit above it is zero; the sum of four of them is masked once. */
+template <typename Between>
+static __device__ __forceinline__ void reader_ones(bit_reader &r, const uint32_t *table, const Between &between, uint32_t out[8])
 {
-    uint64_t all = 0;
-    for (unsigned i = 0; i < count; i++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t spent = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t e = reader_entry(r, table), bits = e >> CWS_GPU_ENTRY_FIRST;
+            if (i % 2 == 0)
+                between(2 * half + i / 2);
+            r.low = __funnelshift_r(r.low, r.high, bits);
+            r.high = __funnelshift_r(r.high, 0, bits);
+            spent += bits;
+            out[4 * half + i] = e;
+        }
+        r.bit += spent & 0xff;
         reader_load(r);
-        all |= (uint64_t)(reader_one(r, table) & 0xff) << (8 * i);
     }
-    return make_uint2((uint32_t)all, (uint32_t)(all >> 32));
+}
+
+/* count < 8 symbols, the rest zero, as reader_ones has them. */
+static __device__ __forceinline__ void reader_some(bit_reader &r, const uint32_t *table, unsigned count, uint32_t out[8])
+{
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        out[i] = 0;
+        if (i < count) {
+            reader_load(r);
+            out[i] = reader_one(r, table) & 0xff;
+        }
+    }
+}
+
+/* As reader_pairs has them, from as reader_ones has them. */
+static __device__ __forceinline__ void pairs_of(const uint32_t one[8], uint32_t out[4])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        out[i] = __byte_perm(one[2 * i], one[2 * i + 1], 0x0040);
 }
 
 #endif

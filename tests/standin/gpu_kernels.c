@@ -32,10 +32,10 @@ static void touch(uint64_t address, uint64_t bytes, bool write)
 /* Sums are added to the result, as the kernels do: who does not clear it first is found out. */
 static void result_add(struct cws_gpu_result *result, struct cws_hash128 sum, uint32_t status)
 {
-    struct cws_hash128 total = {result->hash[0], result->hash[1]};
-    cws_hash128_add(&total, sum);
-    result->hash[0] = total.lo;
-    result->hash[1] = total.hi;
+    result->digit[0] += sum.lo & UINT32_MAX;
+    result->digit[1] += sum.lo >> 32;
+    result->digit[2] += sum.hi & UINT32_MAX;
+    result->digit[3] += sum.hi >> 32;
     if (result->status < status)
         result->status = status;
 }
@@ -161,6 +161,27 @@ static void decode_kernel(void **params, const unsigned grid[3], const unsigned 
     }
 }
 
+/* A kernel for one kind must not get another. */
+static void check_kind(void **params, enum cws_codec_id codec)
+{
+    const struct cws_gpu_job *jobs = *(const struct cws_gpu_job **)params[0];
+    for (uint32_t i = 0; i < *(uint32_t *)params[1]; i++)
+        if (jobs[i].codec != codec || jobs[i].head.elem_bytes != 2)
+            abort();
+}
+
+static void split2_kernel(void **params, const unsigned grid[3], const unsigned block[3])
+{
+    check_kind(params, CWS_CODEC_SPLIT);
+    decode_kernel(params, grid, block);
+}
+
+static void quant2_kernel(void **params, const unsigned grid[3], const unsigned block[3])
+{
+    check_kind(params, CWS_CODEC_QUANT);
+    decode_kernel(params, grid, block);
+}
+
 static void hash_kernel(void **params, const unsigned grid[3], const unsigned block[3])
 {
     (void)grid, (void)block;
@@ -177,6 +198,8 @@ static void hash_kernel(void **params, const unsigned grid[3], const unsigned bl
 #define PARAMS {{0, 8}, {8, 4}, {12, 4}, {16, 8}, {24, 8}, {32, 8}} /* jobs, count, units, results, key0, key1 */
 static const struct standin_kernel KERNELS[] = {
     {"cws_gpu_decode_kernel", decode_kernel, 6, PARAMS},
+    {"cws_gpu_decode_split2_kernel", split2_kernel, 6, PARAMS},
+    {"cws_gpu_decode_quant2_kernel", quant2_kernel, 6, PARAMS},
     {"cws_gpu_hash_kernel", hash_kernel, 6, PARAMS},
 };
 const struct standin_image standin_gpu_image = {STANDIN_IMAGE_MAGIC, sizeof KERNELS / sizeof *KERNELS, KERNELS};

@@ -12,6 +12,7 @@ struct check_case {
     uint64_t first_byte;
     size_t stored_at, dst_at;
     struct cws_gpu_job job;
+    uint32_t result_at;
     uint32_t logical;
     bool sent;
 };
@@ -170,23 +171,42 @@ static int make_job(const struct device_side *d, unsigned i, const uint8_t *stor
     return cws_gpu_job_init(job, &chunk, stored, NULL);
 }
 
-static void run(struct bench *b, struct device_side *d, const uint64_t key[2])
+static enum cws_gpu_kind kind_of(struct cws_gpu_job job)
 {
     struct cws_error err;
     struct cws_gpu_batch batch;
-    uint32_t n = 0;
-    for (unsigned i = 0; i < case_count; i++) {
+    bench_rc(cws_gpu_batch_plan(&job, 1, &batch, &err), &err);
+    return batch.kind;
+}
+
+/* apart: each kind of chunk in a launch of its own, by the kernel that is for it; else all in one. */
+static void run(struct bench *b, struct device_side *d, const uint64_t key[2], bool apart)
+{
+    struct cws_error err;
+    struct cws_gpu_batch batch[CWS_GPU_KINDS];
+    uint32_t n = 0, begin[CWS_GPU_KINDS], groups = apart ? CWS_GPU_KINDS : 1;
+    for (unsigned i = 0; i < case_count; i++)
         memcpy(d->image + cases[i].stored_at, cases[i].chunk.stored, cases[i].chunk.stored_bytes + CWS_STREAM_PAD);
-        if (cases[i].sent)
+    for (uint32_t g = 0; g < groups; g++) {
+        begin[g] = n;
+        for (unsigned i = 0; i < case_count; i++) {
+            if (!cases[i].sent || (apart && kind_of(cases[i].job) != g))
+                continue;
+            cases[i].result_at = n;
             d->job_list[n++] = cases[i].job;
+        }
+        bench_rc(cws_gpu_batch_plan(d->job_list + begin[g], n - begin[g], &batch[g], &err), &err);
+        if (n > begin[g] && batch[g].kind != (apart ? g : CWS_GPU_ANY))
+            bench_die("plan", "chose another kernel");
     }
     memset(d->out, GUARD_BYTE, d->dst_bytes);
     bench_upload(b, d->stored, d->image, d->stored_bytes);
     bench_upload(b, d->dst, d->out, d->dst_bytes);
-    bench_rc(cws_gpu_batch_plan(d->job_list, n, &batch, &err), &err);
     bench_upload(b, d->jobs, d->job_list, n * sizeof *d->job_list);
     bench_clear(b, d->results, n * sizeof *d->result_list);
-    bench_rc(cws_gpu_decode(b->decoder, b->stream, d->jobs, &batch, d->results, key, &err), &err);
+    for (uint32_t g = 0; g < groups; g++)
+        bench_rc(cws_gpu_decode(b->decoder, b->stream, d->jobs + begin[g] * sizeof(struct cws_gpu_job), &batch[g],
+                                d->results + begin[g] * sizeof(struct cws_gpu_result), key, &err), &err);
     bench_driver(b, b->driver.stream_sync(b->stream), "decoding");
     bench_download(b, d->result_list, d->results, n * sizeof *d->result_list);
     bench_download(b, d->out, d->dst, d->dst_bytes);
@@ -195,7 +215,6 @@ static void run(struct bench *b, struct device_side *d, const uint64_t key[2])
 /* Outputs, statuses, hashes and guards of the last run. */
 static void compare(const struct device_side *d, const uint64_t key[2])
 {
-    uint32_t n = 0;
     size_t clean = 0;
     for (unsigned i = 0; i < case_count; i++) {
         const struct check_case *c = &cases[i];
@@ -207,7 +226,7 @@ static void compare(const struct device_side *d, const uint64_t key[2])
         clean = c->dst_at + c->logical;
         if (!c->sent)
             continue;
-        const struct cws_gpu_result *r = &d->result_list[n++];
+        const struct cws_gpu_result *r = &d->result_list[c->result_at];
         if (!c->want) {
             if (r->status == CWS_GPU_OK)
                 find(i, "accepted, but the reference refuses it");
@@ -217,11 +236,11 @@ static void compare(const struct device_side *d, const uint64_t key[2])
             find(i, cws_gpu_status_text(r->status));
             continue;
         }
-        struct cws_hash128 h = {0, 0};
+        struct cws_hash128 h = {0, 0}, got = cws_gpu_result_hash(r);
         cws_content_hash_add(&h, key, c->want, c->logical, c->first_byte);
         if (memcmp(d->out + c->dst_at, c->want, c->logical) != 0)
             find(i, "other bytes than the reference's");
-        else if (h.lo != r->hash[0] || h.hi != r->hash[1])
+        else if (h.lo != got.lo || h.hi != got.hi)
             find(i, "other hash than the host's");
     }
 }
@@ -245,7 +264,7 @@ static void damage(struct check_case *c, size_t from)
 }
 
 /* host_sees: the job is made from the damaged bytes, as in use; otherwise the device's copy alone is damaged. */
-static unsigned corrupt(struct bench *b, struct device_side *d, bool host_sees, const uint64_t key[2])
+static unsigned corrupt(struct bench *b, struct device_side *d, bool host_sees, bool apart, const uint64_t key[2])
 {
     unsigned refused = 0;
     for (unsigned i = 0; i < case_count; i++) {
@@ -267,7 +286,7 @@ static unsigned corrupt(struct bench *b, struct device_side *d, bool host_sees, 
                 continue; /* padding, which the device does not look at */
         }
     }
-    run(b, d, key);
+    run(b, d, key, apart);
     compare(d, key);
     return refused;
 }
@@ -299,9 +318,9 @@ static void check_hash(struct bench *b, const uint64_t key[2])
     bench_download(b, results, results_at, sizeof results);
     at = 0;
     for (unsigned i = 0; i < COUNT; at += (sizes[i] + 15) / 16 * 16, i++) {
-        struct cws_hash128 h = {0, 0};
+        struct cws_hash128 h = {0, 0}, got = cws_gpu_result_hash(&results[i]);
         cws_content_hash_add(&h, key, data + at, sizes[i], 16000 * (uint64_t)i);
-        if (h.lo != results[i].hash[0] || h.hi != results[i].hash[1] || results[i].status != 0) {
+        if (h.lo != got.lo || h.hi != got.hi || results[i].status != 0) {
             findings++;
             printf("hash of %zu bytes: not the host's\n", sizes[i]);
         }
@@ -324,12 +343,14 @@ unsigned bench_check(struct bench *b, unsigned rounds)
         if (!cases[i].sent)
             find(i, "refused by the host side");
     }
-    run(b, &d, key);
-    compare(&d, key);
+    for (int apart = 0; apart < 2; apart++) {
+        run(b, &d, key, apart);
+        compare(&d, key);
+    }
     check_hash(b, key);
-    printf("check: %u chunks in one launch, %zu stored bytes: %u findings\n", case_count, d.stored_bytes, findings);
+    printf("check: %u chunks in one launch and by kind, %zu stored bytes: %u findings\n", case_count, d.stored_bytes, findings);
     for (unsigned r = 0; r < rounds; r++) {
-        refused += corrupt(b, &d, r % 2 == 0, key);
+        refused += corrupt(b, &d, r % 2 == 0, r % 4 >= 2, key);
         damaged += case_count;
     }
     printf("check: %u corrupt chunks, %u of them refused: %u findings\n", damaged, refused, findings);

@@ -152,7 +152,8 @@ static unsigned wrong_results(struct bench *b, const struct field *f, const stru
     bench_download(b, r, f->results, all * sizeof *r);
     for (unsigned i = 0, n = 0; i < all; i++, n = n + 1 == k->chunks ? 0 : n + 1) { /* copies of the same chunks */
         const struct cws_hash128 *h = &k->hash[n];
-        if (r[i].status != 0 || ((h->lo | h->hi) != 0 && (h->lo != r[i].hash[0] || h->hi != r[i].hash[1])))
+        struct cws_hash128 got = cws_gpu_result_hash(&r[i]);
+        if (r[i].status != 0 || ((h->lo | h->hi) != 0 && (h->lo != got.lo || h->hi != got.hi)))
             wrong++;
     }
     free(r);
