@@ -27,6 +27,12 @@ if(CWS_TESTS)
   cws_test(NAME test_gpu_compile SOURCES test_gpu_compile.c LIBS cws_gpu cws_standin m ${CMAKE_DL_LIBS})
   set_tests_properties(test_gpu_compile PROPERTIES ENVIRONMENT LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin)
   add_dependencies(test_gpu_compile cws_standin_nvrtc)
+  # The program that judges the kernels on a GPU, judging those of the stand-in driver.
+  if(TARGET bench_decode)
+    add_dependencies(bench_decode cws_standin_driver)
+    add_test(NAME bench_decode_check COMMAND bench_decode check --rounds 1)
+    set_tests_properties(bench_decode_check PROPERTIES TIMEOUT 300 ENVIRONMENT LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin)
+  endif()
 endif()
 
 if(TARGET cws_standin)

@@ -68,7 +68,7 @@ static void add_tensor(struct bench *b, enum cws_mode mode, enum cws_dtype dtype
     struct cws_plan plan;
     unsigned size = cws_dtype_bytes(dtype);
     size_t elems = rows * cols, bytes = elems * size;
-    uint8_t *data = bench_need(data_normal(dtype, elems, 0.02));
+    uint8_t *data = bench_need(data_normal(dtype, elems, kind == 3 ? 1e37 : 0.02)); /* 3: scales whose multiple of 2^23 is none of float's numbers */
     for (size_t i = 0; kind == 1 && i < elems; i++) /* constant low plane */
         data[i * size] = 0;
     for (size_t i = 0; kind == 2 && i < elems; i++) /* lanes of very different length */
@@ -116,6 +116,8 @@ static void add_all(struct bench *b)
             for (int mode = CWS_MODE_Q8; mode <= CWS_MODE_Q6; mode++)
                 add_tensor(b, (enum cws_mode)mode, dtypes[d], shapes[i][0], shapes[i][1], 0);
     add_tensor(b, CWS_MODE_Q8, CWS_BF16, 2, 140000, 0); /* rows longer than a chunk */
+    add_tensor(b, CWS_MODE_Q8, CWS_BF16, 16, 1000, 3);
+    add_tensor(b, CWS_MODE_Q6, CWS_F32, 16, 1000, 3);
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++)
         add_raw(b, raw[i]);
 }
@@ -152,6 +154,17 @@ static void device_start(struct bench *b, struct device_side *d)
             find(i, "its table was refused");
     bench_upload(b, d->tables, tables, case_count * sizeof *tables);
     free(tables);
+}
+
+static void device_end(struct bench *b, struct device_side *d)
+{
+    const CUdeviceptr memory[] = {d->stored, d->dst, d->tables, d->jobs, d->results};
+    for (unsigned i = 0; i < sizeof memory / sizeof *memory; i++)
+        bench_free(b, memory[i]);
+    free(d->image);
+    free(d->out);
+    free(d->job_list);
+    free(d->result_list);
 }
 
 static int make_job(const struct device_side *d, unsigned i, const uint8_t *stored, struct cws_gpu_job *job)
@@ -354,5 +367,6 @@ unsigned bench_check(struct bench *b, unsigned rounds)
         damaged += case_count;
     }
     printf("check: %u corrupt chunks, %u of them refused: %u findings\n", damaged, refused, findings);
+    device_end(b, &d);
     return findings;
 }

@@ -53,7 +53,9 @@ void bench_clear(const struct bench *b, CUdeviceptr p, size_t bytes)
 
 void bench_upload(const struct bench *b, CUdeviceptr to, const void *from, size_t bytes)
 {
-    bench_driver(b, b->driver.copy_in(to, from, bytes), "copy to the device");
+    /* On the stream: one that does not block is not ordered behind a plain copy, which may end before the bytes are there. */
+    bench_driver(b, b->driver.copy_in_async(to, from, bytes, b->stream), "copy to the device");
+    bench_driver(b, b->driver.stream_sync(b->stream), "copy to the device");
 }
 
 void bench_download(const struct bench *b, void *to, CUdeviceptr from, size_t bytes)
