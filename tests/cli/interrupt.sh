@@ -3,18 +3,29 @@
 header='{"a":{"dtype":"BF16","shape":[4000,1000000],"data_offsets":[0,8000000000]}}'
 { length8 ${#header}; printf %s "$header"; } >big
 truncate -s $((8 + ${#header} + 8000000000)) big
+
+# started IN OUT: packs in the background, as $pid, and has come to its input. (A shell's background jobs ignore SIGINT.)
+started() {
+    env --default-signal=INT codecllm pack "$1" "$2" &
+    pid=$!
+    while kill -0 $pid && ! ls -l /proc/$pid/fd 2>/dev/null | grep -q -e '/big$' -e '/model\.safetensors$'; do sleep 0.02; done
+}
+
 echo earlier >out
-status timeout --preserve-status -s INT 0.5 codecllm pack big out
+started big out
+kill -INT $pid
+status wait $pid
 cat out
 mkdir model
 mv big model/model.safetensors
-status timeout --preserve-status -s TERM 0.5 codecllm pack model packed
-# told twice at once, as timeout(1) and batch systems do: still nothing stays behind
-codecllm pack model packed &
-pid=$!
-sleep 0.5
+started model packed
 kill -TERM $pid
-sleep 0.02
-kill -TERM $pid 2>/dev/null
+status wait $pid
+# told several times at once, as timeout(1) and batch systems do: still nothing stays behind
+started model packed
+for i in 1 2 3 4 5; do
+    kill -TERM $pid 2>/dev/null
+    sleep 0
+done
 status wait $pid
 ls -A
