@@ -32,6 +32,7 @@ static struct bytes plain; /* the logical file */
 static char last_line[1024];
 static size_t host_budget = 64 * MIB; /* of the managers to be opened */
 static bool strict;
+static size_t staging_bytes = 8 * MIB; /* of these managers; 0: their choice */
 
 static inline void say(const char *line) { snprintf(last_line, sizeof last_line, "%s", line); }
 
@@ -109,7 +110,7 @@ static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, boo
     assert_int_equal(driver.primary_retain(&f->context, 0), 0);
     assert_int_equal(driver.context_set(f->context), 0);
     struct cws_gpu_config config = {.driver = &driver, .budget_bytes = budget, .host_budget_bytes = host_budget, .policy = CWS_POLICY_NEXT,
-                                    .prefetch = prefetch, .strict = strict, .ring_bytes = 8 * MIB, .kernels = image_of_kernels, .say = say};
+                                    .prefetch = prefetch, .strict = strict, .ring_bytes = staging_bytes, .kernels = image_of_kernels, .say = say};
     last_line[0] = '\0';
     if (cws_gpu_open(&config, 0, &f->gpu, &err))
         fail_msg("%s", err.message);

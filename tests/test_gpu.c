@@ -107,6 +107,39 @@ static void test_budget_too_small_for_a_launch(void **state)
     close_gpu(f);
 }
 
+/* A small weight comes first. The line names what all the others need, too, and the staging of such a budget: it is followed once, and is not more than it takes. */
+static void test_the_named_budget_works(void **state)
+{
+    (void)state;
+    for (unsigned own = 0; own < 2; own++) {
+        staging_bytes = own ? 8 * MIB : 0;
+        uint64_t budget = own ? 20 * MIB : 16 * MIB, named = 0;
+        for (unsigned attempt = 0; attempt < 3; attempt++) {
+            struct fixture *f = open_gpu(256 * MIB, attempt == 2 ? named - MIB : budget, false);
+            CUdeviceptr other = 0; /* what else the program has */
+            bind_all(f);
+            assert_int_equal(driver.mem_alloc(&other, 9 * MIB), 0);
+            assert_int_equal(cws_gpu_make_room(f->gpu, 9 * MIB), 0);
+            cws_gpu_room_used(f->gpu, 9 * MIB, 9 * MIB);
+            unsigned failed = 0;
+            uint64_t sum;
+            for (unsigned i = 0; i < TENSORS; i++)
+                failed += device_sum(f, (i + 2) % TENSORS, &sum) != CUDA_SUCCESS;
+            assert_int_equal(failed != 0, attempt != 1);
+            if (attempt == 0) {
+                const char *number = strstr(last_line, "least budget that would have done is ");
+                assert_non_null(number);
+                budget = named = strtoull(number + 37, NULL, 10) * MIB;
+            }
+            free_all(f);
+            cws_gpu_plain_freed(f->gpu, 9 * MIB);
+            assert_int_equal(driver.mem_free(other), 0);
+            close_gpu(f);
+        }
+    }
+    staging_bytes = 8 * MIB;
+}
+
 static void test_activations_push_weights_out(void **state)
 {
     (void)state;
@@ -205,6 +238,7 @@ int main(void)
         cmocka_unit_test(test_written_weights_are_kept),
         cmocka_unit_test(test_a_miss_is_loud),
         cmocka_unit_test(test_budget_too_small_for_a_launch),
+        cmocka_unit_test(test_the_named_budget_works),
         cmocka_unit_test(test_activations_push_weights_out),
         cmocka_unit_test(test_a_corrupt_tensor_is_named),
         cmocka_unit_test(test_every_call_fails_once),

@@ -11,9 +11,7 @@
 #include <time.h>
 
 #define ARENA_SHARE 64u /* addresses per byte of the device: they are not given back to other sizes */
-#define SLOT_BYTES_MAX ((uint64_t)8 << 20)
 #define POOL_STEP ((uint64_t)32 << 20) /* that a pool is expected to grow by; what it does is learned */
-#define SLOT_BYTES_MIN ((uint64_t)1 << 20)
 
 void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...)
 {
@@ -53,18 +51,6 @@ static int start_threads(struct cws_gpu *gpu, struct cws_error *err)
     return code ? cws_fail_errno(err, code, "starting threads for paging to the device") : 0;
 }
 
-/* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less. A copy of 8 MiB takes as long as the loader may
- * need to see that the one before is done: a few large slots are better than more small ones. */
-static void plan_ring(struct cws_gpu *gpu, const struct cws_gpu_config *config)
-{
-    enum { SLOTS_MIN = 4, PART = 32 };
-    uint64_t ring = config->ring_bytes ? config->ring_bytes : config->budget_bytes / PART, slots = ring / SLOT_BYTES_MAX;
-    gpu->slot_count = slots < SLOTS_MIN ? SLOTS_MIN : slots < CWS_GPU_SLOTS ? (unsigned)slots : CWS_GPU_SLOTS;
-    uint64_t slot = ring / gpu->slot_count / 4096 * 4096;
-    slot = slot > SLOT_BYTES_MAX && !config->ring_bytes ? SLOT_BYTES_MAX : slot;
-    gpu->slot_bytes = slot < SLOT_BYTES_MIN ? SLOT_BYTES_MIN : slot;
-}
-
 static size_t table_bytes(const struct cws_gpu *gpu) { return gpu->arena.granules * sizeof(struct cws_gpu_range *); }
 
 static int set_up(struct cws_gpu *gpu, struct cws_error *err)
@@ -96,7 +82,7 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
     code = gpu->config.kernels ? cws_gpu_decoder_create_from(d, gpu->config.kernels, CWS_GPU_BLOCK_WARPS, &gpu->decoder, err)
                                : cws_gpu_decoder_create(d, gpu->config.say, &gpu->decoder, err);
     if (!code)
-        code = cws_gpu_ring_open(gpu, err);
+        code = cws_gpu_ring_open(gpu, err); /* sets slot_count, slot_bytes, ring_bytes */
     if (!code && gpu->ring_bytes > gpu->config.budget_bytes / 2)
         code = cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %llu MiB: staging alone takes %llu MiB; give it at least %llu MiB",
                         (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)(gpu->ring_bytes >> 20),
@@ -117,7 +103,6 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     gpu->config = *config;
     gpu->config.prefetch = config->prefetch && !config->strict;
     gpu->device = device;
-    plan_ring(gpu, config);
     gpu->pool_step = config->budget_bytes / 16 < POOL_STEP ? config->budget_bytes / 16 : POOL_STEP;
     gpu->host_budget = config->host_budget_bytes ? config->host_budget_bytes : cws_gpu_host_default();
     pthread_mutexattr_t again;

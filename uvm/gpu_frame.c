@@ -21,6 +21,23 @@ uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu)
     return gpu->fixed_bytes + gpu->ring_bytes + gpu->other_plain + gpu->other_pools;
 }
 
+uint64_t cws_gpu_least_budget_locked(struct cws_gpu *gpu, uint64_t need, uint64_t fresh)
+{
+    uint64_t named = gpu->largest_set;
+    for (const struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        const struct cws_gpu_range *r = CWS_GPU_OF(l, const struct cws_gpu_range, link);
+        bool written = r->state == CWS_RANGE_DIRTY || r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING;
+        if (r->source && !written && !r->freed && cws_gpu_span(r) > named)
+            named = cws_gpu_span(r);
+    }
+    uint64_t later = cws_gpu_undroppable_locked(gpu) + fresh + named;
+    uint64_t rest = (need > later ? need : later) - gpu->ring_bytes, least = rest + gpu->ring_bytes;
+    for (uint64_t more; (more = rest + cws_gpu_ring_bytes(&gpu->config, least)) > least;) /* staging grows with the budget, a 32nd as fast */
+        least = more;
+    gpu->least_budget = least > gpu->least_budget ? least : gpu->least_budget;
+    return least;
+}
+
 static uint64_t room_locked(const struct cws_gpu *gpu)
 {
     uint64_t used = cws_gpu_used_locked(gpu);
@@ -122,14 +139,14 @@ static CUresult make_room_locked(struct cws_gpu *gpu, uint64_t bytes)
     gpu->stuck_uses -= stuck;
     if (granted)
         return CUDA_SUCCESS;
-    gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
+    cws_gpu_least_budget_locked(gpu, need, gpu->granted_bytes + bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult say_no_room(struct cws_gpu *gpu, size_t bytes)
 {
     cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB", (double)bytes / (1 << 20),
-                (unsigned long long)(gpu->least_budget >> 20) + 1);
+                (unsigned long long)((gpu->least_budget + (1 << 20) - 1) >> 20));
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 

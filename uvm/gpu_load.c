@@ -13,21 +13,43 @@
 #define RESULTS_BYTES ((CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_result) + 127) / 128 * 128)
 #define CONTROL_BYTES (TABLE_BYTES + JOBS_BYTES + RESULTS_BYTES)
 #define DROP_BYTES 128u /* of a drop's control block: in host memory job, then result; on the device the result */
+#define DROPS_BYTES ((CWS_GPU_DROPS + 1) * DROP_BYTES)
+#define SLOT_BYTES_MAX ((uint64_t)8 << 20)
+#define SLOT_BYTES_MIN ((uint64_t)1 << 20)
 
 /* --- staging ------------------------------------------------------------------------------------- */
+
+/* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less. A copy of 8 MiB takes as long as the loader may
+ * need to see that the one before is done: a few large slots are better than more small ones. Returns all that it takes. */
+static uint64_t plan(const struct cws_gpu_config *config, uint64_t budget, unsigned *slot_count, uint64_t *slot_bytes)
+{
+    enum { SLOTS_MIN = 4, PART = 32 };
+    uint64_t ring = config->ring_bytes ? config->ring_bytes : budget / PART, slots = ring / SLOT_BYTES_MAX;
+    *slot_count = slots < SLOTS_MIN ? SLOTS_MIN : slots < CWS_GPU_SLOTS ? (unsigned)slots : CWS_GPU_SLOTS;
+    uint64_t slot = ring / *slot_count / 4096 * 4096;
+    slot = slot > SLOT_BYTES_MAX && !config->ring_bytes ? SLOT_BYTES_MAX : slot;
+    *slot_bytes = slot < SLOT_BYTES_MIN ? SLOT_BYTES_MIN : slot;
+    return (*slot_count * (*slot_bytes + CONTROL_BYTES) + DROPS_BYTES + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
+}
+
+uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget)
+{
+    unsigned slots;
+    uint64_t slot;
+    return plan(config, budget, &slots, &slot);
+}
 
 int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
 {
     const struct cws_driver *d = gpu->driver;
-    uint64_t slot = gpu->slot_bytes + CONTROL_BYTES, drops = (CWS_GPU_DROPS + 1) * DROP_BYTES;
-    uint64_t bytes = (gpu->slot_count * slot + drops + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
+    uint64_t bytes = plan(&gpu->config, gpu->config.budget_bytes, &gpu->slot_count, &gpu->slot_bytes), slot = gpu->slot_bytes + CONTROL_BYTES;
     CUresult result = d->mem_alloc(&gpu->ring, bytes);
     if (result != CUDA_SUCCESS) {
         gpu->ring = 0;
         return cws_driver_fail(d, err, result, "allocating staging in device memory");
     }
     gpu->ring_bytes = bytes;
-    gpu->control_bytes = gpu->slot_count * CONTROL_BYTES + drops;
+    gpu->control_bytes = gpu->slot_count * CONTROL_BYTES + DROPS_BYTES;
     result = d->host_alloc((void **)&gpu->control, gpu->control_bytes, CU_MEMHOSTALLOC_PORTABLE);
     if (result == CUDA_SUCCESS)
         result = d->stream_create(&gpu->copy_stream, CU_STREAM_NON_BLOCKING);

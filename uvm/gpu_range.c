@@ -111,12 +111,12 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
     return r;
 }
 
-static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t need)
+static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t least)
 {
     cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET (%llu MiB, %llu MiB of it in use for what cannot be dropped); "
                 "the least budget that would have done is %llu MiB", (double)bytes / (1 << 20),
                 (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)(cws_gpu_undroppable_locked(gpu) >> 20),
-                (unsigned long long)((need >> 20) + 1));
+                (unsigned long long)((least + (1 << 20) - 1) >> 20));
 }
 
 CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdeviceptr *out)
@@ -145,8 +145,7 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
         }
         bool warms_up = bytes <= expected && bytes > gpu->config.budget_bytes / 2;
         if (!warms_up && need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
-            gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
-            say_too_much(gpu, bytes, need);
+            say_too_much(gpu, bytes, cws_gpu_least_budget_locked(gpu, need, granules * CWS_GPU_GRANULE));
             pthread_mutex_unlock(&gpu->lock);
             return CUDA_ERROR_OUT_OF_MEMORY;
         }

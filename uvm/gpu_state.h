@@ -319,6 +319,9 @@ struct cws_gpu_range *cws_gpu_range_at_locked(const struct cws_gpu *gpu, CUdevic
 /* gpu_frame.c */
 uint64_t cws_gpu_used_locked(const struct cws_gpu *gpu);
 uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu);
+/* For the line that says that the budget is too small for something: the least that would do, as far as can be known. `need`: for that itself; `fresh` of it: new bytes
+ * that cannot be dropped later. Beside those there must be room for what launches will name: the largest set that one did, or the largest weight. */
+uint64_t cws_gpu_least_budget_locked(struct cws_gpu *gpu, uint64_t need, uint64_t fresh);
 void cws_gpu_recount_pools_locked(struct cws_gpu *gpu);
 /* Bytes of the budget, granted at once or after the loader made room. Drops `lock` while it waits. False: they cannot be had. */
 bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes);
@@ -444,6 +447,7 @@ static inline void cws_gpu_wake_locked(struct cws_gpu *gpu)
 }
 /* gpu_loader.c, gpu_load.c, gpu_drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
 void *cws_gpu_loader_main(void *gpu);
+uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget); /* of staging, with such a budget */
 CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);
 void cws_gpu_ring_close(struct cws_gpu *gpu);
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame, bool for_launch);

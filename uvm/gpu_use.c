@@ -175,8 +175,9 @@ static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     }
 }
 
-static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t need, unsigned others)
+static void say_set_locked(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t need, unsigned others)
 {
+    uint64_t least = cws_gpu_least_budget_locked(gpu, need, 0);
     if (need <= gpu->config.budget_bytes && others) {
         cws_gpu_say(gpu, "a launch needs %llu MiB of device memory while %u calls around it hold what CODEC_VRAM_BUDGET (%llu MiB) leaves",
                     (unsigned long long)(set_bytes(use) >> 20), others, (unsigned long long)(gpu->config.budget_bytes >> 20));
@@ -184,7 +185,7 @@ static void say_set(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t
     }
     cws_gpu_say(gpu, "a launch needs %llu MiB of device memory at a time, more than CODEC_VRAM_BUDGET (%llu MiB) leaves; "
                 "the least budget that would have done is %llu MiB", (unsigned long long)(set_bytes(use) >> 20),
-                (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((need >> 20) + 1));
+                (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((least + (1 << 20) - 1) >> 20));
 }
 
 /* Something has to be loaded or made. One launch at a time does this, and those that wait for their turn hold nothing: two that hold halves of
@@ -221,8 +222,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     gpu->waiting--;
     if (result == CUDA_ERROR_OUT_OF_MEMORY) {
         need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
-        gpu->least_budget = need > gpu->least_budget ? need : gpu->least_budget;
-        say_set(gpu, use, need, gpu->running_uses);
+        say_set_locked(gpu, use, need, gpu->running_uses);
     }
     gpu->stuck_uses -= open;
     if (result != CUDA_SUCCESS)
