@@ -364,6 +364,63 @@ static void *make_room(void *arg)
     return (void *)(uintptr_t)cws_gpu_make_room(f->gpu, 21 * MIB);
 }
 
+struct late { /* lets the stream go when that takes too long */
+    CUstream stream;
+    sem_t done;
+    bool was_needed;
+};
+
+static void *let_go_later(void *arg)
+{
+    struct late *late = arg;
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += SANITIZED ? 20 : 5;
+    late->was_needed = sem_timedwait(&late->done, &until) != 0;
+    standin_let_go(late->stream);
+    return NULL;
+}
+
+/* Decodes, and copies to the device, take as long as they like: what is dropped meanwhile is hashed, and its memory given on. */
+static void test_a_drop_waits_for_no_load(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, false);
+    bind_all(f);
+    for (unsigned i = 0; i < 8; i++)
+        expect_right(f, i);
+    cws_gpu_settle(f->gpu);
+    const CUstream streams[] = {f->gpu->decode_stream, f->gpu->copy_stream};
+    for (unsigned i = 0; i < 2; i++) {
+        struct late late = {.stream = streams[i]};
+        struct cws_gpu_stats before, after;
+        pthread_t thread;
+        CUdeviceptr fresh;
+        uint64_t bytes = 64;
+        uint32_t value = 7;
+        sem_init(&late.done, 0, 0);
+        standin_hold(late.stream);
+        assert_int_equal(pthread_create(&thread, NULL, let_go_later, &late), 0);
+        cws_gpu_stats_get(f->gpu, &before);
+        assert_int_equal(cws_gpu_alloc(f->gpu, 8 * MIB, f->stream, &fresh), 0); /* more than there is room for without a drop */
+        void *params[] = {&fresh, &bytes, &value};
+        assert_int_equal(launch(f, "fill", &fresh, 1, params), 0);
+        assert_int_equal(driver.stream_sync(f->stream), 0);
+        sem_post(&late.done);
+        pthread_join(thread, NULL);
+        sem_destroy(&late.done);
+        cws_gpu_stats_get(f->gpu, &after);
+        assert_true(after.drops > before.drops);
+        assert_false(late.was_needed);
+        assert_int_equal(cws_gpu_free(f->gpu, fresh, f->stream, false), 0);
+        for (unsigned k = 0; k < 8; k++)
+            expect_right(f, k);
+        cws_gpu_settle(f->gpu);
+    }
+    free_all(f);
+    close_gpu(f);
+}
+
 /* A word that nobody reads names memory that was freed, while that is given up for something else. */
 static void test_a_stray_word_names_what_goes(void **state)
 {
@@ -523,6 +580,7 @@ int main(void)
         cmocka_unit_test(test_small_allocations_are_counted_before),
         cmocka_unit_test(test_what_grew_by_itself_is_made_up_for),
         cmocka_unit_test(test_what_a_pool_does_not_use_is_given_back),
+        cmocka_unit_test(test_a_drop_waits_for_no_load),
         cmocka_unit_test(test_a_stray_word_names_what_goes),
         cmocka_unit_test(test_a_stray_word_waits_for_what_is_freed),
     };
