@@ -37,7 +37,7 @@ static CUresult explain_plain(CUresult result, size_t bytes)
     static atomic_flag said = ATOMIC_FLAG_INIT;
     if (result == CUDA_ERROR_OUT_OF_MEMORY && bytes >= CWS_GPU_RANGE_MIN && !atomic_flag_test_and_set(&said))
         cws_shim_say("memory from cuMemAlloc cannot be paged: PyTorch's weights are, with its allocator backend:cudaMallocAsync "
-                     "(PYTORCH_ALLOC_CONF; the codecllm Python package sets it)");
+                     "(PYTORCH_ALLOC_CONF; the codecllm Python package and `codecllm run` set it)");
     return result;
 }
 

@@ -3,6 +3,7 @@
 #include "../store/options.h"
 #include "model_dir.h"
 #include "say.h"
+#include "torch_allocator.h"
 #include "verbs.h"
 
 #include <errno.h>
@@ -106,6 +107,10 @@ static int run_run(int argc, char **argv)
     free(shim);
     if (rc)
         return rc;
+    if (cws_torch_may_see_gpu() && cws_torch_allocator_choose() != 0) {
+        cws_say_line("out of memory");
+        return CWS_EXIT_FAILURE;
+    }
     if (!options.active) { /* the library does nothing without a budget, and the program was to see plain files */
         cws_say_line("no --budget and no CODEC_VRAM_BUDGET: using 100%% of this machine's memory");
         setenv("CODEC_VRAM_BUDGET", "100%", 1);
