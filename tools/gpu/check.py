@@ -18,13 +18,16 @@ everything else.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 
+import scenarios
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SHAPES = {"tinyllama": ("tinyllama-1.1b", 2.2), "8b": ("llama-3.1-8b", 16.1)}
+SHAPES = {"tinyllama": "tinyllama-1.1b", "8b": "llama-3.1-8b"}
 
 
 class DeviceMemory:
@@ -36,6 +39,8 @@ class DeviceMemory:
 
     @staticmethod
     def now():
+        if shutil.which("nvidia-smi") is None:
+            sys.exit("check.py: there is no nvidia-smi, which tells how much device memory is in use; this check needs a GPU")
         text = subprocess.run(["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
         return int(text.stdout.split()[0]) if text.returncode == 0 and text.stdout.split() else 0
 
@@ -131,12 +136,9 @@ print(f"{best:.1f}")"""
 
 def model_of(arguments, name):
     """(plain directory, packed directory, logical bytes)"""
-    if name == "bard":
-        plain = os.path.join(ROOT, "tests", "models", "bard")
-    else:
-        plain = os.path.join(arguments.work, name)
-        if not os.path.isdir(plain):
-            subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_model.py"), "--shape", SHAPES[name][0], plain], check=True, stdout=subprocess.DEVNULL)
+    if name != "bard":
+        return scenarios.make_model(arguments, SHAPES[name])
+    plain = os.path.join(ROOT, "tests", "models", "bard")
     packed = os.path.join(arguments.work, name + ".packed")
     if not os.path.isdir(packed):
         begin = time.time()

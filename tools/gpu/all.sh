@@ -1,0 +1,62 @@
+#!/bin/sh
+# Everything on a machine with a GPU, in one call: all.sh OUTDIR [BUILD]. First what must be right, side by side, then what is timed, alone; a short table last.
+#   BUILD       default: build, made here if it is not there
+#   STRESS=120  seconds of random programs (stress), beside everything else of the first part; with 0 none
+#   LARGE=1     0 leaves out the model of Llama-3.1-8B's shape (16 GB in WORK, and about three minutes)
+#   WORK        where models are made; default: /tmp/codecllm-check
+out=${1:?usage: all.sh OUTDIR [BUILD]}
+build=${2:-build}
+work=${WORK:-/tmp/codecllm-check}
+large=${LARGE:-1}
+stress=${STRESS:-120}
+here=$(cd "$(dirname "$0")/../.." && pwd)
+mkdir -p "$out" "$work"
+out=$(cd "$out" && pwd)
+cd "$here" || exit 2
+build=$(mkdir -p "$build" && cd "$build" && pwd)
+if [ ! -e "$build/lib/libcodecshim.so" ]; then
+    cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCWS_TESTS=OFF >"$out/build.txt" 2>&1 &&
+        cmake --build "$build" >>"$out/build.txt" 2>&1 || { tail -n 20 "$out/build.txt"; exit 2; }
+fi
+
+: >"$out/steps.txt"
+step() { # step NAME SECONDS COMMAND...: its output goes to OUTDIR/NAME.txt, a line for it to steps.txt
+    name=$1 limit=$2
+    shift 2
+    begin=$(date +%s)
+    timeout "$limit" "$@" >"$out/$name.txt" 2>&1
+    status=$?
+    [ $status = 0 ] && verdict="all right" || verdict="FAILED, exit status $status"
+    printf '%-10s %5d s  %s\n' "$name" $(($(date +%s) - begin)) "$verdict" >>"$out/steps.txt"
+}
+model() { # model SHAPE: made and packed, as the programs below would
+    [ -d "$work/$1" ] || python3 tools/make_model.py --shape "$1" "$work/$1" >/dev/null || return 1
+    [ -d "$work/$1.packed" ] || "$build/bin/codecllm" pack "$work/$1" "$work/$1.packed" 2>/dev/null
+}
+
+models() { for shape in tiny llama-90m tinyllama-1.1b; do model $shape || return 1; done; }
+models || { echo "all.sh: cannot make the models in $work"; exit 2; }
+
+[ "$large" = 0 ] || model llama-3.1-8b &
+TIME=0 step decoders 300 tools/gpu/decode.sh "$out/decode" "$build" &
+step scenarios 300 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" &
+[ "$stress" = 0 ] || step stress $((stress + 120)) python3 tools/gpu/scenarios.py "$out/stress" --build "$build" --work "$work" --stress "$stress" &
+step strict 300 python3 tools/gpu/check.py "$out/strict" --build "$build" --work "$work" --models bard,tinyllama --budgets 1100M --tokens 16 --strict &
+wait
+WORK=$work step installed 120 tools/gpu/installed.sh "$out/installed" "$build"
+
+CHECK=0 SANITIZE=0 NVRTC=0 step speed 120 tools/gpu/decode.sh "$out/speed" "$build"
+step turns 240 python3 tools/gpu/turns.py "$out/turns" --build "$build" --work "$work"
+step prefill 120 python3 tools/gpu/turns.py "$out/prefill" --build "$build" --work "$work" --budgets 16G --turns 0 --prefills 8 --attention ''
+step tinyllama 400 python3 tools/gpu/check.py "$out/tinyllama" --build "$build" --work "$work" --models tinyllama --budgets 1700M,1100M,600M,280M --tokens 64 --offload
+[ "$large" = 0 ] || step 8b 400 python3 tools/gpu/check.py "$out/8b" --build "$build" --work "$work" --models 8b --budgets 4G,3G --tokens 12 --unpacked --offload
+
+for name in decoders scenarios stress strict installed; do # what was wrong, if anything
+    grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
+done
+for name in speed turns prefill tinyllama 8b; do
+    [ -e "$out/$name.txt" ] && { echo "== $name"; tail -n 16 "$out/$name.txt"; }
+done
+echo "== steps"
+cat "$out/steps.txt"
+! grep -q FAILED "$out/steps.txt"
