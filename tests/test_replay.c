@@ -1,5 +1,5 @@
 /* Description: the policies that page, replayed on scans with the sizes of real models: the default is near the optimum on a cyclic scan, LRU has no hit there,
- * nothing beats the bound; routed experts are not guessed; a recorded trace is read back, whole or cut short. */
+ * nothing beats the bound, nor Belady's rule in the same machine the default; routed experts are not guessed; a recorded trace is read back, whole or cut short. */
 #include "sample_model.h"
 #include "store/trace.h"
 #include "tools/replay.h"
@@ -32,11 +32,11 @@ static struct replay_trace scan(const struct replay_shape *shape, unsigned round
 
 static double hits(const struct replay_result *r) { return 1 - r->loaded_bytes / r->uses_bytes; }
 
-static struct replay_result device(const struct replay_trace *t, enum cws_policy_id id, uint64_t room)
+static struct replay_result device(const struct replay_trace *t, enum replay_rule rule, uint64_t room)
 {
     struct replay_result r;
     struct cws_error err = {0};
-    if (replay_device(t, &machine, id, room, (struct replay_window){t->round_count / 2, t->round_count - 1}, &r, &err))
+    if (replay_device(t, &machine, rule, room, (struct replay_window){t->round_count / 2, t->round_count - 1}, &r, &err))
         fail_msg("%s", err.message);
     return r;
 }
@@ -72,12 +72,17 @@ static void the_default_is_near_the_optimum_on_a_cyclic_scan(void **state)
         struct replay_trace t = scan(rows[i].shape, 16);
         const struct replay_window window = {t.round_count / 2, t.round_count - 1};
         uint64_t room = (uint64_t)(rows[i].gib * (double)GIB) / GRANULE * GRANULE;
-        struct replay_result bound, belady, next = device(&t, CWS_POLICY_NEXT, room), lru = device(&t, CWS_POLICY_LRU, room);
+        struct replay_result bound, belady, next = device(&t, REPLAY_NEXT, room), lru = device(&t, REPLAY_LRU, room);
         replay_bound(&t, &machine, room, GRANULE, window, &bound);
         replay_belady(&t, &machine, room, GRANULE, window, &belady);
         assert_true(hits(&bound) >= hits(&belady) && hits(&belady) <= 1);
         if (hits(&next) < hits(&belady) - rows[i].points || hits(&next) > hits(&bound))
             fail_msg("%s, %.2f GiB: next %.3f, belady %.3f, bound %.3f", rows[i].shape->name, rows[i].gib, hits(&next), hits(&belady), hits(&bound));
+        struct replay_result timed = device(&t, REPLAY_BELADY, room); /* Belady's rule in the same machine */
+        assert_true(hits(&timed) <= hits(&bound) && hits(&timed) > hits(&lru));
+        if (hits(&next) < hits(&timed) - 0.02 || next.seconds > timed.seconds * 1.02)
+            fail_msg("%s, %.2f GiB: next %.3f in %.4f s, belady in the same machine %.3f in %.4f s", rows[i].shape->name, rows[i].gib, hits(&next), next.seconds,
+                     hits(&timed), timed.seconds);
         assert_true(hits(&lru) < 0.01);
         assert_true(next.seconds >= bound.seconds * 0.999 && next.seconds < bound.seconds * 1.1);
         assert_true(lru.seconds > 1.2 * next.seconds);
@@ -102,7 +107,7 @@ static void a_draft_model_stays_beside_its_target(void **state)
         replay_end_round(&t);
     }
     for (unsigned i = 0; i < 3; i++) {
-        struct replay_result belady, next = device(&t, CWS_POLICY_NEXT, gib[i] * GIB), lru = device(&t, CWS_POLICY_LRU, gib[i] * GIB);
+        struct replay_result belady, next = device(&t, REPLAY_NEXT, gib[i] * GIB), lru = device(&t, REPLAY_LRU, gib[i] * GIB);
         replay_belady(&t, &machine, gib[i] * GIB, GRANULE, (struct replay_window){ROUNDS / 2, ROUNDS - 1}, &belady);
         if (hits(&next) < hits(&belady) - 0.01)
             fail_msg("%d GiB: next %.3f, belady %.3f", (int)gib[i], hits(&next), hits(&belady));
@@ -129,7 +134,7 @@ static void a_model_that_is_not_used_any_more_gives_way(void **state)
     }
     for (unsigned i = 0; i < 2; i++) {
         uint64_t room = i ? 3 * GIB / 2 : 3 * GIB;
-        struct replay_result belady, next = device(&t, CWS_POLICY_NEXT, room);
+        struct replay_result belady, next = device(&t, REPLAY_NEXT, room);
         replay_belady(&t, &machine, room, GRANULE, (struct replay_window){ROUNDS / 2, ROUNDS - 1}, &belady);
         if (hits(&next) < hits(&belady) - 0.05)
             fail_msg("%.1f GiB: next %.3f, belady %.3f", (double)room / GIB, hits(&next), hits(&belady));
@@ -142,7 +147,7 @@ static void all_that_fits_stays(void **state)
     (void)state;
     struct replay_trace t = scan(&replay_tinyllama, 12);
     for (unsigned id = 0; id < 2; id++) {
-        struct replay_result r = device(&t, id ? CWS_POLICY_LRU : CWS_POLICY_NEXT, 3 * GIB);
+        struct replay_result r = device(&t, id ? REPLAY_LRU : REPLAY_NEXT, 3 * GIB);
         assert_true(r.loaded_bytes == 0);
         assert_int_equal(r.hits, r.uses);
         assert_true(r.seconds < r.busy_seconds * 1.01);
@@ -156,7 +161,7 @@ static void what_cannot_fit_is_an_error(void **state)
     struct replay_trace t = scan(&replay_llama8b, 4);
     struct replay_result r;
     struct cws_error err = {0};
-    assert_int_equal(replay_device(&t, &machine, CWS_POLICY_NEXT, GIB / 2, (struct replay_window){2, 3}, &r, &err), CWS_E_BUDGET);
+    assert_int_equal(replay_device(&t, &machine, REPLAY_NEXT, GIB / 2, (struct replay_window){2, 3}, &r, &err), CWS_E_BUDGET);
     assert_non_null(strstr(err.message, "embed"));
     replay_free(&t);
 }
@@ -165,8 +170,10 @@ static void routed_experts_are_not_guessed(void **state)
 {
     (void)state;
     struct replay_trace t = scan(&replay_mixtral, 60);
-    struct replay_result r = device(&t, CWS_POLICY_NEXT, 24 * GIB), bound;
+    struct replay_result r = device(&t, REPLAY_NEXT, 24 * GIB), bound;
     replay_bound(&t, &machine, 24 * GIB, GRANULE, (struct replay_window){30, 59}, &bound);
+    struct replay_result known = device(&t, REPLAY_BELADY, 24 * GIB);
+    assert_true(hits(&known) > hits(&r) + 0.1 && hits(&known) <= hits(&bound)); /* what routing would be worth if it were known */
     assert_true(hits(&r) > 0.3);
     assert_true(hits(&r) < hits(&bound));
     replay_free(&t);

@@ -63,8 +63,14 @@ struct replay_result {
     size_t uses, hits, rounds;       /* hit: there when it was named */
 };
 
-/* The CUDA manager's policy (uvm/order.h) in a model of its loader. `room`: bytes for weights. 0, or CWS_E_BUDGET. */
-CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy, uint64_t room, struct replay_window window,
+enum replay_rule {
+    REPLAY_NEXT,   /* the manager's policies (uvm/order.h) */
+    REPLAY_LRU,
+    REPLAY_BELADY, /* what the trace uses last goes: the order is known, not learned */
+};
+
+/* What a rule makes of the CUDA manager, in a model of its loader. `room`: bytes for weights. 0, or CWS_E_BUDGET. */
+CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room, struct replay_window window,
                                  struct replay_result *out, struct cws_error *err);
 /* The host pager's policy (uvm/policy.h) with blocks of block_bytes; no readahead: a miss costs the time to decode a block. */
 CWS_MUST_CHECK int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy, uint64_t room, uint32_t block_bytes,

@@ -1,5 +1,5 @@
-/* The CUDA manager's policy as it is (uvm/order.h), in a model of everything around it: a launching thread that runs ahead, a device that works in order, one link,
- * and the loader of uvm/gpu_loader.c, whose limits and choices this follows. Times in microseconds. */
+/* The CUDA manager's policy as it is (uvm/order.h), or Belady's rule in its place, in a model of everything around it: a launching thread that runs ahead, a device that
+ * works in order, one link, and the loader of uvm/gpu_loader.c, whose limits and choices this follows. Times in microseconds. */
 #include "../uvm/order.h"
 #include "replay.h"
 
@@ -19,6 +19,7 @@ struct range {
     double at;        /* COPYING, ARRIVING, LEAVING: when that is over */
     double used_till; /* on the device */
     uint64_t queued;  /* WAITING: its turn */
+    size_t next_use;  /* BELADY: place of its next use in the trace; SIZE_MAX: none */
 };
 
 struct device {
@@ -32,6 +33,8 @@ struct device {
     double now, loader_free, decoder_free;
     struct range *demanded;
     double loaded_bytes;
+    size_t place;   /* of the use in the trace */
+    size_t *again;  /* BELADY: of each place, the next one with the same range; NULL: the order is learned */
 };
 
 static struct range *range_of(const struct cws_order_node *n) { return (struct range *)((const char *)n - offsetof(struct range, node)); }
@@ -62,16 +65,56 @@ static double on_loader(struct device *d, double us)
     return d->loader_free;
 }
 
+/* --- the order: learned, or known --- */
+
+/* What comes after r (NULL: first) and has not come before it, or NULL. */
+static struct range *coming(const struct device *d, const struct range *r)
+{
+    if (!d->again) {
+        const struct cws_order_node *n = cws_order_coming(&d->order, r ? &r->node : NULL);
+        return n ? range_of(n) : NULL;
+    }
+    for (size_t i = r ? r->next_use + 1 : d->place + 1; i < d->trace->use_count; i++)
+        if (d->ranges[d->trace->uses[i]].next_use == i)
+            return &d->ranges[d->trace->uses[i]];
+    return NULL;
+}
+
+static uint64_t next_use(const struct device *d, const struct range *r) { return d->again ? r->next_use : r->node.next_at; }
+
+/* Belady's rule: what is needed last. While the device still reads that, what is needed nearly as late. */
+static struct range *needed_last(struct device *d, uint64_t until)
+{
+    struct range *last = NULL, *done = NULL;
+    for (size_t i = 0; i < d->trace->item_count; i++) {
+        struct range *r = &d->ranges[i];
+        if (!may_go(d, &r->node) || (until && (r->next_use <= until || r->node.ahead)))
+            continue;
+        last = !last || r->next_use > last->next_use ? r : last;
+        if (is_done(d, &r->node))
+            done = !done || r->next_use > done->next_use ? r : done;
+    }
+    return done && (done->next_use - d->place) / 3 >= (last->next_use - d->place) / 4 ? done : NULL;
+}
+
+static struct range *victim(struct device *d, uint64_t until)
+{
+    if (d->again)
+        return needed_last(d, until);
+    struct cws_order_node *n = cws_order_victim(&d->order, until, may_go, is_done, d);
+    return n ? range_of(n) : NULL;
+}
+
 static bool drop_one(struct device *d, uint64_t until)
 {
     cws_order_walk(&d->order, d->room);
-    struct cws_order_node *n = cws_order_victim(&d->order, until, may_go, is_done, d);
-    if (!n)
+    struct range *r = victim(d, until);
+    if (!r)
         return false;
-    cws_order_set_in(&d->order, n, false);
-    range_of(n)->state = LEAVING;
-    range_of(n)->at = on_loader(d, d->m->drop_us);
-    d->leaving += n->bytes;
+    cws_order_set_in(&d->order, &r->node, false);
+    r->state = LEAVING;
+    r->at = on_loader(d, d->m->drop_us);
+    d->leaving += r->node.bytes;
     return true;
 }
 
@@ -94,13 +137,12 @@ static bool serve_ahead(struct device *d)
     if (d->demanded && d->demanded->state == ABSENT)
         return false;
     cws_order_walk(&d->order, d->room);
-    const struct cws_order_node *n = NULL;
+    struct range *r = NULL;
     for (unsigned looked = 0; seen < AHEAD && looked < LOOK_AT && d->loading + LOADS_SPARE < LOADS; looked++) {
-        n = cws_order_coming(&d->order, n);
-        if (!n)
+        r = coming(d, r);
+        if (!r)
             break;
-        struct range *r = range_of(n);
-        if (r->state != ABSENT || !cws_order_is_sure(&d->order, n))
+        if (r->state != ABSENT || !(d->again || cws_order_is_sure(&d->order, &r->node)))
             continue;
         seen++;
         wanted += r->node.bytes;
@@ -109,7 +151,7 @@ static bool serve_ahead(struct device *d)
             return true;
         }
         if (d->free + d->leaving < wanted)
-            return drop_one(d, r->node.next_at); /* if there is none for this, then none for what is needed later */
+            return drop_one(d, next_use(d, r)); /* if there is none for this, then none for what is needed later */
     }
     return false;
 }
@@ -201,6 +243,8 @@ static int use(struct device *d, struct range *r, struct clocks *c, struct repla
     if (!run(d, c->host))
         return cws_fail(err, CWS_E_BUG, "the loader stands still");
     cws_order_use(&d->order, &r->node);
+    if (d->again)
+        r->next_use = d->again[d->place];
     out->uses++;
     out->uses_bytes += (double)r->bytes;
     out->hits += r->state == RESIDENT;
@@ -220,37 +264,62 @@ static int use(struct device *d, struct range *r, struct clocks *c, struct repla
     return 0;
 }
 
-int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy, uint64_t room, struct replay_window window,
+/* Of each place in the trace the next one with the same range, and the first one of each range. False: out of memory. */
+static bool know_all(struct device *d)
+{
+    d->again = malloc((d->trace->use_count + 1) * sizeof *d->again);
+    if (!d->again)
+        return false;
+    for (size_t i = 0; i < d->trace->item_count; i++)
+        d->ranges[i].next_use = SIZE_MAX;
+    for (size_t i = d->trace->use_count; i-- > 0;) {
+        struct range *r = &d->ranges[d->trace->uses[i]];
+        d->again[i] = r->next_use;
+        r->next_use = i;
+    }
+    return true;
+}
+
+static int replay(struct device *d, struct replay_window window, struct replay_result *out, struct cws_error *err)
+{
+    const struct replay_trace *t = d->trace;
+    struct clocks c = {0}, begin = {0};
+    int code = 0;
+    for (size_t round = 0; round < window.to && !code; round++) {
+        if (round == window.from) {
+            begin = c;
+            d->loaded_bytes = 0;
+            *out = (struct replay_result){.rounds = window.to - window.from};
+        }
+        for (; d->place < t->rounds[round] && !code; d->place++)
+            code = use(d, &d->ranges[t->uses[d->place]], &c, out, err);
+        c.host = fmax(c.host, c.device); /* the program looks at what came out */
+    }
+    out->loaded_bytes = d->loaded_bytes;
+    out->seconds = (c.device - begin.device) / 1e6;
+    out->busy_seconds = (c.busy - begin.busy) / 1e6;
+    return code;
+}
+
+int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room, struct replay_window window,
                   struct replay_result *out, struct cws_error *err)
 {
     struct device d = {.trace = t, .m = m, .room = room, .free = room};
-    struct clocks c = {0}, begin = {0};
-    int code = 0;
     *out = (struct replay_result){0};
     d.ranges = calloc(t->item_count, sizeof *d.ranges);
-    if (!d.ranges)
+    if (!d.ranges || (rule == REPLAY_BELADY && !know_all(&d))) {
+        free(d.ranges);
         return cws_fail(err, -12, "out of memory");
-    cws_order_init(&d.order, policy);
+    }
+    cws_order_init(&d.order, rule == REPLAY_LRU ? CWS_POLICY_LRU : CWS_POLICY_NEXT);
     for (size_t i = 0; i < t->item_count; i++) {
         d.ranges[i].bytes = t->items[i].bytes;
         d.ranges[i].node.bytes = (t->items[i].bytes + GRANULE - 1) / GRANULE * GRANULE;
         cws_order_add(&d.order, &d.ranges[i].node);
     }
-    size_t at = 0;
-    for (size_t round = 0; round < window.to && !code; round++) {
-        if (round == window.from) {
-            begin = c;
-            d.loaded_bytes = 0;
-            *out = (struct replay_result){.rounds = window.to - window.from};
-        }
-        for (; at < t->rounds[round] && !code; at++)
-            code = use(&d, &d.ranges[t->uses[at]], &c, out, err);
-        c.host = fmax(c.host, c.device); /* the program looks at what came out */
-    }
-    out->loaded_bytes = d.loaded_bytes;
-    out->seconds = (c.device - begin.device) / 1e6;
-    out->busy_seconds = (c.busy - begin.busy) / 1e6;
+    int code = replay(&d, window, out, err);
     cws_order_deinit(&d.order);
     free(d.ranges);
+    free(d.again);
     return code;
 }

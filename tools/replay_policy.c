@@ -34,7 +34,8 @@ static const char help[] =
     "\n"
     "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token beyond that with everything resident.\n"
     "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole ranges, everything but the link and the\n"
-    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but the link.\n";
+    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but the link. belady, timed: that rule with the trace's\n"
+    "order, in the machine in which the policies run.\n";
 
 static struct replay_machine machine = {.link_gbps = 55.5, .decode_gbps = 1200, .memory_gbps = 3500, .use_us = 75, .launch_us = 5,
                                         .map_us = 35, .drop_us = 45, .ratio = 1.5, .host_gbps = 2};
@@ -57,13 +58,22 @@ static void row(struct cws_table *t, const char *set, const char *budget, const 
         cws_table_cell(t, "-");
 }
 
+static int cannot(const char *set, const char *budget, const char *rule, const struct cws_error *err)
+{
+    cws_say_line("%s, %s, %s: %s", set, budget, rule, err->message);
+    return 1;
+}
+
 static int replay(struct cws_table *table, const char *set, const struct replay_trace *t, uint64_t budget)
 {
     static const struct {
         const char *name;
+        enum replay_rule rule;
+    } rules[] = {{"next", REPLAY_NEXT}, {"lru", REPLAY_LRU}, {"belady, timed", REPLAY_BELADY}};
+    static const struct {
+        const char *name;
         enum cws_policy_id id;
-        bool host;
-    } policies[] = {{"next", CWS_POLICY_NEXT, false}, {"lru", CWS_POLICY_LRU, false}, {"host next", CWS_POLICY_NEXT, true}, {"host lru", CWS_POLICY_LRU, true}};
+    } host[] = {{"host next", CWS_POLICY_NEXT}, {"host lru", CWS_POLICY_LRU}};
     const struct replay_window window = {.from = (t->round_count - 1) / 2, .to = t->round_count - 1};
     uint64_t ring = budget / 32 < RING_BYTES ? budget / 32 : RING_BYTES; /* as the manager has it */
     uint64_t room = budget > ring + other_bytes ? (budget - ring - other_bytes) / GRANULE * GRANULE : 0;
@@ -75,15 +85,15 @@ static int replay(struct cws_table *table, const char *set, const struct replay_
     row(table, set, text, "optimum", &best, &best);
     replay_belady(t, &machine, room, GRANULE, window, &r);
     row(table, set, text, "belady", &r, &best);
-    for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
-        bool host = policies[i].host;
-        int code = host ? replay_host(t, &machine, policies[i].id, room, BLOCK_BYTES, window, &r, &err)
-                        : replay_device(t, &machine, policies[i].id, room, window, &r, &err);
-        if (code) {
-            cws_say_line("%s, %s, %s: %s", set, text, policies[i].name, err.message);
-            return 1;
-        }
-        row(table, set, text, policies[i].name, &r, host ? NULL : &best);
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        if (replay_device(t, &machine, rules[i].rule, room, window, &r, &err))
+            return cannot(set, text, rules[i].name, &err);
+        row(table, set, text, rules[i].name, &r, &best);
+    }
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++) {
+        if (replay_host(t, &machine, host[i].id, room, BLOCK_BYTES, window, &r, &err))
+            return cannot(set, text, host[i].name, &err);
+        row(table, set, text, host[i].name, &r, NULL);
     }
     cws_table_rule(table);
     return 0;

@@ -1,12 +1,14 @@
 #!/bin/sh
 # Everything on a machine with a GPU, in one call: all.sh OUTDIR [BUILD]. First what must be right, side by side, then what is timed, alone; a short table last.
 #   BUILD       default: build, made here if it is not there
+#   PART=both   right: only the first part; timed: only the second
 #   STRESS=120  seconds of random programs (stress), beside everything else of the first part; with 0 none
 #   LARGE=1     0 leaves out the model of Llama-3.1-8B's shape (16 GB in WORK, and about three minutes)
 #   WORK        where models are made; default: /tmp/codecllm-check
 out=${1:?usage: all.sh OUTDIR [BUILD]}
 build=${2:-build}
 work=${WORK:-/tmp/codecllm-check}
+part=${PART:-both}
 large=${LARGE:-1}
 stress=${STRESS:-120}
 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -38,18 +40,22 @@ models() { for shape in tiny llama-90m tinyllama-1.1b; do model $shape || return
 models || { echo "all.sh: cannot make the models in $work"; exit 2; }
 
 [ "$large" = 0 ] || model llama-3.1-8b &
-TIME=0 step decoders 300 tools/gpu/decode.sh "$out/decode" "$build" &
-step scenarios 300 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" &
-[ "$stress" = 0 ] || step stress $((stress + 120)) python3 tools/gpu/scenarios.py "$out/stress" --build "$build" --work "$work" --stress "$stress" &
-step strict 300 python3 tools/gpu/check.py "$out/strict" --build "$build" --work "$work" --models bard,tinyllama --budgets 1100M --tokens 16 --strict &
+if [ "$part" != timed ]; then
+    TIME=0 step decoders 300 tools/gpu/decode.sh "$out/decode" "$build" &
+    step scenarios 300 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" &
+    [ "$stress" = 0 ] || step stress $((stress + 120)) python3 tools/gpu/scenarios.py "$out/stress" --build "$build" --work "$work" --stress "$stress" &
+    step strict 300 python3 tools/gpu/check.py "$out/strict" --build "$build" --work "$work" --models bard,tinyllama --budgets 1100M --tokens 16 --strict &
+    wait
+    WORK=$work step installed 120 tools/gpu/installed.sh "$out/installed" "$build"
+fi
 wait
-WORK=$work step installed 120 tools/gpu/installed.sh "$out/installed" "$build"
-
-CHECK=0 SANITIZE=0 NVRTC=0 step speed 120 tools/gpu/decode.sh "$out/speed" "$build"
-step turns 240 python3 tools/gpu/turns.py "$out/turns" --build "$build" --work "$work"
-step prefill 120 python3 tools/gpu/turns.py "$out/prefill" --build "$build" --work "$work" --budgets 16G --turns 0 --prefills 8 --attention ''
-step tinyllama 400 python3 tools/gpu/check.py "$out/tinyllama" --build "$build" --work "$work" --models tinyllama --budgets 1700M,1100M,600M,280M --tokens 64 --offload
-[ "$large" = 0 ] || step 8b 400 python3 tools/gpu/check.py "$out/8b" --build "$build" --work "$work" --models 8b --budgets 4G,3G --tokens 12 --unpacked --offload
+if [ "$part" != right ]; then
+    CHECK=0 SANITIZE=0 NVRTC=0 step speed 120 tools/gpu/decode.sh "$out/speed" "$build"
+    step turns 240 python3 tools/gpu/turns.py "$out/turns" --build "$build" --work "$work"
+    step prefill 120 python3 tools/gpu/turns.py "$out/prefill" --build "$build" --work "$work" --budgets 16G --turns 0 --prefills 8 --attention ''
+    step tinyllama 400 python3 tools/gpu/check.py "$out/tinyllama" --build "$build" --work "$work" --models tinyllama --budgets 1700M,1100M,600M,280M --tokens 64 --offload
+    [ "$large" = 0 ] || step 8b 400 python3 tools/gpu/check.py "$out/8b" --build "$build" --work "$work" --models 8b --budgets 4G,3G --tokens 12 --unpacked --offload
+fi
 
 for name in decoders scenarios stress strict installed; do # what was wrong, if anything
     grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
