@@ -10,6 +10,7 @@
 #include <getopt.h>
 #include <glob.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,23 +55,40 @@ static char *find_shim(char *directory, size_t size)
     return NULL;
 }
 
-/* Puts the library in front of what LD_PRELOAD has. 0 or an exit status. */
-static int preload(const char *shim)
+/* Puts `entry` in front of a list in the environment, unless it is in there. False: out of memory. */
+static bool put_in_front(const char *variable, const char *entry)
 {
-    const char *before = getenv("LD_PRELOAD");
+    const char *before = getenv(variable);
     char *value;
-    if (strpbrk(shim, " :")) {
-        cws_say_line("%s: LD_PRELOAD cannot hold a path with a space or a colon; move the library", shim);
+    if (before && strstr(before, entry))
+        return true;
+    if (asprintf(&value, "%s%s%s", entry, before && *before ? ":" : "", before ? before : "") < 0)
+        return false;
+    bool done = setenv(variable, value, 1) == 0;
+    free(value);
+    return done;
+}
+
+/* Puts the library in front of what LD_PRELOAD has. That cannot hold a path with a space: such a library is named alone, and found through
+ * LD_LIBRARY_PATH. May cut `shim` in two. 0 or an exit status. */
+static int preload(char *shim)
+{
+    if (strpbrk(shim, ":;") && strpbrk(shim, " :")) {
+        cws_say_line("%s: neither LD_PRELOAD nor LD_LIBRARY_PATH can hold this path; move the library to one without colon and semicolon", shim);
         return 126;
     }
-    if (before && strstr(before, shim))
-        return 0;
-    if (asprintf(&value, "%s%s%s", shim, before && *before ? ":" : "", before ? before : "") < 0 ||
-        setenv("LD_PRELOAD", value, 1) != 0) {
+    const char *name = shim;
+    if (strchr(shim, ' ')) {
+        char *slash = strrchr(shim, '/');
+        *slash = '\0';
+        name = slash + 1;
+        if (!put_in_front("LD_LIBRARY_PATH", shim))
+            name = NULL;
+    }
+    if (!name || !put_in_front("LD_PRELOAD", name)) {
         cws_say_line("out of memory");
         return 126;
     }
-    free(value);
     return 0;
 }
 

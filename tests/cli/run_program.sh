@@ -25,3 +25,9 @@ mkdir lib bin
 mv codecllm bin
 cp "$BUILD/lib/libcodecshim.so" lib
 bin/codecllm run --budget 1G -- sh -c 'echo "$LD_PRELOAD"'
+# LD_PRELOAD cannot hold a path with a space
+mkdir 'with space'
+mv bin lib 'with space'
+'with space/bin/codecllm' run --budget 1G -- sh -c 'echo "$LD_PRELOAD in $LD_LIBRARY_PATH"; grep -q libcodecshim /proc/$$/maps && echo it is loaded'
+mv 'with space' 'a:colon'
+status 'a:colon/bin/codecllm' run --budget 1G -- true

@@ -130,6 +130,11 @@ def choose_allocator():
         _say("; ".join(said) + " (paging on the GPU needs this allocator)")
 
 
+def _put_in_front(name, entry):
+    before = os.environ.get(name)
+    os.environ[name] = f"{entry}:{before}" if before else entry
+
+
 def boot():
     budget = os.environ.get("CODEC_VRAM_BUDGET", "")
     started = os.environ.pop(GUARD, None)
@@ -148,21 +153,26 @@ def boot():
         return _off(f"{shim} was in LD_PRELOAD but was not loaded")
     if not os.path.exists(shim):
         return _off(f"{shim} is missing; install the package again")
-    if " " in shim or ":" in shim:
-        return _off(f"LD_PRELOAD cannot hold the path {shim}, which has a space or a colon")
+    preload, directory = shim, None
+    if ":" in shim or (" " in shim and ";" in shim):
+        return _off(f"neither LD_PRELOAD nor LD_LIBRARY_PATH can hold the path {shim}; install into one without colon and semicolon")
+    if " " in shim:  # LD_PRELOAD cannot hold it: the library is named alone, and found through LD_LIBRARY_PATH
+        directory, preload = os.path.split(shim)
     if not _is_interpreter():
         return _off(f"this Python is embedded in another program; start that with LD_PRELOAD={shim}")
-    before = os.environ.get("LD_PRELOAD", "")
-    os.environ["LD_PRELOAD"] = f"{shim}:{before}" if before else shim
+    before = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LD_LIBRARY_PATH", GUARD)}
+    _put_in_front("LD_PRELOAD", preload)
+    if directory:
+        _put_in_front("LD_LIBRARY_PATH", directory)
     os.environ[GUARD] = str(os.getpid())
     try:
         os.execv(sys.executable, _arguments())
     except OSError as why:
-        del os.environ[GUARD]
-        if before:
-            os.environ["LD_PRELOAD"] = before
-        else:
-            del os.environ["LD_PRELOAD"]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         _off(f"{sys.executable} could not be started again: {why}")
 
 
