@@ -1,4 +1,5 @@
 #include "pattern_source.h"
+#include "hang.h"
 
 #include <dirent.h>
 #include <spawn.h>
@@ -153,7 +154,7 @@ static bool workers_wait(void)
  * unmapped; the test then unmaps memory of the sanitizer. So tests begin when the pager's threads have started. */
 static void await_workers(void)
 {
-    for (int ms = 0; ms < 500 && !workers_wait(); ms++)
+    for (int ms = 0; ms < HANG_SECONDS * 1000 && !workers_wait(); ms++)
         usleep(1000);
 }
 
@@ -190,7 +191,7 @@ int for_each_rung(int argc, char **argv, int (*tests)(void))
     static const char *const rungs[] = {"uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"};
     (void)argc;
     if (rung_under_test()) {
-        alarm(100); /* a hang ends even where nobody watches */
+        alarm(HANG_SECONDS); /* a hang ends even where nobody watches */
         return tests();
     }
     int failures = 0;

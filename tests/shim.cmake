@@ -7,7 +7,8 @@ if(CWS_TESTS AND TARGET codecshim)
 
   # With a sanitizer the shim is preloaded before the sanitizer's runtime, which so sees what the hooks pass on, and checks its
   # buffers. liburing's own system calls are not seen: ThreadSanitizer would take a ring's memory for what was there before.
-  set(preload $<TARGET_FILE:codecshim>)
+  # By name, found through LD_LIBRARY_PATH: LD_PRELOAD cannot hold a path with a space.
+  set(preload $<TARGET_FILE_NAME:codecshim>)
   set(sanitizer_environment)
   if(CWS_SANITIZE)
     set(own_faults handle_segv=0:handle_sigbus=0:handle_abort=0:handle_sigill=0:handle_sigfpe=0) # tests die by signals
@@ -15,7 +16,7 @@ if(CWS_TESTS AND TARGET codecshim)
     target_compile_definitions(sanitizer_gate PRIVATE _GNU_SOURCE)
     target_compile_options(sanitizer_gate PRIVATE -Wall -Wextra -fvisibility=default -U_FORTIFY_SOURCE)
     target_link_libraries(sanitizer_gate PRIVATE ${CMAKE_DL_LIBS})
-    set(preload "$<TARGET_FILE:sanitizer_gate>:${preload}")
+    set(preload "$<TARGET_FILE_NAME:sanitizer_gate>:${preload}")
     if(CWS_SANITIZE STREQUAL "thread")
       set(sanitizer_environment CODEC_IO=preadv TSAN_OPTIONS=${own_faults})
     else()
@@ -32,8 +33,8 @@ if(CWS_TESTS AND TARGET codecshim)
       set(test ${name}_${rung})
       add_test(NAME ${test} COMMAND ${name})
       set(environment CWS_SHIM_PACKED=${packed} CWS_SHIM_PLAIN=${plain} CODEC_VRAM_BUDGET=2M CODEC_PAGER=${rung}
-        LD_PRELOAD=${preload} ${sanitizer_environment})
-      set_tests_properties(${test} PROPERTIES TIMEOUT 200 SKIP_RETURN_CODE 77 FIXTURES_REQUIRED shim_model
+        LD_LIBRARY_PATH=${CMAKE_LIBRARY_OUTPUT_DIRECTORY} LD_PRELOAD=${preload} ${sanitizer_environment})
+      set_tests_properties(${test} PROPERTIES TIMEOUT ${CWS_HANG_SECONDS} SKIP_RETURN_CODE 77 FIXTURES_REQUIRED shim_model
         ENVIRONMENT "${environment}")
     endforeach()
   endfunction()
@@ -52,7 +53,7 @@ if(CWS_TESTS AND TARGET codecshim)
   target_compile_definitions(shim_inject PRIVATE _GNU_SOURCE)
   target_compile_options(shim_inject PRIVATE -Wall -Wextra -fvisibility=default -fno-builtin -U_FORTIFY_SOURCE)
   target_link_libraries(shim_inject PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
-  string(APPEND preload ":$<TARGET_FILE:shim_inject>")
+  string(APPEND preload ":$<TARGET_FILE_NAME:shim_inject>")
   if(NOT CWS_SANITIZE STREQUAL "thread")
     cws_shim_test(test_shim_inject uffd-dev uffd-user sigsegv)
     target_link_libraries(test_shim_inject PRIVATE shim_inject)

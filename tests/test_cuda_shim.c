@@ -1,6 +1,7 @@
 /* Description: a program that uses the driver (a stand-in) under the preloaded library sees the driver's functions through hooks however it
  * looks them up, and gets right bytes from weights that do not fit the budget, by every kind of launch, copy and graph. */
 #include "cuda_shim_fixture.h"
+#include "hang.h"
 
 #include <sys/syscall.h>
 
@@ -180,7 +181,7 @@ static void copies_from_a_store_bind_and_kernels_read_them_right(void **state)
 static void wait_for_frees(void)
 {
     OK(cu.cuCtxSynchronize());
-    for (unsigned i = 0; i < 5000 && stat_of("bound") != 0; i++)
+    for (unsigned i = 0; i < HANG_SECONDS * 1000 && stat_of("bound") != 0; i++)
         usleep(1000);
     assert_int_equal(stat_of("bound"), 0);
 }
@@ -617,7 +618,7 @@ static void written_weights_go_to_the_host_and_come_back(void **state)
     assert_true(stat_of("restores") > restores);
     assert_true(stat_of("peak") <= stat_of("budget"));
     free_all();
-    for (unsigned wait = 0; wait < 5000 && stat_of("spilled") != 0; wait++)
+    for (unsigned wait = 0; wait < HANG_SECONDS * 1000 && stat_of("spilled") != 0; wait++)
         usleep(1000);
     assert_int_equal(stat_of("spilled"), 0);
 }

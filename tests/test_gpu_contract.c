@@ -1,6 +1,7 @@
 /* What gpu.h promises about streams, threads and the budget, where it is easily broken. */
 #include "../uvm/gpu_state.h"
 #include "gpu_fixture.h"
+#include "hang.h"
 
 #include <pthread.h>
 #include <semaphore.h>
@@ -556,7 +557,7 @@ static void test_strict(void **state)
     assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &f->at[0], 1, &use), 0);
     pid_t child = fork();
     if (child == 0) {
-        alarm(20);
+        alarm(HANG_SECONDS);
         cws_gpu_fork_child(f->gpu);
         _exit(cws_gpu_begin(f->gpu, f->stream, &f->at[1], 1, &refused) == CUDA_ERROR_NOT_INITIALIZED ? 0 : 1);
     }

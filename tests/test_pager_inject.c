@@ -1,5 +1,6 @@
 /* Description: one life of the pager (start, map, faults, eviction, readahead, holds, changes, fork, unmap, stop) in which the N-th call of a kind fails, for
  * every N until a life needs no more, on every rung. The outcome is right bytes or one clear line; never zeros, wrong bytes, a hang or a leak. */
+#include "hang.h"
 #include "inject_sys.h"
 #include "pattern_source.h"
 
@@ -173,7 +174,7 @@ static void fork_once(void)
 {
     pid_t pid = fork();
     if (pid == 0) {
-        alarm(20);
+        alarm(HANG_SECONDS);
         look_at_all();
         write_to(2 * BLOCK, 0x73);
         look_at_all();
@@ -267,7 +268,7 @@ static void body(void *arg)
     signal(SIGABRT, SIG_DFL);
     signal(SIGSEGV, SIG_DFL);
     signal(SIGALRM, SIG_DFL);
-    alarm(20);
+    alarm(HANG_SECONDS);
     life.p = pattern_new(VIEW, 5 * BLOCK);
     sys_inject_arm(SYS_KIND_NONE, 1, 0); /* the count is shared with those that were before */
     if (live_and_die(false) || life.refused || life.bus) /* warm: thread stacks, the C library's own memory */

@@ -1,5 +1,6 @@
 /* Every allocation and every system call that the shim makes for a program fails once: the program gets right bytes or an error,
  * at most one line is written, and afterwards everything works and nothing is left behind. Each trial is a process of its own. */
+#include "hang.h"
 #include "shim_fixture.h"
 #include "shim_inject.h"
 
@@ -333,7 +334,7 @@ static void trial(const struct scenario *s, enum shim_inject_kind kind, unsigned
     struct left left[ROUNDS];
     bool did = false;
     int own = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 100);
-    alarm(60); /* a deadlock ends here */
+    alarm(HANG_SECONDS); /* a deadlock ends here */
     signal(SIGBUS, on_fault);
     snprintf(path, sizeof path, "%s.target.%d", packed_path, (int)getpid());
     if (s->warm && open(packed_path, O_RDONLY) < 0)

@@ -1,4 +1,5 @@
 /* Processes, signals and saving: what forks, starts programs, handles faults or overwrites the model it has mapped. */
+#include "hang.h"
 #include "no_ring.h"
 #include "shim_fixture.h"
 
@@ -74,7 +75,7 @@ static void a_forked_child_reads_on_by_every_engine(void **state)
         pid_t child = fork();
         if (child == 0) {
             uint8_t *more = malloc(2000000);
-            alarm(20);
+            alarm(HANG_SECONDS);
             forbid_rings();
             _exit(pread(fd, more, 2000000, 1234567) != 2000000 || memcmp(more, plain + 1234567, 2000000) != 0);
         }
@@ -133,7 +134,7 @@ static void fork_in_the_middle_of_reads_leaves_the_child_whole(void **state)
         pid_t child = fork();
         if (child == 0) {
             uint8_t bytes[5000];
-            alarm(10);
+            alarm(HANG_SECONDS);
             _exit(pread(fd, bytes, sizeof bytes, 3000000) != sizeof bytes || memcmp(bytes, plain + 3000000, sizeof bytes) != 0);
         }
         assert_int_equal(status_of(child), 0);

@@ -1,4 +1,5 @@
 /* The lesser-known names of stdio and dup, and pieces of calls, on a packed model and on memory of its views. */
+#include "hang.h"
 #include "shim_fixture.h"
 
 #include <dlfcn.h>
@@ -149,7 +150,7 @@ static void a_full_piece_is_not_waited_behind(void **state)
     if (fcntl(pair[1], F_SETPIPE_SZ, 2 * HOLD_MAX) < HOLD_MAX)
         skip();
     assert_int_equal(write(pair[1], plain, HOLD_MAX), HOLD_MAX);
-    alarm(30);
+    alarm(HANG_SECONDS);
     assert_int_equal(read(pair[0], view + 4096, 2 * HOLD_MAX), HOLD_MAX);
     alarm(0);
     assert_memory_equal(view + 4096, plain, HOLD_MAX);

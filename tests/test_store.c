@@ -1,4 +1,5 @@
 /* An open store: any range of the logical file, in any order, equals the file that was packed; damage is found and named. */
+#include "hang.h"
 #include "no_ring.h"
 #include "sample_model.h"
 #include "store/reader.h"
@@ -464,7 +465,7 @@ static void a_forked_child_reads_with_the_parents_cursor(void **state)
             pid_t child = fork();
             if (child == 0) {
                 struct reading r = {.s = s, .c = c, .seed = 1};
-                alarm(60);
+                alarm(HANG_SECONDS);
                 cws_store_cursor_after_fork(c);
                 forbid_rings();
                 read_much(&r);
@@ -499,7 +500,7 @@ static void fork_here(int signo)
     pid_t child = fork();
     if (child == 0) {
         uint8_t bytes[100];
-        alarm(10);
+        alarm(HANG_SECONDS);
         cws_store_cursor_after_fork(middle.c);
         _exit(cws_store_read(middle.c, middle.begin, middle.begin + sizeof bytes, bytes, NULL) ||
               memcmp(bytes, model.data + middle.begin, sizeof bytes) != 0);

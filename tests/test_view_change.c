@@ -1,5 +1,6 @@
 /* Description: munmap, mprotect, madvise, mremap and holds on views mean what they mean on a private file mapping, on every rung, while other threads
  * fault and blocks are evicted. */
+#include "hang.h"
 #include "pattern_source.h"
 
 #include <pthread.h>
@@ -192,7 +193,7 @@ static void crash_waiting_for_unmapped(void *arg)
     pthread_create(&thread, NULL, touch_below_limit, &t);
     usleep(10000);
     cws_view_munmap(t.at, MIB); /* the toucher must get SIGSEGV, not hang */
-    sleep(10);
+    sleep(HANG_SECONDS);
     _exit(4);
 }
 

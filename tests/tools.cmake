@@ -13,6 +13,6 @@ if(CWS_TESTS AND TARGET codecllm)
       continue() # a preloaded library cannot bring a sanitizer into a program that was built without
     endif()
     add_test(NAME cli_${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/cli/run.sh ${PROJECT_BINARY_DIR} ${name})
-    set_tests_properties(cli_${name} PROPERTIES TIMEOUT 120)
+    set_tests_properties(cli_${name} PROPERTIES TIMEOUT ${CWS_HANG_SECONDS})
   endforeach()
 endif()

@@ -13,10 +13,10 @@ mkdir "$work/cwd"
 
 # What a test may use: the command, the small model, and no variables of ours from outside.
 for variable in $(env | sed -n 's/^\(CODEC_[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$variable"; done
-unset LD_PRELOAD TERM COLUMNS
+unset LD_PRELOAD LD_LIBRARY_PATH TERM COLUMNS
 export PATH="$build/bin:$PATH" BARD="$here/../models/bard" HERE="$here" BUILD="$build" LC_ALL=C
 
-(cd "$work/cwd" && timeout "${CLI_TIMEOUT:-100}" sh "$here/$name.sh") >"$work/raw.out" 2>"$work/raw.err"
+(cd "$work/cwd" && timeout "${CLI_TIMEOUT:-900}" sh "$here/$name.sh") >"$work/raw.out" 2>"$work/raw.err"
 status=$?
 
 mask() {

@@ -302,7 +302,7 @@ def program(*arguments, **env):
     inherited = dict(os.environ)
     if "CWS_BUILD_DIR" in env:
         inherited.pop("CWS_LIBRARY", None)  # of the build that this process found
-    return subprocess.run(command, env={**inherited, **env}, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env={**inherited, **env}, capture_output=True, text=True, timeout=900)
 
 
 def one_line(done):

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
+HANG_SECONDS = 900  # a program that takes longer hangs: far more than any needs, also beside other work
+
 
 def clean_environment(**more):
     """The environment without variables of ours and without a preloaded library."""
@@ -21,7 +23,7 @@ def clean_environment(**more):
     return env
 
 
-def run(*command, env=None, check=True, timeout=100, **options):
+def run(*command, env=None, check=True, timeout=HANG_SECONDS, **options):
     """subprocess.run with captured text; a failure shows both streams."""
     done = subprocess.run(
         [str(c) for c in command],
@@ -50,8 +52,11 @@ def command(build_dir):
 
 
 @pytest.fixture(scope="session")
-def shim(build_dir):
-    return build_dir / "lib" / "libcodecshim.so"
+def shim(build_dir, tmp_path_factory):
+    """The library, by a path that LD_PRELOAD can hold."""
+    link = tmp_path_factory.mktemp("shim") / "libcodecshim.so"
+    link.symlink_to(build_dir / "lib" / "libcodecshim.so")
+    return link
 
 
 @pytest.fixture(scope="session")

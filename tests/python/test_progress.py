@@ -8,7 +8,7 @@ import struct
 import subprocess
 
 import pytest
-from conftest import clean_environment
+from conftest import HANG_SECONDS, clean_environment
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def on_terminal(*command, columns=120, term="xterm"):
             break
         seen += piece
     os.close(ours)
-    assert process.wait(timeout=60) == 0, seen
+    assert process.wait(timeout=HANG_SECONDS) == 0, seen
     return seen.decode()
 
 

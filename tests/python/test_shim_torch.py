@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import clean_environment
+from conftest import HANG_SECONDS, clean_environment
 
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
@@ -41,7 +41,7 @@ def under(shim, packed_bard, bard, tmp_path):
     def go(code, rung="uffd-dev", status=0, budget=BUDGET, **env):
         environment = clean_environment(LD_PRELOAD=shim, CODEC_VRAM_BUDGET=budget, CODEC_PAGER=rung, **env)
         done = subprocess.run([sys.executable, "-c", HEAD + code, str(copy), str(bard)], env=environment, text=True,
-                              capture_output=True, timeout=100, cwd=tmp_path)  # fmt: skip
+                              capture_output=True, timeout=HANG_SECONDS, cwd=tmp_path)  # fmt: skip
         if "does not work here" in done.stderr:
             pytest.skip(done.stderr)
         assert done.returncode == status, done.stdout + done.stderr
