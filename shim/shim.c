@@ -1,4 +1,5 @@
 #include "shim.h"
+#include "../store/memory_limit.h"
 #include "../uvm/view.h"
 #include "cuda_shim.h"
 #include "file_table.h"
@@ -78,6 +79,12 @@ static void say_settings(void)
     for (size_t i = 0; cws_options_row(i, &row); i++)
         cws_shim_say("%s=%s%s", row.name, row.value && *row.value ? row.value : row.fallback,
                      row.value && *row.value ? "" : " (default)");
+    if (options.budget_percent) {
+        struct cws_memory_limit limit;
+        cws_memory_limit_get("", &limit);
+        cws_shim_say("%u%% of host memory is %.1f MiB, of %.1f MiB: %s", options.budget_percent,
+                     (double)cws_options_host_budget(&options) / (1 << 20), (double)limit.bytes / (1 << 20), limit.from);
+    }
 }
 
 /* --- starting ---------------------------------------------------------------------------------- */
@@ -196,7 +203,7 @@ CWS_EXPORT size_t codecllm_stats_json(char *buf, size_t n)
                        ", \"peak_bytes\": %" PRIu64 ", \"written_bytes\": %" PRIu64 ", \"reads\": %" PRIu64
                        ", \"read_bytes\": %" PRIu64 ", \"errors\": %" PRIu64 "}",
                        cws_shim_pager_started() ? cws_pager_rung() : "none",
-                       s.budget_bytes ? s.budget_bytes : options.budget_bytes, s.block_bytes, s.views, s.faults, s.write_faults,
+                       s.budget_bytes ? s.budget_bytes : cws_options_host_budget(&options), s.block_bytes, s.views, s.faults, s.write_faults,
                        s.decoded_bytes, s.evictions, s.prefetched_blocks, s.resident_bytes, s.peak_bytes, s.written_bytes, s.reads,
                        s.read_bytes, s.errors);
     return len < 0 ? 0 : (size_t)len;

@@ -1,8 +1,8 @@
 #include "options.h"
+#include "memory_limit.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sysinfo.h>
 
 extern char **environ;
 
@@ -58,10 +58,18 @@ int cws_parse_bytes(const char *text, size_t len, uint64_t *out)
     return 0;
 }
 
-static uint64_t physical_bytes(void)
+/* SIZE or PERCENT%, [text, stop); sets one of both. */
+static int parse_amount(const char *text, const char *stop, uint64_t *bytes, unsigned *percent)
 {
-    struct sysinfo info;
-    return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit : 0;
+    size_t len = (size_t)(stop - text);
+    uint64_t number;
+    *bytes = *percent = 0;
+    if (len < 2 || stop[-1] != '%')
+        return cws_parse_bytes(text, len, bytes);
+    if (strspn(text, "0123456789") != len - 1 || cws_parse_bytes(text, len - 1, &number) || number == 0 || number > 100)
+        return CWS_E_USAGE;
+    *percent = (unsigned)number;
+    return 0;
 }
 
 /* "0:SIZE,1:SIZE": the entries, in order. */
@@ -71,47 +79,47 @@ static int parse_list(struct cws_options *o, const char *value)
     for (const char *entry = value;;) {
         const char *stop = entry + strcspn(entry, ","), *mark = strchr(entry, ':');
         uint64_t bytes;
+        unsigned percent;
         if (!mark || mark > stop || mark == entry || mark - entry > 9 || strspn(entry, "0123456789") != (size_t)(mark - entry) ||
-            o->device_count == CWS_OPTIONS_DEVICES || cws_parse_bytes(mark + 1, (size_t)(stop - mark - 1), &bytes))
+            o->device_count == CWS_OPTIONS_DEVICES || parse_amount(mark + 1, stop, &bytes, &percent))
             return CWS_E_USAGE;
         o->devices[o->device_count].device = (int)strtol(entry, NULL, 10); /* digits, as was seen */
+        o->devices[o->device_count].percent = percent;
         o->devices[o->device_count++].bytes = bytes;
         if (!*stop)
             break;
         entry = stop + 1;
     }
     o->budget_bytes = o->devices[0].bytes;
-    return o->budget_bytes ? 0 : CWS_E_USAGE;
+    o->budget_percent = o->devices[0].percent;
+    return o->budget_bytes || o->budget_percent ? 0 : CWS_E_USAGE;
 }
 
-/* SIZE, PERCENT% or "0:SIZE,1:SIZE". */
+/* SIZE, PERCENT% or a list of these per device. */
 static int parse_budget(struct cws_options *o, const char *value)
 {
-    size_t len = strlen(value);
-    uint64_t number;
-    if (strchr(value, ':')) {
-        int code = parse_list(o, value);
-        if (code)
-            return code;
-    } else if (len > 1 && value[len - 1] == '%') {
-        if (cws_parse_bytes(value, len - 1, &number) || number == 0 || number > 100)
-            return CWS_E_USAGE;
-        o->budget_percent = (unsigned)number;
-        o->budget_bytes = physical_bytes() / 100 * number;
-    } else {
-        if (cws_parse_bytes(value, len, &number) || number == 0)
-            return CWS_E_USAGE;
-        o->budget_bytes = number;
-    }
+    int code = strchr(value, ':') ? parse_list(o, value)
+                                  : parse_amount(value, value + strlen(value), &o->budget_bytes, &o->budget_percent);
+    if (code || (!o->budget_bytes && !o->budget_percent))
+        return CWS_E_USAGE;
     o->active = true;
     return 0;
+}
+
+uint64_t cws_options_host_budget(const struct cws_options *o)
+{
+    struct cws_memory_limit limit;
+    if (!o->budget_percent)
+        return o->budget_bytes;
+    cws_memory_limit_get("", &limit);
+    return limit.bytes / 100 * o->budget_percent;
 }
 
 uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint64_t device_bytes)
 {
     for (unsigned i = 0; i < o->device_count; i++)
         if (o->devices[i].device == device)
-            return o->devices[i].bytes;
+            return o->devices[i].percent ? device_bytes / 100 * o->devices[i].percent : o->devices[i].bytes;
     if (o->device_count)
         return 0;
     return o->budget_percent ? device_bytes / 100 * o->budget_percent : o->budget_bytes;
@@ -197,7 +205,7 @@ static int parse_pager(struct cws_options *o, const char *value)
 
 static const struct option table[] = {
     {"CODEC_VRAM_BUDGET", "unset: paging off", "decoded weights kept at most; without a GPU, in host memory",
-     "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:4G)", parse_budget},
+     "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:50%)", parse_budget},
     {"CODEC_HOST_BUDGET", "automatic", "pinned host memory of a GPU's paging: compressed bytes, and what was written", "a size (8G, 512M)",
      parse_host_budget},
     {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},

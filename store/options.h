@@ -14,13 +14,14 @@ enum cws_policy_id { CWS_POLICY_NEXT, CWS_POLICY_LRU };
 
 struct cws_options {
     bool active;                 /* CODEC_VRAM_BUDGET is set */
-    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET on the host backend: 2G, 512M, 50% (of physical memory), plain bytes;
-                                  * of "0:2G,1:4G" the first entry. For a device: cws_options_device_budget */
-    unsigned budget_percent;     /* 0: not a percentage */
+    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What it means:
+                                  * cws_options_host_budget, cws_options_device_budget */
+    unsigned budget_percent;     /* of the memory that the budget is for; 0: not a percentage */
     unsigned device_count;       /* entries of a list per device; 0: not a list */
     struct {
         int device;
-        uint64_t bytes;
+        uint64_t bytes; /* 0: percent counts */
+        unsigned percent;
     } devices[CWS_OPTIONS_DEVICES];
     uint64_t host_budget_bytes;  /* CODEC_HOST_BUDGET; 0: default */
     enum cws_policy_id policy;   /* CODEC_POLICY=next|lru */
@@ -38,6 +39,8 @@ struct cws_options {
  * default. Never allocates. */
 CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_error *err);
 
+/* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h). 0: nothing could be told. */
+uint64_t cws_options_host_budget(const struct cws_options *o);
 /* The budget of a device that has device_bytes of memory; 0: a list that does not name it. */
 uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint64_t device_bytes);
 

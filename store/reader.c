@@ -1,4 +1,5 @@
 #include "reader_engine.h"
+#include "memory_limit.h"
 #include "os.h"
 #include "own_fd.h"
 
@@ -8,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/sysinfo.h>
 
 static uint64_t round_up(uint64_t n, uint64_t unit)
 {
@@ -89,13 +89,14 @@ enum { DIRECT_SLOTS_LEAST = 8 };
 
 static bool wants_direct(const struct cws_reader_options *o)
 {
-    struct sysinfo info;
+    struct cws_memory_limit limit;
     if (o->direct != CWS_DIRECT_AUTO)
         return o->direct == CWS_DIRECT_ALWAYS;
     /* With few extents in flight the kernel's readahead is worth more than the copy it costs (bench_read). */
     if (o->slots < DIRECT_SLOTS_LEAST)
         return false;
-    return sysinfo(&info) == 0 && o->file_bytes > (uint64_t)info.totalram * info.mem_unit / 2;
+    cws_memory_limit_get("", &limit);
+    return o->file_bytes > limit.bytes / 2;
 }
 
 /* A second descriptor, because O_DIRECT belongs to the open file that `fd` may share with the program. /proc names

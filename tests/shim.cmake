@@ -61,6 +61,14 @@ if(CWS_TESTS AND TARGET codecshim)
     set_property(TEST test_shim_inject_sigsegv test_shim_inject_uffd-user APPEND PROPERTY ENVIRONMENT CODEC_IO=preadv)
   endif()
 
+  if(NOT CWS_SANITIZE) # whose shadow memory does not fit the control group
+    add_executable(test_cgroup_budget test_cgroup_budget.c)
+    target_link_libraries(test_cgroup_budget PRIVATE cws_flags ${CMAKE_DL_LIBS})
+    add_test(NAME test_cgroup_budget COMMAND test_cgroup_budget $<TARGET_FILE:codecllm> $<TARGET_FILE:codecshim>
+      ${CMAKE_CURRENT_BINARY_DIR}/cgroup_budget)
+    set_tests_properties(test_cgroup_budget PROPERTIES TIMEOUT 300 SKIP_RETURN_CODE 77)
+  endif()
+
   if(CWS_STATIC_DEPS AND NOT CWS_SANITIZE)
     add_test(NAME shim_exports COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/shim_exports.sh $<TARGET_FILE:codecshim>
       ${PROJECT_SOURCE_DIR}/shim/hooks.def ${PROJECT_SOURCE_DIR}/shim/cuda_hooks.def)

@@ -63,13 +63,18 @@ static void budget_forms(void **state)
     setenv("CODEC_VRAM_BUDGET", "0:512M,1:4G", 1);
     assert_int_equal(cws_options_from_env(&o, &err), 0);
     assert_true(o.budget_bytes == UINT64_C(512) << 20);
+    assert_true(cws_options_host_budget(&o) == o.budget_bytes);
     setenv("CODEC_VRAM_BUDGET", "50%", 1);
     assert_int_equal(cws_options_from_env(&o, &err), 0);
-    uint64_t half = o.budget_bytes;
+    uint64_t half = cws_options_host_budget(&o);
+    assert_true(o.active && o.budget_bytes == 0 && o.budget_percent == 50);
     setenv("CODEC_VRAM_BUDGET", "100%", 1);
     assert_int_equal(cws_options_from_env(&o, &err), 0);
-    assert_true(half > 0 && o.budget_bytes / 2 - half < 4096);
-    static const char *const bad[] = {"0", "0%", "101%", "%", "lots", "2G,4G", "0:2G,x", "0:2G,1:", ":2G", "a:2G", "-2G"};
+    assert_true(half > 0 && cws_options_host_budget(&o) / 2 - half < 4096);
+    setenv("CODEC_VRAM_BUDGET", "1:50%,0:2G", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    assert_true(o.active && cws_options_host_budget(&o) == half);
+    static const char *const bad[] = {"0", "0%", "101%", "%", "lots", "2G,4G", "0:2G,x", "0:2G,1:", ":2G", "a:2G", "-2G", "0:0%", "0:101%", "0:%", "0.05K%", "50%%"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         setenv("CODEC_VRAM_BUDGET", bad[i], 1);
         if (cws_options_from_env(&o, &err) != CWS_E_USAGE)
@@ -86,6 +91,7 @@ static void budgets_of_devices(void **state)
     static const struct { const char *text; int device; uint64_t of, want; } rows[] = {
         {"2G", 0, 1000, UINT64_C(2) << 30}, {"2G", 7, 1000, UINT64_C(2) << 30}, {"50%", 0, 8000, 4000}, {"50%", 3, 1000, 500},
         {"0:2G,1:4G", 0, 1, UINT64_C(2) << 30}, {"0:2G,1:4G", 1, 1, UINT64_C(4) << 30}, {"0:2G,1:4G", 2, 1, 0}, {"1:1G", 0, 1, 0},
+        {"0:50%,1:4G", 0, 8000, 4000}, {"0:50%,1:4G", 1, 8000, UINT64_C(4) << 30}, {"0:50%,1:4G", 2, 8000, 0}, {"0:2G,1:25%", 1, 4000, 1000},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct cws_options o;

@@ -2,6 +2,7 @@
 #include "../store/codec.h"
 #include "../store/gpu/gpu_compile.h"
 #include "../store/gpu/gpu_decode.h"
+#include "../store/memory_limit.h"
 #include "../store/options.h"
 #include "../store/reader.h"
 #include "../store/trace.h"
@@ -42,19 +43,20 @@ static void number_line(const char *key, const char *path, const char *meaning)
 static void show_machine(void)
 {
     struct utsname name;
-    char features[128];
-    uint64_t limit;
+    char features[128], from[256];
+    struct cws_memory_limit limit;
     struct rlimit memlock;
     puts("Machine");
     if (uname(&name) == 0)
         line("  system", "%s %s %s", name.sysname, name.release, name.machine);
     cws_machine_cpu_features(features, sizeof features);
     line("  processors", "%ld, %s", sysconf(_SC_NPROCESSORS_ONLN), features);
-    line("  memory", "%s", cws_size_text((uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE)).text);
-    if (cws_machine_cgroup_limit(&limit))
-        line("  cgroup limit", "%s", cws_size_text(limit).text);
+    cws_memory_limit_get("", &limit);
+    line("  memory", "%s", cws_size_text(limit.physical_bytes).text);
+    if (limit.bytes < limit.physical_bytes)
+        line("  memory limit", "%s: %s", cws_size_text(limit.bytes).text, cws_printable(limit.from, from, sizeof from));
     else
-        line("  cgroup limit", "none");
+        line("  memory limit", "none");
     if (getrlimit(RLIMIT_MEMLOCK, &memlock) == 0) {
         if (memlock.rlim_cur == RLIM_INFINITY)
             line("  memlock limit", "none");
@@ -129,24 +131,52 @@ static void show_kernels(const struct cws_cuda *cuda)
         line("  GPU decoder", "compiled when needed; no NVRTC was found from here, but PyTorch for CUDA brings one");
 }
 
-static void show_cuda(void)
+static int devices_known(const struct cws_cuda *cuda)
 {
-    struct cws_cuda cuda;
+    int room = sizeof cuda->devices / sizeof *cuda->devices;
+    return cuda->device_count < room ? cuda->device_count : room;
+}
+
+static void show_cuda(const struct cws_cuda *cuda)
+{
     puts("\nCUDA");
-    cws_machine_cuda(&cuda);
-    if (!cuda.driver) {
+    if (!cuda->driver) {
         line("  driver", "no CUDA driver: host paging");
     } else {
-        line("  driver", "%d.%d", cuda.version / 1000, cuda.version % 1000 / 10);
-        if (cuda.result != 0)
-            line("  devices", "cuInit failed with %d: host paging", cuda.result);
-        else if (cuda.device_count == 0)
+        line("  driver", "%d.%d", cuda->version / 1000, cuda->version % 1000 / 10);
+        if (cuda->result != 0)
+            line("  devices", "cuInit failed with %d: host paging", cuda->result);
+        else if (cuda->device_count == 0)
             line("  devices", "none: host paging");
-        for (int i = 0; i < cuda.device_count && i < (int)(sizeof cuda.devices / sizeof *cuda.devices); i++)
-            line("  device", "%d: %s, %s, VMM %s", i, cuda.devices[i].name, cws_size_text(cuda.devices[i].memory_bytes).text,
-                 cuda.devices[i].vmm ? "yes" : "no");
+        for (int i = 0; i < devices_known(cuda); i++)
+            line("  device", "%d: %s, %s, VMM %s", i, cuda->devices[i].name, cws_size_text(cuda->devices[i].memory_bytes).text,
+                 cuda->devices[i].vmm ? "yes" : "no");
     }
-    show_kernels(&cuda);
+    show_kernels(cuda);
+}
+
+/* What the percentages of CODEC_VRAM_BUDGET come to on this machine. */
+static void show_percent(const struct cws_options *options, const struct cws_cuda *cuda)
+{
+    struct cws_memory_limit limit;
+    if (options->budget_percent) {
+        uint64_t budget = cws_options_host_budget(options);
+        char from[256];
+        cws_memory_limit_get("", &limit);
+        line("  budget, host", "%s: %u%% of %s, %s", cws_size_text(budget).text, options->budget_percent, cws_size_text(limit.bytes).text,
+             cws_printable(limit.from, from, sizeof from));
+    }
+    for (int i = 0; i < devices_known(cuda); i++) {
+        uint64_t bytes = cuda->devices[i].memory_bytes, budget = cws_options_device_budget(options, i, bytes);
+        unsigned percent = options->device_count ? 0 : options->budget_percent;
+        char key[24];
+        for (unsigned k = 0; k < options->device_count; k++)
+            if (options->devices[k].device == i)
+                percent = options->devices[k].percent;
+        snprintf(key, sizeof key, "  budget, GPU %d", i);
+        if (percent)
+            line(key, "%s: %u%% of %s, the device's memory", cws_size_text(budget).text, percent, cws_size_text(bytes).text);
+    }
 }
 
 static void unknown_variable(void *arg, const char *name_and_value)
@@ -191,8 +221,11 @@ static int run_doctor(int argc, char **argv)
     show_machine();
     show_store();
     bool paging = show_paging(&options);
-    show_cuda();
+    struct cws_cuda cuda;
+    cws_machine_cuda(&cuda);
+    show_cuda(&cuda);
     bool understood = show_options(&options, rc, &err);
+    show_percent(&options, &cuda);
     return paging && understood ? CWS_EXIT_FINE : CWS_EXIT_FINDING;
 }
 

@@ -130,7 +130,7 @@ static int run_run(int argc, char **argv)
         return CWS_EXIT_FAILURE;
     }
     if (!options.active) { /* the library does nothing without a budget, and the program was to see plain files */
-        cws_say_line("no --budget and no CODEC_VRAM_BUDGET: using 100%% of this machine's memory");
+        cws_say_line("no --budget and no CODEC_VRAM_BUDGET: using 100%% of the memory that a process may have here");
         setenv("CODEC_VRAM_BUDGET", "100%", 1);
     }
     fflush(NULL);

@@ -23,53 +23,6 @@ bool cws_machine_number(const char *path, uint64_t *out)
     return end != text;
 }
 
-/* Walks from a group up to the root: a limit holds for everything below it. */
-static bool tightest(const char *root, char *group, const char *file, uint64_t *out)
-{
-    bool any = false;
-    for (;;) {
-        char path[4400];
-        uint64_t limit = UINT64_MAX;
-        snprintf(path, sizeof path, "%s%s/%s", root, group, file);
-        if (cws_machine_number(path, &limit) && limit < UINT64_C(1) << 60 && (!any || limit < *out)) {
-            *out = limit; /* version 1 writes a number near 2^63 for "no limit" */
-            any = true;
-        }
-        char *slash = strrchr(group, '/');
-        if (!slash || !group[0])
-            return any;
-        *slash = '\0';
-    }
-}
-
-bool cws_machine_cgroup_limit(uint64_t *out_bytes)
-{
-    char line[4200];
-    bool any = false;
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    if (!file)
-        return false;
-    while (fgets(line, sizeof line, file)) {
-        uint64_t limit = UINT64_MAX;
-        char *group = strrchr(line, ':');
-        line[strcspn(line, "\n")] = '\0';
-        if (!group)
-            continue;
-        group++;
-        bool found = false;
-        if (strncmp(line, "0::", 3) == 0)
-            found = tightest("/sys/fs/cgroup", group, "memory.max", &limit);
-        else if (strstr(line, ":memory:") || strstr(line, ",memory:"))
-            found = tightest("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes", &limit);
-        if (found && (!any || limit < *out_bytes)) {
-            *out_bytes = limit;
-            any = true;
-        }
-    }
-    fclose(file);
-    return any;
-}
-
 void cws_machine_cpu_features(char *buf, size_t size)
 {
     buf[0] = '\0';

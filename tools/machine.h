@@ -9,9 +9,6 @@
 /* The number in a file of /proc or /sys. False when it is not there; "max" gives UINT64_MAX. */
 bool cws_machine_number(const char *path, uint64_t *out);
 
-/* The tightest memory limit of the control groups this process is in. False: none, or it cannot be told. */
-bool cws_machine_cgroup_limit(uint64_t *out_bytes);
-
 /* "avx2 bmi2 ..." of those a decoder could use. */
 void cws_machine_cpu_features(char *buf, size_t size);
 

@@ -1,44 +1,21 @@
 /* Compressed bytes in pinned host memory. Fetcher threads read a tensor's chunks, check them and leave them there: for good while the host
  * budget lasts, in the order in which tensors were bound; those that came too late are read again for each load. (On a cyclic scan nothing that
  * replaces does better than what stays.) They give way to what has no file to come back from (gpu_spill.c). */
+#include "../store/memory_limit.h"
 #include "gpu_state.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 
 /* --- how much host memory -------------------------------------------------------------------------- */
 
-/* The number in the file's first line that begins with `key`, or UINT64_MAX. */
-static uint64_t number_in(const char *path, const char *key)
-{
-    char line[256], *end;
-    uint64_t value = UINT64_MAX;
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return UINT64_MAX;
-    while (fgets(line, sizeof line, f)) {
-        if (strncmp(line, key, strlen(key)) != 0)
-            continue;
-        value = strtoull(line + strlen(key), &end, 10);
-        if (end == line + strlen(key)) /* "max" */
-            value = UINT64_MAX;
-        break;
-    }
-    fclose(f);
-    return value;
-}
-
 uint64_t cws_gpu_host_default(void)
 {
-    uint64_t kib = number_in("/proc/meminfo", "MemAvailable:");
-    uint64_t bytes = kib == UINT64_MAX ? (uint64_t)1 << 30 : kib * 1024 / 2;
-    uint64_t most = number_in("/sys/fs/cgroup/memory.max", ""), used = number_in("/sys/fs/cgroup/memory.current", "");
-    if (most != UINT64_MAX && used != UINT64_MAX && used < most && (most - used) / 2 < bytes)
-        bytes = (most - used) / 2;
-    return bytes;
+    struct cws_memory_limit limit;
+    cws_memory_limit_get("", &limit);
+    return limit.free_bytes == UINT64_MAX ? (uint64_t)1 << 30 : limit.free_bytes / 2;
 }
 
 /* --- sources --------------------------------------------------------------------------------------- */

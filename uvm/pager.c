@@ -145,9 +145,10 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
         return 0;
     if (CWS_PAGE_BYTES > CWS_BLOCK_BYTES_MIN) /* a block is whole pages */
         return cws_fail(err, CWS_E_UNSUPPORTED, "this kernel's pages of %zu bytes are too large to page with", CWS_PAGE_BYTES);
-    uint64_t budget = options->active ? options->budget_bytes : CWS_BUDGET_UNLIMITED;
+    uint64_t budget = options->active ? cws_options_host_budget(options) : CWS_BUDGET_UNLIMITED;
     if (budget < cws_pager_least_budget())
-        return cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %" PRIu64 " bytes; the least that works is %" PRIu64, budget,
+        return cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %" PRIu64 " bytes%s; the least that works is %" PRIu64, budget,
+                        options->budget_percent ? " here ('codecllm doctor' says of what it is a percentage)" : "",
                         cws_pager_least_budget());
     if (budget > CWS_BUDGET_UNLIMITED)
         budget = CWS_BUDGET_UNLIMITED;
@@ -156,6 +157,7 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
         return code;
     reset_accounts();
     p->options = *options;
+    p->options.budget_bytes = budget; /* what a percentage came to */
     p->block_bytes = choose_block_bytes(budget);
     if (p->rung->whole && options->active) {
         cws_say("no way to catch page faults works here, so mapped stores are decoded whole and the budget of %" PRIu64

@@ -8,6 +8,8 @@ CODEC_VRAM_BUDGET=2G CODEC_PAGER=sigsegv CODEC_VRAM_BUGDET=1G codecllm doctor >o
 grep -E 'CODEC_VRAM|CODEC_PAGER|unknown|verdict' out
 codecllm doctor >out
 sed -n '/verdict/s/by .*/by a rung of this machine/p' out
+CODEC_VRAM_BUDGET=0:50%,1:2G codecllm doctor >out
+sed -n '/budget, host/s/host .*: 50% of .*/host   half of what a process may have here/p' out
 CODEC_IO=floppy codecllm doctor >out
 echo "exit status $?"
 grep -E 'CODEC_IO|verdict *CODEC' out

@@ -30,19 +30,25 @@ def _size_is_valid(text):
     return float(re.match(_NUMBER, text).group()) < 2.0 ** (64 - unit)
 
 
+def _percent_is_valid(text):
+    return re.fullmatch("[0-9]{1,9}%", text, re.ASCII) is not None and 1 <= int(text[:-1]) <= 100
+
+
+def _amount_is_valid(text):
+    return _percent_is_valid(text) if len(text) > 1 and text.endswith("%") else _size_is_valid(text)
+
+
 def _is_zero(text):
     return float(re.match(_NUMBER, text).group()) == 0
 
 
 def budget_is_valid(text):
-    """The forms that store/options.c accepts: 2G, 512M, 50%, 0:2G,1:4G."""
+    """The forms that store/options.c accepts: 2G, 512M, 50%, 0:2G,1:50%."""
     if ":" in text:
         entries = [entry.partition(":") for entry in text.split(",")]
-        well_formed = all(re.fullmatch("[0-9]{1,9}", device) and _size_is_valid(size) for device, _, size in entries)
+        well_formed = all(re.fullmatch("[0-9]{1,9}", device) and _amount_is_valid(size) for device, _, size in entries)
         return len(entries) <= 16 and well_formed and not _is_zero(entries[0][2])
-    if text.endswith("%"):
-        return re.fullmatch("[0-9]{1,9}", text[:-1]) is not None and 1 <= int(text[:-1]) <= 100
-    return _size_is_valid(text) and not _is_zero(text)
+    return _amount_is_valid(text) and not _is_zero(text)
 
 
 def _say(text):
@@ -143,7 +149,7 @@ def boot():
     if not budget_is_valid(budget):
         _say(
             f"CODEC_VRAM_BUDGET={budget}: not understood; use a size (2G, 512M), a percentage (50%) "
-            "or a list per device (0:2G,1:4G)"
+            "or a list per device (0:2G,1:50%)"
         )
         os._exit(2)  # an exception here would be a page of traceback from site.py
     if _loaded():
