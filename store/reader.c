@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -99,21 +98,11 @@ static bool wants_direct(const struct cws_reader_options *o)
     return o->file_bytes > limit.bytes / 2;
 }
 
-/* A second descriptor, because O_DIRECT belongs to the open file that `fd` may share with the program. /proc names
- * the file even when it was renamed or unlinked. Without /proc, or where the file system refuses: buffered. */
+/* A second descriptor, because the buffered one is read without alignment. Where it cannot be had: -1, all is buffered. */
 static int open_direct(int fd)
 {
-    char path[40];
-    struct stat a, b;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int direct = cws_os_openat(AT_FDCWD, path, O_RDONLY | O_DIRECT, 0);
-    if (direct < 0)
-        return -1;
-    if (cws_os_fstat(fd, &a) || cws_os_fstat(direct, &b) || a.st_dev != b.st_dev || a.st_ino != b.st_ino) {
-        cws_os_close(direct);
-        return -1;
-    }
-    return cws_own_fd_note(direct);
+    int direct = cws_os_reopen(fd, O_RDONLY | O_DIRECT);
+    return direct < 0 ? -1 : cws_own_fd_note(direct);
 }
 
 static int choose_engine(struct cws_reader *r, enum cws_io_engine engine, struct cws_error *err)

@@ -146,7 +146,10 @@ int cws_store_open(const char *path, struct cws_store **out, struct cws_error *e
 int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err)
 {
     *out = NULL;
-    int own = cws_os_dup(fd);
+    /* Not a duplicate where that can be: whoever has fd may set O_DIRECT at any time, and every read would go by single blocks. */
+    int own = cws_os_reopen(fd, O_RDONLY);
+    if (own < 0)
+        own = cws_os_dup(fd);
     if (own < 0)
         return cws_fail_errno(err, -own, "%s: cannot duplicate the descriptor", path);
     return open_owned(own, NULL, 0, path, out, err);

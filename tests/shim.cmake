@@ -39,7 +39,7 @@ if(CWS_TESTS AND TARGET codecshim)
     endforeach()
   endfunction()
 
-  cws_shim_test(test_shim_files uffd-dev sigsegv)
+  cws_shim_test(test_shim_files uffd-dev uffd uffd-user sigsegv eager)
   cws_shim_test(test_shim_stdio uffd-dev uffd-user sigsegv)
   cws_shim_test(test_shim_views uffd-dev uffd uffd-user sigsegv eager)
   cws_shim_test(test_shim_fortify uffd-dev uffd-user sigsegv)

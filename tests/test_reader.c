@@ -147,6 +147,47 @@ static void the_end_of_the_file_is_a_short_read(void **state)
     }
 }
 
+/* Whoever opened the file may have asked for O_DIRECT, which takes whole aligned blocks only. */
+static void a_descriptor_with_o_direct_reads_right(void **state)
+{
+    (void)state;
+    int direct = open(path, O_RDONLY | O_DIRECT);
+    if (direct < 0)
+        skip(); /* the file system has none */
+    for (size_t w = 0; w < WAYS; w++) {
+        struct cws_reader *r;
+        struct cws_error err;
+        if (!usable(w))
+            continue;
+        assert_int_equal(0, create(w, direct, &r, &err));
+        assert_int_equal(0, read_random(r, ways[w].slots, 20, w + 1));
+        cws_reader_destroy(r);
+    }
+    uint8_t *got = malloc(content.size + 100);
+    static const size_t offsets[] = {0, 1, 4095, 4096, 100000, FILE_BYTES - 5, FILE_BYTES, FILE_BYTES + 5000};
+    for (size_t i = 0; i < sizeof offsets / sizeof *offsets; i++) {
+        size_t left = offsets[i] < FILE_BYTES ? FILE_BYTES - offsets[i] : 0, n = 0;
+        assert_int_equal(0, cws_os_read_full(direct, got + 1, content.size + 99, offsets[i], &n));
+        assert_int_equal(left, n);
+        assert_memory_equal(got + 1, content.data + FILE_BYTES - left, left);
+    }
+    free(got);
+    close(direct);
+}
+
+static void reopening_gives_a_description_of_its_own(void **state)
+{
+    (void)state;
+    int again = cws_os_reopen(fd, O_RDONLY), null = open("/dev/null", O_RDONLY);
+    assert_true(again >= 0);
+    assert_int_equal(lseek(again, 100, SEEK_SET), 100);
+    assert_int_equal(lseek(fd, 0, SEEK_CUR), 0);
+    assert_int_equal(cws_os_reopen(null, O_RDONLY), -EINVAL);
+    assert_int_equal(cws_os_reopen(-1, O_RDONLY), -EBADF);
+    close(null);
+    close(again);
+}
+
 /* Short reads, interruptions, refusals and a ring that dies must all end in the right bytes. */
 static void faults_that_can_be_survived_are(void **state)
 {
@@ -331,6 +372,8 @@ int main(void)
         cmocka_unit_test(every_engine_reads_right),
         cmocka_unit_test(waiting_again_gives_the_same),
         cmocka_unit_test(the_end_of_the_file_is_a_short_read),
+        cmocka_unit_test(a_descriptor_with_o_direct_reads_right),
+        cmocka_unit_test(reopening_gives_a_description_of_its_own),
         cmocka_unit_test(faults_that_can_be_survived_are),
         cmocka_unit_test(other_faults_are_reported),
         cmocka_unit_test(a_reader_moves_between_threads),

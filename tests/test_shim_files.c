@@ -93,6 +93,106 @@ static void other_files_are_left_alone(void **state)
     close(pair[1]);
 }
 
+/* --- O_DIRECT ----------------------------------------------------------------------------------- */
+
+enum { DIRECT_ALIGN = 4096, DIRECT_ROOM = 1 << 20 };
+
+/* Asked past the hooks. */
+static bool has_direct(void)
+{
+    long raw = syscall(SYS_openat, AT_FDCWD, packed_path, O_RDONLY | O_DIRECT, 0);
+    if (raw >= 0)
+        syscall(SYS_close, raw);
+    return raw >= 0;
+}
+
+/* As `dd iflag=direct` reads: aligned pieces until the end. Returns the file's bytes or -1. */
+static ssize_t read_aligned(int fd, size_t piece, uint8_t *all, size_t room)
+{
+    uint8_t *buffer = aligned_alloc(DIRECT_ALIGN, DIRECT_ROOM);
+    size_t done = 0;
+    ssize_t got;
+    while ((got = read(fd, buffer, piece)) > 0 && done + (size_t)got <= room) {
+        memcpy(all + done, buffer, (size_t)got);
+        done += (size_t)got;
+    }
+    free(buffer);
+    return got ? -1 : (ssize_t)done;
+}
+
+static void other_files_open_with_o_direct(void **state)
+{
+    (void)state;
+    if (!has_direct())
+        skip();
+    uint8_t *all = malloc(plain_bytes);
+    for (int flags = O_RDONLY; flags <= O_RDWR; flags += O_RDWR) {
+        int fd = open(plain_path, flags | O_DIRECT);
+        assert_true(fd >= 0);
+        assert_int_equal(read_aligned(fd, DIRECT_ROOM, all, plain_bytes), plain_bytes);
+        assert_memory_equal(all, plain, plain_bytes);
+        close(fd);
+    }
+    FILE *file = fdopen(open(plain_path, O_RDONLY | O_DIRECT), "r");
+    assert_non_null(file);
+    fclose(file);
+    free(all);
+}
+
+/* By each way to come to such a descriptor; and with any alignment, which is more than the kernel allows on the plain file. */
+static void a_packed_file_reads_right_with_o_direct(void **state)
+{
+    (void)state;
+    if (!has_direct())
+        skip();
+    uint8_t *all = malloc(plain_bytes), some[777];
+    int fds[5] = {open(packed_path, O_RDONLY | O_DIRECT)};
+    fds[1] = openat(AT_FDCWD, packed_path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    fds[2] = dup(fds[1]);
+    fds[3] = open(packed_path, O_RDONLY);
+    assert_int_equal(pread(fds[3], some, sizeof some, 99), sizeof some);
+    assert_int_equal(fcntl(fds[3], F_SETFL, O_DIRECT), 0); /* after the file was opened and read */
+    char proc[64];
+    snprintf(proc, sizeof proc, "/proc/self/fd/%d", fds[0]);
+    fds[4] = open(proc, O_RDONLY | O_DIRECT);
+    for (size_t i = 0; i < 5; i++) {
+        struct stat st;
+        assert_true(fds[i] >= 0);
+        assert_int_equal(lseek(fds[i], 0, SEEK_SET), 0);
+        assert_int_equal(read_aligned(fds[i], i % 2 ? 4096 : DIRECT_ROOM, all, plain_bytes), plain_bytes);
+        assert_memory_equal(all, plain, plain_bytes);
+        assert_int_equal(fstat(fds[i], &st), 0);
+        assert_int_equal(st.st_size, plain_bytes);
+        assert_int_equal(pread(fds[i], some, sizeof some, 1234567), sizeof some);
+        assert_memory_equal(some, plain + 1234567, sizeof some);
+        assert_int_equal(pread(fds[i], some, sizeof some, (off_t)plain_bytes - 5), 5);
+        assert_memory_equal(some, plain + plain_bytes - 5, 5);
+        uint8_t *view = mmap(NULL, plain_bytes, PROT_READ, MAP_PRIVATE, fds[i], 0);
+        assert_ptr_not_equal(view, MAP_FAILED);
+        assert_memory_equal(view, plain, plain_bytes);
+        munmap(view, plain_bytes);
+    }
+    FILE *file = fdopen(fds[0], "r");
+    assert_int_equal(fseek(file, 4321, SEEK_SET), 0);
+    assert_int_equal(fread(some, 1, sizeof some, file), sizeof some);
+    assert_memory_equal(some, plain + 4321, sizeof some);
+    fclose(file);
+    for (size_t i = 1; i < 5; i++)
+        close(fds[i]);
+    free(all);
+}
+
+static void a_packed_file_is_not_opened_to_write_with_o_direct(void **state)
+{
+    (void)state;
+    if (!has_direct())
+        skip();
+    assert_int_equal(open(packed_path, O_RDWR | O_DIRECT), -1);
+    assert_int_equal(errno, EROFS);
+    assert_int_equal(open(packed_path, O_WRONLY | O_DIRECT), -1);
+    assert_int_equal(errno, EROFS);
+}
+
 static void opening_keeps_errno(void **state)
 {
     (void)state;
@@ -585,6 +685,9 @@ int main(void)
         cmocka_unit_test(every_way_to_open_shows_the_logical_file),
         cmocka_unit_test(relative_paths_links_and_proc_lead_to_it),
         cmocka_unit_test(other_files_are_left_alone),
+        cmocka_unit_test(other_files_open_with_o_direct),
+        cmocka_unit_test(a_packed_file_reads_right_with_o_direct),
+        cmocka_unit_test(a_packed_file_is_not_opened_to_write_with_o_direct),
         cmocka_unit_test(opening_keeps_errno),
         cmocka_unit_test(every_way_to_ask_tells_the_logical_size),
         cmocka_unit_test(a_changed_file_is_looked_at_again),

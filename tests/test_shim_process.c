@@ -200,6 +200,25 @@ static void programs_see_the_logical_file(void **state)
     close(null);
 }
 
+static void programs_read_with_o_direct(void **state)
+{
+    (void)state;
+    static const char *const commands[] = {
+        "dd if=\"$1\" iflag=direct bs=4096 status=none | cmp - \"$2\"",
+        "dd if=\"$1\" iflag=direct bs=1M status=none | cmp - \"$2\"",
+        "dd if=\"$2\" iflag=direct bs=1M status=none | cmp - \"$2\"",
+    };
+    int null = open("/dev/null", O_RDONLY), fd = (int)syscall(SYS_openat, AT_FDCWD, packed_path, O_RDONLY | O_DIRECT, 0);
+    if (fd < 0)
+        skip(); /* the file system has none */
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (shell(null, commands[i]) != 0)
+            fail_msg("%s", commands[i]);
+    assert_int_equal(shell(fd, "cmp - \"$2\""), 0); /* inherited so */
+    close(fd);
+    close(null);
+}
+
 static void an_inherited_descriptor_is_recognised(void **state)
 {
     (void)state;
@@ -512,6 +531,7 @@ int main(void)
         cmocka_unit_test(fork_in_the_middle_of_reads_leaves_the_child_whole),
         cmocka_unit_test(a_vforked_child_does_not_disturb_the_parent),
         cmocka_unit_test(programs_see_the_logical_file),
+        cmocka_unit_test(programs_read_with_o_direct),
         cmocka_unit_test(an_inherited_descriptor_is_recognised),
         cmocka_unit_test(a_program_keeps_its_own_handlers),
         cmocka_unit_test(blocked_signals_do_not_stop_the_pager),

@@ -399,6 +399,27 @@ static void a_change_while_open_is_told_from_damage(void **state)
     free(all);
 }
 
+/* Through a descriptor that takes only whole aligned blocks. */
+static void a_descriptor_with_o_direct_is_read_right(void **state)
+{
+    (void)state;
+    int fd = open(store_path, O_RDONLY | O_DIRECT);
+    if (fd < 0)
+        skip(); /* the file system has none */
+    struct cws_store *s;
+    struct cws_error err = {0};
+    assert_int_equal(1, cws_store_probe_fd(fd));
+    assert_int_equal(0, cws_store_open_fd(fd, "direct", &s, &err));
+    for (unsigned depth = 1; depth < 9; depth += 7) {
+        struct cws_store_cursor *c = cursor(s, depth);
+        check_range(c, 0, model.size);
+        check_range(c, model.size - 3, model.size);
+        cws_store_cursor_destroy(c);
+    }
+    cws_store_close(s);
+    close(fd);
+}
+
 /* --- threads and processes ----------------------------------------------------------------------- */
 
 struct reading {
@@ -577,6 +598,7 @@ int main(void)
         cmocka_unit_test(damage_in_a_chunk_is_named),
         cmocka_unit_test(verify_finds_nothing_in_a_good_store),
         cmocka_unit_test(a_change_while_open_is_told_from_damage),
+        cmocka_unit_test(a_descriptor_with_o_direct_is_read_right),
         cmocka_unit_test(many_threads_read_one_store),
         cmocka_unit_test(a_forked_child_reads_with_the_parents_cursor),
         cmocka_unit_test(a_fork_in_the_middle_of_a_read_leaves_the_child_whole),
