@@ -101,6 +101,15 @@ static void sizes_read_well(void **state)
     assert_string_equal(cws_size_text(UINT64_MAX).text, "16.0 EiB");
 }
 
+static void a_tenth_of_a_second_is_too_short_for_a_rate(void **state)
+{
+    (void)state;
+    assert_string_equal(cws_time_text(0, 9761168).text, "0.00 s");
+    assert_string_equal(cws_time_text(0.0999, 9761168).text, "0.10 s");
+    assert_string_equal(cws_time_text(0.1, 9761168).text, "0.10 s, 98 MB/s");
+    assert_string_equal(cws_time_text(2, 0).text, "2.00 s, 0 MB/s");
+}
+
 static void jobs_are_one_to_1024(void **state)
 {
     (void)state;
@@ -122,6 +131,7 @@ int main(void)
         cmocka_unit_test(printable_shows_what_could_drive_a_terminal),
         cmocka_unit_test(printable_keeps_to_its_buffer),
         cmocka_unit_test(sizes_read_well),
+        cmocka_unit_test(a_tenth_of_a_second_is_too_short_for_a_rate),
         cmocka_unit_test(jobs_are_one_to_1024),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -305,15 +305,14 @@ static int pack_single(struct pack *job, struct cws_error *err)
 
 static void say_summary(const struct pack *job)
 {
-    double seconds = cws_now_s() - job->begin_s;
     char also[64] = "";
     if (job->stores > 1 || job->copies)
         snprintf(also, sizeof also, " (%zu packed, %zu copied)", job->stores, job->copies);
-    cws_say_line("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %.2f s, %.0f MB/s%s", job->out,
+    cws_say_line("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %s%s", job->out,
             cws_size_text(job->input_bytes).text, cws_size_text(job->stored_bytes).text,
             job->stored_bytes ? (double)job->input_bytes / (double)job->stored_bytes : 0,
-            job->elems ? 8.0 * (double)job->stored_bytes / (double)job->elems : 0, seconds,
-            (double)job->input_bytes / 1e6 / (seconds > 0 ? seconds : 1e-9), also);
+            job->elems ? 8.0 * (double)job->stored_bytes / (double)job->elems : 0,
+            cws_time_text(cws_now_s() - job->begin_s, job->input_bytes).text, also);
 }
 
 static int parse_mode(struct pack *job, const char *text)

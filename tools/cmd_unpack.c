@@ -140,13 +140,11 @@ static int unpack_directory(struct unpack *job, struct cws_error *err)
 
 static void say_summary(const struct unpack *job)
 {
-    double seconds = cws_now_s() - job->begin_s;
     char also[64] = "";
     if (job->stores > 1 || job->copies)
         snprintf(also, sizeof also, " (%zu unpacked, %zu copied)", job->stores, job->copies);
-    cws_say_line("%s: %s -> %s, %.2f s, %.0f MB/s%s", job->out, cws_size_text(job->stored_bytes).text,
-            cws_size_text(job->logical_bytes).text, seconds,
-            (double)job->logical_bytes / 1e6 / (seconds > 0 ? seconds : 1e-9), also);
+    cws_say_line("%s: %s -> %s, %s%s", job->out, cws_size_text(job->stored_bytes).text,
+            cws_size_text(job->logical_bytes).text, cws_time_text(cws_now_s() - job->begin_s, job->logical_bytes).text, also);
     if (job->lossy)
         cws_say_line("%s: note: packed with q8 or q6, so these are not the bits of the original weights", job->out);
 }

@@ -108,7 +108,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
         uint64_t chunks = cws_store_chunk_count(store);
         print_finding("%s: fine: %zu tensor%s, %llu chunk%s, %s", path, tensors, tensors == 1 ? "" : "s",
                (unsigned long long)chunks, chunks == 1 ? "" : "s", cws_size_text(logical).text);
-        cws_say_line("%s: verified in %.2f s, %.0f MB/s", path, seconds, (double)logical / 1e6 / (seconds > 0 ? seconds : 1e-9));
+        cws_say_line("%s: verified in %s", path, cws_time_text(seconds, logical).text);
     }
     cws_store_close(store);
 }

@@ -72,6 +72,16 @@ struct cws_size_text cws_size_text(uint64_t bytes)
     return out;
 }
 
+struct cws_time_text cws_time_text(double seconds, uint64_t bytes)
+{
+    struct cws_time_text out;
+    if (seconds < 0.1)
+        snprintf(out.text, sizeof out.text, "%.2f s", seconds);
+    else
+        snprintf(out.text, sizeof out.text, "%.2f s, %.0f MB/s", seconds, (double)bytes / 1e6 / seconds);
+    return out;
+}
+
 /* Bytes of the well-formed printable UTF-8 character at s, or 0. C1 controls count as unprintable. */
 static size_t printable_bytes(const unsigned char *s)
 {

@@ -22,6 +22,13 @@ struct cws_size_text {
 };
 struct cws_size_text cws_size_text(uint64_t bytes);
 
+/* "2.10 s, 409 MB/s" (10^6 bytes); below a tenth of a second only "0.02 s": a rate of that would say how long the start of
+ * threads took. */
+struct cws_time_text {
+    char text[48];
+};
+struct cws_time_text cws_time_text(double seconds, uint64_t bytes);
+
 /* Copies a name from a file into buf with control characters and broken UTF-8 as \xNN, so that a file cannot drive the
  * terminal; cut with "..." when buf is too small. Returns buf. size >= 8. */
 char *cws_printable(const char *name, char *buf, size_t size);

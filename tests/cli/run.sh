@@ -20,7 +20,7 @@ export PATH="$build/bin:$PATH" BARD="$here/../models/bard" HERE="$here" BUILD="$
 status=$?
 
 mask() {
-    sed -E -e 's/[0-9]+\.[0-9]+ s, [0-9]+ MB\/s/T s, N MB\/s/g' -e "s|$work/cwd|CWD|g" -e "s|$build|BUILD|g" -e "s|$here|HERE|g" \
+    sed -E -e 's/[0-9]+\.[0-9]+ s(, [0-9]+ MB\/s)?/T s/g' -e "s|$work/cwd|CWD|g" -e "s|$build|BUILD|g" -e "s|$here|HERE|g" \
         -e 's/partial-[A-Za-z0-9]{6}/partial-XXXXXX/g'
 }
 mask <"$work/raw.out" >"$work/got.out"
