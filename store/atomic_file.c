@@ -1,4 +1,5 @@
 #include "atomic_file.h"
+#include "file_mode.h"
 #include "os.h"
 
 #include <dirent.h>
@@ -95,7 +96,7 @@ static int make_temporary(struct cws_atomic_file *f, struct cws_error *err)
         unsigned n = atomic_fetch_add(&serial, 1);
         if ((size_t)snprintf(f->temporary, sizeof f->temporary, "%s%ld.%u", prefix, (long)getpid(), n) >= sizeof f->temporary)
             break;
-        f->fd = cws_os_openat(f->dir, f->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+        f->fd = cws_os_openat(f->dir, f->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
         if (f->fd >= 0) {
             (void)cws_os_flock(f->fd, LOCK_EX | LOCK_NB); /* some file systems have no locks */
             return 0;
@@ -110,7 +111,9 @@ static int make_temporary(struct cws_atomic_file *f, struct cws_error *err)
 
 int cws_atomic_begin(struct cws_atomic_file *f, const char *path, const struct stat *input, struct cws_error *err)
 {
-    *f = (struct cws_atomic_file){.fd = -1, .dir = -1, .path = path};
+    *f = (struct cws_atomic_file){.fd = -1, .dir = -1, .path = path, .has_like = input != NULL};
+    if (input)
+        f->like = *input;
     int code = open_directory(path, f, err);
     if (code)
         return code;
@@ -132,12 +135,18 @@ int cws_atomic_write(struct cws_atomic_file *f, const void *data, size_t bytes, 
 
 static int sync_and_rename(struct cws_atomic_file *f, struct cws_error *err)
 {
-    int code = cws_os_fsync(f->fd);
+    struct stat st; /* a link that was put there meanwhile would be replaced, not followed; say it all the same */
+    int code = cws_os_fstatat(f->dir, f->name, &st, AT_SYMLINK_NOFOLLOW);
+    if (code && code != -ENOENT)
+        return cws_fail_errno(err, -code, "%s: cannot stat", f->path);
+    if (!code && !S_ISREG(st.st_mode))
+        return cws_fail(err, CWS_E_USAGE, "%s: the output is no longer a regular file", f->path);
+    code = cws_file_mode_take(f->fd, f->has_like ? &f->like : NULL, code ? 0777 : st.st_mode);
+    if (code)
+        return cws_fail_errno(err, -code, "%s: cannot give it its permissions", f->path);
+    code = cws_os_fsync(f->fd);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot flush to disk", f->path);
-    struct stat st; /* a link that was put there meanwhile would be replaced, not followed; say it all the same */
-    if (cws_os_fstatat(f->dir, f->name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(st.st_mode))
-        return cws_fail(err, CWS_E_USAGE, "%s: the output is no longer a regular file", f->path);
     code = cws_os_renameat(f->dir, f->temporary, f->name);
     return code ? cws_fail_errno(err, -code, "%s: cannot rename the finished file into place", f->path) : 0;
 }

@@ -54,10 +54,10 @@ int cws_copy_file(const char *in_path, const char *out_path, struct cws_error *e
     return code;
 }
 
-int cws_write_file(const char *out_path, const void *data, size_t bytes, struct cws_error *err)
+int cws_write_file(const char *out_path, const void *data, size_t bytes, const struct stat *like, struct cws_error *err)
 {
     struct cws_atomic_file out;
-    int code = cws_atomic_begin(&out, out_path, NULL, err);
+    int code = cws_atomic_begin(&out, out_path, like, err);
     if (code)
         return code;
     code = cws_atomic_write(&out, data, bytes, 0, err);

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -93,6 +95,18 @@ int cws_os_flock(int fd, int operation)
     return (int)direct(syscall(SYS_flock, fd, operation), saved);
 }
 
+int cws_os_fchmod(int fd, unsigned mode)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_fchmod, fd, mode), saved);
+}
+
+int cws_os_fchown(int fd, uid_t uid, gid_t gid)
+{
+    int saved = errno;
+    return (int)direct(syscall(SYS_fchown, fd, uid, gid), saved);
+}
+
 int cws_os_ioctl(int fd, unsigned long request, void *argument)
 {
     int saved = errno;
@@ -102,6 +116,24 @@ int cws_os_ioctl(int fd, unsigned long request, void *argument)
 int cws_os_gettid(void)
 {
     return (int)syscall(SYS_gettid);
+}
+
+mode_t cws_os_umask(void)
+{
+    char text[1024];
+    ssize_t bytes = -1;
+    int fd = cws_os_openat(AT_FDCWD, "/proc/self/status", O_RDONLY, 0);
+    if (fd >= 0) {
+        bytes = cws_os_pread(fd, text, sizeof text - 1, 0);
+        cws_os_close(fd);
+    }
+    text[bytes > 0 ? bytes : 0] = '\0';
+    const char *line = strstr(text, "\nUmask:");
+    if (line)
+        return (mode_t)strtoul(line + strlen("\nUmask:"), NULL, 8) & 0777;
+    mode_t mask = umask(0077); /* what another thread makes in between is narrower, never wider */
+    umask(mask);
+    return mask;
 }
 
 unsigned cws_os_cpu_count(void)

@@ -25,6 +25,8 @@ int cws_os_ftruncate(int fd, uint64_t bytes);
 int cws_os_renameat(int dir, const char *from, const char *to);
 int cws_os_unlinkat(int dir, const char *path);
 int cws_os_flock(int fd, int operation);
+int cws_os_fchmod(int fd, unsigned mode);
+int cws_os_fchown(int fd, uid_t uid, gid_t gid);
 int cws_os_ioctl(int fd, unsigned long request, void *argument); /* result >= 0 */
 int cws_os_gettid(void);
 
@@ -40,6 +42,9 @@ CWS_MUST_CHECK int cws_os_write_full(int fd, const void *data, size_t bytes, uin
  * that was renamed or unlinked. `flags` as of openat. Descriptor, O_CLOEXEC; -errno: no regular file, no /proc, or the file may
  * not be opened by this process again. */
 int cws_os_reopen(int fd, int flags);
+
+/* The process's umask. Other threads may make files meanwhile: it is read, and changed only where there is no /proc. */
+mode_t cws_os_umask(void);
 
 /* CPUs this process may use, at least 1. */
 unsigned cws_os_cpu_count(void);

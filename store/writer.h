@@ -3,6 +3,8 @@
  * The output is created under a temporary name in the same directory, written, fsynced, renamed over `out_path`, and
  * the directory fsynced; on any error it is removed and an earlier file is left as it was. Symbolic links are followed
  * on the input, never on the output: an output path that is a symbolic link is refused, not written through.
+ * The output has the owner and the permissions of the input, less the umask, and never more than the file that it replaces
+ * (file_mode.h); until it is complete, its owner's alone.
  * Reproducible: the same input and options give the same bytes, whatever `jobs` is. */
 #ifndef CWS_WRITER_H
 #define CWS_WRITER_H
@@ -11,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 struct cws_store;
 
@@ -71,6 +74,8 @@ CWS_MUST_CHECK int cws_unpack_file(const char *in_path, const char *out_path, un
 /* Copies a plain file with the same guarantees (temporary, fsync, rename). For the other files of a model directory. */
 CWS_MUST_CHECK int cws_copy_file(const char *in_path, const char *out_path, struct cws_error *err);
 
-/* Writes `bytes` bytes as a file with the same guarantees. */
-CWS_MUST_CHECK int cws_write_file(const char *out_path, const void *data, size_t bytes, struct cws_error *err);
+/* Writes `bytes` bytes as a file with the same guarantees.
+ *   like  the file that the bytes were made from, which gives the permissions and must not be the output, or NULL */
+CWS_MUST_CHECK int cws_write_file(const char *out_path, const void *data, size_t bytes, const struct stat *like,
+                                  struct cws_error *err);
 #endif

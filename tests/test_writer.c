@@ -434,12 +434,140 @@ static void copies_and_writes_whole_files(void **state)
         sample_save(in, b.data, size);
         assert_int_equal(0, cws_copy_file(in, out, &err));
         same_file(out, b);
-        assert_int_equal(0, cws_write_file(out, "text", 4, &err));
+        assert_int_equal(0, cws_write_file(out, "text", 4, NULL, &err));
         same_file(out, (struct bytes){(uint8_t *)"text", 4});
         free(b.data);
     }
     assert_int_equal(CWS_E_USAGE, cws_copy_file(in, in, &err));
     assert_int_equal(CWS_E_USAGE, cws_copy_file("/", out, &err));
+}
+
+/* --- permissions --------------------------------------------------------------------------------- */
+
+static unsigned mode_of(const char *path)
+{
+    struct stat st;
+    assert_int_equal(0, stat(path, &st));
+    return st.st_mode & 07777;
+}
+
+/* The temporary file beside the output, while it is written. */
+static void look_at_the_temporary(void *arg, uint64_t done, uint64_t total)
+{
+    (void)done, (void)total;
+    char place[400];
+    snprintf(place, sizeof place, "%s", sample_path("x"));
+    *strrchr(place, '/') = '\0';
+    DIR *d = opendir(place);
+    assert_non_null(d);
+    for (const struct dirent *e; (e = readdir(d));) {
+        struct stat st;
+        if (strstr(e->d_name, ".codecllm-tmp.") && fstatat(dirfd(d), e->d_name, &st, 0) == 0) {
+            assert_int_equal(0600, st.st_mode & 07777);
+            *(bool *)arg = true;
+        }
+    }
+    closedir(d);
+}
+
+static void outputs_have_the_permissions_of_their_input(void **state)
+{
+    (void)state;
+    static const struct {
+        mode_t input, umask, replaced, want; /* replaced 0: nothing was there */
+    } cases[] = {
+        {0600, 0022, 0, 0600},    {0644, 0022, 0, 0644},    {0755, 0022, 0, 0755},    {0640, 0022, 0, 0640},
+        {0666, 0022, 0, 0644},    {0644, 0077, 0, 0600},    {0444, 0022, 0, 0444},    {04755, 0022, 0, 0755},
+        {0644, 0022, 0600, 0600}, {0600, 0022, 0644, 0600}, {0644, 0022, 0640, 0640}, {0640, 0002, 0604, 0600},
+    };
+    const char *in = sample_path("in"), *out = sample_path("out"), *store = sample_path("store");
+    struct cws_error err;
+    mode_t before = umask(0022);
+    sample_save(in, small.data, small.size);
+    pack(in, store, &(struct cws_pack_options){.jobs = 1});
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *inputs[] = {in, store, in};
+        for (unsigned verb = 0; verb < 4; verb++) {
+            bool seen = false;
+            struct stat st;
+            struct cws_pack_options o = {.jobs = 1, .progress = look_at_the_temporary, .arg = &seen};
+            unlink(out);
+            if (cases[i].replaced) {
+                sample_save(out, "earlier", 7);
+                assert_int_equal(0, chmod(out, cases[i].replaced));
+            }
+            assert_int_equal(0, chmod(inputs[verb % 3], cases[i].input));
+            assert_int_equal(0, stat(inputs[verb % 3], &st));
+            umask(cases[i].umask);
+            int code = verb == 0   ? cws_pack_file(in, out, &o, NULL, &err)
+                       : verb == 1 ? cws_unpack_file(store, out, 1, look_at_the_temporary, &seen, NULL, &err)
+                       : verb == 2 ? cws_copy_file(in, out, &err)
+                                   : cws_write_file(out, "text", 4, &st, &err);
+            umask(0022);
+            assert_int_equal(0, code);
+            if (mode_of(out) != cases[i].want)
+                fail_msg("case %zu, verb %u: mode %o instead of %o", i, verb, mode_of(out), (unsigned)cases[i].want);
+            assert_true(seen || verb > 1);
+        }
+    }
+    chmod(in, 0644);
+    unlink(out);
+    assert_int_equal(0, cws_write_file(out, "text", 4, NULL, &err)); /* from memory: what open(2) gives */
+    assert_int_equal(0644, mode_of(out));
+    chmod(out, 0600);
+    assert_int_equal(0, cws_write_file(out, "text", 4, NULL, &err));
+    assert_int_equal(0600, mode_of(out));
+    unlink(out);
+    umask(before);
+}
+
+static void outputs_of_root_belong_to_the_owner_of_their_input(void **state)
+{
+    (void)state;
+    const char *in = sample_path("in"), *out = sample_path("out");
+    struct cws_error err;
+    struct stat st;
+    if (geteuid() != 0)
+        skip();
+    sample_save(in, "text", 4);
+    unlink(out);
+    if (chown(in, 12345, 12346) != 0) /* a user namespace of one user */
+        skip();
+    chmod(in, 0640);
+    assert_int_equal(0, cws_copy_file(in, out, &err));
+    assert_int_equal(0, stat(out, &st));
+    assert_int_equal(12345, st.st_uid);
+    assert_int_equal(12346, st.st_gid);
+    assert_int_equal(0640, st.st_mode & 07777);
+    unlink(in);
+}
+
+/* A group that the output cannot be given to: those of the process's own group must not read what they could not. */
+static void a_group_that_cannot_be_kept_gets_what_others_get(void **state)
+{
+    (void)state;
+    const char *in = sample_path("in"), *out = sample_path("out");
+    struct cws_error err;
+    struct stat st;
+    sample_save(in, "text", 4);
+    sample_save(out, "text", 4);
+    unlink(out);
+    assert_int_equal(0, stat(in, &st));
+    st.st_gid = 54321;
+    st.st_ino = 0; /* as if another file */
+    st.st_mode = S_IFREG | 0664;
+    if (geteuid() == 0) {
+        assert_int_equal(0, cws_write_file(out, "text", 4, &st, &err));
+        struct stat got;
+        assert_int_equal(0, stat(out, &got));
+        assert_true(got.st_gid == 54321 || (got.st_mode & 0070) == 0040);
+    } else {
+        mode_t before = umask(0002);
+        assert_int_equal(0, cws_write_file(out, "text", 4, &st, &err));
+        umask(before);
+        assert_int_equal(0644, mode_of(out));
+    }
+    unlink(out);
 }
 
 /* --- interrupted --------------------------------------------------------------------------------- */
@@ -672,6 +800,9 @@ int main(void)
         cmocka_unit_test(a_converted_file_is_a_right_safetensors_file),
         cmocka_unit_test(bad_names_are_refused),
         cmocka_unit_test(copies_and_writes_whole_files),
+        cmocka_unit_test(outputs_have_the_permissions_of_their_input),
+        cmocka_unit_test(outputs_of_root_belong_to_the_owner_of_their_input),
+        cmocka_unit_test(a_group_that_cannot_be_kept_gets_what_others_get),
         cmocka_unit_test(cancelling_leaves_everything_as_it_was),
         cmocka_unit_test(a_killed_pack_leaves_one_file_that_the_next_removes),
         cmocka_unit_test(an_input_that_changes_is_refused),

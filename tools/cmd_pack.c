@@ -81,23 +81,22 @@ static int check_json(const char *path, const char *text, size_t len, struct cws
     return 0;
 }
 
-/* The whole of a small JSON file, in fresh memory. */
-static int read_text(const char *path, char **out, size_t *out_len, struct cws_error *err)
+/* The whole of a small JSON file, in fresh memory, and its stat. */
+static int read_text(const char *path, char **out, size_t *out_len, struct stat *out_st, struct cws_error *err)
 {
     enum { TEXT_BYTES_MAX = 64 << 20 };
     FILE *file = fopen(path, "re");
-    struct stat st;
     *out = NULL;
     *out_len = 0;
     if (!file)
         return cws_fail_errno(err, errno, "%s: cannot open", path);
-    int rc = fstat(fileno(file), &st) == 0 ? 0 : cws_fail_errno(err, errno, "%s", path);
-    if (!rc && st.st_size > TEXT_BYTES_MAX)
+    int rc = fstat(fileno(file), out_st) == 0 ? 0 : cws_fail_errno(err, errno, "%s", path);
+    if (!rc && out_st->st_size > TEXT_BYTES_MAX)
         rc = cws_fail(err, CWS_E_INPUT, "%s: larger than 64 MiB; not a configuration", path);
-    if (!rc && !(*out = malloc((size_t)st.st_size + 1)))
+    if (!rc && !(*out = malloc((size_t)out_st->st_size + 1)))
         rc = cws_fail(err, -ENOMEM, "%s: out of memory", path);
     if (!rc) {
-        *out_len = fread(*out, 1, (size_t)st.st_size, file);
+        *out_len = fread(*out, 1, (size_t)out_st->st_size, file);
         rc = ferror(file) ? cws_fail_errno(err, errno, "%s: cannot read", path) : check_json(path, *out, *out_len, err);
     }
     fclose(file);
@@ -129,7 +128,8 @@ static int write_config(struct pack *job, const char *in, const char *out, struc
     static const char *const keys[] = {"dtype", "torch_dtype"};
     char quoted[16], *text, *next;
     size_t len, count;
-    int rc = read_text(in, &text, &len, err);
+    struct stat st;
+    int rc = read_text(in, &text, &len, &st, err);
     snprintf(quoted, sizeof quoted, "\"%s\"", job->dtype_name);
     for (size_t i = 0; !rc && i < sizeof keys / sizeof *keys; i++) {
         if (cws_json_replace(text, len, keys[i], is_float_dtype, quoted, &next, &len, &count)) {
@@ -141,7 +141,7 @@ static int write_config(struct pack *job, const char *in, const char *out, struc
     }
     if (rc)
         return rc;
-    rc = cws_write_file(out, text, len, err);
+    rc = cws_write_file(out, text, len, &st, err);
     free(text);
     return rc;
 }
@@ -176,8 +176,9 @@ static int write_index(const char *in, const char *out, struct cws_error *err)
 {
     char number[24], *text, *next;
     size_t len, count;
+    struct stat st;
     uint64_t total = 0;
-    int rc = read_text(in, &text, &len, err);
+    int rc = read_text(in, &text, &len, &st, err);
     if (rc)
         return rc;
     rc = sum_shards(text, len, out, &total, err);
@@ -187,7 +188,7 @@ static int write_index(const char *in, const char *out, struct cws_error *err)
     free(text);
     if (rc)
         return rc;
-    rc = cws_write_file(out, next, len, err);
+    rc = cws_write_file(out, next, len, &st, err);
     free(next);
     return rc;
 }
