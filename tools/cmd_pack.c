@@ -1,6 +1,7 @@
 /* cmd_pack.c - codecllm pack: one safetensors file, or a model directory, into a store or a directory of stores. */
 #include "../store/store.h"
 #include "../store/writer.h"
+#include "access.h"
 #include "json_replace.h"
 #include "model_dir.h"
 #include "output_dir.h"
@@ -220,7 +221,7 @@ static int pack_entry(struct pack *job, const struct cws_model_entry *entry, con
 {
     switch (entry->kind) {
     case CWS_MODEL_DIRECTORY:
-        return mkdir(out, 0777) == 0 ? 0 : cws_fail_errno(err, errno, "%s: cannot make the directory", out);
+        return mkdir(out, 0700) == 0 ? 0 : cws_fail_errno(err, errno, "%s: cannot make the directory", out);
     case CWS_MODEL_WEIGHTS:
         return pack_store(job, in, out, entry->bytes, err);
     case CWS_MODEL_INDEX:
@@ -248,13 +249,15 @@ static int pack_entries(struct pack *job, const struct cws_model_dir *dir, const
             int rc = interrupted(job, err);
             if (!rc)
                 rc = pack_entry(job, entry, in, out, err);
+            if (!rc && entry->kind != CWS_MODEL_DIRECTORY)
+                rc = cws_access_narrow_file(dir->root, in, out, err);
             free(in);
             free(out);
             if (rc)
                 return rc;
         }
     }
-    return 0;
+    return cws_access_set_directories(dir, to, err);
 }
 
 static int pack_directory(struct pack *job, struct cws_error *err)

@@ -1,6 +1,7 @@
 /* cmd_unpack.c - codecllm unpack: a store, or a directory with stores, back into plain safetensors files. */
 #include "../store/store.h"
 #include "../store/writer.h"
+#include "access.h"
 #include "model_dir.h"
 #include "output_dir.h"
 #include "progress.h"
@@ -71,7 +72,7 @@ static int unpack_entry(struct unpack *job, const struct cws_model_entry *entry,
                         struct cws_error *err)
 {
     if (entry->kind == CWS_MODEL_DIRECTORY)
-        return mkdir(out, 0777) == 0 ? 0 : cws_fail_errno(err, errno, "%s: cannot make the directory", out);
+        return mkdir(out, 0700) == 0 ? 0 : cws_fail_errno(err, errno, "%s: cannot make the directory", out);
     if (entry->is_store)
         return unpack_store(job, in, out, entry->bytes, err);
     job->copies++;
@@ -85,12 +86,14 @@ static int unpack_entries(struct unpack *job, const struct cws_model_dir *dir, c
         int rc = interrupted(job, err);
         if (!rc)
             rc = unpack_entry(job, &dir->entries[i], in, out, err);
+        if (!rc && dir->entries[i].kind != CWS_MODEL_DIRECTORY)
+            rc = cws_access_narrow_file(dir->root, in, out, err);
         free(in);
         free(out);
         if (rc)
             return rc;
     }
-    return 0;
+    return cws_access_set_directories(dir, to, err);
 }
 
 /* Opens every store once: their logical sizes are the total, and a damaged one is refused before work is done (one

@@ -1,16 +1,17 @@
 #include "output_dir.h"
+#include "../store/file_mode.h"
 #include "model_dir.h"
 #include "say.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <libgen.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -60,28 +61,169 @@ static int check_apart(const char *in, const char *parent, const char *out, stru
     return rc;
 }
 
+/* --- the temporary directory --------------------------------------------------------------------- */
+
+#define TREE "tree"
+#define MARKER ".codecllm-partial"
+static const char marker_text[] = "codecllm makes a directory here. When no codecllm is running, this may be removed.\n";
+
+enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* bytes of a long name, so that the temporary one fits into 255 */
+
+/* Removes what stands at name in the directory `at`, and nothing on another file system or behind a link. 0 or -1 with errno. */
+static int remove_tree(int at, const char *name, dev_t device, unsigned depth)
+{
+    struct stat st;
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES && fchmodat(at, name, 0700, 0) == 0) /* one that nobody may list; a link gives ELOOP, not this */
+        fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOTDIR || errno == ELOOP ? unlinkat(at, name, 0) : -1;
+    DIR *handle = fstat(fd, &st) == 0 && st.st_dev == device && depth < DEPTH_MAX ? fdopendir(fd) : NULL;
+    if (!handle) {
+        close(fd);
+        return -1;
+    }
+    (void)!fchmod(fd, 0700); /* a read-only directory of the input is one here, too */
+    int rc = 0;
+    for (struct dirent *item; !rc && (item = readdir(handle)) != NULL;) {
+        if (strcmp(item->d_name, ".") != 0 && strcmp(item->d_name, "..") != 0)
+            rc = remove_tree(fd, item->d_name, device, depth + 1);
+    }
+    int why = errno;
+    closedir(handle);
+    errno = why;
+    return rc ? rc : unlinkat(at, name, AT_REMOVEDIR);
+}
+
+/* Removes the temporary directory `name`; the marker goes last, so that the next run can finish what a kill stops. */
+static int remove_temporary(int parent, const char *name)
+{
+    struct stat st;
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int rc = fstat(fd, &st);
+    if (!rc && remove_tree(fd, TREE, st.st_dev, 0) != 0 && errno != ENOENT)
+        rc = -1;
+    if (!rc && unlinkat(fd, MARKER, 0) != 0 && errno != ENOENT)
+        rc = -1;
+    int why = errno;
+    close(fd);
+    errno = why;
+    return rc ? rc : unlinkat(parent, name, AT_REMOVEDIR);
+}
+
+/* Is the marker ours? One without its text yet was left by a kill right after it was made. */
+static bool is_marker(int fd)
+{
+    char text[sizeof marker_text];
+    struct stat st;
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1)
+        return false;
+    ssize_t bytes = pread(fd, text, sizeof text, 0);
+    return bytes == 0 || (bytes == sizeof text - 1 && memcmp(text, marker_text, sizeof text - 1) == 0);
+}
+
+/* A left-over is removed when it is this user's, holds our marker, and nobody holds the marker's lock. */
+static void remove_if_stale(int parent, const char *name)
+{
+    struct stat st;
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    int marker = fstat(fd, &st) == 0 && st.st_uid == geteuid()
+                     ? openat(fd, MARKER, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+                     : -1;
+    if (marker >= 0 && is_marker(marker) && flock(marker, LOCK_EX | LOCK_NB) == 0)
+        (void)!remove_temporary(parent, name);
+    if (marker >= 0)
+        close(marker);
+    close(fd);
+}
+
+/* Best effort: what cannot be listed or removed is no reason not to write. */
+static void remove_stale(const char *parent, const char *prefix)
+{
+    DIR *handle = opendir(parent);
+    size_t len = strlen(prefix);
+    for (struct dirent *item; handle && (item = readdir(handle)) != NULL;) {
+        const char *suffix = item->d_name + len;
+        if (strncmp(item->d_name, prefix, len) == 0 && strlen(suffix) == SUFFIX &&
+            strspn(suffix, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789") == SUFFIX)
+            remove_if_stale(dirfd(handle), item->d_name);
+    }
+    if (handle)
+        closedir(handle);
+}
+
+/* Makes and locks the marker in d->outer, and the tree. 0, or -1 with errno; EAGAIN: another run took it for a left-over. */
+static int fill_temporary(struct cws_output_dir *d)
+{
+    struct stat st;
+    char *marker = cws_path_join(d->outer, MARKER);
+    d->lock = open(marker, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    free(marker);
+    if (d->lock < 0)
+        return -1;
+    if (flock(d->lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) /* some file systems have no locks */
+        return -1;
+    if (fstat(d->lock, &st) != 0)
+        return -1;
+    if (st.st_nlink == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    if (pwrite(d->lock, marker_text, sizeof marker_text - 1, 0) != sizeof marker_text - 1)
+        return -1;
+    d->temporary = cws_path_join(d->outer, TREE);
+    return mkdir(d->temporary, 0700);
+}
+
+static void forget(struct cws_output_dir *d)
+{
+    if (d->lock >= 0)
+        close(d->lock);
+    free(d->outer);
+    free(d->temporary);
+    free(d->final);
+    *d = (struct cws_output_dir){.lock = -1};
+}
+
 static int make_temporary(struct cws_output_dir *d, const char *parent, struct cws_error *err)
 {
     const char *slash = strrchr(d->final, '/');
-    if (asprintf(&d->temporary, "%s/.%s.partial-XXXXXX", parent, slash ? slash + 1 : d->final) < 0) {
-        d->temporary = NULL;
-        return cws_fail(err, -ENOMEM, "%s: out of memory", d->final);
-    }
-    if (!mkdtemp(d->temporary)) {
-        int rc = cws_fail_errno(err, errno, "%s: cannot make a directory there", parent);
+    char prefix[NAME_KEPT + sizeof "..partial-"];
+    snprintf(prefix, sizeof prefix, ".%.*s.partial-", NAME_KEPT, slash ? slash + 1 : d->final);
+    remove_stale(parent, prefix);
+    for (unsigned tries = 0; tries < 100; tries++) {
+        if (asprintf(&d->outer, "%s/%sXXXXXX", parent, prefix) < 0) {
+            d->outer = NULL;
+            return cws_fail(err, -ENOMEM, "%s: out of memory", d->final);
+        }
+        int rc = mkdtemp(d->outer) ? 0 : cws_fail_errno(err, errno, "%s: cannot make a directory there", parent);
+        bool made = rc == 0;
+        if (made && fill_temporary(d) == 0)
+            return 0;
+        int why = errno;
+        if (made) {
+            (void)!remove_temporary(AT_FDCWD, d->outer);
+            rc = why == EAGAIN ? 0 : cws_fail_errno(err, why, "%s: cannot write in it", d->outer);
+        }
+        if (d->lock >= 0)
+            close(d->lock);
+        d->lock = -1;
+        free(d->outer);
         free(d->temporary);
-        d->temporary = NULL;
-        return rc;
+        d->outer = d->temporary = NULL;
+        if (rc)
+            return rc;
     }
-    mode_t mask = umask(0);
-    umask(mask);
-    chmod(d->temporary, 0777 & ~mask); /* mkdtemp made it private; a failure leaves it so, which is safe */
-    return 0;
+    return cws_fail(err, -EAGAIN, "%s: cannot make a directory there that stays", parent);
 }
 
 int cws_output_dir_begin(const char *in, const char *out, struct cws_output_dir *d, struct cws_error *err)
 {
-    *d = (struct cws_output_dir){.final = strdup(out)};
+    *d = (struct cws_output_dir){.final = strdup(out), .lock = -1};
     char *parent = NULL;
     int rc = 0;
     if (!d->final)
@@ -98,40 +240,54 @@ int cws_output_dir_begin(const char *in, const char *out, struct cws_output_dir 
         rc = check_free(d->final, err);
     if (!rc)
         rc = check_apart(in, parent, out, err);
+    if (!rc && stat(in, &d->like) != 0)
+        rc = cws_fail_errno(err, errno, "%s", in);
     if (!rc)
         rc = make_temporary(d, parent, err);
     free(parent);
-    if (rc) {
-        free(d->final);
-        *d = (struct cws_output_dir){0};
-    }
+    if (rc)
+        forget(d);
     return rc;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-    (void)st;
-    (void)at;
-    return type == FTW_DP || type == FTW_D ? rmdir(path) : unlink(path);
 }
 
 void cws_output_dir_abort(struct cws_output_dir *d)
 {
-    if (d->temporary && nftw(d->temporary, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) != 0)
-        cws_say_line("%s: could not be removed: %s; remove it by hand", d->temporary, cws_strerror(-errno));
-    free(d->temporary);
-    free(d->final);
-    *d = (struct cws_output_dir){0};
+    if (d->outer && remove_temporary(AT_FDCWD, d->outer) != 0)
+        cws_say_line("%s: could not be removed: %s; remove it by hand", d->outer, cws_strerror(-errno));
+    forget(d);
+}
+
+/* Gives the tree its permissions and its place. rename(2) takes the place of nothing or of an empty directory, and of nothing
+ * else; it asks for write permission on the directory itself, since that gets another parent. 0 or -1 with errno. */
+static int put_in_place(struct cws_output_dir *d)
+{
+    struct stat st, there;
+    int fd = open(d->temporary, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int code = cws_file_mode_take(fd, &d->like, lstat(d->final, &there) == 0 ? there.st_mode : 0777);
+    int rc = code == 0 && fstat(fd, &st) == 0 ? 0 : -1;
+    if (!rc && !(st.st_mode & 0200))
+        rc = fchmod(fd, (st.st_mode & 0777) | 0200);
+    if (!rc)
+        rc = rename(d->temporary, d->final);
+    if (!rc && !(st.st_mode & 0200))
+        (void)!fchmod(fd, st.st_mode & 0777);
+    int why = code ? -code : errno;
+    close(fd);
+    errno = why;
+    return rc;
 }
 
 int cws_output_dir_commit(struct cws_output_dir *d, struct cws_error *err)
 {
-    /* rename(2) takes the place of nothing or of an empty directory, and of nothing else. */
-    if (rename(d->temporary, d->final) != 0) {
+    if (put_in_place(d) != 0) {
         int rc = cws_fail_errno(err, errno, "%s: cannot give the finished directory this name", d->final);
         cws_output_dir_abort(d);
         return rc;
     }
+    if (remove_temporary(AT_FDCWD, d->outer) != 0)
+        cws_say_line("%s: could not be removed: %s; remove it by hand", d->outer, cws_strerror(-errno));
     char *parent = parent_of(d->final);
     int fd = parent ? open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd >= 0) {
@@ -139,9 +295,7 @@ int cws_output_dir_commit(struct cws_output_dir *d, struct cws_error *err)
         close(fd);
     }
     free(parent);
-    free(d->temporary);
-    free(d->final);
-    *d = (struct cws_output_dir){0};
+    forget(d);
     return 0;
 }
 
