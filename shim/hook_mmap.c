@@ -118,15 +118,11 @@ CWS_SAME(mmap64, mmap);
 
 int cws_hook_munmap(void *addr, size_t len)
 {
-    struct cws_pager_stats stats;
     if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
         return CWS_REAL(munmap)(addr, len);
     int code = cws_view_munmap(addr, len);
-    if (code == 0) {
-        cws_pager_stats_get(&stats);
-        if (stats.views == 0)
-            cws_stores_drop_unmapped();
-    }
+    if (code == 0 && !cws_view_any())
+        cws_stores_drop_unmapped();
     return result_of(code);
 }
 

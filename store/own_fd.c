@@ -1,7 +1,14 @@
 #include "own_fd.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* A set bit means: the descriptor is open and ours. A cleared bit means that the program may do what it likes. */
 static _Atomic uint64_t marks[CWS_OWN_FD_MAX / 64];
@@ -47,4 +54,66 @@ int cws_own_fd_next(int first)
             return -1;
         word = atomic_load(&marks[i]);
     }
+}
+
+/* --- above the soft limit ---------------------------------------------------------------------------- */
+
+static atomic_flag raised = ATOMIC_FLAG_INIT;
+static struct rlimit before; /* of who has raised */
+
+/* Direct, and errno is the program's. */
+static int limit_call(const struct rlimit *set, struct rlimit *get)
+{
+    int saved = errno;
+    int rc = (int)syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, set, get);
+    errno = saved;
+    return rc;
+}
+
+bool cws_own_fd_raise(void)
+{
+    enum { TRIES = 1000 };
+    /* Bounded: in a child, a thread that is not there may have raised it. */
+    for (unsigned i = 0; atomic_flag_test_and_set_explicit(&raised, memory_order_acquire); i++) {
+        if (i == TRIES)
+            return false;
+        sched_yield();
+    }
+    if (limit_call(NULL, &before) == 0 && before.rlim_cur < before.rlim_max) {
+        struct rlimit all = {before.rlim_max, before.rlim_max};
+        if (limit_call(&all, NULL) == 0)
+            return true;
+    }
+    atomic_flag_clear_explicit(&raised, memory_order_release);
+    return false;
+}
+
+void cws_own_fd_lower(void)
+{
+    limit_call(&before, NULL); /* the hard limit is as it was: this is allowed */
+    atomic_flag_clear_explicit(&raised, memory_order_release);
+}
+
+/* Is it time to move fd up? Not where a descriptor above the limit could not be guarded any more. */
+static bool is_crowded(int fd)
+{
+    struct rlimit now;
+    int ours = atomic_load_explicit(&marked, memory_order_relaxed);
+    if (limit_call(NULL, &now) != 0 || now.rlim_cur >= now.rlim_max || now.rlim_cur > CWS_OWN_FD_MAX / 2)
+        return false;
+    return (rlim_t)fd < now.rlim_cur && (rlim_t)ours >= now.rlim_cur / 8;
+}
+
+int cws_own_fd_keep(int fd)
+{
+    if (fd >= 0 && is_crowded(fd) && cws_own_fd_raise()) {
+        int saved = errno, high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, (int)before.rlim_cur);
+        cws_own_fd_lower();
+        if (high >= 0) {
+            syscall(SYS_close, fd);
+            fd = high;
+        }
+        errno = saved;
+    }
+    return cws_own_fd_note(fd);
 }

@@ -102,7 +102,7 @@ static bool wants_direct(const struct cws_reader_options *o)
 static int open_direct(int fd)
 {
     int direct = cws_os_reopen(fd, O_RDONLY | O_DIRECT);
-    return direct < 0 ? -1 : cws_own_fd_note(direct);
+    return direct < 0 ? -1 : cws_own_fd_keep(direct);
 }
 
 static int choose_engine(struct cws_reader *r, enum cws_io_engine engine, struct cws_error *err)

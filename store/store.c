@@ -118,7 +118,7 @@ static int open_owned(int fd, const uint8_t *memory, uint64_t bytes, const char 
         return cws_fail(err, -ENOMEM, "%s: not enough memory to open the store", path);
     }
     atomic_init(&s->refs, 1);
-    s->fd = cws_own_fd_note(fd);
+    s->fd = cws_own_fd_keep(fd);
     s->memory = memory;
     s->opened.st_size = (off_t)bytes;
     s->path = name;
@@ -143,13 +143,26 @@ int cws_store_open(const char *path, struct cws_store **out, struct cws_error *e
     return open_owned(fd, NULL, 0, path, out, err);
 }
 
+/* Not a duplicate where that can be: whoever has fd may set O_DIRECT at any time, and every read would go by single blocks. */
+static int open_again(int fd)
+{
+    int own = cws_os_reopen(fd, O_RDONLY);
+    return own < 0 ? cws_os_dup(fd) : own;
+}
+
 int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err)
 {
     *out = NULL;
-    /* Not a duplicate where that can be: whoever has fd may set O_DIRECT at any time, and every read would go by single blocks. */
-    int own = cws_os_reopen(fd, O_RDONLY);
-    if (own < 0)
-        own = cws_os_dup(fd);
+    int own = open_again(fd);
+    if (own == -EMFILE && cws_own_fd_raise()) {
+        own = open_again(fd);
+        cws_own_fd_lower();
+    }
+    if (own == -EMFILE)
+        return cws_fail(err, own,
+                        "%s: all descriptors that the process may have are open, and the packed file needs one: allow more (ulimit -n), or save the "
+                        "model in fewer, larger files",
+                        path);
     if (own < 0)
         return cws_fail_errno(err, -own, "%s: cannot duplicate the descriptor", path);
     return open_owned(own, NULL, 0, path, out, err);

@@ -42,6 +42,13 @@ if(CWS_TESTS AND TARGET codecshim)
   cws_shim_test(test_shim_files uffd-dev uffd uffd-user sigsegv eager)
   cws_shim_test(test_shim_stdio uffd-dev uffd-user sigsegv)
   cws_shim_test(test_shim_views uffd-dev uffd uffd-user sigsegv eager)
+  # A model of a few pages, of which hundreds of copies are made.
+  set(packed ${CMAKE_CURRENT_BINARY_DIR}/shim_small.safetensors)
+  set(plain ${CMAKE_CURRENT_SOURCE_DIR}/golden/all-dtypes.safetensors)
+  configure_file(golden/all-dtypes.cws ${packed} COPYONLY)
+  cws_shim_test(test_shim_many uffd-dev uffd uffd-user sigsegv eager)
+  set(packed ${CMAKE_CURRENT_BINARY_DIR}/shim_model.safetensors)
+  set(plain ${CMAKE_CURRENT_SOURCE_DIR}/models/bard/model.safetensors)
   cws_shim_test(test_shim_fortify uffd-dev uffd-user sigsegv)
   target_compile_options(test_shim_fortify PRIVATE -O2 -D_FORTIFY_SOURCE=3) # behind -U_FORTIFY_SOURCE
   add_test(NAME shim_fortified_names COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/fortified_names.sh $<TARGET_FILE:test_shim_fortify>)

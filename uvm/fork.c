@@ -148,9 +148,8 @@ static void adopt_block_locked(struct cws_view *v, uint32_t block)
 
 static void adopt_view_locked(struct cws_view *v)
 {
-    if (v->uffd >= 0)
-        cws_sys_close(v->uffd);
     v->uffd = -1;
+    v->channel = NULL;
     for (uint32_t block = 0; block < v->block_count;) {
         uint32_t next = block + 1;
         if (cws_block_state(&v->blocks[block]) != CWS_ABSENT) {
@@ -190,6 +189,7 @@ void cws_view_fork_child(void)
             v->source->ops->after_fork(v->source);
     }
     if (p->rung->userfault) {
+        cws_channels_after_fork();
         for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;)
             adopt_view_locked(v);
         p->rung = &cws_rung_sigsegv;

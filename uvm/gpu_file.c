@@ -91,7 +91,7 @@ static struct cws_gpu_file *create_file(const char *path, int fd, const struct s
         return NULL;
     }
     memcpy(f->path, path, strlen(path) + 1);
-    f->fd = cws_own_fd_note(fd); /* the program cannot close it by mistake */
+    f->fd = cws_own_fd_keep(fd); /* the program cannot close it by mistake */
     f->device = st->st_dev;
     f->inode = st->st_ino;
     f->bytes = (uint64_t)st->st_size;

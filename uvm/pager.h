@@ -6,6 +6,7 @@
 #define CWS_PAGER_H
 #include "../store/trace.h"
 #include "block.h"
+#include "channel.h"
 #include "lock.h"
 #include "policy.h"
 #include "rung.h"
@@ -18,7 +19,7 @@ enum {
     CWS_SLOTS_MAX = 4,      /* decoders at work at the same time */
     CWS_STREAMS = 4,        /* sequential readers followed in one view */
     CWS_QUEUE_ENTRIES = 64, /* readahead waiting for a worker; a power of two */
-    CWS_VIEWS_MAX = 8192,
+    CWS_VIEWS_MAX = 32768,  /* half of what vm.max_map_count allows by default */
     CWS_BLOCKS_RESIDENT_MAX = 16384, /* far below vm.max_map_count: the sigsegv rung needs up to two mappings for each */
 };
 #define CWS_BLOCK_BYTES_MIN ((uint64_t)64 << 10)
@@ -44,8 +45,9 @@ struct cws_view {
     uint8_t *_Atomic attrs; /* one per page, or NULL: all mapped with `prot`. An entry is changed by the owner of its CHANGING block, under the pager lock */
     bool unmapped;       /* no page is mapped (says so where there is no array); pager lock */
     size_t mapped_pages; /* pager lock */
-    int uffd;            /* -1: none */
-    uint32_t slot, slot_generation; /* names the view in epoll and in the queue */
+    int uffd;            /* of its channel; -1: none */
+    struct cws_channel *channel; /* views lock; NULL: none */
+    uint32_t slot, slot_generation; /* names the view in the queue */
     _Atomic uint32_t users;         /* pager lock; who looked the view up and still uses it. Destruction waits for 0 */
     struct cws_stream streams[CWS_STREAMS];
     uint32_t next_stream;
@@ -131,9 +133,10 @@ struct cws_piece {
 };
 /* The caller holds both locks. -ENOMEM: too many views. */
 CWS_MUST_CHECK int cws_index_insert_locked(struct cws_view *v);
-/* [addr, addr + len) belongs to no view any more. Needs room for one more entry (has_room) when it cuts one in two. */
+/* [addr, addr + len) belongs to no view any more. Never called where it needs an entry more than there are (can_cut). */
 void cws_index_cut_locked(const void *addr, size_t len);
-bool cws_index_has_room_locked(void);
+/* False: all entries are taken, and the range lies inside one, which would become two. */
+bool cws_index_can_cut_locked(const void *addr, size_t len);
 /* The view ends; all of it was cut. */
 void cws_index_forget_locked(struct cws_view *v);
 /* The first piece of a view in [addr, addr + len); false: none. */
@@ -141,7 +144,7 @@ bool cws_index_find_locked(const void *addr, size_t len, struct cws_piece *out);
 /* Every view once: start with *slot = 0 until NULL. */
 struct cws_view *cws_index_next_locked(uint32_t *slot);
 size_t cws_index_count_locked(void);
-/* The view that an epoll event or a queue entry means, or NULL when it ended. */
+/* The view that a queue entry means, or NULL when it ended. */
 struct cws_view *cws_index_slot_locked(uint32_t slot, uint32_t generation);
 
 static inline void cws_view_use_locked(struct cws_view *v) { atomic_fetch_add(&v->users, 1); }
@@ -221,8 +224,8 @@ _Noreturn void cws_die(const char *fmt, ...) CWS_PRINTF(1, 2);
 int cws_signal_install(void);
 /* pthread_atfork, once (fork.c); the views lock is held. 0 or -errno. */
 CWS_MUST_CHECK int cws_fork_register(void);
-/* epoll and the view's uffd. 0 or -errno. */
-int cws_workers_watch(struct cws_view *v);
+/* Lets workers read messages from a userfaultfd; `event` names it. 0 or -errno. */
+CWS_MUST_CHECK int cws_workers_watch(int fd, uint64_t event);
 
 /* Points where a test may stop a thread or make it fail. Compiled in with CWS_INJECT. */
 enum cws_phase {

@@ -1,5 +1,5 @@
-/* The three userfaultfd rungs: they differ in where the descriptor comes from, and in whether the kernel's own accesses fault. One descriptor per
- * view, registered for missing and write-protect faults; blocks are published by UFFDIO_COPY with write protection. */
+/* The three userfaultfd rungs: they differ in where the descriptor comes from, and in whether the kernel's own accesses fault. The descriptor
+ * is that of the view's channel (channel.h), registered for missing and write-protect faults; blocks are published by UFFDIO_COPY with write protection. */
 #include "pager.h"
 
 #include <linux/userfaultfd.h>
@@ -106,18 +106,21 @@ static int probe(const struct cws_rung *self, struct cws_error *err)
 
 /* --- a view ------------------------------------------------------------------------------------------ */
 
+static int create_ready(void)
+{
+    int fd = cws_pager.rung->create_uffd();
+    int code = fd < 0 ? fd : handshake(fd, features, NULL);
+    if (code && fd >= 0)
+        cws_sys_close(fd);
+    return code ? code : fd;
+}
+
 static int view_open(struct cws_view *v, struct cws_error *err)
 {
-    v->uffd = cws_pager.rung->create_uffd();
-    if (v->uffd < 0) {
-        int code = v->uffd;
-        v->uffd = -1;
+    int code = cws_channel_open(v, create_ready);
+    if (code)
         return cws_fail_errno(err, -code, "cannot open a userfaultfd for a view");
-    }
-    cws_own_fd_note(v->uffd);
-    int code = handshake(v->uffd, features, NULL);
-    if (!code)
-        code = enroll(v->uffd, v->base, v->bytes);
+    code = enroll(v->uffd, v->base, v->bytes);
     /* A child that is made past our fork handlers must crash on a view rather than read zeros. */
     if (!code)
         code = cws_sys_madvise(v->base, v->bytes, MADV_DONTFORK);
@@ -126,12 +129,7 @@ static int view_open(struct cws_view *v, struct cws_error *err)
     return 0;
 }
 
-static void view_close(struct cws_view *v)
-{
-    if (v->uffd >= 0)
-        cws_sys_close(v->uffd);
-    v->uffd = -1;
-}
+static void view_close(struct cws_view *v) { cws_channel_close(v); }
 
 static void wake(struct cws_view *v, size_t begin, size_t end)
 {

@@ -122,7 +122,6 @@ static void end_view(struct cws_view *v)
     free(v);
 }
 
-/* Claims everything of [addr, end), so that nothing is at work there. -ENOMEM: nothing is claimed. */
 /* Has an earlier piece of [addr, piece) the block, too? Between two pieces of one view there may lie pieces of others. */
 static bool claimed_already(uint8_t *addr, const struct cws_piece *piece, uint32_t block)
 {
@@ -134,11 +133,12 @@ static bool claimed_already(uint8_t *addr, const struct cws_piece *piece, uint32
     return false;
 }
 
+/* Claims everything of [addr, end), so that nothing is at work there. -ENOMEM: nothing is claimed. */
 static int unmap_prepare(uint8_t *addr, uint8_t *end)
 {
     struct cws_piece piece;
     cws_lock_take(&cws_pager.lock);
-    bool room = cws_index_has_room_locked();
+    bool room = cws_index_can_cut_locked(addr, (size_t)(end - addr));
     cws_lock_drop(&cws_pager.lock);
     if (!room)
         return -ENOMEM;
@@ -272,7 +272,7 @@ static struct cws_view *new_view(struct cws_source *s, size_t bytes, int prot, u
     return v;
 }
 
-/* Puts the view into the index and under the workers' eyes. */
+/* Puts the view into the index. */
 static int announce(struct cws_view *v, struct cws_error *err)
 {
     struct cws_pager *p = &cws_pager;
@@ -282,15 +282,10 @@ static int announce(struct cws_view *v, struct cws_error *err)
         p->policy.total_bytes += v->bytes;
     cws_lock_drop(&p->lock);
     if (code)
-        return cws_fail(err, code, "more than %d views at a time", CWS_VIEWS_MAX);
-    if (v->uffd >= 0 && (code = cws_workers_watch(v)) != 0) {
-        cws_lock_take(&p->lock);
-        cws_index_cut_locked(v->base, v->bytes);
-        cws_index_forget_locked(v);
-        p->policy.total_bytes -= v->bytes;
-        cws_lock_drop(&p->lock);
-        return cws_fail_errno(err, -code, "epoll does not take a userfaultfd");
-    }
+        return cws_fail(err, code,
+                        "the program has %d mappings of packed files, and there can be no more; it has to unmap some, or to load the model unpacked "
+                        "(codecllm unpack)",
+                        CWS_VIEWS_MAX);
     return 0;
 }
 

@@ -60,6 +60,8 @@ CWS_MUST_CHECK int cws_view_map(struct cws_store *store, void *hint, size_t leng
 /* Does [addr, addr+len) touch a view? Lock-free when the process has no view or the range is outside of all of them:
  * this is what every hooked call asks first. Safe in a signal handler. */
 bool cws_view_overlaps(const void *addr, size_t len);
+/* Is there any view? */
+bool cws_view_any(void);
 
 /* Is [addr, addr+len) all of one view of a store, and did nobody write to a block of it so far? Then *out_store, with a reference for the
  * caller (cws_store_close), and the logical offset of addr in it. Waits for nobody; a write that is under way at the same time is the caller's race. */

@@ -15,6 +15,7 @@ static _Atomic uint32_t sequence; /* odd: being changed */
 static struct cws_view *by_slot[CWS_VIEWS_MAX];
 static uint32_t slot_generations[CWS_VIEWS_MAX];
 static size_t slot_end, view_count; /* pager lock */
+static size_t slot_free;            /* pager lock; no slot before it is free */
 
 static void entry_copy(struct entry *to, struct entry *from)
 {
@@ -62,15 +63,23 @@ static void shift_down(size_t at, size_t n, size_t count)
     atomic_store_explicit(&entry_count, count - n, memory_order_release);
 }
 
-bool cws_index_has_room_locked(void) { return atomic_load(&entry_count) < CWS_VIEWS_MAX; }
+bool cws_index_can_cut_locked(const void *addr, size_t len)
+{
+    uintptr_t from = (uintptr_t)addr;
+    size_t count = atomic_load(&entry_count), at = lower(from, count);
+    if (count < CWS_VIEWS_MAX || at == count)
+        return true;
+    return atomic_load(&entries[at].begin) >= from || atomic_load(&entries[at].end) <= from + len;
+}
 
 int cws_index_insert_locked(struct cws_view *v)
 {
-    size_t count = atomic_load(&entry_count), slot = 0;
+    size_t count = atomic_load(&entry_count), slot = slot_free;
     while (slot < CWS_VIEWS_MAX && by_slot[slot])
         slot++;
     if (count == CWS_VIEWS_MAX || slot == CWS_VIEWS_MAX)
         return -ENOMEM;
+    slot_free = slot + 1;
     by_slot[slot] = v;
     slot_end = slot >= slot_end ? slot + 1 : slot_end;
     v->slot = (uint32_t)slot;
@@ -116,6 +125,7 @@ void cws_index_cut_locked(const void *addr, size_t len)
 void cws_index_forget_locked(struct cws_view *v)
 {
     by_slot[v->slot] = NULL;
+    slot_free = v->slot < slot_free ? v->slot : slot_free;
     view_count--;
 }
 
@@ -176,3 +186,5 @@ bool cws_view_overlaps(const void *addr, size_t len)
             return found;
     }
 }
+
+bool cws_view_any(void) { return atomic_load_explicit(&entry_count, memory_order_acquire) != 0; }

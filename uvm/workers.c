@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 
 #define KICK_EVENT UINT64_MAX
@@ -65,27 +66,42 @@ void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect)
     cws_lock_drop(&p->lock);
 }
 
-static void serve_event(uint64_t data)
+static void serve_fault(const struct cws_channel *c, uintptr_t at, uint64_t flags)
+{
+    struct cws_pager *p = &cws_pager;
+    struct cws_piece piece;
+    cws_lock_take(&p->lock);
+    bool found = cws_index_find_locked((const void *)at, 1, &piece) && piece.view->uffd == c->fd;
+    if (found)
+        cws_view_use_locked(piece.view);
+    cws_lock_drop(&p->lock);
+    if (!found) { /* it is not mapped yet, or was unmapped meanwhile: who faulted tries again, and finds out */
+        struct uffdio_range range = {at / CWS_PAGE_BYTES * CWS_PAGE_BYTES, CWS_PAGE_BYTES};
+        cws_sys_ioctl(c->fd, UFFDIO_WAKE, &range);
+        return;
+    }
+    cws_workers_serve(piece.view, piece.from, flags & UFFD_PAGEFAULT_FLAG_WRITE, flags & UFFD_PAGEFAULT_FLAG_WP);
+    cws_lock_take(&p->lock);
+    cws_view_unuse_locked(piece.view);
+    cws_lock_drop(&p->lock);
+}
+
+static void serve_event(uint64_t event)
 {
     struct cws_pager *p = &cws_pager;
     struct uffd_msg message;
     cws_lock_take(&p->lock);
-    struct cws_view *v = cws_index_slot_locked((uint32_t)data, (uint32_t)(data >> 32));
-    if (v)
-        cws_view_use_locked(v);
+    struct cws_channel *c = cws_channel_use_locked(event);
     cws_lock_drop(&p->lock);
-    if (!v)
+    if (!c)
         return;
-    long n = cws_sys_read(v->uffd, &message, sizeof message);
-    if (n == (long)sizeof message && message.event == UFFD_EVENT_PAGEFAULT) {
-        uint64_t flags = message.arg.pagefault.flags;
-        cws_workers_serve(v, (size_t)(message.arg.pagefault.address - (uintptr_t)v->base), flags & UFFD_PAGEFAULT_FLAG_WRITE,
-                          flags & UFFD_PAGEFAULT_FLAG_WP);
-    } else if (n != -EAGAIN && n != -EINTR) { /* EAGAIN: another worker was faster */
+    long n = cws_sys_read(c->fd, &message, sizeof message);
+    if (n == (long)sizeof message && message.event == UFFD_EVENT_PAGEFAULT)
+        serve_fault(c, (uintptr_t)message.arg.pagefault.address, message.arg.pagefault.flags);
+    else if (n != -EAGAIN && n != -EINTR) /* EAGAIN: another worker was faster */
         cws_die("reading fault messages failed (result %ld): threads that touch a view would wait for ever", n);
-    }
     cws_lock_take(&p->lock);
-    cws_view_unuse_locked(v);
+    cws_channel_unuse_locked(c);
     cws_lock_drop(&p->lock);
 }
 
@@ -144,10 +160,10 @@ void cws_workers_kick(unsigned jobs)
         cws_sys_write(cws_pager.kick_fd, &n, sizeof n);
 }
 
-int cws_workers_watch(struct cws_view *v)
+int cws_workers_watch(int fd, uint64_t event)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)v->slot_generation << 32 | v->slot};
-    return (int)CWS_SYSCALL(SYS_epoll_ctl, cws_pager.epoll_fd, EPOLL_CTL_ADD, v->uffd, &event);
+    struct epoll_event what = {.events = EPOLLIN, .data.u64 = event};
+    return (int)CWS_SYSCALL(SYS_epoll_ctl, cws_pager.epoll_fd, EPOLL_CTL_ADD, fd, &what);
 }
 
 int cws_workers_start(struct cws_error *err)
