@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "../tools/json_replace.h"
+#include "../tools/json_text.h"
 #include "../tools/say.h"
 
 static int any(const char *value, size_t len)
@@ -61,6 +62,63 @@ static void replace_leaves_other_keys_strings_and_values_alone(void **state)
     };
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         expect(same[i], "dtype", is_float32, "\"bfloat16\"", same[i], 0);
+}
+
+static int check_json(const char *text, unsigned *line)
+{
+    size_t len = strlen(text);
+    char *copy = malloc(len + 1); /* no NUL behind it */
+    assert_non_null(copy);
+    memcpy(copy, text, len);
+    copy = realloc(copy, len + !len);
+    int rc = cws_json_check(copy, len, line);
+    free(copy);
+    return rc;
+}
+
+static void json_is_what_python_takes_for_it(void **state)
+{
+    (void)state;
+    static const char *const good[] = {
+        "{}", " [ ] ", "null", "\"a\"", "-0.5e+10", "{\"a\": Infinity, \"b\": [NaN, -Infinity, 1e999]}",
+        "{\"model_max_length\": 1000000000000000019884624838656}", "[\"\\ud800 \\\" \xc3\xa9\"]", "{\"a\":1,\"a\":2}", "[true,false,0]\n",
+    };
+    static const char *const bad[] = {
+        "", " ", "{", "[1,]", "{\"a\" 1}", "{a:1}", "\"a", "\"a\\", "\"\\u12", "\"\\u12g4\"", "01", "-", "1.", "1e", "+1", ".5", "Inf", "nan", "tru",
+        "{} {}", "[1 2]", "{\"a\":}", "'a'", "\"\t\"", "-NaN", "{\"a\":1,}", "]", "\"\\x\"",
+    };
+    unsigned line;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        if (check_json(good[i], &line))
+            fail_msg("refused: %s", good[i]);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        if (check_json(bad[i], &line) != CWS_E_INPUT)
+            fail_msg("taken: %s", bad[i]);
+    assert_int_equal(check_json("{\n \"a\": 1,\n b}", &line), CWS_E_INPUT);
+    assert_int_equal(line, 3);
+    char deep[500];
+    memset(deep, '[', sizeof deep - 1);
+    deep[sizeof deep - 1] = '\0';
+    assert_int_equal(check_json(deep, &line), CWS_E_INPUT);
+}
+
+static void objects_are_found_beside_any_number(void **state)
+{
+    (void)state;
+    struct cws_json_twice twice;
+    static const char text[] = "{\"n\": [1e999, -Infinity,NaN, 1000000000000000019884624838656],\n \"map\": {\"a\": \"NaN 1e999\"}}";
+    json_t *root = cws_json_objects(text, sizeof text - 1, &twice);
+    assert_non_null(root);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(root, "map"), "a")), "NaN 1e999");
+    assert_string_equal(twice.text, "");
+    json_decref(root);
+    static const char doubled[] = "{\"a\": \"first\",\n \"a\": \"second\"}";
+    root = cws_json_objects(doubled, sizeof doubled - 1, &twice);
+    assert_non_null(root);
+    assert_string_equal(json_string_value(json_object_get(root, "a")), "second");
+    assert_non_null(strstr(twice.text, "line 2"));
+    json_decref(root);
+    assert_null(cws_json_objects("{", 1, &twice));
 }
 
 static void printable_shows_what_could_drive_a_terminal(void **state)
@@ -128,6 +186,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(replace_changes_values_and_keeps_every_other_byte),
         cmocka_unit_test(replace_leaves_other_keys_strings_and_values_alone),
+        cmocka_unit_test(json_is_what_python_takes_for_it),
+        cmocka_unit_test(objects_are_found_beside_any_number),
         cmocka_unit_test(printable_shows_what_could_drive_a_terminal),
         cmocka_unit_test(printable_keeps_to_its_buffer),
         cmocka_unit_test(sizes_read_well),

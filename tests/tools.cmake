@@ -1,4 +1,5 @@
-cws_test(NAME test_tool_text SOURCES test_tool_text.c ../tools/json_replace.c ../tools/say.c ../tools/progress.c LIBS cws_store)
+cws_test(NAME test_tool_text SOURCES test_tool_text.c ../tools/json_replace.c ../tools/json_text.c ../tools/say.c ../tools/progress.c
+  LIBS cws_store cws_dep_jansson)
 cws_test(NAME test_torch_allocator SOURCES test_torch_allocator.c ../tools/torch_allocator.c ../tools/say.c ../tools/progress.c LIBS cws_store)
 
 # Transcript tests of the command: tests/cli/NAME.sh with what it must print.

@@ -2,8 +2,10 @@
 #include "../store/store.h"
 #include "../store/writer.h"
 #include "access.h"
+#include "hub_entry.h"
 #include "json_replace.h"
-#include "model_dir.h"
+#include "json_text.h"
+#include "model_index.h"
 #include "output_dir.h"
 #include "progress.h"
 #include "say.h"
@@ -71,43 +73,6 @@ static int pack_store(struct pack *job, const char *in, const char *out, uint64_
 
 /* --- the texts of a model directory that name a dtype or a size --------------------------------- */
 
-/* Checks that text is JSON, so that what is replaced in it is what a reader of it would see. */
-static int check_json(const char *path, const char *text, size_t len, struct cws_error *err)
-{
-    json_error_t why = {.line = 0};
-    json_t *root = json_loadb(text, len, 0, &why);
-    if (!root)
-        return cws_fail(err, CWS_E_INPUT, "%s: line %d: %s", path, why.line, why.text);
-    json_decref(root);
-    return 0;
-}
-
-/* The whole of a small JSON file, in fresh memory, and its stat. */
-static int read_text(const char *path, char **out, size_t *out_len, struct stat *out_st, struct cws_error *err)
-{
-    enum { TEXT_BYTES_MAX = 64 << 20 };
-    FILE *file = fopen(path, "re");
-    *out = NULL;
-    *out_len = 0;
-    if (!file)
-        return cws_fail_errno(err, errno, "%s: cannot open", path);
-    int rc = fstat(fileno(file), out_st) == 0 ? 0 : cws_fail_errno(err, errno, "%s", path);
-    if (!rc && out_st->st_size > TEXT_BYTES_MAX)
-        rc = cws_fail(err, CWS_E_INPUT, "%s: larger than 64 MiB; not a configuration", path);
-    if (!rc && !(*out = malloc((size_t)out_st->st_size + 1)))
-        rc = cws_fail(err, -ENOMEM, "%s: out of memory", path);
-    if (!rc) {
-        *out_len = fread(*out, 1, (size_t)out_st->st_size, file);
-        rc = ferror(file) ? cws_fail_errno(err, errno, "%s: cannot read", path) : check_json(path, *out, *out_len, err);
-    }
-    fclose(file);
-    if (rc) {
-        free(*out);
-        *out = NULL;
-    }
-    return rc;
-}
-
 static int is_float_dtype(const char *value, size_t len)
 {
     static const char *const names[] = {"\"float64\"", "\"float32\"", "\"float16\"", "\"bfloat16\""};
@@ -130,7 +95,7 @@ static int write_config(struct pack *job, const char *in, const char *out, struc
     char quoted[16], *text, *next;
     size_t len, count;
     struct stat st;
-    int rc = read_text(in, &text, &len, &st, err);
+    int rc = cws_json_read(in, &text, &len, &st, err);
     snprintf(quoted, sizeof quoted, "\"%s\"", job->dtype_name);
     for (size_t i = 0; !rc && i < sizeof keys / sizeof *keys; i++) {
         if (cws_json_replace(text, len, keys[i], is_float_dtype, quoted, &next, &len, &count)) {
@@ -147,19 +112,17 @@ static int write_config(struct pack *job, const char *in, const char *out, struc
     return rc;
 }
 
-/* Tensor bytes of the shards that an index names, as they are in the output. */
+/* Tensor bytes of the shards that an index names, as they are in the output; none of it when one is no store there. */
 static int sum_shards(const char *index_text, size_t len, const char *out_index, uint64_t *total, struct cws_error *err)
 {
-    json_t *root = json_loadb(index_text, len, 0, NULL), *seen = json_object(), *value;
-    const char *tensor, *slash = strrchr(out_index, '/');
-    int rc = seen ? 0 : cws_fail(err, -ENOMEM, "%s: out of memory", out_index);
-    json_object_foreach(json_object_get(root, "weight_map"), tensor, value) {
-        const char *shard = json_string_value(value);
+    json_t *shards = cws_model_index_shards(index_text, len), *value;
+    const char *shard, *slash = strrchr(out_index, '/');
+    int rc = 0;
+    json_object_foreach(shards, shard, value) {
         char *path;
         uint64_t elems = 0;
-        if (rc || !shard || json_object_get(seen, shard))
-            continue;
-        json_object_set_new(seen, shard, json_true());
+        if (rc)
+            break;
         if (asprintf(&path, "%.*s%s", (int)(slash - out_index + 1), out_index, shard) < 0) {
             rc = cws_fail(err, -ENOMEM, "%s: out of memory", out_index);
             continue;
@@ -167,22 +130,27 @@ static int sum_shards(const char *index_text, size_t len, const char *out_index,
         rc = measure_store(path, &elems, total, err);
         free(path);
     }
-    json_decref(root);
-    json_decref(seen);
-    return rc;
+    json_decref(shards);
+    return shards ? rc : CWS_E_NOT_STORE;
 }
 
-/* The index with metadata.total_size as it is after the cast. */
+/* The index with metadata.total_size as it is after the cast; one of another build is copied. */
 static int write_index(const char *in, const char *out, struct cws_error *err)
 {
     char number[24], *text, *next;
     size_t len, count;
     struct stat st;
     uint64_t total = 0;
-    int rc = read_text(in, &text, &len, &st, err);
+    int rc = cws_json_read(in, &text, &len, &st, err);
+    if (rc == CWS_E_INPUT) /* the model is complete without it: cws_model_index_check */
+        return cws_copy_file(in, out, err);
     if (rc)
         return rc;
     rc = sum_shards(text, len, out, &total, err);
+    if (rc == -ENOENT || rc == CWS_E_NOT_STORE) {
+        free(text);
+        return cws_copy_file(in, out, err);
+    }
     snprintf(number, sizeof number, "%llu", (unsigned long long)total);
     if (!rc && cws_json_replace(text, len, "total_size", is_number, number, &next, &len, &count))
         rc = cws_fail(err, -ENOMEM, "%s: out of memory", in);
@@ -196,12 +164,39 @@ static int write_index(const char *in, const char *out, struct cws_error *err)
 
 /* --- directories -------------------------------------------------------------------------------- */
 
-static int check_model(const struct pack *job, const struct cws_model_dir *dir, uint64_t *total, struct cws_error *err)
+/* One line for weights that are copied though the same model is packed beside them. */
+static void say_other_weights(const struct cws_model_dir *dir)
 {
-    bool missing;
+    static const char *const ends[] = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".nemo"};
+    enum { LARGE = 1 << 20 }; /* training_args.bin and its like are none */
+    const char *first = NULL;
+    uint64_t bytes = 0;
+    size_t count = 0;
+    for (size_t i = 0; i < dir->count; i++) {
+        const char *end = strrchr(dir->entries[i].path, '.');
+        for (size_t e = 0; end && dir->entries[i].kind == CWS_MODEL_OTHER && e < sizeof ends / sizeof *ends; e++) {
+            if (strcmp(end, ends[e]) == 0 && dir->entries[i].bytes >= LARGE) {
+                first = first ? first : dir->entries[i].path;
+                bytes += dir->entries[i].bytes;
+                count++;
+            }
+        }
+    }
+    if (count == 1)
+        cws_say_line("%s/%s: weights in another format, %s: copied, not packed; remove it if no program loads it", dir->root, first,
+                     cws_size_text(bytes).text);
+    else if (count)
+        cws_say_line("%s: %zu files of weights in other formats (%s is the first), %s: copied, not packed; remove them if no program loads them",
+                     dir->root, count, first, cws_size_text(bytes).text);
+}
+
+static int check_model(const struct pack *job, struct cws_model_dir *dir, uint64_t *total, struct cws_error *err)
+{
     size_t weights = 0;
-    int rc = cws_model_dir_check_indexes(dir, &missing, err);
+    int rc = cws_model_index_check(dir, !job->quiet, err);
     *total = 0;
+    if (!rc)
+        rc = cws_model_index_set_strays_aside(dir, !job->quiet, err);
     for (size_t i = 0; !rc && i < dir->count; i++) {
         if (dir->entries[i].is_store)
             rc = cws_fail(err, CWS_E_USAGE, "%s/%s: is packed already; unpack it first", dir->root, dir->entries[i].path);
@@ -213,6 +208,8 @@ static int check_model(const struct pack *job, const struct cws_model_dir *dir, 
     if (!rc && weights == 0)
         rc = cws_fail(err, CWS_E_USAGE, "%s: holds no *.safetensors file; convert other weight files to safetensors first",
                       job->in);
+    if (!rc && !job->quiet)
+        say_other_weights(dir);
     return rc;
 }
 
@@ -265,7 +262,14 @@ static int pack_directory(struct pack *job, struct cws_error *err)
     struct cws_model_dir dir;
     struct cws_output_dir output;
     uint64_t total;
-    int rc = cws_model_dir_scan(job->in, !job->quiet, &dir, err);
+    char *snapshot;
+    int rc = cws_hub_snapshot(job->in, &snapshot, err);
+    if (rc)
+        return rc;
+    if (snapshot && !job->quiet)
+        cws_say_line("%s: an entry of the Hub's cache; %s is packed", job->in, snapshot);
+    rc = cws_model_dir_scan(snapshot ? snapshot : job->in, !job->quiet, &dir, err);
+    free(snapshot);
     if (rc)
         return rc;
     rc = check_model(job, &dir, &total, err);
@@ -397,8 +401,9 @@ const struct cws_verb cws_verb_pack = {
     .help =
         "Usage: codecllm pack [OPTIONS] IN OUT\n"
         "\n"
-        "Packs a safetensors file, or every *.safetensors file of a model directory (sharded ones too;\n"
-        "all other files are copied). OUT appears only when it is complete. Lossless unless --mode says\n"
+        "Packs a safetensors file, or every *.safetensors file of a model directory (sharded ones,\n"
+        "pipelines, snapshots and models--ORG--NAME entries of the Hub's cache, too; all other files\n"
+        "are copied). OUT appears only when it is complete. Lossless unless --mode says\n"
         "otherwise: 'codecllm unpack' gives back the same file to the bit.\n"
         "\n"
         "Options:\n"

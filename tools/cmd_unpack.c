@@ -2,7 +2,8 @@
 #include "../store/store.h"
 #include "../store/writer.h"
 #include "access.h"
-#include "model_dir.h"
+#include "hub_entry.h"
+#include "model_index.h"
 #include "output_dir.h"
 #include "progress.h"
 #include "say.h"
@@ -119,11 +120,17 @@ static int unpack_directory(struct unpack *job, struct cws_error *err)
 {
     struct cws_model_dir dir;
     struct cws_output_dir output;
-    bool missing;
-    int rc = cws_model_dir_scan(job->in, !job->quiet, &dir, err);
+    char *snapshot;
+    int rc = cws_hub_snapshot(job->in, &snapshot, err);
     if (rc)
         return rc;
-    rc = cws_model_dir_check_indexes(&dir, &missing, err);
+    if (snapshot && !job->quiet)
+        cws_say_line("%s: an entry of the Hub's cache; %s is unpacked", job->in, snapshot);
+    rc = cws_model_dir_scan(snapshot ? snapshot : job->in, !job->quiet, &dir, err);
+    free(snapshot);
+    if (rc)
+        return rc;
+    rc = cws_model_index_check(&dir, !job->quiet, err);
     if (!rc)
         rc = check_stores(job, &dir, err);
     if (!rc)

@@ -1,6 +1,6 @@
 /* cmd_verify.c - codecllm verify: every checksum, every chunk decoded, content hashes compared. Findings are data (stdout). */
 #include "../store/store.h"
-#include "model_dir.h"
+#include "model_index.h"
 #include "progress.h"
 #include "say.h"
 #include "verbs.h"
@@ -117,13 +117,12 @@ static void verify_directory(struct verify *v, const char *root)
 {
     struct cws_error err = {0};
     struct cws_model_dir dir;
-    bool missing;
     size_t seen = 0;
     if (cws_model_dir_scan(root, false, &dir, &err)) {
         note(v, cws_say_error(root, NULL, &err));
         return;
     }
-    if (cws_model_dir_check_indexes(&dir, &missing, &err)) {
+    if (cws_model_index_check(&dir, !v->quiet, &err)) {
         print_finding("%s", err.message);
         note(v, CWS_EXIT_FINDING);
     }

@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +44,8 @@ static enum cws_model_kind kind_of(const char *name)
     base = base ? base + 1 : name;
     if (ends_with(base, ".safetensors"))
         return CWS_MODEL_WEIGHTS;
-    if (ends_with(base, ".safetensors.index.json"))
+    const char *infix = strstr(base, ".safetensors.index."); /* then "json", or "VARIANT.json" */
+    if (infix && infix > base && ends_with(infix, ".json"))
         return CWS_MODEL_INDEX;
     return strcmp(base, "config.json") == 0 ? CWS_MODEL_CONFIG : CWS_MODEL_OTHER;
 }
@@ -76,37 +76,100 @@ static int probe(const char *path, struct cws_error *err)
     return verdict < 0 ? cws_fail(err, verdict, "%s: cannot read: %s", path, cws_strerror(verdict)) : verdict;
 }
 
-static int scan(struct cws_model_dir *dir, const char *below, unsigned depth, bool say, struct cws_error *err);
-
-static int scan_entry(struct cws_model_dir *dir, const char *path, unsigned depth, bool say, struct cws_error *err)
+/* Is this what codecllm itself leaves in a directory while it writes, or after a kill? */
+static bool is_left_over(const char *base, const char *full, bool directory)
 {
-    char *full = cws_path_join(dir->root, path);
+    if (base[0] != '.' || !strstr(base, directory ? ".partial-" : ".codecllm-tmp."))
+        return false;
+    char *marker = cws_path_join(full, CWS_PARTIAL_MARKER);
+    bool is = !directory || access(marker, F_OK) == 0;
+    free(marker);
+    return is;
+}
+
+/* The directories that hold the one at work, itself last. */
+struct chain {
+    const struct chain *above;
+    dev_t device;
+    ino_t inode;
+};
+
+static bool leads_back(const struct chain *chain, const struct stat *st)
+{
+    for (; chain; chain = chain->above) {
+        if (chain->device == st->st_dev && chain->inode == st->st_ino)
+            return true;
+    }
+    return false;
+}
+
+struct scan {
+    struct cws_model_dir *dir;
+    bool say;
+    struct cws_error *err;
+};
+
+static int scan(const struct scan *s, const char *below, unsigned depth, const struct chain *chain);
+
+static void leave_out(const struct scan *s, const char *full, const char *why)
+{
+    s->dir->left_out++;
+    if (s->say)
+        cws_say_line("%s: left out: %s", full, why);
+}
+
+static int scan_directory(const struct scan *s, const char *path, const char *full, unsigned depth, const struct chain *chain,
+                          const struct stat *st)
+{
+    struct cws_model_entry *entry;
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    struct cws_model_entry *entry = NULL;
+    const struct chain here = {chain, st->st_dev, st->st_ino};
+    if (strcmp(base, ".git") == 0 || strcmp(base, ".cache") == 0)
+        return leave_out(s, full, "not part of the model"), 0;
+    if (is_left_over(base, full, /* directory */ true))
+        return leave_out(s, full, "codecllm makes a directory there, or was killed when it did"), 0;
+    if (leads_back(chain, st))
+        return leave_out(s, full, "a link back to a directory that holds it"), 0;
+    if (depth >= CWS_MODEL_DEPTH)
+        return cws_fail(s->err, CWS_E_INPUT, "%s: more than %d levels of directories", full, CWS_MODEL_DEPTH);
+    int rc = append(s->dir, path, CWS_MODEL_DIRECTORY, &entry, s->err);
+    return rc ? rc : scan(s, path, depth + 1, &here);
+}
+
+static int scan_file(const struct scan *s, const char *path, const char *full, const struct stat *st)
+{
+    struct cws_model_entry *entry;
+    const char *slash = strrchr(path, '/');
+    if (is_left_over(slash ? slash + 1 : path, full, /* directory */ false))
+        return leave_out(s, full, "codecllm writes a file there, or was killed when it did"), 0;
+    int store = probe(full, s->err);
+    int rc = store < 0 ? store : append(s->dir, path, kind_of(path), &entry, s->err);
+    if (rc == 0) {
+        entry->is_store = store;
+        entry->bytes = (uint64_t)st->st_size;
+    }
+    return rc;
+}
+
+static int scan_entry(const struct scan *s, const char *path, unsigned depth, const struct chain *chain)
+{
+    char *full = cws_path_join(s->dir->root, path);
     struct stat st;
     int rc = 0;
     if (stat(full, &st) != 0) {
         int why = errno;
-        rc = lstat(full, &st) == 0 && S_ISLNK(st.st_mode) && why == ENOENT
-                 ? cws_fail(err, CWS_E_INPUT, "%s: the symbolic link leads nowhere; complete the download", full)
-                 : cws_fail_errno(err, why, "%s", full);
-    } else if (S_ISDIR(st.st_mode) && strcmp(base, ".git") != 0 && strcmp(base, ".cache") != 0) {
-        if (depth >= CWS_MODEL_DEPTH)
-            rc = cws_fail(err, CWS_E_INPUT, "%s: more than %d levels of directories; does a link lead back up?", full,
-                          CWS_MODEL_DEPTH);
-        else if ((rc = append(dir, path, CWS_MODEL_DIRECTORY, &entry, err)) == 0)
-            rc = scan(dir, path, depth + 1, say, err);
+        bool link = lstat(full, &st) == 0 && S_ISLNK(st.st_mode);
+        if (link && why == ELOOP)
+            leave_out(s, full, "a link that leads back to itself");
+        else
+            rc = link && why == ENOENT ? cws_fail(s->err, CWS_E_INPUT, "%s: the symbolic link leads nowhere; complete the download", full)
+                                       : cws_fail_errno(s->err, why, "%s", full);
+    } else if (S_ISDIR(st.st_mode)) {
+        rc = scan_directory(s, path, full, depth, chain, &st);
     } else if (S_ISREG(st.st_mode)) {
-        int store = probe(full, err);
-        rc = store < 0 ? store : append(dir, path, kind_of(path), &entry, err);
-        if (rc == 0) {
-            entry->is_store = store;
-            entry->bytes = (uint64_t)st.st_size;
-        }
+        rc = scan_file(s, path, full, &st);
     } else {
-        dir->left_out++;
-        if (say)
-            cws_say_line("%s: left out: %s", full, S_ISDIR(st.st_mode) ? "not part of the model" : "not a file");
+        leave_out(s, full, "not a file");
     }
     free(full);
     return rc;
@@ -118,17 +181,17 @@ static int by_name(const struct dirent **a, const struct dirent **b)
 }
 
 /* Entries in order of name, so that what is said comes in the same order on every file system. */
-static int scan(struct cws_model_dir *dir, const char *below, unsigned depth, bool say, struct cws_error *err)
+static int scan(const struct scan *s, const char *below, unsigned depth, const struct chain *chain)
 {
-    char *full = below[0] ? cws_path_join(dir->root, below) : strdup(dir->root);
+    char *full = below[0] ? cws_path_join(s->dir->root, below) : strdup(s->dir->root);
     struct dirent **items = NULL;
     int count = full ? scandir(full, &items, NULL, by_name) : -1;
-    int rc = count < 0 ? cws_fail_errno(err, errno, "%s: cannot list", full ? full : dir->root) : 0;
+    int rc = count < 0 ? cws_fail_errno(s->err, errno, "%s: cannot list", full ? full : s->dir->root) : 0;
     for (int i = 0; i < count; i++) {
         const char *name = items[i]->d_name;
         if (!rc && strcmp(name, ".") != 0 && strcmp(name, "..") != 0) {
             char *path = below[0] ? cws_path_join(below, name) : strdup(name);
-            rc = path ? scan_entry(dir, path, depth, say, err) : cws_fail(err, -ENOMEM, "%s: out of memory", full);
+            rc = path ? scan_entry(s, path, depth, chain) : cws_fail(s->err, -ENOMEM, "%s: out of memory", full);
             free(path);
         }
         free(items[i]);
@@ -147,7 +210,11 @@ static int by_path(const void *a, const void *b)
 int cws_model_dir_scan(const char *root, bool say_left_out, struct cws_model_dir *out, struct cws_error *err)
 {
     *out = (struct cws_model_dir){.root = strdup(root)};
-    int rc = out->root ? scan(out, "", 0, say_left_out, err) : cws_fail(err, -ENOMEM, "%s: out of memory", root);
+    const struct scan s = {out, say_left_out, err};
+    struct stat st;
+    int rc = !out->root ? cws_fail(err, -ENOMEM, "%s: out of memory", root) : stat(root, &st) != 0 ? cws_fail_errno(err, errno, "%s", root) : 0;
+    if (!rc)
+        rc = scan(&s, "", 0, &(struct chain){NULL, st.st_dev, st.st_ino});
     if (rc)
         cws_model_dir_free(out);
     else if (out->count)
@@ -162,68 +229,4 @@ void cws_model_dir_free(struct cws_model_dir *dir)
     free(dir->entries);
     free(dir->root);
     *dir = (struct cws_model_dir){0};
-}
-
-static bool has_file(const struct cws_model_dir *dir, const char *path)
-{
-    struct cws_model_entry key = {.path = (char *)path};
-    const struct cws_model_entry *found = bsearch(&key, dir->entries, dir->count, sizeof key, by_path);
-    return found && found->kind != CWS_MODEL_DIRECTORY;
-}
-
-static int check_shard(const struct cws_model_dir *dir, const char *index, const char *full, const char *tensor,
-                       const json_t *value, bool *out_missing, struct cws_error *err)
-{
-    const char *shard = json_string_value(value), *slash = strrchr(index, '/');
-    char printable[256];
-    if (!shard)
-        return cws_fail(err, CWS_E_INPUT, "%s: weight_map: '%s' names no file", full,
-                        cws_printable(tensor, printable, sizeof printable));
-    if (!*shard || strchr(shard, '/') || strstr(shard, ".."))
-        return cws_fail(err, CWS_E_INPUT, "%s: weight_map: shard name '%s' is refused: it must be a plain file name", full,
-                        cws_printable(shard, printable, sizeof printable));
-    char *path;
-    if (asprintf(&path, "%.*s%s", slash ? (int)(slash - index + 1) : 0, index, shard) < 0)
-        return cws_fail(err, -ENOMEM, "%s: out of memory", full);
-    *out_missing = !has_file(dir, path);
-    free(path);
-    if (*out_missing)
-        return cws_fail(err, CWS_E_INPUT, "%s: shard '%s' is not in the directory; complete the download", full,
-                        cws_printable(shard, printable, sizeof printable));
-    return 0;
-}
-
-static int check_index(const struct cws_model_dir *dir, const char *index, bool *out_missing, struct cws_error *err)
-{
-    char *full = cws_path_join(dir->root, index);
-    json_error_t why;
-    const char *tensor;
-    json_t *value, *root = json_load_file(full, JSON_REJECT_DUPLICATES, &why);
-    json_t *map = json_object_get(root, "weight_map");
-    int rc = 0;
-    if (!root)
-        rc = cws_fail(err, CWS_E_INPUT, "%s: line %d: %s", full, why.line, why.text);
-    else if (!json_is_object(map))
-        rc = cws_fail(err, CWS_E_INPUT, "%s: has no \"weight_map\" object", full);
-    else
-        json_object_foreach(map, tensor, value) {
-            if ((rc = check_shard(dir, index, full, tensor, value, out_missing, err)) != 0)
-                break;
-        }
-    json_decref(root);
-    free(full);
-    return rc;
-}
-
-int cws_model_dir_check_indexes(const struct cws_model_dir *dir, bool *out_missing, struct cws_error *err)
-{
-    *out_missing = false;
-    for (size_t i = 0; i < dir->count; i++) {
-        if (dir->entries[i].kind != CWS_MODEL_INDEX)
-            continue;
-        int rc = check_index(dir, dir->entries[i].path, out_missing, err);
-        if (rc)
-            return rc;
-    }
-    return 0;
 }

@@ -9,11 +9,12 @@
 #include <stdint.h>
 
 #define CWS_MODEL_DEPTH 8
+#define CWS_PARTIAL_MARKER ".codecllm-partial" /* in a directory that is being made: output_dir.h */
 
 enum cws_model_kind {
     CWS_MODEL_DIRECTORY,
     CWS_MODEL_WEIGHTS, /* NAME.safetensors, packed or not */
-    CWS_MODEL_INDEX,   /* NAME.safetensors.index.json */
+    CWS_MODEL_INDEX,   /* NAME.safetensors.index.json, NAME.safetensors.index.VARIANT.json */
     CWS_MODEL_CONFIG,  /* config.json */
     CWS_MODEL_OTHER,
 };
@@ -22,6 +23,7 @@ struct cws_model_entry {
     char *path; /* below the root; a directory comes before what is in it */
     enum cws_model_kind kind;
     bool is_store; /* a regular file that is a codecllm store, whatever its name */
+    bool is_needed; /* an index names it: cws_model_index_check */
     uint64_t bytes;
 };
 
@@ -29,20 +31,14 @@ struct cws_model_dir {
     char *root;
     struct cws_model_entry *entries; /* by path */
     size_t count;
-    size_t left_out; /* sockets, pipes, devices, .git, .cache: each was said on stderr when scan was told to */
+    size_t left_out; /* sockets, pipes, devices, .git, .cache, links back up, what codecllm is writing: each was said on stderr when scan was told to */
 };
 
 /* Lists `root`. On an error nothing is left to free. Errors: -errno with the path in the line; CWS_E_INPUT: nested too
- * deep or a link that goes nowhere. */
+ * deep or a link that goes nowhere. A link back to a directory that holds it is left out. */
 CWS_MUST_CHECK int cws_model_dir_scan(const char *root, bool say_left_out, struct cws_model_dir *out,
                                       struct cws_error *err);
 void cws_model_dir_free(struct cws_model_dir *dir);
-
-/* Checks every index in the directory: it must be JSON with a "weight_map" of names of files that are there, beside it.
- * A name with '/' or ".." in it is refused. CWS_E_INPUT with index and shard in the line. *out_missing: true when the
- * fault is a file that is not there. */
-CWS_MUST_CHECK int cws_model_dir_check_indexes(const struct cws_model_dir *dir, bool *out_missing,
-                                               struct cws_error *err);
 
 /* What a person named as an input: 1 a directory, 0 a regular file; otherwise -errno or CWS_E_USAGE (a pipe, a device) with
  * the path in the line. */

@@ -64,7 +64,7 @@ static int check_apart(const char *in, const char *parent, const char *out, stru
 /* --- the temporary directory --------------------------------------------------------------------- */
 
 #define TREE "tree"
-#define MARKER ".codecllm-partial"
+#define MARKER CWS_PARTIAL_MARKER
 static const char marker_text[] = "codecllm makes a directory here. When no codecllm is running, this may be removed.\n";
 
 enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* bytes of a long name, so that the temporary one fits into 255 */

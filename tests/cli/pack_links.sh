@@ -21,6 +21,9 @@ ls -A away
 ln -s nowhere snapshot/dangling.json
 status codecllm pack snapshot out2
 rm snapshot/dangling.json
-ln -s . snapshot/loop
-status codecllm pack snapshot out2
+mkdir snapshot/sub
+for i in 1 2 3 4 5 6 7 8 9; do ln -s . snapshot/loop$i; ln -s .. snapshot/sub/loop$i; done
+ln -s self snapshot/self
+status codecllm pack snapshot out2 2>&1 | sort | tail -n 2
+find out2 | sort
 ls -A
