@@ -200,35 +200,79 @@ static void *writer_main(void *arg)
 
 /* --- the file ---------------------------------------------------------------------------------------- */
 
-/* Something that is not a trace is not overwritten. */
+static int left_alone(const char *path, const char *why, struct cws_error *err)
+{
+    return cws_fail(err, CWS_E_INPUT, "CODEC_TRACE=%s: %s; it is left alone (remove it, or choose another name)", path, why);
+}
+
+/* What is there may be replaced: an empty file or a trace, which nobody else can have put there or have under another name. A character device is written to
+ * (/dev/null). */
 static int look_at(int fd, const char *path, struct cws_error *err)
 {
-    char head[2];
+    char head[sizeof CWS_TRACE_FIRST - 1];
     size_t got = 0;
     struct stat st;
     int code = cws_os_fstat(fd, &st);
     if (code)
         return cws_fail_errno(err, -code, "CODEC_TRACE=%s", path);
-    if (!S_ISREG(st.st_mode))
+    if (S_ISCHR(st.st_mode))
         return 0;
+    if (!S_ISREG(st.st_mode))
+        return left_alone(path, "this is not a regular file", err);
+    if (st.st_uid != geteuid())
+        return left_alone(path, "this file is there and belongs to another user", err);
+    if (st.st_nlink > 1)
+        return left_alone(path, "this file is there and has other names (hard links)", err);
     code = cws_os_read_full(fd, head, sizeof head, 0, &got);
     if (code)
         return cws_fail_errno(err, -code, "CODEC_TRACE=%s", path);
-    if (got && (got < 2 || memcmp(head, "[\n", 2) != 0))
-        return cws_fail(err, CWS_E_INPUT, "CODEC_TRACE=%s: this file is there and is not a trace; it is left alone (remove it, or choose another name)", path);
+    if (got && (got < sizeof head || memcmp(head, CWS_TRACE_FIRST, sizeof head) != 0))
+        return left_alone(path, "this file is there and is not a trace", err);
     return 0;
 }
 
+static int cannot_open(int code, const char *path, struct cws_error *err)
+{
+    if (code == -ELOOP)
+        return left_alone(path, "this is a symbolic link, which may lead anywhere", err);
+    return cws_fail_errno(err, -code, "CODEC_TRACE=%s cannot be written", path);
+}
+
+/* In a directory that others can write to, a link or a FIFO may lie in wait under the name: links are not followed, nothing blocks, and what was there
+ * is looked at. */
+static int open_there(const char *path) { return cws_os_openat(AT_FDCWD, path, O_RDWR | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0); }
+static int open_new(const char *path) { return cws_os_openat(AT_FDCWD, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_NOCTTY, 0666); }
+
 static int open_file(const char *path, int *out_fd, struct cws_error *err)
 {
-    int fd = cws_os_openat(AT_FDCWD, path, O_RDWR | O_CREAT | O_NOCTTY | O_NONBLOCK, 0666);
+    int fd = open_new(path), code = 0;
+    if (fd == -EEXIST) {
+        fd = open_there(path);
+        code = fd < 0 ? 0 : look_at(fd, path, err);
+    }
     if (fd < 0)
-        return cws_fail_errno(err, -fd, "CODEC_TRACE=%s cannot be written", path);
-    int code = look_at(fd, path, err);
+        return cannot_open(fd, path, err);
     if (code) {
         cws_os_close(fd);
         return code;
     }
+    *out_fd = fd;
+    return 0;
+}
+
+/* FILE.PID, or FILE.PID.N when that is there: never one that is there already, which somebody may have put under a name that can be guessed. */
+static int open_own(const char *path, char *own, size_t bytes, int *out_fd, struct cws_error *err)
+{
+    enum { NAMES = 100 };
+    int fd = -EEXIST;
+    for (unsigned n = 0; fd == -EEXIST && n < NAMES; n++) {
+        int len = snprintf(own, bytes, "%s.%d", path, (int)getpid());
+        if (n && len > 0 && (size_t)len < bytes)
+            snprintf(own + len, bytes - (size_t)len, ".%u", n);
+        fd = open_new(own);
+    }
+    if (fd < 0)
+        return cannot_open(fd, own, err);
     *out_fd = fd;
     return 0;
 }
@@ -238,10 +282,9 @@ static int take_file(const char *path, int *out_fd, struct cws_error *err)
 {
     int fd = -1, code = open_file(path, &fd, err);
     if (!code && cws_os_flock(fd, LOCK_EX | LOCK_NB) == -EWOULDBLOCK) {
-        char own[4200], line[4400];
+        char own[4200], line[4400 + 4200];
         cws_os_close(fd);
-        snprintf(own, sizeof own, "%s.%d", path, (int)getpid());
-        code = open_file(own, &fd, err);
+        code = open_own(path, own, sizeof own, &fd, err);
         if (!code) {
             snprintf(line, sizeof line, "another process writes its trace to %s; the one of this process goes to %s", path, own);
             say(line);
@@ -256,14 +299,14 @@ static int take_file(const char *path, int *out_fd, struct cws_error *err)
 
 int cws_trace_check(const char *path, struct cws_error *err)
 {
-    int fd = cws_os_openat(AT_FDCWD, path, O_RDWR | O_NOCTTY | O_NONBLOCK, 0), code = 0;
+    int fd = open_there(path), code = 0;
     if (fd >= 0) {
         code = look_at(fd, path, err);
         cws_os_close(fd);
         return code;
     }
     if (fd != -ENOENT)
-        return cws_fail_errno(err, -fd, "CODEC_TRACE=%s cannot be written", path);
+        return cannot_open(fd, path, err);
     char folder[4200] = ".";
     const char *slash = strrchr(path, '/');
     if (slash)

@@ -84,8 +84,9 @@ void cws_trace_mark_slow(const struct cws_trace_what *what);
  * driver's own here). */
 void cws_trace_count(int device, uint64_t weights, uint64_t fixed);
 
-/* Starts recording into a file: made or, if it is a trace or empty, replaced. Recording already, into any file: 0 and nothing happens. While another process
- * writes to the file, FILE.PID is written instead. Errors, with a line: -errno, CWS_E_INPUT (the file is there and is no trace). `say`
+/* Starts recording into a file: made or, if it is a trace of ours or empty, replaced. Recording already, into any file: 0 and nothing happens. While another process
+ * writes to the file, FILE.PID is made instead (FILE.PID.1, ... where that is there). Errors, with a line: -errno, CWS_E_INPUT (what is there is no trace,
+ * a link, no regular file or character device, another user's, or has further hard links). `say`
  * gets one line, without a newline, when something happens later; it is called by the writing thread. At exit the file is finished. */
 CWS_MUST_CHECK int cws_trace_start(const char *path, void (*say)(const char *line), struct cws_error *err);
 /* Writes what is left and finishes the file. Nothing happens if it does not run. */

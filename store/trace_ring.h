@@ -9,6 +9,9 @@ enum {
     CWS_RING_TENSOR = 186,
 };
 
+/* What every trace of ours begins with, and nothing else does: such a file may be replaced. */
+#define CWS_TRACE_FIRST "[\n{\"name\":\"process_name\",\"cat\":\"codecllm\",\"ph\":\"M\",\"pid\":"
+
 enum cws_record_phase { CWS_RECORD_BEGIN, CWS_RECORD_END, CWS_RECORD_SPAN, CWS_RECORD_MARK, CWS_RECORD_COUNT };
 
 struct cws_trace_record {

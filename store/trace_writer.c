@@ -162,13 +162,6 @@ static void first_line(const char *path, char *out, size_t room)
     out[strcspn(out, "\n")] = '\0';
 }
 
-static void put_meta(struct cws_trace_writer *w, const char *what, uint32_t thread, const char *value)
-{
-    put(w, "{\"name\":\"%s\",\"ph\":\"M\",\"pid\":%d,\"tid\":%" PRIu32 ",\"args\":{\"name\":", what, w->pid, thread);
-    put_string(w, value);
-    put(w, "}}");
-}
-
 int cws_trace_writer_create(int fd, struct cws_trace_writer **out)
 {
     char name[64];
@@ -178,8 +171,9 @@ int cws_trace_writer_create(int fd, struct cws_trace_writer **out)
     w->fd = fd;
     w->pid = (int)getpid();
     first_line("/proc/self/comm", name, sizeof name);
-    put(w, "[\n");
-    put_meta(w, "process_name", (uint32_t)w->pid, name);
+    put(w, CWS_TRACE_FIRST "%d,\"tid\":%d,\"args\":{\"name\":", w->pid, w->pid);
+    put_string(w, name);
+    put(w, "}}");
     int code = cws_trace_writer_flush(w);
     if (code) {
         free(w);
@@ -217,8 +211,9 @@ static void name_thread(struct cws_trace_writer *w, uint32_t thread)
         if (!name[0]) /* it has ended already */
             snprintf(name, sizeof name, "thread");
     }
-    put(w, ",\n");
-    put_meta(w, "thread_name", thread, name);
+    put(w, ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%" PRIu32 ",\"args\":{\"name\":", w->pid, thread);
+    put_string(w, name);
+    put(w, "}}");
 }
 
 /* NULL: there are too many; then it has only a number. */

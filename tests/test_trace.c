@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -375,12 +376,71 @@ static void files_that_cannot_be_written_are_refused(void **state)
         chmod(closed, 0444);
         expect_refused(closed, -EACCES, "denied");
     }
+    static const char *const others[] = {"[\n{}\n]\n", "[\n  1,\n  2\n]\n", "[\n",
+                                         "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"tid\":1,\"args\":{\"name\":\"chrome\"}}\n]\n"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) { /* what a program that indents its JSON writes; another's trace */
+        const char *list = sample_path("list.json");
+        sample_save(list, others[i], strlen(others[i]));
+        expect_refused(list, CWS_E_INPUT, "is not a trace");
+        same = sample_load(list);
+        assert_int_equal(same.size, strlen(others[i]));
+        assert_memory_equal(same.data, others[i], same.size);
+        free(same.data);
+    }
     const char *old = sample_path("old.json");
-    sample_save(old, "[\n{}\n]\n", 7);
-    assert_int_equal(cws_trace_check(old, &err), 0);
-    start(old);
+    sample_save(old, "", 0);
+    for (unsigned i = 0; i < 2; i++) { /* an empty file; then a trace */
+        assert_int_equal(cws_trace_check(old, &err), 0);
+        start(old);
+        cws_trace_stop();
+        json_decref(trace_load(old, getpid(), true));
+    }
+}
+
+/* What may lie in wait under a name in a directory that others can write to. */
+static void links_and_pipes_are_left_alone(void **state)
+{
+    (void)state;
+    const char *target = sample_path("target"), *link_path = sample_path("link.json"), *pipe_path = sample_path("pipe.json"), *twin = sample_path("twin.json");
+    sample_save(target, "", 0);
+    assert_int_equal(symlink(target, link_path), 0);
+    expect_refused(link_path, CWS_E_INPUT, "symbolic link");
+    unlink(target);
+    expect_refused(link_path, CWS_E_INPUT, "symbolic link"); /* nor is a file made where one leads to nothing */
+    assert_int_equal(access(target, F_OK), -1);
+    assert_int_equal(mkfifo(pipe_path, 0666), 0);
+    expect_refused(pipe_path, CWS_E_INPUT, "not a regular file");
+    sample_save(target, "", 0);
+    assert_int_equal(link(target, twin), 0);
+    expect_refused(twin, CWS_E_INPUT, "hard links");
+    if (geteuid() == 0) {
+        const char *theirs = sample_path("theirs.json");
+        sample_save(theirs, "", 0);
+        assert_int_equal(chown(theirs, 12345, 12345), 0);
+        expect_refused(theirs, CWS_E_INPUT, "another user");
+    }
+}
+
+/* The name of a second process can be guessed. */
+static void a_second_name_that_is_taken_is_not_used(void **state)
+{
+    (void)state;
+    char own[4200], other[4210];
+    const char *path = sample_path("guess.json");
+    struct cws_error err;
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    snprintf(own, sizeof own, "%s.%d", path, (int)getpid());
+    snprintf(other, sizeof other, "%s.1", own);
+    assert_int_equal(symlink("nowhere", own), 0);
+    start(path);
+    one_span("second", 0);
     cws_trace_stop();
-    json_decref(trace_load(old, getpid(), true));
+    assert_non_null(strstr(said, other));
+    json_decref(trace_load(other, getpid(), true));
+    assert_int_equal(access(sample_path("nowhere"), F_OK), -1);
+    close(fd);
+    assert_int_equal(cws_trace_check(path, &err), 0);
 }
 
 static void a_full_device_is_one_line(void **state)
@@ -496,6 +556,8 @@ int main(void)
         cmocka_unit_test(a_forked_child_does_not_write),
         cmocka_unit_test(a_second_process_gets_a_file_of_its_own),
         cmocka_unit_test(files_that_cannot_be_written_are_refused),
+        cmocka_unit_test(links_and_pipes_are_left_alone),
+        cmocka_unit_test(a_second_name_that_is_taken_is_not_used),
         cmocka_unit_test(a_full_device_is_one_line),
         cmocka_unit_test(every_failing_write_ends_the_trace_only),
         cmocka_unit_test(a_limit_of_file_sizes_ends_the_trace_only),
