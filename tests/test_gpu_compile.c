@@ -1,5 +1,6 @@
 /* The decoding kernels compiled by NVRTC, and kept: against a stand-in for it, which the loader finds by its name.
  *   test_gpu_compile real   compiles the kernels for sm_80 and sm_90 with the NVRTC that is found, and looks at the images */
+#include "hang.h"
 #include "standin/standin.h"
 #include "store/gpu/gpu_compile.h"
 #include "store/gpu/gpu_decode.h"
@@ -171,6 +172,46 @@ static void only_a_whole_file_of_ones_own_is_taken(void **state)
     setenv("XDG_CACHE_HOME", cache, 1);
 }
 
+static void what_others_can_have_put_there_is_not_taken(void **state)
+{
+    (void)state;
+    char path[256], other[300], directory[256];
+    snprintf(directory, sizeof directory, "%s/codecllm", cache);
+    cws_gpu_cache_write(&h100, "an image", 9);
+    kept_file(path);
+    snprintf(other, sizeof other, "%s/twin", cache);
+    assert_int_equal(link(path, other), 0); /* who holds the other name may be anybody */
+    assert_false(is_taken());
+    assert_int_equal(unlink(other), 0);
+    assert_true(is_taken());
+
+    static const mode_t open_to_others[] = {0720, 0702, 01777};
+    for (size_t i = 0; i < sizeof open_to_others / sizeof *open_to_others; i++) {
+        assert_int_equal(chmod(directory, open_to_others[i]), 0);
+        assert_false(is_taken());
+    }
+    assert_int_equal(unlink(path), 0);
+    cws_gpu_cache_write(&h100, "an image", 9); /* nor is anything put there */
+    assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(chmod(directory, 0700), 0);
+    if (geteuid() == 0) {
+        cws_gpu_cache_write(&h100, "an image", 9);
+        assert_int_equal(chown(directory, 12345, 12345), 0);
+        assert_false(is_taken());
+        assert_int_equal(chown(directory, 0, 0), 0);
+        assert_true(is_taken());
+        assert_int_equal(chown(path, 12345, 12345), 0);
+        assert_false(is_taken());
+        assert_int_equal(unlink(path), 0);
+    }
+    assert_int_equal(mkfifo(path, 0600), 0); /* nobody writes to it: opening it would wait for ever */
+    alarm(HANG_SECONDS);
+    assert_false(is_taken());
+    cws_gpu_cache_write(&h100, "an image", 9);
+    alarm(0);
+    assert_int_equal(unlink(path), 0);
+}
+
 static unsigned lines;
 
 static void hear(const char *line)
@@ -252,6 +293,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_failure_is_one_line),
         cmocka_unit_test(doctor_can_name_it),
         cmocka_unit_test(only_a_whole_file_of_ones_own_is_taken),
+        cmocka_unit_test(what_others_can_have_put_there_is_not_taken),
         cmocka_unit_test(a_decoder_compiles_once),
     };
     if (argc > 1 && strcmp(argv[1], "real") == 0)

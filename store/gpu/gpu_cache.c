@@ -42,11 +42,21 @@ static bool path_of(const struct cws_gpu_target *target, bool make, char *out, s
     return n >= 0 && (size_t)n < bytes;
 }
 
-/* Code from this file will run on the device: nobody else may have had a hand in it. */
-static bool is_ours(const struct stat *s)
+/* Code from this file will run on the device: nobody but this user and root may have had a hand in it. */
+static bool is_ours(const struct stat *s) { return (s->st_uid == geteuid() || s->st_uid == 0) && !(s->st_mode & (S_IWGRP | S_IWOTH)); }
+
+/* The directory of `path`, if nobody else can put files into it: a descriptor, or -1. */
+static int open_directory(const char *path)
 {
-    return S_ISREG(s->st_mode) && s->st_uid == geteuid() && !(s->st_mode & (S_IWGRP | S_IWOTH)) && s->st_size > 8 &&
-           s->st_size <= IMAGE_BYTES_MAX;
+    char directory[1024];
+    struct stat s;
+    snprintf(directory, sizeof directory, "%.*s", (int)(strrchr(path, '/') - path), path);
+    int fd = cws_os_openat(AT_FDCWD, directory, O_RDONLY | O_DIRECTORY, 0);
+    if (fd >= 0 && (cws_os_fstat(fd, &s) != 0 || !is_ours(&s))) {
+        cws_os_close(fd);
+        fd = -1;
+    }
+    return fd < 0 ? -1 : fd;
 }
 
 static void *read_image(int fd, const struct cws_gpu_target *target, size_t *bytes)
@@ -54,7 +64,8 @@ static void *read_image(int fd, const struct cws_gpu_target *target, size_t *byt
     struct stat s;
     size_t got = 0;
     uint64_t sum;
-    if (cws_os_fstat(fd, &s) != 0 || !is_ours(&s))
+    if (cws_os_fstat(fd, &s) != 0 || !S_ISREG(s.st_mode) || !is_ours(&s) || s.st_nlink != 1 || s.st_size <= (off_t)sizeof sum ||
+        s.st_size > IMAGE_BYTES_MAX)
         return NULL;
     size_t size = (size_t)s.st_size - sizeof sum;
     char *image = malloc(size + sizeof sum);
@@ -77,9 +88,11 @@ static void *read_image(int fd, const struct cws_gpu_target *target, size_t *byt
 void *cws_gpu_cache_read(const struct cws_gpu_target *target, size_t *bytes)
 {
     char path[1024];
-    if (!path_of(target, false, path, sizeof path))
+    int directory = path_of(target, false, path, sizeof path) ? open_directory(path) : -1;
+    if (directory < 0)
         return NULL;
-    int fd = cws_os_openat(AT_FDCWD, path, O_RDONLY | O_NOFOLLOW, 0);
+    int fd = cws_os_openat(directory, strrchr(path, '/') + 1, O_RDONLY | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0); /* a FIFO would wait for a writer */
+    cws_os_close(directory);
     if (fd < 0)
         return NULL;
     void *image = read_image(fd, target, bytes);
@@ -93,7 +106,11 @@ void cws_gpu_cache_write(const struct cws_gpu_target *target, const void *image,
     struct cws_atomic_file file;
     struct cws_error err = {0};
     uint64_t sum = cws_checksum(image, bytes, seed_of_sources(target));
-    if (bytes > IMAGE_BYTES_MAX || !path_of(target, true, path, sizeof path) || cws_atomic_begin(&file, path, NULL, &err) != 0)
+    int directory = bytes <= IMAGE_BYTES_MAX && path_of(target, true, path, sizeof path) ? open_directory(path) : -1;
+    if (directory < 0)
+        return;
+    cws_os_close(directory);
+    if (cws_atomic_begin(&file, path, NULL, &err) != 0)
         return;
     if (fchmod(file.fd, 0600) != 0 || cws_atomic_write(&file, image, bytes, 0, &err) != 0 ||
         cws_atomic_write(&file, &sum, sizeof sum, bytes, &err) != 0 || cws_atomic_commit(&file, &err) != 0)

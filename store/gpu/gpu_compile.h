@@ -1,6 +1,6 @@
 /* gpu_compile.h - the decoding kernels, compiled on the user's machine. A build without nvcc, or one whose kernels the driver or
  * the device does not take, gets them from NVRTC, the compiler library that comes with every PyTorch for CUDA; the result is kept
- * in $XDG_CACHE_HOME/codecllm (else ~/.cache/codecllm), so that only the first program on a machine waits for it (a few seconds).
+ * in $XDG_CACHE_HOME/codecllm (else ~/.cache/codecllm), so that only the first program on a machine waits for it (a few seconds). A directory that another user owns or can write to is not used.
  * Threads: any. Nothing here makes a driver call. */
 #ifndef CWS_GPU_COMPILE_H
 #define CWS_GPU_COMPILE_H
