@@ -10,7 +10,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
-enum { SOME = 300000, NTH_MAX = 20000, CLOSE_LOOK = SANITIZED ? 24 : 60, STRIDE = SANITIZED ? 199 : 61 };
+enum { SOME = 300000, NTH_MAX = 20000, CLOSE_LOOK = SANITIZED ? 12 : 60, STRIDE = SANITIZED ? 499 : 61 };
 static uint8_t got[SOME]; /* nothing here allocates while a call may fail */
 static char copy[4200];    /* of the store, and another name of it: what writes is given the name, and must leave the copy alone */
 static const char *target;

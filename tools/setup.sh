@@ -1,6 +1,7 @@
 #!/bin/sh
 # setup.sh - installs what building (and with --tests, testing) needs: Debian or Ubuntu packages when run as root,
-# otherwise it says what is missing. Then makes a Python environment with the package, torch and transformers.
+# otherwise it says what is missing. Then makes a Python environment with torch, transformers and the package; the tests need no package, they
+# build their own.
 #
 #   tools/setup.sh [--tests] [--venv DIR]     default DIR: .venv in the repository
 #
@@ -54,9 +55,14 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 pip() { PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install -q "$@"; }
 "$venv/bin/python" -c 'import torch' 2>/dev/null || { say "installing torch"; pip torch==2.13.0; }
-say "installing transformers and building codecllm"
+say "installing transformers"
 pip numpy 'transformers>=5,<6' 'safetensors>=0.8' scikit-build-core
-[ $tests = 0 ] || pip 'pytest>=8' accelerate matplotlib
+[ $tests = 0 ] || pip 'pytest>=8' 'pytest-xdist>=3' accelerate matplotlib
 [ $tests = 0 ] || pip nvidia-cuda-nvrtc-cu12==12.4.127 || say "no NVRTC here: whether the GPU's kernels compile is not tested"
+if [ $tests = 1 ]; then
+    say "done: $venv/bin/python"
+    exit 0
+fi
+say "building codecllm"
 pip --no-build-isolation .
 say "done: $venv/bin/codecllm"
