@@ -201,11 +201,12 @@ CWS_EXPORT size_t codecllm_stats_json(char *buf, size_t n)
                        ", \"faults\": %" PRIu64 ", \"write_faults\": %" PRIu64 ", \"decoded_bytes\": %" PRIu64
                        ", \"evictions\": %" PRIu64 ", \"prefetched_blocks\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
                        ", \"peak_bytes\": %" PRIu64 ", \"written_bytes\": %" PRIu64 ", \"reads\": %" PRIu64
-                       ", \"read_bytes\": %" PRIu64 ", \"errors\": %" PRIu64 "}",
+                       ", \"read_bytes\": %" PRIu64 ", \"errors\": %" PRIu64 ", \"mapped_bytes\": %" PRIu64
+                       ", \"outside_bytes\": %" PRIu64 ", \"copied_bytes\": %" PRIu64 "}",
                        cws_shim_pager_started() ? cws_pager_rung() : "none",
                        s.budget_bytes ? s.budget_bytes : cws_options_host_budget(&options), s.block_bytes, s.views, s.faults, s.write_faults,
                        s.decoded_bytes, s.evictions, s.prefetched_blocks, s.resident_bytes, s.peak_bytes, s.written_bytes, s.reads,
-                       s.read_bytes, s.errors);
+                       s.read_bytes, s.errors, s.mapped_bytes, s.outside_bytes, s.copied_bytes);
     return len < 0 ? 0 : (size_t)len;
 }
 
@@ -234,6 +235,8 @@ __attribute__((destructor)) static void finish(void)
     say_count("prefetched", s.prefetched_blocks);
     say_count("reads", s.reads);
     say_bytes("read", s.read_bytes);
+    if (s.copied_bytes) /* about as much was copied out of views */
+        say_bytes("copied outside", s.copied_bytes);
     if (s.errors)
         say_count("errors", s.errors);
 }

@@ -34,6 +34,7 @@ struct cws_block {
     struct cws_policy_node node; /* node.bytes: what it counts for in the accounts while CLEAN or WRITTEN */
     uint8_t under;
     bool prefetched; /* filled by readahead and not asked for since */
+    bool seen;       /* was filled at least once; pager lock */
 };
 
 static inline enum cws_block_state cws_block_state(const struct cws_block *b)

@@ -50,6 +50,7 @@ static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why 
     }
     b->node.bytes = (uint32_t)reserved;
     p->decoded += reserved;
+    cws_outside_filled_locked(b, reserved);
     if (why == CWS_FILL_WRITE_FAULT) {
         cws_budget_written_locked(reserved);
         p->write_faults++;

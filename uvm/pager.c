@@ -13,6 +13,7 @@ struct cws_pager cws_pager = {
     .epoll_fd = -1,
     .kick_fd = -1,
     .pagemap_fd = -1,
+    .statm_fd = -1,
     .hole_fd = -1,
     .zero_fd = -1,
 };
@@ -120,11 +121,13 @@ static void close_all(void)
     }
     if (p->pagemap_fd >= 0)
         cws_sys_close(p->pagemap_fd);
+    if (p->statm_fd >= 0)
+        cws_sys_close(p->statm_fd);
     if (p->hole_fd >= 0)
         cws_sys_close(p->hole_fd);
     if (p->zero_fd >= 0)
         cws_sys_close(p->zero_fd);
-    p->pagemap_fd = p->hole_fd = p->zero_fd = -1;
+    p->pagemap_fd = p->statm_fd = p->hole_fd = p->zero_fd = -1;
     p->rung = NULL;
 }
 
@@ -134,6 +137,7 @@ static void reset_accounts(void)
     p->resident = p->in_flight = p->written = p->peak = 0;
     p->faults = p->write_faults = p->decoded = p->evictions = p->prefetched = p->errors = p->dead_reads = p->dead_read_bytes = 0;
     p->warned_written = p->warned_stuck = p->child = false;
+    p->outside = (struct cws_outside){0};
     p->slots_taken = 0;
     p->queue_head = p->queue_tail = 0;
 }
@@ -168,6 +172,7 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     cws_policy_init(&p->policy, options->policy, budget, p->block_bytes);
     p->slot_count = choose_slots();
     p->pagemap_fd = cws_own_fd_note(cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+    p->statm_fd = cws_own_fd_note(cws_sys_open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
     p->hole_fd = cws_own_fd_note(memfd_create("codecllm-failed", MFD_CLOEXEC));
     if (p->rung->needs_signal) /* without it, it is MAP_ANONYMOUS */
         p->zero_fd = cws_own_fd_note(cws_sys_open("/dev/zero", O_RDWR | O_CLOEXEC));
@@ -250,6 +255,7 @@ void cws_pager_stats_get(struct cws_pager_stats *out)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_signal_mask mask = cws_signals_block();
+    cws_outside_look();
     cws_lock_take(&p->lock);
     *out = (struct cws_pager_stats){
         .budget_bytes = p->options.active ? p->options.budget_bytes : p->budget,
@@ -266,6 +272,9 @@ void cws_pager_stats_get(struct cws_pager_stats *out)
         .read_bytes = p->dead_read_bytes,
         .views = cws_index_count_locked(),
         .errors = p->errors,
+        .mapped_bytes = p->policy.total_bytes,
+        .outside_bytes = cws_outside_bytes_locked(),
+        .copied_bytes = p->outside.copied + p->outside.copied_before,
     };
     add_source_counters(out);
     cws_lock_drop(&p->lock);

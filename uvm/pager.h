@@ -14,6 +14,7 @@
 #include "sys.h"
 #include "view.h"
 #include <pthread.h>
+#include <time.h>
 
 enum {
     CWS_SLOTS_MAX = 4,      /* decoders at work at the same time */
@@ -64,6 +65,17 @@ struct cws_ahead { /* a queued guess */
     uint32_t view_slot, view_generation, block;
 };
 
+struct cws_outside { /* pager lock. What outside.c knows; bytes */
+    _Atomic bool active;     /* a phase of reading is on; may be read without the lock */
+    uint64_t base;           /* anonymous memory outside of views when it began */
+    uint64_t read, copied;   /* in this phase: of blocks that were filled for the first time; at the last sample, about so many of these */
+    uint64_t read_before, copied_before; /* in phases that ended */
+    uint64_t sampled, read_at; /* `decoded` at the last sample, at the last first fill */
+    time_t decoded_at;       /* seconds: when the last block was filled */
+    bool warned;
+    bool off;                /* nothing is looked at any more */
+};
+
 /* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN blocks.
  * resident + in_flight <= budget, unless nothing that is resident may be dropped. */
 struct cws_pager {
@@ -77,6 +89,7 @@ struct cws_pager {
     uint64_t resident, in_flight, written, peak;
     uint64_t faults, write_faults, decoded, evictions, prefetched, errors, dead_reads, dead_read_bytes;
     bool warned_written, warned_stuck;
+    struct cws_outside outside;
     _Atomic uint32_t busy;     /* busy blocks; fork waits for 0 */
     _Atomic uint32_t forking;  /* nothing becomes busy while set */
     _Atomic uint32_t evicting; /* counts evictions that ended, to wait for one */
@@ -88,6 +101,7 @@ struct cws_pager {
     struct cws_ahead queue[CWS_QUEUE_ENTRIES];
     uint32_t queue_head, queue_tail;
     int epoll_fd, kick_fd, pagemap_fd, hole_fd;
+    int statm_fd;
     int zero_fd; /* -1: view memory is MAP_ANONYMOUS */
     pthread_t workers[CWS_SLOTS_MAX];
     unsigned worker_count;
@@ -170,6 +184,15 @@ unsigned cws_slot_take_locked(void);
 void cws_slot_give_locked(unsigned slot);
 /* Makes slot memory of at least `bytes`. 0 or -ENOMEM. No lock. */
 CWS_MUST_CHECK int cws_slot_need(unsigned slot, size_t bytes);
+
+/* --- memory outside of views (outside.c) --------------------------------------------------------------- */
+
+/* A block was filled, and counted in `decoded`; may write the one line. Does not drop the lock. */
+void cws_outside_filled_locked(struct cws_block *b, uint64_t bytes);
+/* Now and then while nothing is decoded and a phase is on. No lock is held. */
+void cws_outside_look(void);
+/* Anonymous memory of the process that is no view's; 0: not known. */
+uint64_t cws_outside_bytes_locked(void);
 
 /* --- filling (fill.c) -------------------------------------------------------------------------------- */
 

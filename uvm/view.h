@@ -45,7 +45,12 @@ struct cws_pager_stats {
     uint64_t written_bytes;    /* blocks the program wrote to; never dropped */
     uint64_t reads, read_bytes;/* I/O of all stores */
     uint64_t views, errors;    /* views now; blocks that could not be decoded */
+    uint64_t mapped_bytes;     /* logical bytes of all views now */
+    uint64_t outside_bytes;    /* anonymous memory of the process that is no view's: no budget bounds it; 0: not known */
+    uint64_t copied_bytes;     /* about so many bytes of weights that were read have a copy there (outside.c); 0 on the eager rung */
 };
+/* From now on nothing is said about weights that are copied out of views: the program loads them to a device, whose manager counts them. */
+void cws_pager_copies_are_elsewhere(void);
 void cws_pager_stats_get(struct cws_pager_stats *out);
 
 /* Maps logical bytes [offset, offset + length) of the store as a private mapping.

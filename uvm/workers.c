@@ -128,6 +128,8 @@ static bool decode_ahead(void)
     return true;
 }
 
+enum { LOOK_MS = 500 }; /* while nothing is decoded the memory outside of views is looked at, as long as that may tell something */
+
 static void *worker(void *arg)
 {
     struct cws_pager *p = &cws_pager;
@@ -136,7 +138,7 @@ static void *worker(void *arg)
     prctl(PR_SET_NAME, "codecllm-worker");
     while (!atomic_load(&p->stop)) {
         struct epoll_event event;
-        long n = CWS_SYSCALL(SYS_epoll_pwait, p->epoll_fd, &event, 1, more ? 0 : -1, (void *)0, (size_t)8);
+        long n = CWS_SYSCALL(SYS_epoll_pwait, p->epoll_fd, &event, 1, more ? 0 : atomic_load(&p->outside.active) ? LOOK_MS : -1, (void *)0, (size_t)8);
         if (n < 0 && n != -EINTR)
             cws_die("waiting for fault messages failed (errno %ld)", -n);
         if (n == 1 && event.data.u64 == KICK_EVENT) {
@@ -147,6 +149,8 @@ static void *worker(void *arg)
             serve_event(event.data.u64);
             more = true;
         }
+        if (n == 0 && !more)
+            cws_outside_look();
         if (n != 1 || event.data.u64 == KICK_EVENT)
             more = decode_ahead();
     }

@@ -79,7 +79,9 @@ def _json(name):
 
 def stats():
     """The counters of paging in this process, as a dict: faults, decoded_bytes, evictions, resident_bytes,
-    written_bytes, peak_bytes, reads, read_bytes and more. Raises codecllm.Error when the library is not loaded."""
+    written_bytes, peak_bytes, reads, read_bytes and more. What no budget bounds: outside_bytes, the process's own memory beside
+    the weights that are paged, and copied_bytes, about how much of the mapped_bytes of weights the program has copied
+    there. Raises codecllm.Error when the library is not loaded."""
     return _json("codecllm_stats_json")
 
 
