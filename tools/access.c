@@ -32,12 +32,16 @@ static mode_t let_in(const struct stat *dir, const struct stat *file)
 /* The permissions of `in` that the way to it leaves. *file: its stat. */
 static int reach(const char *root, const char *in, struct stat *file, mode_t *out, struct cws_error *err)
 {
-    char *base = realpath(root, NULL), *real = realpath(in, NULL);
+    char *base = realpath(root, NULL), *real = base ? realpath(in, NULL) : NULL;
     int rc = 0;
     *out = 0777;
-    if (!base || !real || stat(real, file) != 0)
+    if (!real || stat(real, file) != 0) {
         rc = cws_fail_errno(err, errno, "%s", base ? in : root);
-    for (char *end = rc || lies_in(real, base) ? NULL : strrchr(real, '/'); !rc && end && end != real; end = strrchr(real, '/')) {
+        free(base);
+        free(real);
+        return rc;
+    }
+    for (char *end = lies_in(real, base) ? NULL : strrchr(real, '/'); !rc && end && end != real; end = strrchr(real, '/')) {
         struct stat dir;
         *end = '\0';
         if (lies_in(base, real)) /* this one and those above hide the input directory as well */

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -497,6 +498,42 @@ def test_codec_config(codecllm, transformers, command, bard, packed_bard, tmp_pa
     run(command, "unpack", "--quiet", tmp_path / "saved", unpacked)
     values = codecllm.load_file(unpacked / "model.safetensors")
     assert same(values["model.layers.0.mlp.up_proj.weight"], layers["model.layers.0.mlp.up_proj"].weight)
+
+
+def test_from_pretrained_of_a_pipeline_folder(codecllm, transformers, command, bard, tmp_path):
+    shutil.copytree(bard, tmp_path / "pipe" / "text_encoder")
+    (tmp_path / "pipe" / "model_index.json").write_text('{"_class_name": "Pipeline", "text_encoder": ["transformers", "LlamaForCausalLM"]}')
+    run(command, "pack", tmp_path / "pipe", tmp_path / "packed")
+    model = codecllm.from_pretrained(tmp_path / "packed", subfolder="text_encoder", dtype="auto")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(bard, dtype="auto")
+    assert type(model) is type(plain)
+    assert all(same(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+    with codecllm.safe_open(tmp_path / "packed" / "text_encoder" / "model.safetensors", "pt") as f:
+        assert all(same(f.get_tensor(k), plain.state_dict()[k]) for k in f.keys() if k in plain.state_dict())
+
+
+def test_saving_does_not_widen_what_it_replaces(codecllm, transformers, bard, tmp_path):
+    before = os.umask(0o022)
+    try:
+        path = tmp_path / "file"
+        codecllm.save_file({"a": weights(40, 50)}, path)
+        assert path.stat().st_mode & 0o777 == 0o644
+        path.chmod(0o600)
+        codecllm.save_file({"a": weights(40, 50)}, path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        os.umask(0o077)
+        path.unlink()
+        codecllm.save_file({"a": weights(40, 50)}, path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        os.umask(0o022)
+        model = transformers.AutoModelForCausalLM.from_pretrained(bard, dtype="auto", quantization_config=codecllm.CodecConfig(mode="q8"))
+        model.save_pretrained(tmp_path / "saved")
+        assert (tmp_path / "saved" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+        (tmp_path / "saved" / "model.safetensors").chmod(0o600)
+        model.save_pretrained(tmp_path / "saved")
+        assert (tmp_path / "saved" / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_codec_config_refuses_an_unknown_mode(codecllm, transformers):

@@ -1,12 +1,13 @@
 """Unmodified torch, safetensors and transformers on a packed model, under the preloaded library, on every paging rung."""
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import HANG_SECONDS, clean_environment
+from conftest import HANG_SECONDS, clean_environment, run
 
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
@@ -234,3 +235,37 @@ def test_silent_and_inert_until_a_store_is_mapped(under, shim):
     code = "import os, sys; print(os.path.getsize(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, under.model / "model.safetensors"], env=clean_environment(LD_PRELOAD=shim), capture_output=True, text=True)
     assert done.stdout.strip() == str(raw) and done.stderr == ""
+
+
+def test_layouts_of_directories(under, rung, command, bard, tmp_path):
+    """A pipeline of folders, an index left over beside a complete file, shards in a folder, and an entry of the Hub's cache."""
+    pipe, left, cut, entry = (tmp_path / "plain" / name for name in ("pipe", "left", "cut", "models--org--bard"))
+    shutil.copytree(bard, pipe / "text_encoder")
+    shutil.copytree(bard, left)
+    (pipe / "unet").mkdir()
+    shutil.copy(bard / "model.safetensors", pipe / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (left / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}')
+    shutil.copytree(bard, cut)
+    (cut / "weights").mkdir()
+    (cut / "model.safetensors").rename(cut / "weights" / "part.safetensors")
+    data = (bard / "model.safetensors").read_bytes()
+    names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    shards = {name: "weights/part.safetensors" for name in names if name != "__metadata__"}
+    (cut / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    (entry / "blobs").mkdir(parents=True)
+    (entry / "snapshots" / "0123").mkdir(parents=True)
+    for i, file in enumerate(sorted(bard.iterdir())):
+        shutil.copy(file, entry / "blobs" / f"blob{i}")
+        (entry / "snapshots" / "0123" / file.name).symlink_to(f"../../blobs/blob{i}")
+    for directory in (pipe, left, cut, entry):
+        run(command, "pack", "-q", directory, tmp_path / directory.name)
+    under(
+        """
+from transformers import AutoModelForCausalLM
+want = AutoModelForCausalLM.from_pretrained(plain, dtype="auto").state_dict()
+for place, options in ("pipe", {"subfolder": "text_encoder"}), ("left", {}), ("cut", {}), ("models--org--bard", {}):
+    same(AutoModelForCausalLM.from_pretrained(place, dtype="auto", **options).state_dict(), want)
+same(load_file("pipe/unet/diffusion_pytorch_model.fp16.safetensors"), load_file(os.path.join(plain, name)))
+""",
+        rung,
+    )

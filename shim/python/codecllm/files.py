@@ -150,7 +150,8 @@ def packed_files(directory: Path) -> Iterator[str]:
 def from_pretrained(directory: Path, *args: Any, auto_class: Any = None, **kwargs: Any) -> Any:
     """A Transformers model from a packed (or plain) model directory, in a process without the shim.
 
-    auto_class: the class whose from_pretrained is called with all other arguments; default: the class that config.json names. While it runs,
+    auto_class: the class whose from_pretrained is called with all other arguments; default: the class that config.json names (that of `subfolder`,
+    for a model of a pipeline). While it runs,
     Transformers reads weight files through codecllm.safe_open. The weights are ordinary tensors then, and take their full size; with
     quantization_config=CodecConfig(...) they stay compressed. Raises codecllm.Error where Transformers is missing or knows no such model."""
     try:
@@ -169,7 +170,7 @@ def from_pretrained(directory: Path, *args: Any, auto_class: Any = None, **kwarg
         return safe_open(filename, k.pop("framework", a[0] if a else "pt"), k.pop("device", "cpu")) if _library.is_store(filename) \
             else original(filename, *a, **k)  # fmt: skip
 
-    loader = auto_class or _named_class(directory, transformers)
+    loader = auto_class or _named_class(os.path.join(directory, kwargs.get("subfolder") or ""), transformers)
     modeling_utils.safe_open = open_weights
     try:
         return loader.from_pretrained(directory, *args, **kwargs)
