@@ -76,7 +76,7 @@ int codecllm_tensor(const struct cws_store *s, uint64_t i, struct codecllm_tenso
         return code;
     *out = (struct codecllm_tensor){
         .name = t->name,
-        .dtype = cws_dtype_name(t->dtype),
+        .dtype = t->dtype_name,
         .codec = codec_name(t->record->codec),
         .shape = t->shape,
         .ndim = t->ndim,
@@ -133,8 +133,9 @@ int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_
         code = cws_symbols_count(s, t, &symbols, err);
     if (code)
         return code;
-    *out_entropy_bits = symbols.entropy_bits;
-    *out_plain_bits = t->record->codec == CWS_CODEC_SPLIT ? 8.0 * (cws_dtype_bytes(t->dtype) - 1) : 0;
+    double units = cws_dtype_bits(t->dtype) / (8.0 * cws_dtype_unit(t->dtype)); /* of an element: one symbol each */
+    *out_entropy_bits = symbols.entropy_bits * units;
+    *out_plain_bits = t->record->codec == CWS_CODEC_SPLIT ? 8.0 * (cws_dtype_unit(t->dtype) - 1) * units : 0;
     return 0;
 }
 
@@ -157,7 +158,7 @@ static int take_input(const struct codecllm_input *in, struct cws_memory_tensor 
 {
     uint64_t bytes;
     *out = (struct cws_memory_tensor){.name = in->name, .shape = in->shape, .ndim = in->ndim, .data = in->data};
-    if (cws_dtype_parse(in->dtype, strlen(in->dtype), &out->dtype))
+    if (cws_dtype_parse(in->dtype, strlen(in->dtype), &out->dtype) || (out->dtype == CWS_OTHER && !in->packed))
         return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": dtype %.20s is not one that safetensors files have here", in->name, in->dtype);
     if (in->packed) {
         int code = cws_store_open_memory(in->packed, in->packed_bytes, in->name, packed, err);
@@ -166,10 +167,12 @@ static int take_input(const struct codecllm_input *in, struct cws_memory_tensor 
         out->packed = *packed;
         return code;
     }
-    bytes = cws_dtype_bytes(out->dtype);
-    for (uint64_t d = 0; d < in->ndim; d++)
-        if (__builtin_mul_overflow(bytes, in->shape[d], &bytes))
-            return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": its shape is larger than memory", in->name);
+    uint64_t elems = 1;
+    bool fits = true;
+    for (uint64_t d = 0; d < in->ndim && fits; d++)
+        fits = !__builtin_mul_overflow(elems, in->shape[d], &elems);
+    if (!fits || !cws_dtype_size(out->dtype, elems, &bytes))
+        return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": its shape is larger than memory, or no whole number of bytes", in->name);
     if (bytes != in->bytes)
         return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": %llu bytes were given; its dtype and shape take %llu", in->name,
                         (unsigned long long)in->bytes, (unsigned long long)bytes);

@@ -51,7 +51,7 @@ CODECLLM_API int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs
 /* Every chunk decoded and compared with its content hash. CWS_E_CORRUPT with the first fault. */
 CODECLLM_API int codecllm_verify(const struct cws_store *s, unsigned jobs, struct cws_error *err);
 
-/* Entropy, bits per symbol (order 0), of the symbols that tensor i is coded with, and how many bits of each weight are stored beside them
+/* Entropy, bits per element (order 0), of the symbols that tensor i is coded with, and how many bits of each element are stored beside them
  * uncoded. CWS_E_UNSUPPORTED: the tensor is not coded so. */
 CODECLLM_API int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits, double *out_plain_bits,
                                   struct cws_error *err);

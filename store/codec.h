@@ -12,10 +12,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
-const char *cws_dtype_name(enum cws_dtype dtype);                    /* "BF16"; static */
-int cws_dtype_parse(const char *name, size_t len, enum cws_dtype *out); /* 0 or CWS_E_INPUT */
-unsigned cws_dtype_bytes(enum cws_dtype dtype);
-bool cws_dtype_is_float(enum cws_dtype dtype);
+/* "BF16"; static. "?" for CWS_OTHER, whose name stands in the header only. */
+const char *cws_dtype_name(enum cws_dtype dtype);
+/* A name that is none of the table's gives CWS_OTHER. CWS_E_INPUT: it cannot be a type's, being empty, longer than CWS_DTYPE_NAME_MAX or
+ * of other characters than letters, digits and _. */
+int cws_dtype_parse(const char *name, size_t len, enum cws_dtype *out);
+enum { CWS_DTYPE_NAME_MAX = 31 };
+/* Bits of an element; 0: not known. */
+unsigned cws_dtype_bits(enum cws_dtype dtype);
+/* Bytes of what the codecs take for one element: a C64 is two of them; types of less than a byte and unknown ones are taken by bytes. 0 for a
+ * value that is no dtype. */
+unsigned cws_dtype_unit(enum cws_dtype dtype);
+/* Bytes of `elems` elements. False: more than 2^64, no whole number of bytes, or a type whose size is not known. */
+bool cws_dtype_size(enum cws_dtype dtype, uint64_t elems, uint64_t *out_bytes);
+bool cws_dtype_is_float(enum cws_dtype dtype); /* may be split */
+uint8_t cws_dtype_code(enum cws_dtype dtype);  /* in a tensor's record */
 
 /* --- decoding ------------------------------------------------------------------------------- */
 
@@ -76,10 +87,10 @@ struct cws_plan {
     enum cws_dtype dtype;
     enum cws_mode mode;
     enum cws_codec_id codec;
-    unsigned elem_bytes;
+    unsigned elem_bytes;    /* cws_dtype_unit() */
     uint16_t lane_symbols;
     uint32_t chunk_bytes;   /* logical; for QUANT a whole number of rows where a row fits */
-    uint64_t elems;         /* of the tensor */
+    uint64_t elems;         /* of the tensor, in units of elem_bytes; 0 where the dtype's size is not known */
     uint64_t row_elems;     /* QUANT, else 0 */
     unsigned quant_bits;
     float q6_step;          /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */

@@ -63,7 +63,7 @@ static void quant_avx2(const uint8_t *symbols, unsigned count, float scale, enum
             _mm_storeu_si128((__m128i *)(dst + 2 * (size_t)done), _mm256_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT));
         }
     }
-    tile_quant(symbols + done, count - done, scale, dtype, dst + cws_dtype_bytes(dtype) * (size_t)done);
+    tile_quant(symbols + done, count - done, scale, dtype, dst + cws_dtype_unit(dtype) * (size_t)done);
 }
 
 const struct cws_decoder_ops cws_decoder_avx2 = {

@@ -414,7 +414,7 @@ static void quant_avx512(const uint8_t *symbols, unsigned count, float scale, en
     else
         for (; i + 16 <= count; i += 16)
             _mm512_storeu_ps(dst + 4 * (size_t)i, products(symbols + i, s));
-    tile_quant(symbols + i, count - i, scale, dtype, dst + cws_dtype_bytes(dtype) * (size_t)i);
+    tile_quant(symbols + i, count - i, scale, dtype, dst + cws_dtype_unit(dtype) * (size_t)i);
 }
 
 const struct cws_decoder_ops cws_decoder_avx512 = {

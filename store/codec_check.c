@@ -10,7 +10,7 @@ static int check_head(const struct cws_chunk_context *ctx, const struct cws_code
         return FAIL("reserved bits of the head are set (flags 0x%x)", h->flags);
     if (lane != 64 && lane != 128 && lane != 256 && lane != 512 && lane != 1024)
         return FAIL("%u symbols per lane; 64, 128, 256, 512 and 1024 are valid", lane);
-    if (!cws_dtype_is_float(ctx->dtype) || h->elem_bytes != cws_dtype_bytes(ctx->dtype))
+    if (!cws_dtype_is_float(ctx->dtype) || h->elem_bytes != cws_dtype_unit(ctx->dtype))
         return FAIL("elements of %u bytes in a %s tensor", h->elem_bytes, cws_dtype_name(ctx->dtype));
     if (h->elem_count == 0 || logical_bytes > CWS_CHUNK_BYTES_MAX ||
         (uint64_t)h->elem_count * h->elem_bytes != logical_bytes)

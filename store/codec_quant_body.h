@@ -60,7 +60,7 @@ static int measure(enum cws_dtype dtype, const uint8_t *elems, size_t count, str
     float x[BLOCK];
     uint32_t largest = 0;
     double sum[SUMS] = {0};
-    unsigned elem_bytes = cws_dtype_bytes(dtype);
+    unsigned elem_bytes = cws_dtype_unit(dtype);
     for (size_t done = 0; done < count; done += BLOCK) {
         size_t n = count - done < BLOCK ? count - done : BLOCK, i = 0;
         to_float(dtype, elems + done * elem_bytes, n, x);
@@ -87,7 +87,7 @@ static int measure(enum cws_dtype dtype, const uint8_t *elems, size_t count, str
 static void symbols_of(enum cws_dtype dtype, const uint8_t *elems, size_t count, uint32_t code, uint8_t *symbols)
 {
     float x[BLOCK], scale = from_bits(code << CWS_SCALE_SHIFT);
-    unsigned elem_bytes = cws_dtype_bytes(dtype);
+    unsigned elem_bytes = cws_dtype_unit(dtype);
     if (code == 0) {
         memset(symbols, 128, count);
         return;

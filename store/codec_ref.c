@@ -251,7 +251,7 @@ static int ref_coded(struct ref *r, const struct cws_chunk_context *ctx, const u
     if (h.lane_symbols != 64 && h.lane_symbols != 128 && h.lane_symbols != 256 && h.lane_symbols != 512 &&
         h.lane_symbols != 1024)
         return bad(r, "lane_symbols is not valid");
-    if (!cws_dtype_is_float(ctx->dtype) || h.elem_bytes != cws_dtype_bytes(ctx->dtype))
+    if (!cws_dtype_is_float(ctx->dtype) || h.elem_bytes != cws_dtype_unit(ctx->dtype))
         return bad(r, "element size is not the dtype's");
     if (h.elem_count == 0 || logical_bytes > CWS_CHUNK_BYTES_MAX || (uint64_t)h.elem_count * h.elem_bytes != logical_bytes)
         return bad(r, "element count does not fit the chunk's size");

@@ -25,7 +25,8 @@
 /* Compatible: a reader that does not know the bit may ignore it. Incompatible: it must refuse. */
 #define CWS_COMPAT_KNOWN UINT64_C(0)
 #define CWS_INCOMPAT_LOSSY (UINT64_C(1) << 0) /* some tensor is q8/q6: the logical file is not the packed one */
-#define CWS_INCOMPAT_KNOWN (CWS_INCOMPAT_LOSSY)
+#define CWS_INCOMPAT_TYPES (UINT64_C(1) << 1) /* some tensor's dtype is above CWS_F64, or other */
+#define CWS_INCOMPAT_KNOWN (CWS_INCOMPAT_LOSSY | CWS_INCOMPAT_TYPES)
 
 enum cws_codec_id { /* on disk: u8, pinned */
     CWS_CODEC_RAW = 0,   /* stored bytes are the logical bytes */
@@ -34,12 +35,15 @@ enum cws_codec_id { /* on disk: u8, pinned */
     CWS_CODEC_QUANT = 3, /* int8 symbols Huffman-coded, a scale per row (q8, q6) */
 };
 
-enum cws_dtype { /* on disk: u8, pinned; safetensors names in cws_dtype_name() */
+enum cws_dtype { /* on disk: u8, pinned, but for CWS_OTHER, which is CWS_DTYPE_CODE_OTHER there; safetensors names in cws_dtype_name() */
     CWS_BOOL = 0, CWS_U8 = 1, CWS_I8 = 2, CWS_U16 = 3, CWS_I16 = 4, CWS_U32 = 5, CWS_I32 = 6,
     CWS_U64 = 7, CWS_I64 = 8, CWS_F8_E4M3 = 9, CWS_F8_E5M2 = 10, CWS_F16 = 11, CWS_BF16 = 12,
-    CWS_F32 = 13, CWS_F64 = 14,
-    CWS_DTYPE_COUNT = 15,
+    CWS_F32 = 13, CWS_F64 = 14, CWS_F8_E8M0 = 15, CWS_F8_E4M3FNUZ = 16, CWS_F8_E5M2FNUZ = 17, CWS_F4 = 18,
+    CWS_F6_E2M3 = 19, CWS_F6_E3M2 = 20, CWS_C64 = 21,
+    CWS_OTHER = 22, /* a type that this build does not know: its bytes are what data_offsets say */
+    CWS_DTYPE_COUNT = 23,
 };
+#define CWS_DTYPE_CODE_OTHER 255u
 
 /* The front's JSON starts with exactly these bytes, so that a store without its trailer can still be told. */
 #define CWS_FRONT_MARK "{\"__metadata__\":{\"format\":\"codecllm\""
@@ -80,7 +84,7 @@ struct cws_tensor_record {
     uint64_t row_elems;       /* CWS_CODEC_QUANT: elements that share a scale; otherwise 0 */
     uint32_t chunk_bytes;     /* logical bytes of every chunk but the last; multiple of 16, of the element size */
     uint32_t table;           /* code table, or UINT32_MAX for none */
-    uint8_t dtype;            /* enum cws_dtype, equal to the header's */
+    uint8_t dtype;            /* cws_dtype_code() of the header's, or CWS_DTYPE_CODE_OTHER */
     uint8_t codec;            /* the codec of its chunks; a single chunk may still be RAW */
     uint8_t quant_bits;       /* 8 or 6 for CWS_CODEC_QUANT, else 0 */
     uint8_t reserved[5];      /* 0 */
@@ -111,11 +115,12 @@ _Static_assert(sizeof(struct cws_chunk_record) == 48, "chunk record layout");
  *   streams = a tile's 32 lane streams joined bit to bit, least significant bit first, from word first_word[tile]
  *             of the stream section; the tile's end is padded with zero bits to a 32-bit word. Tiles follow each
  *             other without gaps: first_word[0] = 0, and the last tile ends at stream_words
+ * An element of C64 is a half of it, one of F4 a pair of them.
  * SPLIT is for float dtypes, QUANT for F16, BF16 and F32; elem_count >= 1. */
 struct cws_coded_head {
     uint32_t elem_count;
     uint16_t lane_symbols;  /* 64, 128, 256, 512 or 1024 */
-    uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element, equal to the dtype's */
+    uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element: cws_dtype_unit() */
     uint8_t flags;          /* CWS_CODED_* */
     uint32_t tile_count;    /* ceil(elem_count / (32 * lane_symbols)) */
     uint32_t stream_words;

@@ -49,7 +49,7 @@ static void put_tensor(struct text *t, const struct cws_header_tensor *tensor)
 {
     put_string(t, tensor->name);
     put(t, ":{\"dtype\":", 10);
-    put_string(t, cws_dtype_name(tensor->dtype));
+    put_string(t, tensor->dtype_name);
     put(t, ",\"shape\":[", 10);
     for (size_t d = 0; d < tensor->ndim; d++) {
         if (d)

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -502,7 +503,7 @@ static int encode_group(struct packing *p)
             .chunk_count = tensor_bytes(p, t) / w->plan.chunk_bytes + (tensor_bytes(p, t) % w->plan.chunk_bytes != 0),
             .chunk_bytes = w->plan.chunk_bytes,
             .table = UINT32_MAX,
-            .dtype = (uint8_t)w->plan.dtype,
+            .dtype = cws_dtype_code(w->plan.dtype),
             .codec = empty ? CWS_CODEC_RAW : (uint8_t)w->plan.codec,
         };
         if (r->codec == CWS_CODEC_QUANT) {
@@ -613,6 +614,8 @@ static int write_end(struct packing *p, uint64_t front_bytes, uint64_t front_xxh
                              i * sizeof p->records[i].content_hash);
         if (p->records[i].codec == CWS_CODEC_QUANT)
             t.incompat |= CWS_INCOMPAT_LOSSY;
+        if (p->records[i].dtype > CWS_F64)
+            t.incompat |= CWS_INCOMPAT_TYPES;
     }
     t.content_hash[0] = sum.lo;
     t.content_hash[1] = sum.hi;
@@ -730,6 +733,15 @@ static int write_store(struct packing *p, uint64_t *out_bytes, struct cws_error 
     return code;
 }
 
+static void count_unknown(const struct cws_header *h, struct cws_pack_result *result)
+{
+    for (size_t i = h->tensor_count; i-- > 0;)
+        if (h->tensors[i].dtype == CWS_OTHER) {
+            result->unknown_types++;
+            snprintf(result->unknown_type, sizeof result->unknown_type, "%s", h->tensors[i].dtype_name);
+        }
+}
+
 int cws_pack_run(struct cws_pack_input *in, const struct cws_pack_sink *sink, const struct cws_pack_options *options,
                  struct cws_pack_result *result, struct cws_error *err)
 {
@@ -742,7 +754,7 @@ int cws_pack_run(struct cws_pack_input *in, const struct cws_pack_sink *sink, co
         cws_fail(err, code, "%s: not enough memory to pack with %u threads; use fewer (--jobs)", in->path, p.jobs);
     if (!code)
         code = write_store(&p, &stored_bytes, err);
-    if (!code && result)
+    if (!code && result) {
         *result = (struct cws_pack_result){
             .input_bytes = (uint64_t)in->opened.st_size,
             .logical_bytes = in->logical->header_bytes + in->logical->data_bytes,
@@ -750,6 +762,8 @@ int cws_pack_run(struct cws_pack_input *in, const struct cws_pack_sink *sink, co
             .tensor_count = in->logical->tensor_count,
             .chunk_count = p.chunk_count,
         };
+        count_unknown(in->logical, result);
+    }
     release(&p);
     return code;
 }

@@ -72,11 +72,13 @@ static int convert_header(struct cws_pack_input *in, enum cws_dtype dtype, struc
         *t = from->tensors[i];
         if (!in->excluded[i] && cws_convert_possible(t->dtype, dtype)) {
             t->dtype = dtype;
+            t->dtype_name = cws_dtype_name(dtype);
             converted++;
         }
+        uint64_t bytes = t->end - t->begin;
+        bool fits = t->dtype == from->tensors[i].dtype || cws_dtype_size(t->dtype, t->elems, &bytes);
         t->begin = at;
-        if (__builtin_mul_overflow(t->elems, (uint64_t)cws_dtype_bytes(t->dtype), &t->end) ||
-            __builtin_add_overflow(t->end, at, &t->end) || t->end > INT64_MAX)
+        if (!fits || __builtin_add_overflow(bytes, at, &t->end) || t->end > INT64_MAX)
             return cws_fail(err, CWS_E_INPUT, "%s: too large to be converted", in->path);
         at = t->end;
     }
@@ -128,7 +130,7 @@ int cws_pack_input_open(struct cws_pack_input *in, const char *path, const struc
 static int by_size_and_name(const void *a, const void *b)
 {
     const struct cws_memory_tensor *x = *(const struct cws_memory_tensor *const *)a, *y = *(const struct cws_memory_tensor *const *)b;
-    unsigned xs = cws_dtype_bytes(x->dtype), ys = cws_dtype_bytes(y->dtype);
+    unsigned xs = cws_dtype_bits(x->dtype), ys = cws_dtype_bits(y->dtype);
     return xs != ys ? (xs < ys ? 1 : -1) : strcmp(x->name, y->name);
 }
 
@@ -138,13 +140,22 @@ static int describe(const struct cws_pack_input *in, const struct cws_memory_ten
 {
     char shown[CWS_NAME_SHOWN_BYTES];
     *out = (struct cws_header_tensor){
-        .name = m->name, .shape = m->shape, .ndim = m->ndim, .elems = 1, .begin = at, .position = position, .dtype = m->dtype};
+        .name = m->name, .shape = m->shape, .ndim = m->ndim, .elems = 1, .begin = at, .position = position, .dtype = m->dtype,
+        .dtype_name = cws_dtype_name(m->dtype)};
+    uint64_t bytes = 0;
     bool fits = true;
     for (size_t d = 0; d < m->ndim && fits; d++)
         fits = !__builtin_mul_overflow(out->elems, m->shape[d], &out->elems);
-    if (!fits || __builtin_mul_overflow(out->elems, (uint64_t)cws_dtype_bytes(m->dtype), &out->end) ||
-        __builtin_add_overflow(out->end, at, &out->end) || out->end > INT64_MAX)
-        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": its shape is larger than memory", in->path, cws_name_shown(m->name, shown));
+    if (m->dtype == CWS_OTHER && m->packed && cws_store_tensor(m->packed, m->packed_index)) {
+        const struct cws_tensor_info *t = cws_store_tensor(m->packed, m->packed_index);
+        out->dtype_name = t->dtype_name;
+        bytes = t->end - t->begin;
+    } else {
+        fits = fits && cws_dtype_size(m->dtype, out->elems, &bytes);
+    }
+    if (!fits || __builtin_add_overflow(bytes, at, &out->end) || out->end > INT64_MAX)
+        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": its shape is larger than memory, or no whole number of bytes", in->path,
+                        cws_name_shown(m->name, shown));
     if (!m->packed && !m->data && out->elems)
         return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": no data", in->path, cws_name_shown(m->name, shown));
     return 0;
@@ -160,7 +171,7 @@ static int make_header(struct cws_pack_input *in, const struct cws_memory_model 
     int code = h.tensors && h.metadata && in->memory ? 0 : cws_fail(err, -ENOMEM, "%s: not enough memory", in->path);
     for (size_t i = 0; i < count && !code; i++) {
         in->memory[i] = &model->tensors[i];
-        if (!cws_dtype_bytes(model->tensors[i].dtype))
+        if (!cws_dtype_bits(model->tensors[i].dtype) && (model->tensors[i].dtype != CWS_OTHER || !model->tensors[i].packed))
             code = cws_fail(err, CWS_E_USAGE, "%s: tensor %zu has an unknown dtype", in->path, i);
     }
     if (!code)
@@ -234,7 +245,7 @@ int cws_pack_input_read(const struct cws_pack_input *in, size_t t, uint64_t begi
     uint64_t file_offset = in->source->header_bytes + from->begin;
     if (from->dtype == to->dtype)
         return read_exactly(in, dst, bytes, file_offset + begin, err);
-    unsigned from_bytes = cws_dtype_bytes(from->dtype), to_bytes = cws_dtype_bytes(to->dtype);
+    unsigned from_bytes = cws_dtype_unit(from->dtype), to_bytes = cws_dtype_unit(to->dtype);
     size_t count = bytes / to_bytes;
     int code = read_exactly(in, scratch, count * from_bytes, file_offset + begin / to_bytes * from_bytes, err);
     if (!code)

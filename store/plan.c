@@ -83,10 +83,11 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
     memset(p, 0, sizeof *p);
     p->dtype = dtype;
     p->mode = mode;
-    p->elem_bytes = cws_dtype_bytes(dtype);
-    p->elems = 1;
+    p->elem_bytes = cws_dtype_unit(dtype);
+    uint64_t elems = 1, bytes;
     for (size_t d = 0; d < ndim; d++)
-        p->elems *= shape[d];
+        elems *= shape[d];
+    p->elems = cws_dtype_size(dtype, elems, &bytes) ? bytes / p->elem_bytes : 0;
     set_lossless(p);
     if (mode == CWS_MODE_LOSSLESS)
         return;

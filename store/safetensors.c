@@ -120,33 +120,47 @@ static int parse_shape(const char *path, const char *shown, const json_t *shape,
     return 0;
 }
 
-static int parse_tensor(const char *path, const json_t *entry, struct cws_header_tensor *t, uint64_t *dims, struct cws_error *err)
+/* *text: where the name goes if it is not one of the table's. */
+static int parse_dtype(const char *path, const char *shown, const json_t *dtype, struct cws_header_tensor *t, char **text,
+                       struct cws_error *err)
+{
+    if (!json_is_string(dtype))
+        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"dtype\" is missing or is not a string", path, shown);
+    if (cws_dtype_parse(json_string_value(dtype), json_string_length(dtype), &t->dtype)) {
+        char shown_dtype[CWS_NAME_SHOWN_BYTES];
+        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"%s\" is not the name of a dtype", path, shown,
+                        cws_name_shown(json_string_value(dtype), shown_dtype));
+    }
+    t->dtype_name = cws_dtype_name(t->dtype);
+    if (t->dtype == CWS_OTHER) {
+        t->dtype_name = *text;
+        *text = stpcpy(*text, json_string_value(dtype)) + 1;
+    }
+    return 0;
+}
+
+static int parse_tensor(const char *path, const json_t *entry, struct cws_header_tensor *t, char **text, uint64_t *dims,
+                        struct cws_error *err)
 {
     char shown[CWS_NAME_SHOWN_BYTES];
     cws_name_shown(t->name, shown);
     if (!json_is_object(entry) || json_object_size(entry) != 3)
         return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": its entry must be an object of dtype, shape and data_offsets", path, shown);
-    const json_t *dtype = json_object_get(entry, "dtype");
-    if (!json_is_string(dtype))
-        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"dtype\" is missing or is not a string", path, shown);
-    if (cws_dtype_parse(json_string_value(dtype), json_string_length(dtype), &t->dtype)) {
-        char shown_dtype[CWS_NAME_SHOWN_BYTES];
-        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": unknown dtype \"%s\"", path, shown,
-                        cws_name_shown(json_string_value(dtype), shown_dtype));
-    }
-    int code = parse_shape(path, shown, json_object_get(entry, "shape"), t, dims, err);
+    int code = parse_dtype(path, shown, json_object_get(entry, "dtype"), t, text, err);
+    if (!code)
+        code = parse_shape(path, shown, json_object_get(entry, "shape"), t, dims, err);
     if (code)
         return code;
     const json_t *offsets = json_object_get(entry, "data_offsets");
     if (!json_is_array(offsets) || json_array_size(offsets) != 2 || !to_u64(json_array_get(offsets, 0), &t->begin) ||
         !to_u64(json_array_get(offsets, 1), &t->end))
         return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"data_offsets\" is not a pair of non-negative integers", path, shown);
-    uint64_t bytes;
-    if (t->begin > t->end || __builtin_mul_overflow(t->elems, (uint64_t)cws_dtype_bytes(t->dtype), &bytes) ||
-        bytes != t->end - t->begin)
+    uint64_t bytes = 0;
+    bool sized = t->dtype != CWS_OTHER;
+    if (t->begin > t->end || (sized && (!cws_dtype_size(t->dtype, t->elems, &bytes) || bytes != t->end - t->begin)))
         return cws_fail(err, CWS_E_INPUT,
                         "%s: tensor \"%s\": data_offsets [%" PRIu64 ", %" PRIu64 ") do not hold %" PRIu64 " elements of %s", path, shown,
-                        t->begin, t->end, t->elems, cws_dtype_name(t->dtype));
+                        t->begin, t->end, t->elems, t->dtype_name);
     return 0;
 }
 
@@ -226,7 +240,7 @@ static int reserve(const json_t *root, struct header_block *b)
                 metadata++;
             }
         } else {
-            text += strlen(key) + 1;
+            text += strlen(key) + 1 + json_string_length(json_object_get(value, "dtype")) + 1;
             dims += json_array_size(json_object_get(value, "shape"));
             tensors++;
         }
@@ -256,7 +270,7 @@ static int build(const char *path, const json_t *root, struct header_block *b, s
             t->name = text;
             text = stpcpy(text, key) + 1;
             t->position = h->tensor_count++;
-            code = parse_tensor(path, value, t, dims, err);
+            code = parse_tensor(path, value, t, &text, dims, err);
             dims += t->ndim;
         }
         if (code)

@@ -2,8 +2,8 @@
  *
  * The rules (FORMAT.md, "The logical file"): an 8-byte length of at most 100 MB; a JSON object that starts with '{' and may be
  * followed by white space; no key twice in any object; "__metadata__" maps strings to strings; every other entry is
- * exactly {dtype, shape, data_offsets} with a known dtype, a shape of non-negative integers whose product does not
- * overflow, and offsets that span exactly that many bytes; the tensors cover the data without overlap or hole. */
+ * exactly {dtype, shape, data_offsets} with a shape of non-negative integers whose product does not overflow, and offsets
+ * that span exactly that many bytes, where the dtype's size is known; the tensors cover the data without overlap or hole. */
 #ifndef CWS_SAFETENSORS_H
 #define CWS_SAFETENSORS_H
 #include "codec.h"
@@ -20,6 +20,7 @@ struct cws_header_tensor {
     uint64_t begin, end; /* relative to the data, which starts behind the header */
     size_t position;     /* among the entries of the JSON text, from 0 */
     enum cws_dtype dtype;
+    const char *dtype_name; /* as the text has it: also for CWS_OTHER */
 };
 
 struct cws_header_metadata {

@@ -21,6 +21,7 @@ struct cws_store_cursor;
 struct cws_tensor_info { /* valid as long as the store is open; do not modify */
     const char *name;    /* NUL-terminated UTF-8 */
     enum cws_dtype dtype;
+    const char *dtype_name; /* as the header has it: also for CWS_OTHER */
     const uint64_t *shape;
     size_t ndim;
     uint64_t begin, end;      /* logical file offsets, [begin, end), header included */

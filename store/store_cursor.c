@@ -183,7 +183,7 @@ int cws_cursor_decode(struct cws_store_cursor *c, const struct cws_tensor_info *
         .dtype = t->dtype,
         .codec = (enum cws_codec_id)r->codec,
         .row_elems = t->record->row_elems,
-        .first_elem = (chunk - t->record->first_chunk) * (t->record->chunk_bytes / cws_dtype_bytes(t->dtype)),
+        .first_elem = (chunk - t->record->first_chunk) * (t->record->chunk_bytes / cws_dtype_unit(t->dtype)),
     };
     bool traced = CWS_TRACE_BEGIN(.kind = CWS_TRACE_DECODE, .tensor = t->name, .bytes = end - begin, .index = chunk);
     int code = table_for(c, r->codec == CWS_CODEC_RAW ? UINT32_MAX : t->record->table, &context.table, &why);

@@ -118,16 +118,18 @@ static const char *record_fault(const struct cws_store *s, const struct cws_tens
     bool coded = r->codec == CWS_CODEC_SPLIT || r->codec == CWS_CODEC_QUANT;
     if (!all_zero(r->reserved, sizeof r->reserved))
         return "a reserved field is not 0";
-    if (r->dtype != t->dtype)
+    if (r->dtype != cws_dtype_code(t->dtype) && r->dtype != CWS_DTYPE_CODE_OTHER)
         return "its dtype is not the header's";
     if (r->codec > CWS_CODEC_QUANT)
         return "unknown codec";
-    if (r->chunk_bytes == 0 || r->chunk_bytes > CWS_CHUNK_BYTES_MAX || r->chunk_bytes % 16 || r->chunk_bytes % cws_dtype_bytes(t->dtype))
+    if (r->chunk_bytes == 0 || r->chunk_bytes > CWS_CHUNK_BYTES_MAX || r->chunk_bytes % 16 || r->chunk_bytes % cws_dtype_unit(t->dtype))
         return "chunk_bytes is not allowed";
     if (r->chunk_count != bytes / r->chunk_bytes + (bytes % r->chunk_bytes != 0))
         return "its chunk count does not match its size";
     if (coded ? r->table >= s->table_count : r->table != UINT32_MAX)
         return "its code table is not allowed";
+    if (coded && r->dtype == CWS_DTYPE_CODE_OTHER) /* its writer did not know the type: nothing but bytes */
+        return "a codec for floats on a dtype that was not known";
     if (r->codec == CWS_CODEC_SPLIT && !cws_dtype_is_float(t->dtype))
         return "codec split on a dtype that is not a float";
     if (r->codec != CWS_CODEC_QUANT)
@@ -192,7 +194,7 @@ static int check_tensors(struct cws_store *s, struct cws_error *err)
 {
     struct cws_hash128 file_hash = {0, 0};
     uint64_t at = s->trailer.front_bytes, chunk = 0;
-    bool lossy = false;
+    bool lossy = false, types = false;
     for (size_t i = 0; i < s->tensor_count; i++) {
         struct cws_tensor_info *t = &s->tensors[i];
         const char *fault = record_fault(s, t->record, t);
@@ -201,6 +203,7 @@ static int check_tensors(struct cws_store *s, struct cws_error *err)
         if (t->record->table != UINT32_MAX)
             t->stored_bytes += sizeof *s->tables;
         lossy |= t->record->codec == CWS_CODEC_QUANT;
+        types |= t->record->dtype > CWS_F64;
         int code = check_chunks(s, t, &chunk, &at, err);
         if (code)
             return code;
@@ -213,6 +216,8 @@ static int check_tensors(struct cws_store *s, struct cws_error *err)
         return corrupt(s, err, "the content hashes of the tensors do not make up that of the file");
     if (lossy != cws_store_is_lossy(s))
         return corrupt(s, err, "the lossy feature bit does not match the codecs");
+    if (types != ((s->trailer.incompat & CWS_INCOMPAT_TYPES) != 0))
+        return corrupt(s, err, "the feature bit of later dtypes does not match the dtypes");
     if (s->trailer.index_offset != at && s->trailer.index_offset != at + CWS_CHUNK_ALIGN)
         return corrupt(s, err, "it does not follow the chunks");
     return 0;
@@ -241,6 +246,7 @@ static int list_tensors(struct cws_store *s, struct cws_error *err)
         s->tensors[i] = (struct cws_tensor_info){
             .name = from->name,
             .dtype = from->dtype,
+            .dtype_name = from->dtype_name,
             .shape = from->shape,
             .ndim = from->ndim,
             .elems = from->elems,
@@ -256,7 +262,8 @@ static int list_tensors(struct cws_store *s, struct cws_error *err)
 
 static bool same_tensor(const struct cws_header_tensor *a, const struct cws_header_tensor *b)
 {
-    return strcmp(a->name, b->name) == 0 && a->dtype == b->dtype && a->begin == b->begin && a->end == b->end && a->ndim == b->ndim &&
+    return strcmp(a->name, b->name) == 0 && a->dtype == b->dtype &&
+           strcmp(a->dtype_name, b->dtype_name) == 0 && a->begin == b->begin && a->end == b->end && a->ndim == b->ndim &&
            memcmp(a->shape, b->shape, a->ndim * sizeof *a->shape) == 0;
 }
 

@@ -18,7 +18,7 @@ struct walk {
 
 static void count_split(const struct walk *w, size_t bytes, struct cws_symbols *out)
 {
-    size_t step = cws_dtype_bytes(w->tensor->dtype);
+    size_t step = cws_dtype_unit(w->tensor->dtype);
     const uint8_t *top = w->decoded + step - 1;
     if (step == 1) {
         for (size_t i = 0; i < bytes; i++)
@@ -52,7 +52,7 @@ static int count_quant(const struct walk *w, const struct cws_chunk_record *chun
     struct cws_chunk_context context = {.dtype = t->dtype, .codec = CWS_CODEC_QUANT, .row_elems = t->record->row_elems,
                                         .first_elem = w->first_elem};
     struct cws_coded coded;
-    size_t step = cws_dtype_bytes(t->dtype);
+    size_t step = cws_dtype_unit(t->dtype);
     int rc = cws_store_fetch(w->cursor, t, (uint64_t)(chunk - t->chunks), 1, w->stored, err);
     if (!rc)
         rc = cws_coded_check(&context, w->stored, chunk->stored_bytes, chunk->logical_bytes, &coded, err);
@@ -72,7 +72,7 @@ static int count_quant(const struct walk *w, const struct cws_chunk_record *chun
 static int count_chunks(struct walk *w, struct cws_symbols *out, struct cws_error *err)
 {
     uint64_t at = w->tensor->begin;
-    size_t step = cws_dtype_bytes(w->tensor->dtype);
+    size_t step = cws_dtype_unit(w->tensor->dtype);
     for (uint64_t i = 0; i < w->tensor->record->chunk_count; i++) {
         const struct cws_chunk_record *chunk = &w->tensor->chunks[i];
         int rc = cws_store_read(w->cursor, at, at + chunk->logical_bytes, w->decoded, err);

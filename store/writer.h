@@ -29,6 +29,8 @@ struct cws_pack_options {
 };
 struct cws_pack_result {
     uint64_t input_bytes, logical_bytes, stored_bytes, tensor_count, chunk_count;
+    uint64_t unknown_types;                       /* tensors whose dtype this build does not know: stored as bytes */
+    char unknown_type[CWS_DTYPE_NAME_MAX + 1];    /* of the first of them in the file */
 };
 
 /* Errors: CWS_E_INPUT (the input breaks the safetensors rules: message names the tensor and the offset),

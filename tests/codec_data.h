@@ -47,6 +47,8 @@ static inline uint64_t data_elem(enum cws_dtype dtype, double x)
     case CWS_F16: return data_float(x, 5, 10);
     case CWS_F8_E4M3: return data_float(x, 4, 3);
     case CWS_F8_E5M2: return data_float(x, 5, 2);
+    case CWS_F8_E4M3FNUZ: return data_float(x, 4, 3);
+    case CWS_F8_E8M0: return data_float(fabs(x), 8, 0);
     default: return (uint64_t)(int64_t)(x * 1000);
     }
 }
@@ -54,7 +56,7 @@ static inline uint64_t data_elem(enum cws_dtype dtype, double x)
 /* `elems` elements of N(0, sigma^2); the caller frees. */
 static inline uint8_t *data_normal(enum cws_dtype dtype, size_t elems, double sigma)
 {
-    unsigned bytes = cws_dtype_bytes(dtype);
+    unsigned bytes = cws_dtype_unit(dtype);
     uint8_t *data = malloc(elems * bytes + 1);
     for (size_t i = 0; data && i < elems; i++) {
         uint64_t v = data_elem(dtype, sigma * data_gauss());
@@ -76,7 +78,7 @@ static inline int data_plan(struct cws_plan *p, enum cws_mode mode, enum cws_dty
                             size_t cols)
 {
     uint64_t shape[2] = {rows, cols}, histogram[256];
-    size_t bytes = rows * cols * cws_dtype_bytes(dtype), sample = bytes < (1u << 20) ? bytes : 1u << 20;
+    size_t bytes = rows * cols * cws_dtype_unit(dtype), sample = bytes < (1u << 20) ? bytes : 1u << 20;
     cws_plan_begin(p, mode, dtype, shape, 2);
     if (cws_plan_sample(p, data, sample, NULL) != 0)
         return -1;

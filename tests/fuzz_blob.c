@@ -68,8 +68,8 @@ static void open_any(const uint8_t *data, size_t size)
 
 static void pack_any(uint8_t first, const uint8_t *data, size_t size)
 {
-    enum cws_dtype dtype = (enum cws_dtype)((first >> 1) % CWS_DTYPE_COUNT);
-    uint64_t columns = size ? 1 + data[0] : 1, elems = size / cws_dtype_bytes(dtype), shape[2] = {elems / columns, columns};
+    enum cws_dtype dtype = (enum cws_dtype)((first >> 1) % CWS_OTHER);
+    uint64_t columns = size ? 1 + data[0] : 1, elems = size / ((cws_dtype_bits(dtype) + 7) / 8), shape[2] = {elems / columns, columns};
     struct cws_error err = {0};
     struct cws_memory_tensor t = {.name = "t", .dtype = dtype, .shape = shape, .ndim = 2, .data = data};
     struct cws_memory_model model = {.tensors = &t, .tensor_count = 1};
@@ -77,8 +77,13 @@ static void pack_any(uint8_t first, const uint8_t *data, size_t size)
         struct cws_pack_options o = {.mode = (enum cws_mode)mode, .jobs = 1};
         struct cws_store *s;
         uint8_t *out;
-        uint64_t out_bytes, bytes = shape[0] * shape[1] * cws_dtype_bytes(dtype);
+        uint64_t out_bytes, bytes;
         int faults = 0;
+        if (!cws_dtype_size(dtype, shape[0] * shape[1], &bytes)) {
+            if (cws_pack_tensors_to_memory(&model, &o, &out, &out_bytes, &err) != CWS_E_INPUT)
+                abort();
+            continue;
+        }
         if (cws_pack_tensors_to_memory(&model, &o, &out, &out_bytes, &err) || cws_store_open_memory(out, out_bytes, "t", &s, &err) ||
             cws_store_verify(s, 1, count, NULL, &faults, &err) || faults)
             abort();

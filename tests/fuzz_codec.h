@@ -91,7 +91,7 @@ static void patched(struct fuzz_input *in)
     data_state = take(in, 1);
     uint32_t range = take(in, 4);
     uint8_t *data = data_normal(dtype, (size_t)rows * cols, kind & 64 ? 1e3 : 0.02);
-    size_t bytes = (size_t)rows * cols * cws_dtype_bytes(dtype);
+    size_t bytes = (size_t)rows * cols * cws_dtype_unit(dtype);
     demand(data_plan(&c.plan, (enum cws_mode)(kind >> 3 & 3 ? (kind >> 3 & 3) - 1 : 0), dtype, data, rows, cols) == 0, "no plan");
     if (bytes > c.plan.chunk_bytes)
         bytes = c.plan.chunk_bytes;

@@ -51,14 +51,26 @@ static inline void fill_weights(uint8_t *to, size_t bytes, uint64_t *seed)
     }
 }
 
+/* What the tensors say that they are; a test with types of its own defines GPU_TYPES. */
+struct gpu_type {
+    const char *name;
+    unsigned bits; /* of an element */
+};
+#ifdef GPU_TYPES
+static const struct gpu_type gpu_types[] = {GPU_TYPES};
+#else
+static const struct gpu_type gpu_types[] = {{"BF16", 16}};
+#endif
+
 static inline void make_store(void)
 {
     char json[512 + 96 * TENSORS];
     size_t at = 0, len = (size_t)snprintf(json, sizeof json, "{");
     uint64_t seed = 7;
     for (unsigned i = 0; i < TENSORS; i++) {
-        len += (size_t)snprintf(json + len, sizeof json - len, "%s\"w%02u\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i,
-                                tensor_bytes(i) / 2, at, at + tensor_bytes(i));
+        const struct gpu_type *type = &gpu_types[i % (sizeof gpu_types / sizeof *gpu_types)];
+        len += (size_t)snprintf(json + len, sizeof json - len, "%s\"w%02u\":{\"dtype\":\"%s\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i,
+                                type->name, tensor_bytes(i) * 8 / type->bits, at, at + tensor_bytes(i));
         at += tensor_bytes(i);
     }
     snprintf(json + len, sizeof json - len, "}");

@@ -81,6 +81,10 @@ static struct cws_coded_head *head(struct image *m) { return (void *)(m->data + 
 static void bad_version(struct image *m) { m->trailer->version = 1; }
 static void unknown_feature(struct image *m) { m->trailer->incompat |= UINT64_C(1) << 40; }
 static void lossy_bit_alone(struct image *m) { m->trailer->incompat |= CWS_INCOMPAT_LOSSY; }
+static void types_bit_alone(struct image *m) { m->trailer->incompat |= CWS_INCOMPAT_TYPES; }
+static void other_without_bit(struct image *m) { m->tensors[1].dtype = CWS_DTYPE_CODE_OTHER; }
+static void dtype_of_tomorrow(struct image *m) { m->tensors[1].dtype = CWS_OTHER; m->trailer->incompat |= CWS_INCOMPAT_TYPES; }
+static void other_split(struct image *m) { m->tensors[0].dtype = CWS_DTYPE_CODE_OTHER; m->trailer->incompat |= CWS_INCOMPAT_TYPES; }
 static void trailer_reserved(struct image *m) { m->trailer->reserved[1] = 1; }
 static void trailer_size(struct image *m) { m->trailer->trailer_bytes = 136; }
 static void file_longer_than_said(struct image *m) { m->trailer->file_bytes -= 64; }
@@ -184,6 +188,10 @@ static const struct {
     {"corrupt.trailer-reserved", trailer_reserved, SIGN_TRAILER},
     {"corrupt.trailer-size", trailer_size, SIGN_TRAILER},
     {"corrupt.lossy-bit-without-quant", lossy_bit_alone, SIGN_TRAILER},
+    {"corrupt.types-bit-without-types", types_bit_alone, SIGN_TRAILER},
+    {"corrupt.tensor-other-without-types-bit", other_without_bit, SIGN_ALL},
+    {"corrupt.tensor-dtype-unknown", dtype_of_tomorrow, SIGN_ALL},
+    {"corrupt.tensor-split-on-other", other_split, SIGN_ALL},
     {"corrupt.index-behind-end", index_behind_end, SIGN_TRAILER},
     {"corrupt.index-bytes-huge", index_bytes_huge, SIGN_TRAILER},
     {"corrupt.index-unaligned", index_unaligned, SIGN_TRAILER},
@@ -301,9 +309,18 @@ static void make_base(void)
                                  "\"r\":{\"dtype\":\"U8\",\"shape\":[70],\"data_offsets\":[12800,12870]}} ", 0, data, sizeof data);
     const char *in = sample_path("base"), *out = sample_path("base.cws");
     sample_save(in, f.data, f.size);
+    sample_save(in_directory("golden", "known-as-other", ".safetensors"), f.data, f.size);
     free(f.data);
     check(cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 1}, NULL, &err), &err);
     base = sample_load(out);
+    /* As a build would have written it that did not know U8. */
+    struct image m = {.size = base.size};
+    memcpy(m.data, base.data, base.size);
+    locate(&m);
+    m.tensors[1].dtype = CWS_DTYPE_CODE_OTHER;
+    m.trailer->incompat |= CWS_INCOMPAT_TYPES;
+    sign(&m, SIGN_ALL);
+    sample_save(in_directory("golden", "known-as-other", ".cws"), m.data, m.size);
 }
 
 int main(int argc, char **argv)
@@ -316,6 +333,7 @@ int main(int argc, char **argv)
     (void)mkdir(in_directory("golden", "", ""), 0777);
     (void)mkdir(in_directory("malformed", "", ""), 0777);
     make_golden("all-dtypes", sample_model(1, 0), CWS_MODE_LOSSLESS);
+    make_golden("later-dtypes", sample_later_types(1), CWS_MODE_LOSSLESS);
     make_golden("q8", sample_model(2, 0), CWS_MODE_Q8);
     make_golden("q6", sample_model(3, 0), CWS_MODE_Q6);
     make_golden("no-tensors", sample_file("{\"__metadata__\":{\"a\":\"b\"}}   ", 0, "", 0), CWS_MODE_LOSSLESS);

@@ -41,12 +41,13 @@ struct bytes sample_file(const char *json, int pad, const void *data, size_t dat
     return f;
 }
 
-/* `rows` 0: one dimension. kind: w weights, i small integers, r random bytes, c constant. */
+/* `rows` 0: one dimension. kind: w weights, i small integers, r random bytes, c constant, n pairs of half-byte weights, e scales. */
 struct entry {
     const char *name, *dtype;
     unsigned elem_bytes;
-    size_t rows, elems;
+    size_t rows, elems; /* elems: of elem_bytes */
     char kind;
+    const char *shape; /* NULL: that of elems */
 };
 
 static void fill(const struct entry *e, uint8_t *out, uint64_t *state)
@@ -69,54 +70,35 @@ static void fill(const struct entry *e, uint8_t *out, uint64_t *state)
             bits = i % 97 / 7;
         else if (e->kind == 'c')
             bits = 1;
+        else if (e->kind == 'n')
+            bits = (bits & 0x99) | (bits >> 8 & 0x22) | (bits >> 16 & bits >> 24 & 0x44);
+        else if (e->kind == 'e')
+            bits = 118 + (uint64_t)__builtin_ctzll(bits | 256);
         memcpy(out, &bits, e->elem_bytes);
     }
 }
 
-struct bytes sample_model(uint64_t seed, int scale)
+static struct bytes make_model(const struct entry *entries, size_t count, uint64_t seed, int scale)
 {
-    size_t big = scale ? 130000 : 3000, row = 50;
-    const struct entry entries[] = {
-        {"z.last \\\" \\u00e9", "BF16", 2, 60, big / 60 * 60, 'w'},
-        {"a.first", "F32", 4, big / row / 4, big / row / 4 * row, 'w'},
-        {"nothing", "F32", 4, 0, 0, 'w'},
-        {"scalar", "F64", 8, 0, 1, 'w'},
-        {"half", "F16", 2, big / row / 2, big / row / 2 * row, 'w'},
-        {"odd", "U8", 1, 0, 13, 'r'},
-        {"noise", "BF16", 2, 0, scale ? 9001 : 901, 'r'},
-        {"mask", "BOOL", 1, 0, 777, 'c'},
-        {"ids", "I64", 8, 0, scale ? 4001 : 401, 'i'},
-        {"i8", "I8", 1, 0, 99, 'i'},
-        {"u16", "U16", 2, 0, 31, 'i'},
-        {"i16", "I16", 2, 0, 32, 'i'},
-        {"u32", "U32", 4, 0, 33, 'i'},
-        {"i32", "I32", 4, 0, 100, 'i'},
-        {"u64", "U64", 8, 0, 3, 'r'},
-        {"e4", "F8_E4M3", 1, 0, scale ? 60000 : 600, 'w'},
-        {"e5", "F8_E5M2", 1, 0, 4096, 'w'},
-        {"doubles", "F64", 8, 0, scale ? 5000 : 500, 'w'},
-        {"nothing more", "I8", 1, 0, 0, 'i'},
-        {"one", "BF16", 2, 1, 1, 'w'},
-    };
-    enum { COUNT = sizeof entries / sizeof *entries };
-    size_t total = 0, len = 0, room = 8192;
+    size_t total = 0, len = 0, room = 8192, begin[32];
     char *json = malloc(room);
-    size_t begin[COUNT];
-    for (size_t i = 0; i < COUNT; i++) {
+    for (size_t i = 0; i < count; i++) {
         begin[i] = total;
         total += entries[i].elems * entries[i].elem_bytes;
     }
     uint8_t *data = malloc(total);
     if (!json || !data)
-        die("sample_model");
-    for (size_t i = 0; i < COUNT; i++)
+        die("make_model");
+    for (size_t i = 0; i < count; i++)
         fill(&entries[i], data + begin[i], &seed);
     len += (size_t)snprintf(json, room, "{\"__metadata__\":{\"format\":\"pt\",\"note\":\"tab\\tline\\n\"}");
-    for (size_t k = 0; k < COUNT; k++) { /* the text's order is not the data's */
-        const struct entry *e = &entries[(k * 7 + 3) % COUNT];
+    for (size_t k = 0; k < count; k++) { /* the text's order is not the data's */
+        const struct entry *e = &entries[(k * 7 + 3) % count];
         size_t at = begin[e - entries], end = at + e->elems * e->elem_bytes;
         len += (size_t)snprintf(json + len, room - len, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", e->name, e->dtype);
-        if (e->rows)
+        if (e->shape)
+            len += (size_t)snprintf(json + len, room - len, "%s", e->shape);
+        else if (e->rows)
             len += (size_t)snprintf(json + len, room - len, "%zu,%zu", e->rows, e->elems / e->rows);
         else if (e->elems != 1)
             len += (size_t)snprintf(json + len, room - len, "%zu", e->elems);
@@ -127,6 +109,54 @@ struct bytes sample_model(uint64_t seed, int scale)
     free(json);
     free(data);
     return f;
+}
+
+struct bytes sample_model(uint64_t seed, int scale)
+{
+    size_t big = scale ? 130000 : 3000, row = 50;
+    const struct entry entries[] = {
+        {"z.last \\\" \\u00e9", "BF16", 2, 60, big / 60 * 60, 'w', NULL},
+        {"a.first", "F32", 4, big / row / 4, big / row / 4 * row, 'w', NULL},
+        {"nothing", "F32", 4, 0, 0, 'w', NULL},
+        {"scalar", "F64", 8, 0, 1, 'w', NULL},
+        {"half", "F16", 2, big / row / 2, big / row / 2 * row, 'w', NULL},
+        {"odd", "U8", 1, 0, 13, 'r', NULL},
+        {"noise", "BF16", 2, 0, scale ? 9001 : 901, 'r', NULL},
+        {"mask", "BOOL", 1, 0, 777, 'c', NULL},
+        {"ids", "I64", 8, 0, scale ? 4001 : 401, 'i', NULL},
+        {"i8", "I8", 1, 0, 99, 'i', NULL},
+        {"u16", "U16", 2, 0, 31, 'i', NULL},
+        {"i16", "I16", 2, 0, 32, 'i', NULL},
+        {"u32", "U32", 4, 0, 33, 'i', NULL},
+        {"i32", "I32", 4, 0, 100, 'i', NULL},
+        {"u64", "U64", 8, 0, 3, 'r', NULL},
+        {"e4", "F8_E4M3", 1, 0, scale ? 60000 : 600, 'w', NULL},
+        {"e5", "F8_E5M2", 1, 0, 4096, 'w', NULL},
+        {"doubles", "F64", 8, 0, scale ? 5000 : 500, 'w', NULL},
+        {"nothing more", "I8", 1, 0, 0, 'i', NULL},
+        {"one", "BF16", 2, 1, 1, 'w', NULL},
+    };
+    return make_model(entries, sizeof entries / sizeof *entries, seed, scale);
+}
+
+struct bytes sample_later_types(uint64_t seed)
+{
+    const struct entry entries[] = {
+        {"scales", "F8_E8M0", 1, 40, 4000, 'e', NULL},
+        {"blocks", "F4", 1, 0, 20000, 'n', "40,20,25,2"}, /* 2 to a byte; one of more than a tile */
+        {"blocks.small", "F4", 1, 0, 3, 'n', "3,2"},
+        {"complex", "C64", 4, 0, 6000, 'w', "30,100"},
+        {"complex.scalar", "C64", 4, 0, 2, 'w', ""},
+        {"e4", "F8_E4M3FNUZ", 1, 50, 5000, 'w', NULL},
+        {"e5", "F8_E5M2FNUZ", 1, 0, 700, 'w', NULL},
+        {"six", "F6_E2M3", 1, 0, 300, 'r', "20,20"},
+        {"six.too", "F6_E3M2", 1, 0, 3, 'r', "4"},
+        {"nothing", "F4", 1, 0, 0, 'r', "0,3"},
+        {"not yet", "I4", 1, 0, 333, 'r', "111,6"}, /* a dtype that nobody knows, and its bytes */
+        {"not yet scalar", "F2_of_tomorrow", 1, 0, 900, 'i', ""},
+        {"usual", "BF16", 2, 60, 6000, 'w', NULL},
+    };
+    return make_model(entries, sizeof entries / sizeof *entries, seed, 0);
 }
 
 void sample_save(const char *path, const void *data, size_t size)

@@ -4,6 +4,7 @@ set(INJECT_WRAPS malloc calloc realloc aligned_alloc mmap pthread_create cws_os_
 list(TRANSFORM INJECT_WRAPS PREPEND "-Wl,--wrap=")
 
 cws_test(NAME test_safetensors SOURCES test_safetensors.c sample_model.c LIBS cws_store m)
+cws_test(NAME test_types SOURCES test_types.c sample_model.c LIBS cws_store m)
 cws_test(NAME test_store SOURCES test_store.c sample_model.c LIBS cws_store m)
 if(TARGET cws_shared)
   cws_test(NAME test_abi SOURCES test_abi.c sample_model.c LIBS cws_shared m)

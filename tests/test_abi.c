@@ -125,7 +125,7 @@ static void wrong_arguments_have_a_line(void **state)
         const char *says = "";
         switch (i) {
         case 0: job.mode = "q4", says = "use lossless, q8 or q6"; break;
-        case 1: in.dtype = "C64", says = "C64"; break;
+        case 1: in.dtype = "C63", says = "C63"; break;
         case 2: in.bytes--, says = "153599 bytes were given"; break;
         case 3: in.shape = huge, says = "larger than memory"; break;
         case 4: in.packed = weights, in.packed_bytes = sizeof weights, says = "not a codecllm store"; break;

@@ -21,7 +21,7 @@ static struct cws_decode_scratch *decode_scratch;
 static struct cws_encode_scratch *encode_scratch;
 static const size_t sizes[] = {1, 2, 7, 8, 9, 31, 32, 33, 255, 256, 257, 4095, 4096, 4097, 8191, 8192, 8193, 16383, 16384, 16385, 40000};
 #define SIZES (sizeof sizes / sizeof *sizes)
-static const enum cws_dtype floats[] = {CWS_BF16, CWS_F16, CWS_F32, CWS_F64, CWS_F8_E4M3, CWS_F8_E5M2};
+static const enum cws_dtype floats[] = {CWS_BF16, CWS_F16, CWS_F32, CWS_F64, CWS_F8_E4M3, CWS_F8_E5M2, CWS_F8_E4M3FNUZ, CWS_F8_E8M0};
 
 static int setup(void **state)
 {
@@ -71,7 +71,7 @@ static uint8_t *there_and_back(enum cws_mode mode, enum cws_dtype dtype, const u
                                unsigned ranges, struct cws_plan *out_plan)
 {
     struct data_chunk c = {0};
-    size_t bytes = rows * cols * cws_dtype_bytes(dtype);
+    size_t bytes = rows * cols * cws_dtype_unit(dtype);
     uint8_t *decoded = malloc(bytes + 1);
     assert_int_equal(data_plan(&c.plan, mode, dtype, data, rows, cols), 0);
     for (size_t at = 0; at < bytes; at += c.plan.chunk_bytes) {
@@ -108,7 +108,7 @@ static void lossless_is_exact_at_all_sizes(void **state)
             uint8_t *data = data_normal(floats[d], sizes[s], 0.02);
             struct cws_plan plan;
             uint8_t *back = there_and_back(CWS_MODE_LOSSLESS, floats[d], data, sizes[s], 1, 3, &plan);
-            assert_memory_equal(back, data, sizes[s] * cws_dtype_bytes(floats[d]));
+            assert_memory_equal(back, data, sizes[s] * cws_dtype_unit(floats[d]));
             if (sizes[s] >= 8191)
                 assert_int_equal(plan.codec, CWS_CODEC_SPLIT);
             free(back);
@@ -180,7 +180,7 @@ static void other_dtypes_and_noise_never_grow(void **state)
     static const enum cws_dtype dtypes[] = {CWS_BOOL, CWS_U8, CWS_I8, CWS_I32, CWS_I64, CWS_BF16, CWS_F32, CWS_F8_E4M3};
     for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; d++)
         for (unsigned kind = 0; kind < 3; kind++) {
-            size_t elems = 30011, bytes = elems * cws_dtype_bytes(dtypes[d]);
+            size_t elems = 30011, bytes = elems * cws_dtype_unit(dtypes[d]);
             struct cws_plan plan;
             uint8_t *data = malloc(bytes);
             for (size_t i = 0; i < bytes; i++)
@@ -300,7 +300,7 @@ static void quantised_error_is_bounded(void **state)
         for (unsigned d = 0; d < 3; d++)
             for (unsigned s = 0; s < 4; s++) {
                 size_t rows = shapes[s][0], cols = shapes[s][1], elems = rows * cols;
-                unsigned bytes = cws_dtype_bytes(dtypes[d]);
+                unsigned bytes = cws_dtype_unit(dtypes[d]);
                 struct cws_plan plan;
                 uint8_t *data = data_normal(dtypes[d], elems, 0.02);
                 memset(data + 5 % rows * cols * bytes, 0, cols * bytes); /* a row of zeros */
@@ -568,16 +568,33 @@ static void checksums_agree(void **state)
 static void names_and_sizes(void **state)
 {
     (void)state;
-    for (unsigned d = 0; d < CWS_DTYPE_COUNT; d++) {
-        enum cws_dtype back;
-        const char *name = cws_dtype_name((enum cws_dtype)d);
+    enum cws_dtype back;
+    for (unsigned d = 0; d < CWS_OTHER; d++) {
+        enum cws_dtype dtype = (enum cws_dtype)d;
+        const char *name = cws_dtype_name(dtype);
+        uint64_t bytes;
         assert_int_equal(cws_dtype_parse(name, strlen(name), &back), 0);
         assert_int_equal(back, d);
-        assert_true(cws_dtype_bytes((enum cws_dtype)d) >= 1);
+        assert_int_equal(d, cws_dtype_code(dtype)); /* pinned: they are in files */
+        assert_true(cws_dtype_unit(dtype) >= 1);
+        assert_true(cws_dtype_size(dtype, 8, &bytes) && bytes == cws_dtype_bits(dtype) && bytes % cws_dtype_unit(dtype) == 0);
+        assert_true(cws_dtype_size(dtype, 0, &bytes) && bytes == 0);
+        assert_int_equal(cws_dtype_bits(dtype) % 8 == 0, cws_dtype_size(dtype, 1, &bytes));
+        assert_int_equal(cws_dtype_bits(dtype) < 64, cws_dtype_size(dtype, UINT64_C(1) << 61, &bytes));
+        assert_int_equal(cws_dtype_bits(dtype) == 8, cws_dtype_size(dtype, UINT64_MAX, &bytes));
     }
-    enum cws_dtype unused;
-    assert_int_equal(cws_dtype_parse("BF1", 3, &unused), CWS_E_INPUT);
-    assert_int_equal(cws_dtype_parse("BF161", 5, &unused), CWS_E_INPUT);
+    assert_int_equal(21, CWS_C64);
+    static const char *const unknown[] = {"BF1", "BF161", "u8", "I4", "_", "F4_E2M1X2_of_thirty_one_letters"};
+    for (unsigned i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        uint64_t bytes;
+        assert_int_equal(cws_dtype_parse(unknown[i], strlen(unknown[i]), &back), 0);
+        assert_int_equal(CWS_OTHER, back);
+        assert_false(cws_dtype_size(back, 1, &bytes));
+    }
+    static const char *const no_names[] = {"", "F 4", "F4\"", "\x1b[31m", "\u00e9", "F4_E2M1X2_of_thirty_two_letters_"};
+    for (unsigned i = 0; i < sizeof no_names / sizeof *no_names; i++)
+        assert_int_equal(CWS_E_INPUT, cws_dtype_parse(no_names[i], strlen(no_names[i]), &back));
+    assert_int_equal(255, cws_dtype_code(CWS_OTHER));
     assert_int_equal(cws_decoder_force("abacus"), CWS_E_UNSUPPORTED);
     assert_int_equal(cws_encoder_force("abacus"), CWS_E_UNSUPPORTED);
     unsigned decoders = 0;

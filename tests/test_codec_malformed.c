@@ -30,7 +30,7 @@ static int setup(void **state)
             uint16_t v = (uint16_t)(e << 7 | (data_u64() & 0x807f));
             memcpy(data + 2 * i, &v, 2);
         }
-        logical[k] = ELEMS * cws_dtype_bytes(dtype);
+        logical[k] = ELEMS * cws_dtype_unit(dtype);
         if (data_plan(&chunks[k].plan, k == 1 ? CWS_MODE_Q8 : CWS_MODE_LOSSLESS, dtype, data, ROWS, COLS))
             return 1;
         if (k < 2)

@@ -29,7 +29,7 @@ struct loaded {
 
 static struct loaded load(enum cws_dtype dtype, uint64_t rows, uint64_t row, enum cws_mode mode)
 {
-    struct loaded l = {.bytes = rows * row * cws_dtype_bytes(dtype)};
+    struct loaded l = {.bytes = rows * row * cws_dtype_unit(dtype)};
     struct cws_error err = {0};
     const uint64_t shape[] = {rows, row};
     uint8_t *data = data_normal(dtype, rows * row, 0.02);
@@ -85,7 +85,7 @@ static void decodes_to_what_it_was(void **state)
     } cases[] = {
         {CWS_BF16, 700, 512, CWS_MODE_LOSSLESS}, {CWS_BF16, 700, 512, CWS_MODE_Q8}, {CWS_BF16, 61, 515, CWS_MODE_Q6},
         {CWS_F32, 33, 1291, CWS_MODE_LOSSLESS},  {CWS_F16, 1, 7, CWS_MODE_LOSSLESS}, {CWS_F64, 50, 333, CWS_MODE_LOSSLESS},
-        {CWS_F8_E4M3, 40, 333, CWS_MODE_LOSSLESS},
+        {CWS_F8_E4M3, 40, 333, CWS_MODE_LOSSLESS}, {CWS_F8_E8M0, 40, 333, CWS_MODE_LOSSLESS}, {CWS_F8_E4M3FNUZ, 40, 333, CWS_MODE_Q8},
     };
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct loaded l = load(cases[i].dtype, cases[i].rows, cases[i].row, cases[i].mode);

@@ -117,13 +117,13 @@ static void check_golden(const char *path, const char *name)
 static void malformed_stores_are_refused(void **state)
 {
     (void)state;
-    assert_int_equal(80, each_file(CWS_TEST_DIR "/malformed", ".cws", check_malformed));
+    assert_int_equal(84, each_file(CWS_TEST_DIR "/malformed", ".cws", check_malformed));
 }
 
 static void golden_stores_decode(void **state)
 {
     (void)state;
-    assert_int_equal(4, each_file(CWS_TEST_DIR "/golden", ".cws", check_golden));
+    assert_int_equal(6, each_file(CWS_TEST_DIR "/golden", ".cws", check_golden));
 }
 
 int main(void)

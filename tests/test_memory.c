@@ -56,7 +56,7 @@ static int quiet_fault(void *arg, const struct cws_verify_fault *f)
 
 static uint8_t *noise(uint64_t seed, enum cws_dtype dtype, size_t elems)
 {
-    unsigned step = cws_dtype_bytes(dtype);
+    unsigned step = cws_dtype_unit(dtype);
     uint8_t *data = malloc(elems * step + 1);
     for (size_t i = 0; i < elems; i++) {
         float f = 0;
@@ -82,10 +82,14 @@ static void every_dtype_shape_and_mode_comes_back(void **state)
     (void)state;
     static const uint64_t shapes[][3] = {{0, 3, 5}, {1, 1, 1}, {1, 1, 31}, {64, 64, 1}, {3, 41, 97}, {129, 1031, 1}, {2, 500, 641}};
     unsigned seed = 0;
-    for (unsigned dtype = 0; dtype < CWS_DTYPE_COUNT; dtype++) {
+    for (unsigned dtype = 0; dtype < CWS_OTHER; dtype++) {
         for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             size_t elems = (size_t)(shapes[i][0] * shapes[i][1] * shapes[i][2]);
-            uint8_t *data = noise(++seed, (enum cws_dtype)dtype, elems), *back = malloc(elems * 8 + 1);
+            uint64_t bytes;
+            if (!cws_dtype_size((enum cws_dtype)dtype, elems, &bytes))
+                continue; /* half a byte: refuses_bad_input() */
+            uint8_t *data = noise(++seed, (enum cws_dtype)dtype, (size_t)bytes / cws_dtype_unit((enum cws_dtype)dtype));
+            uint8_t *back = malloc(bytes + 1);
             for (int mode = CWS_MODE_LOSSLESS; mode <= CWS_MODE_Q6; mode++) {
                 size_t ndim = i % 3 + 1, first = 0; /* the same elements, seen as one, two or three dimensions */
                 uint64_t shape[3] = {elems, 1, 1};
@@ -103,7 +107,7 @@ static void every_dtype_shape_and_mode_comes_back(void **state)
                 assert_int_equal(0, cws_store_verify(s, 2, no_fault, NULL, NULL, &err));
                 assert_int_equal(0, cws_store_read_parallel(s, 3, info->begin, info->end, back, &err));
                 if (!cws_store_is_lossy(s))
-                    assert_memory_equal(data, back, elems * cws_dtype_bytes((enum cws_dtype)dtype));
+                    assert_memory_equal(data, back, bytes);
                 else if (dtype == CWS_F32)
                     for (size_t k = 0; k < elems; k++)
                         assert_true(fabsf(((float *)back)[k] - ((float *)data)[k]) < 0.005f);

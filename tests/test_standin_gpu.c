@@ -30,7 +30,7 @@ static void pack(struct packed *p)
 {
     struct cws_error err;
     struct cws_encode_scratch *scratch;
-    p->bytes = p->rows * p->row * cws_dtype_bytes(p->dtype);
+    p->bytes = p->rows * p->row * cws_dtype_unit(p->dtype);
     p->data = data_normal(p->dtype, p->rows * p->row, 0.02);
     cws_plan_begin(&p->plan, p->mode, p->dtype, (const uint64_t[]){p->rows, p->row}, 2);
     OK(cws_plan_sample(&p->plan, p->data, p->bytes, &err));

@@ -65,7 +65,7 @@ static void print_tensors(const struct cws_store *store, const struct cws_inspec
         const struct cws_tensor_info *t = cws_store_tensor(store, i);
         shape_text(t, shape, sizeof shape);
         cws_table_cell(table, "%s", cws_printable(t->name, name, sizeof name));
-        cws_table_cell(table, "%s", cws_dtype_name(t->dtype));
+        cws_table_cell(table, "%s", t->dtype_name);
         cws_table_cell(table, "%s", shape);
         cws_table_cell(table, "%s", cws_inspect_codec_name(t));
         size_cells(table, t->end - t->begin, t->stored_bytes, t->elems);
@@ -164,7 +164,7 @@ static int print_tensor(const char *path, const struct cws_store *store, const s
     uint64_t bytes = t->end - t->begin;
     shape_text(t, shape, sizeof shape);
     printf("File:    %s\nTensor:  %s\nType:    %s %s\nCodec:   %s, chunks: %llu, of %s at most\n", path,
-           cws_printable(t->name, name, sizeof name), cws_dtype_name(t->dtype), shape, cws_inspect_codec_name(t),
+           cws_printable(t->name, name, sizeof name), t->dtype_name, shape, cws_inspect_codec_name(t),
            (unsigned long long)t->record->chunk_count, cws_size_text(t->record->chunk_bytes).text);
     printf("Logical: %s (%llu B) at offset %llu\nStored:  %s (%llu B), ratio %.3f", cws_size_text(bytes).text,
            (unsigned long long)bytes, (unsigned long long)t->begin, cws_size_text(t->stored_bytes).text,

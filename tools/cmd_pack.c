@@ -65,6 +65,9 @@ static int pack_store(struct pack *job, const char *in, const char *out, uint64_
         rc = measure_store(out, &job->elems, &tensor_bytes, err);
     if (rc)
         return rc;
+    if (result.unknown_types)
+        cws_say_line("%s: %llu tensor%s of a type that this build does not know (%s): packed as plain bytes", in,
+                     (unsigned long long)result.unknown_types, result.unknown_types == 1 ? "" : "s", result.unknown_type);
     job->input_bytes += result.input_bytes;
     job->stored_bytes += result.stored_bytes;
     job->stores++;

@@ -62,7 +62,7 @@ static json_t *json_tensor(const struct cws_tensor_info *t)
     for (size_t i = 0; i < t->ndim; i++)
         json_array_append_new(shape, json_integer((json_int_t)t->shape[i]));
     json_object_set_new(out, "name", json_string(t->name));
-    json_object_set_new(out, "dtype", json_string(cws_dtype_name(t->dtype)));
+    json_object_set_new(out, "dtype", json_string(t->dtype_name));
     json_object_set_new(out, "shape", shape);
     json_object_set_new(out, "codec", json_string(cws_inspect_codec_name(t)));
     set_u64(out, "logical_offset", t->begin);

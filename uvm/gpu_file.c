@@ -199,8 +199,8 @@ struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, u
                                                  .codec = CWS_CODEC_RAW, .content_hash = {hash.lo, hash.hi}};
     }
     d->record = (struct cws_tensor_record){.chunk_count = count, .content_hash = {all.lo, all.hi}, .chunk_bytes = CHUNK_BYTES, .table = UINT32_MAX,
-                                           .dtype = (uint8_t)t->dtype, .codec = CWS_CODEC_RAW};
-    d->info = (struct cws_tensor_info){.name = t->name, .dtype = t->dtype, .shape = t->shape, .ndim = t->ndim, .begin = offset, .end = offset + bytes,
+                                           .dtype = cws_dtype_code(t->dtype), .codec = CWS_CODEC_RAW};
+    d->info = (struct cws_tensor_info){.name = t->name, .dtype = t->dtype, .dtype_name = t->dtype_name, .shape = t->shape, .ndim = t->ndim, .begin = offset, .end = offset + bytes,
                                        .elems = t->elems, .stored_bytes = bytes, .record = &d->record, .chunks = d->chunks};
     return &d->info;
 }

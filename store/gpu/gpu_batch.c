@@ -38,7 +38,7 @@ static int init_coded(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk
         .dtype = chunk->dtype,
         .codec = chunk->codec,
         .row_elems = chunk->row_elems,
-        .first_elem = chunk->first_byte / (cws_dtype_bytes(chunk->dtype) ? cws_dtype_bytes(chunk->dtype) : 1),
+        .first_elem = chunk->first_byte / (cws_dtype_unit(chunk->dtype) ? cws_dtype_unit(chunk->dtype) : 1),
     };
     int rc = cws_coded_layout(&ctx, stored, chunk->stored_bytes, chunk->logical_bytes, &c, err);
     if (rc != 0)

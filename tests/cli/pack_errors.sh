@@ -23,7 +23,7 @@ tensors short '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}' 12
 status codecllm pack short out
 tensors size '{"a":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}' 16
 status codecllm pack size out
-tensors dtype '{"a":{"dtype":"F31","shape":[4],"data_offsets":[0,16]}}' 16
+tensors dtype '{"a":{"dtype":"F 31","shape":[4],"data_offsets":[0,16]}}' 16
 status codecllm pack dtype out
 : >empty
 status codecllm pack empty out

@@ -66,7 +66,7 @@ static void add_case(struct bench *b, const struct cws_plan *plan, unsigned lane
 static void add_tensor(struct bench *b, enum cws_mode mode, enum cws_dtype dtype, size_t rows, size_t cols, int kind)
 {
     struct cws_plan plan;
-    unsigned size = cws_dtype_bytes(dtype);
+    unsigned size = cws_dtype_unit(dtype);
     size_t elems = rows * cols, bytes = elems * size;
     uint8_t *data = bench_need(data_normal(dtype, elems, kind == 3 ? 1e37 : 0.02)); /* 3: scales whose multiple of 2^23 is none of float's numbers */
     for (size_t i = 0; kind == 1 && i < elems; i++) /* constant low plane */

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 import torch
 
 from codecllm import Error, _library
-from codecllm.tensor import TENSOR_NAME, CompressedTensor, block_tensor, dtype_name, host_source, torch_dtype
+from codecllm.tensor import TENSOR_NAME, CompressedTensor, block_tensor, dtype_name, file_shape, host_source, torch_dtype, torch_shape
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -28,7 +28,7 @@ class PackedSlice:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
-        shape = self._info.shape
+        shape = torch_shape(self._info.dtype, self._info.shape)
         if not shape or first is Ellipsis or isinstance(index, tuple) and not index:
             return self._file.get_tensor(self._info.name)[index]
         if isinstance(first, int):
@@ -76,7 +76,7 @@ class PackedFile:
     def get_tensor(self, name: str) -> torch.Tensor:
         """The decoded tensor. Raises codecllm.Error for an unknown name, or when a byte is damaged."""
         info = self._find(name)
-        return self._read(info, info.shape, info.begin, info.end)
+        return self._read(info, torch_shape(info.dtype, info.shape), info.begin, info.end)
 
     def get_slice(self, name: str) -> PackedSlice:
         return PackedSlice(self, self._find(name))
@@ -92,8 +92,9 @@ class PackedFile:
             raise Error(f"{self._path}: no tensor {name!r}") from None
 
     def _rows(self, info: _library.Info, begin: int, end: int) -> torch.Tensor:
-        row = math.prod(info.shape[1:]) * torch_dtype(info.dtype).itemsize
-        return self._read(info, (end - begin, *info.shape[1:]), info.begin + begin * row, info.begin + end * row)
+        shape = torch_shape(info.dtype, info.shape)
+        row = math.prod(shape[1:]) * torch_dtype(info.dtype).itemsize
+        return self._read(info, (end - begin, *shape[1:]), info.begin + begin * row, info.begin + end * row)
 
     def _read(self, info: _library.Info, shape: Tuple[int, ...], begin: int, end: int) -> torch.Tensor:
         host = torch.empty(shape, dtype=torch_dtype(info.dtype))
@@ -131,7 +132,9 @@ def save_file(
         if isinstance(t, CompressedTensor):
             packed = t.packed.to("cpu")
             keep.append(packed)
-            sources.append(_library.Source(name, dtype_name(t.dtype), tuple(t.shape), packed.data_ptr(), packed.numel(), packed=True))
+            dtype = dtype_name(t.dtype)
+            shape = file_shape(dtype, tuple(t.shape))
+            sources.append(_library.Source(name, dtype, shape, packed.data_ptr(), packed.numel(), packed=True))
         else:
             source, owner = host_source(name, t)
             keep.append(owner)

@@ -8,13 +8,14 @@ import torch
 
 from codecllm import Error, _library
 
-# Names of safetensors files, and what they are in torch. FP8 only where this torch has it.
+# Names of safetensors files, and what they are in torch. Not every torch has all of them.
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
 for _name, _attribute in (("U16", "uint16"), ("U32", "uint32"), ("U64", "uint64"), ("F8_E4M3", "float8_e4m3fn"),
-                          ("F8_E5M2", "float8_e5m2")):  # fmt: skip
+                          ("F8_E5M2", "float8_e5m2"), ("F8_E4M3FNUZ", "float8_e4m3fnuz"), ("F8_E5M2FNUZ", "float8_e5m2fnuz"),
+                          ("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2")):  # fmt: skip
     if hasattr(torch, _attribute):
         DTYPES[_name] = getattr(torch, _attribute)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -37,12 +38,38 @@ def torch_dtype(name: str) -> torch.dtype:
         raise Error(f"this torch ({torch.__version__}) has no dtype for {name}") from None
 
 
+def torch_shape(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    """The shape in torch of a tensor that has `shape` in the file. An F4 of the file is half an element of torch, in the last dimension. Raises
+    codecllm.Error where that is no whole number."""
+    if name != "F4":
+        return shape
+    if not shape or shape[-1] % 2:
+        raise Error(f"a tensor of F4 with shape {list(shape)} is none in torch, where two share a byte: the last dimension must be even")
+    return (*shape[:-1], shape[-1] // 2)
+
+
+def file_shape(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    """The way back. Raises codecllm.Error for a scalar of F4."""
+    if name != "F4":
+        return shape
+    if not shape:
+        raise Error("a scalar of float4_e2m1fn_x2 cannot be compressed: it needs a dimension")
+    return (*shape[:-1], shape[-1] * 2)
+
+
 def host_source(name: str, t: torch.Tensor) -> Tuple[_library.Source, torch.Tensor]:
     """What the library packs, and the tensor that owns its memory (keep it until the call is over)."""
     if t.layout != torch.strided or t.device.type == "meta":
         raise Error(f"tensor {name!r}: only dense tensors with data can be compressed, not {t.layout} on {t.device}")
-    host = t.detach().resolve_neg().to("cpu").contiguous()
-    return _library.Source(name, dtype_name(host.dtype), tuple(host.shape), host.data_ptr(), host.numel() * host.element_size()), host
+    host = t.detach().resolve_neg().resolve_conj().to("cpu").contiguous()
+    dtype = dtype_name(host.dtype)
+    shape = file_shape(dtype, tuple(host.shape))
+    return _library.Source(name, dtype, shape, host.data_ptr(), host.numel() * host.element_size()), host
+
+
+def takes_bytes(out: torch.Tensor) -> bool:
+    """Do the bytes in its memory, in order, make the tensor, and may they be written past autograd?"""
+    return out.is_contiguous() and not out.is_neg() and not out.is_conj() and not (out.requires_grad and out.is_leaf)
 
 
 def block_tensor(block: _library.Block) -> torch.Tensor:
@@ -76,8 +103,8 @@ class CompressedTensor:
         self.packed = packed.contiguous()  # the same object where it can be: layers know theirs by it
         host = self.packed.to("cpu")
         info = _only_tensor(_library.Store(address=host.data_ptr(), nbytes=host.numel()))
-        self.shape = torch.Size(info.shape)
         self.dtype = torch_dtype(info.dtype)
+        self.shape = torch.Size(torch_shape(info.dtype, info.shape))
         self.mode = info.mode
         self.stored_codec = info.codec
         self._gpu: Any = None  # what a decode on the GPU needs; False: it must be the host
@@ -111,7 +138,7 @@ class CompressedTensor:
                 raise Error(f"out has shape {tuple(out.shape)}, the tensor {tuple(self.shape)}")
             if device is not None and torch.device(device).type != out.device.type or dtype not in (None, out.dtype):
                 raise Error("give either out, or device and dtype")
-            if out.dtype == self.dtype and out.device.type == "cpu" and out.is_contiguous() and not (out.requires_grad and out.is_leaf):
+            if out.dtype == self.dtype and out.device.type == "cpu" and takes_bytes(out):
                 self._decode(out.detach(), jobs)
                 return out
         decoded = self._decode_on_gpu(out) if self.packed.is_cuda else None
@@ -139,8 +166,8 @@ class CompressedTensor:
             if self._gpu is False:
                 return None
             with torch.cuda.device(self.packed.device):
-                fits = out is not None and (out.device, out.dtype) == (self.packed.device, self.dtype) and out.is_contiguous()
-                if fits and out.data_ptr() % 16 == 0 and not (out.requires_grad and out.is_leaf):
+                fits = out is not None and (out.device, out.dtype) == (self.packed.device, self.dtype) and takes_bytes(out)
+                if fits and out.data_ptr() % 16 == 0:
                     decoded = out
                 else:
                     decoded = torch.empty(self.shape, dtype=self.dtype, device=self.packed.device)
@@ -178,7 +205,8 @@ class CompressedTensor:
         """Bits per weight that no code for single symbols can go below: the order-0 entropy of the symbols (exponents, or quantised values) and
         what is stored beside them uncoded. Raises codecllm.Error when the tensor is stored in another way."""
         packed = self.packed.to("cpu")
-        return sum(_library.Store(address=packed.data_ptr(), nbytes=packed.numel()).entropy(0))
+        store = _library.Store(address=packed.data_ptr(), nbytes=packed.numel())
+        return sum(store.entropy(0)) * store.info(0).elems / max(self.numel(), 1)  # two elements of the file make one float4_e2m1fn_x2
 
     def to(self, device: Union[torch.device, str]) -> "CompressedTensor":
         """The same on another device: only the compressed bytes move."""
