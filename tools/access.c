@@ -11,11 +11,13 @@
 static bool lies_in(const char *path, const char *directory)
 {
     size_t len = strlen(directory);
-    return strcmp(directory, "/") == 0 || (strncmp(path, directory, len) == 0 && (path[len] == '/' || path[len] == '\0'));
+    if (strcmp(directory, "/") == 0)
+        return true;
+    return strncmp(path, directory, len) == 0 && (path[len] == '/' || path[len] == '\0');
 }
 
-/* Which of owner (0700), group (0070) and others (0007) of `file` may search the directory `dir`. A member of the file's group may
- * be one of the directory's group or not: both must be let in. */
+/* Which of owner (0700), group (0070) and others (0007) of `file` may search the directory `dir`. A member of the file's
+ * group may be one of the directory's group or not: both must be let in. */
 static mode_t let_in(const struct stat *dir, const struct stat *file)
 {
     mode_t out = 0;
@@ -41,7 +43,8 @@ static int reach(const char *root, const char *in, struct stat *file, mode_t *ou
         free(real);
         return rc;
     }
-    for (char *end = lies_in(real, base) ? NULL : strrchr(real, '/'); !rc && end && end != real; end = strrchr(real, '/')) {
+    char *end = lies_in(real, base) ? NULL : strrchr(real, '/');
+    for (; !rc && end && end != real; end = strrchr(real, '/')) {
         struct stat dir;
         *end = '\0';
         if (lies_in(base, real)) /* this one and those above hide the input directory as well */

@@ -118,8 +118,8 @@ static void leave_out(const struct scan *s, const char *full, const char *why)
         cws_say_line("%s: left out: %s", full, why);
 }
 
-static int scan_directory(const struct scan *s, const char *path, const char *full, unsigned depth, const struct chain *chain,
-                          const struct stat *st)
+static int scan_directory(const struct scan *s, const char *path, const char *full, unsigned depth,
+                          const struct chain *chain, const struct stat *st)
 {
     struct cws_model_entry *entry;
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
@@ -162,8 +162,9 @@ static int scan_entry(const struct scan *s, const char *path, unsigned depth, co
         if (link && why == ELOOP)
             leave_out(s, full, "a link that leads back to itself");
         else
-            rc = link && why == ENOENT ? cws_fail(s->err, CWS_E_INPUT, "%s: the symbolic link leads nowhere; complete the download", full)
-                                       : cws_fail_errno(s->err, why, "%s", full);
+            rc = link && why == ENOENT
+                     ? cws_fail(s->err, CWS_E_INPUT, "%s: the symbolic link leads nowhere; complete the download", full)
+                     : cws_fail_errno(s->err, why, "%s", full);
     } else if (S_ISDIR(st.st_mode)) {
         rc = scan_directory(s, path, full, depth, chain, &st);
     } else if (S_ISREG(st.st_mode)) {
@@ -212,7 +213,9 @@ int cws_model_dir_scan(const char *root, bool say_left_out, struct cws_model_dir
     *out = (struct cws_model_dir){.root = strdup(root)};
     const struct scan s = {out, say_left_out, err};
     struct stat st;
-    int rc = !out->root ? cws_fail(err, -ENOMEM, "%s: out of memory", root) : stat(root, &st) != 0 ? cws_fail_errno(err, errno, "%s", root) : 0;
+    int rc = out->root ? 0 : cws_fail(err, -ENOMEM, "%s: out of memory", root);
+    if (!rc && stat(root, &st) != 0)
+        rc = cws_fail_errno(err, errno, "%s", root);
     if (!rc)
         rc = scan(&s, "", 0, &(struct chain){NULL, st.st_dev, st.st_ino});
     if (rc)

@@ -57,7 +57,8 @@ static bool same_directory(const char *a, const char *b)
 static struct cws_model_entry *find_single(const struct cws_model_dir *dir, const char *index)
 {
     const char *slash = strrchr(index, '/'), *base = slash ? slash + 1 : index;
-    const char *infix = strstr(base, INFIX), *variant = infix ? infix + strlen(INFIX) : NULL, *json = strrchr(base, '.');
+    const char *infix = strstr(base, INFIX), *json = strrchr(base, '.');
+    const char *variant = infix ? infix + strlen(INFIX) : NULL;
     char *name;
     if (!infix || asprintf(&name, "%.*s%s%.*s.safetensors", (int)(infix - base), base, variant < json ? "." : "",
                            variant < json ? (int)(json - variant) : 0, variant) < 0)
@@ -141,8 +142,8 @@ static int judge_missing(const struct index *x, bool say, struct cws_error *err)
     cws_printable(x->missing, shard, sizeof shard);
     const char *why = x->single ? "the model is complete without it, in one file"
                       : !x->present && has_other_weights(x)
-                          ? "nor is any other that it names; is it the index of another build? Transformers will not load this directory, "
-                            "others load the weight files that are there"
+                          ? "nor is any other that it names; is it the index of another build? Transformers will not load this "
+                            "directory, others load the weight files that are there"
                       : has_all_tensors(x) ? "but all of its tensors are in other files; is it the index of another build?"
                                            : NULL;
     if (!why)
@@ -165,8 +166,8 @@ static int check_names(struct index *x, struct cws_error *err)
             return cws_fail(err, CWS_E_INPUT, "%s: weight_map: '%s' names no file", x->full,
                             cws_printable(tensor, printable, sizeof printable));
         if (!is_inside(shard))
-            return cws_fail(err, CWS_E_INPUT, "%s: weight_map: shard name '%s' is refused: it must be the name of a file below this directory",
-                            x->full, cws_printable(shard, printable, sizeof printable));
+            return cws_fail(err, CWS_E_INPUT, "%s: weight_map: shard name '%s' is refused: it must be the name of a file below "
+                            "this directory", x->full, cws_printable(shard, printable, sizeof printable));
         struct cws_model_entry *entry = find(x->dir, x->path, shard);
         if (entry) {
             entry->is_needed = true;
@@ -234,7 +235,8 @@ json_t *cws_model_index_shards(const char *text, size_t len)
     json_t *out = json_is_object(map) ? json_object() : NULL;
     const char *tensor;
     json_object_foreach(map, tensor, value) {
-        if (out && json_is_string(value) && json_object_set_new_nocheck(out, json_string_value(value), json_true()) != 0) {
+        if (out && json_is_string(value) &&
+            json_object_set_new_nocheck(out, json_string_value(value), json_true()) != 0) {
             json_decref(out);
             out = NULL;
         }

@@ -67,14 +67,14 @@ static int check_apart(const char *in, const char *parent, const char *out, stru
 #define MARKER CWS_PARTIAL_MARKER
 static const char marker_text[] = "codecllm makes a directory here. When no codecllm is running, this may be removed.\n";
 
-enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* bytes of a long name, so that the temporary one fits into 255 */
+enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* of a long name, so that the other fits into 255 bytes */
 
 /* Removes what stands at name in the directory `at`, and nothing on another file system or behind a link. 0 or -1 with errno. */
 static int remove_tree(int at, const char *name, dev_t device, unsigned depth)
 {
     struct stat st;
     int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES && fchmodat(at, name, 0700, 0) == 0) /* one that nobody may list; a link gives ELOOP, not this */
+    if (fd < 0 && errno == EACCES && fchmodat(at, name, 0700, 0) == 0) /* one that nobody may list */
         fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOTDIR || errno == ELOOP ? unlinkat(at, name, 0) : -1;
@@ -268,11 +268,11 @@ static int put_in_place(struct cws_output_dir *d)
     int code = cws_file_mode_take(fd, &d->like, lstat(d->final, &there) == 0 ? there.st_mode : 0777);
     int rc = code == 0 && fstat(fd, &st) == 0 ? 0 : -1;
     if (!rc && !(st.st_mode & 0200))
-        rc = fchmod(fd, (st.st_mode & 0777) | 0200);
+        rc = fchmod(fd, (st.st_mode & 07777) | 0200);
     if (!rc)
         rc = rename(d->temporary, d->final);
     if (!rc && !(st.st_mode & 0200))
-        (void)!fchmod(fd, st.st_mode & 0777);
+        (void)!fchmod(fd, st.st_mode & 07777);
     int why = code ? -code : errno;
     close(fd);
     errno = why;

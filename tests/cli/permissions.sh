@@ -36,6 +36,13 @@ while kill -0 $pid && ! ls -l /proc/$pid/fd 2>/dev/null | grep -q '/model\.safet
 stat -c %a .filled.partial-*
 kill -TERM $pid
 wait $pid
+# what a directory with setgid hands down stays; the input's own does not come along
+mkdir -m 2755 shared setgid
+cp model/model-00002-of-00002.safetensors setgid/model.safetensors
+codecllm pack -q model shared/out
+stat -c '%a %n' shared/out shared/out/private
+codecllm pack -q setgid plaingid
+stat -c '%a %n' plaingid
 # single files: what they replace is a limit
 cp model/model-00002-of-00002.safetensors one
 for mode in 644 600 755 444; do
