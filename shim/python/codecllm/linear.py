@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from codecllm import Error
-from codecllm.tensor import CompressedTensor
+from codecllm.tensor import CompressedTensor, is_recorded
 
 _scratch = threading.local()
 
@@ -22,6 +22,51 @@ def _shared_memory(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         _scratch.bytes = None  # the old one is not needed beside the new one
         have = _scratch.bytes = torch.empty(need, dtype=torch.uint8)
     return have[:need].view(dtype).view(shape)
+
+
+class _Times(torch.autograd.Function):
+    """F.linear(x, w, bias) or x @ w, for torch.func, which knows no hooks for what it saves: keeps the compressed weight instead of the decoded
+    one. A derivative is another product with w."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, bias: Optional[torch.Tensor], packed: torch.Tensor, layer: "_Compressed", transposed: bool) -> torch.Tensor:
+        w = layer.decoded(packed)
+        return F.linear(x, w, bias) if transposed else x.matmul(w.to(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        x, bias, packed, ctx.layer, ctx.transposed = inputs
+        ctx.save_for_backward(packed)
+        ctx.save_for_forward(packed)
+        ctx.dtype, ctx.bias_dtype, ctx.shape = x.dtype, None if bias is None else bias.dtype, output.shape
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        (packed,) = ctx.saved_tensors
+        of_x = _Times.apply(g, None, packed, ctx.layer, not ctx.transposed).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        of_bias = g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[1] else None
+        return of_x, of_bias, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Optional[torch.Tensor], bias: Optional[torch.Tensor], *_: Any) -> Any:
+        (packed,) = ctx.saved_tensors
+        if x is not None:
+            return _Times.apply(x, bias, packed, ctx.layer, ctx.transposed)
+        return None if bias is None else bias.expand(ctx.shape)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, x: torch.Tensor, bias: Optional[torch.Tensor], packed: torch.Tensor, layer: "_Compressed", transposed: bool
+    ) -> Any:
+        """As torch batches nn.Linear, so that the bits are the same."""
+        if in_dims[2] is not None:
+            raise Error("one compressed weight cannot be a batch of weights")
+        w = layer.decoded(packed)
+        if not transposed:
+            return torch.func.vmap(lambda g: g.matmul(w.to(g.dtype)), in_dims=in_dims[0])(x), 0
+        if bias is None:
+            return torch.func.vmap(lambda z: F.linear(z, w), in_dims=in_dims[0])(x), 0
+        return torch.func.vmap(lambda z, b: F.linear(z, w, b), in_dims=in_dims[:2])(x, bias), 0
 
 
 class _Compressed(nn.Module):
@@ -48,7 +93,22 @@ class _Compressed(nn.Module):
         """The weight, decoded anew at each access: for programs that look at it. Changing it changes nothing."""
         return self.compressed.decompress(dtype=self.compute_dtype)
 
+    def _is_recorded(self) -> bool:
+        return is_recorded() or self.weight_packed.is_meta
+
+    def _shape(self) -> List[int]:
+        raise NotImplementedError
+
+    def decoded(self, packed: torch.Tensor) -> torch.Tensor:
+        """The weight from `packed`, which is weight_packed or what torch made of it (a fake tensor, say, whose bytes nobody may look at)."""
+        if is_recorded() or packed.is_meta:
+            return torch.ops.codecllm.decode(packed, self._shape(), self.compute_dtype)
+        known = self._compressed
+        return (known if known is not None and known.packed is packed else CompressedTensor(packed)).decompress(dtype=self.compute_dtype)
+
     def _weight_for_call(self) -> torch.Tensor:
+        if self._is_recorded():
+            return self.decoded(self.weight_packed)
         c = self.compressed
         if c.device.type == "cpu" and self.compute_dtype == c.dtype and not torch.is_grad_enabled():
             return c.decompress(out=_shared_memory(c.shape, c.dtype))
@@ -116,6 +176,9 @@ class CompressedLinear(_Compressed):
             bias = nn.Parameter(bias)
         self.register_parameter("bias", bias)
 
+    def _shape(self) -> List[int]:
+        return [self.out_features, self.in_features]
+
     @classmethod
     def from_linear(cls, linear: nn.Linear, mode: str = "lossless") -> "CompressedLinear":
         """From an nn.Linear, which is not changed; the bias is shared with it. mode: see CompressedTensor.compress."""
@@ -131,8 +194,10 @@ class CompressedLinear(_Compressed):
         return made.train(self.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return _Times.apply(x, self.bias, self.weight_packed, self, True)
         w = self._weight_for_call()
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or self._is_recorded():
             return F.linear(x, w, self.bias)
         # Autograd would keep the decoded weight until backward. It keeps a note where it came from instead.
         compressed, dtype, storage = self.compressed, self.compute_dtype, w.untyped_storage().data_ptr()
@@ -163,6 +228,9 @@ class CompressedEmbedding(_Compressed):
         self.num_embeddings, self.embedding_dim = weight.shape
         self.padding_idx = padding_idx
 
+    def _shape(self) -> List[int]:
+        return [self.num_embeddings, self.embedding_dim]
+
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, mode: str = "lossless") -> "CompressedEmbedding":
         """From an nn.Embedding without max_norm, which changes weights as it goes."""
@@ -172,6 +240,8 @@ class CompressedEmbedding(_Compressed):
         return made.train(embedding.training)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        if self._is_recorded():
+            return F.embedding(indices, self.decoded(self.weight_packed))
         wanted, places = torch.unique(indices, return_inverse=True)
         if self.weight_packed.is_cuda or wanted.numel() == 0 or wanted.numel() > max(8, self.num_embeddings // 64):
             return F.embedding(indices, self.compressed.decompress(dtype=self.compute_dtype))

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 
@@ -78,6 +78,29 @@ def block_tensor(block: _library.Block) -> torch.Tensor:
     return packed
 
 
+def is_recorded() -> bool:
+    """Does something look at each operation of torch, to differentiate, batch or record it (torch.func, torch.jit.trace, make_fx, export, fake
+    tensors)? Bytes that are decoded into a tensor's memory are no operation: decoding must then be one, `codecllm::decode`."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _decode_operator(packed: torch.Tensor, shape: List[int], dtype: torch.dtype) -> torch.Tensor:
+    compressed = CompressedTensor(packed)
+    if list(compressed.shape) != list(shape):
+        raise Error(f"the compressed tensor has shape {tuple(compressed.shape)}, not {tuple(shape)}")
+    return compressed._decoded(None, 0).to(device=packed.device, dtype=dtype)
+
+
+_operators = torch.library.Library("codecllm", "DEF")
+_operators.define("decode(Tensor packed, int[] shape, ScalarType dtype) -> Tensor")
+_operators.impl("decode", _decode_operator, "CompositeExplicitAutograd")
+_operators.impl("decode", lambda packed, shape, dtype: packed.new_empty(shape, dtype=dtype), "Meta")
+
+
 class CompressedTensor:
     """A tensor, kept compressed. Immutable.
 
@@ -133,6 +156,9 @@ class CompressedTensor:
         """Decodes, on the GPU where the packed bytes are on one. The tensor of `.shape`, contiguous, on `device` (default: where `packed` is) and of `dtype` (default: its own; a cast rounds to
         nearest). out: is filled and returned instead; it must have the shape, and its device and dtype decide. jobs: threads, 0 all cores.
         Raises codecllm.Error when a byte is damaged; `out` is then undefined."""
+        if is_recorded():
+            w = torch.ops.codecllm.decode(self.packed, self.shape, self.dtype if dtype is None else dtype)
+            return w.to(self.packed.device if device is None else device) if out is None else out.copy_(w)
         if out is not None:
             if out.shape != self.shape:
                 raise Error(f"out has shape {tuple(out.shape)}, the tensor {tuple(self.shape)}")
@@ -141,14 +167,18 @@ class CompressedTensor:
             if out.dtype == self.dtype and out.device.type == "cpu" and takes_bytes(out):
                 self._decode(out.detach(), jobs)
                 return out
-        decoded = self._decode_on_gpu(out) if self.packed.is_cuda else None
-        if decoded is None:
-            decoded = torch.empty(self.shape, dtype=self.dtype)
-            self._decode(decoded, jobs)
+        decoded = self._decoded(out, jobs)
         if out is not None:
             with torch.no_grad():
                 return out if decoded is out else out.copy_(decoded)
         return decoded.to(device=self.packed.device if device is None else device, dtype=self.dtype if dtype is None else dtype)
+
+    def _decoded(self, out: Optional[torch.Tensor], jobs: int) -> torch.Tensor:
+        decoded = self._decode_on_gpu(out) if self.packed.is_cuda else None
+        if decoded is None:
+            decoded = torch.empty(self.shape, dtype=self.dtype)
+            self._decode(decoded, jobs)
+        return decoded
 
     def _decode(self, host: torch.Tensor, jobs: int) -> None:
         packed = self.packed.to("cpu")
