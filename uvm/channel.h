@@ -12,10 +12,10 @@ struct cws_view;
 enum { CWS_CHANNELS_MAX = 64 };
 
 struct cws_channel {
+    uint64_t bytes;         /* views lock; of the views */
     int fd;                 /* -1: free. Changed under both locks */
     uint32_t generation;    /* pager lock; with the index it names the channel in epoll */
     uint32_t views;         /* views lock */
-    uint64_t bytes;         /* views lock; of the views */
     _Atomic uint32_t users; /* pager lock; workers that read from it. Closing waits for 0 */
 };
 
