@@ -139,7 +139,7 @@ static bool workers_wait(void)
             continue;
         snprintf(path, sizeof path, "/proc/self/task/%.20s/syscall", task->d_name);
         FILE *file = fopen(path, "r");
-        if (file && fgets(text, sizeof text, file) && atoi(text) != SYS_epoll_pwait && atoi(text) != SYS_clock_nanosleep &&
+        if (file && fgets(text, sizeof text, file) && atoi(text) != SYS_epoll_pwait && atoi(text) != SYS_clock_nanosleep && atoi(text) != SYS_nanosleep &&
             !reads_as(task->d_name, "comm", "codecllm-trace"))
             all = false;
         if (file)
