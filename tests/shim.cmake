@@ -71,9 +71,10 @@ if(CWS_TESTS AND TARGET codecshim)
   if(NOT CWS_SANITIZE) # whose shadow memory does not fit the control group
     add_executable(test_cgroup_budget test_cgroup_budget.c)
     target_link_libraries(test_cgroup_budget PRIVATE cws_flags ${CMAKE_DL_LIBS})
-    add_test(NAME test_cgroup_budget COMMAND test_cgroup_budget $<TARGET_FILE:codecllm> $<TARGET_FILE:codecshim>
+    add_test(NAME test_cgroup_budget COMMAND test_cgroup_budget $<TARGET_FILE:codecllm> $<TARGET_FILE_NAME:codecshim>
       ${CMAKE_CURRENT_BINARY_DIR}/cgroup_budget)
-    set_tests_properties(test_cgroup_budget PROPERTIES TIMEOUT 300 SKIP_RETURN_CODE 77)
+    set_tests_properties(test_cgroup_budget PROPERTIES TIMEOUT ${CWS_HANG_SECONDS} SKIP_RETURN_CODE 77
+      ENVIRONMENT LD_LIBRARY_PATH=${CMAKE_LIBRARY_OUTPUT_DIRECTORY})
   endif()
 
   if(CWS_STATIC_DEPS AND NOT CWS_SANITIZE)
