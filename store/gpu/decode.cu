@@ -420,9 +420,35 @@ static __device__ __forceinline__ void fetch_tile(const cws_gpu_job *job, uint32
         asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 4 * tiles + 2 * tile));
     if (lane == 1 || lane == 2)
         asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 6 * tiles + tile * LANES * wide + (lane - 1) * 32 * (wide - 1)));
-    uint32_t word = __ldg((const uint32_t *)(stored + directory) + tile);
-    if (word < job->head.stream_words && lane * 8 < job->head.stream_words - word)
-        asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + streams + 4 * word + 32 * lane));
+    uint32_t word = __ldg((const uint32_t *)(stored + directory) + tile), words = job->head.stream_words;
+    for (uint32_t at = 8 * lane; at < 2 * 8 * LANES; at += 8 * LANES) /* 2 KiB: mostly all of them */
+        if (word < words && at < words - word)
+            asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + streams + 4 * word + 4 * at));
+}
+
+/* The block's table. All that a thread brings of it is asked for before anything is waited for. */
+struct table_words {
+    static constexpr unsigned each = sizeof(((cws_gpu_table *)NULL)->entry) / 16 / (32 * CWS_BLOCK_WARPS);
+    uint4 word[each];
+    uint32_t pairs;
+};
+_Static_assert(table_words::each * 32 * CWS_BLOCK_WARPS * 16 == sizeof(((cws_gpu_table *)NULL)->entry), "a table in equal parts");
+
+static __device__ __forceinline__ void table_ask(table_words &w, const cws_gpu_table *from)
+{
+#pragma unroll
+    for (unsigned i = 0; i < table_words::each; i++)
+        w.word[i] = __ldg((const uint4 *)from->entry + 32 * CWS_BLOCK_WARPS * i + threadIdx.x);
+    w.pairs = __ldg(&from->pairs);
+}
+
+static __device__ __forceinline__ void table_put(cws_gpu_table &table, const table_words &w)
+{
+#pragma unroll
+    for (unsigned i = 0; i < table_words::each; i++)
+        ((uint4 *)table.entry)[32 * CWS_BLOCK_WARPS * i + threadIdx.x] = w.word[i];
+    if (threadIdx.x == 0)
+        table.pairs = w.pairs;
 }
 
 template <int WHAT>
@@ -451,11 +477,18 @@ static __device__ __forceinline__ void decode_batch(const cws_gpu_job *__restric
         uint32_t t = tile_begin + ((warp - taken) & (warps - 1));
         uint64_t from = job->table;
         if (from != 0 && from != loaded) {
-            __syncthreads();
+            table_words words;
+            table_ask(words, (const cws_gpu_table *)from);
             if (t < tile_end)
                 fetch_tile(job, t, lane);
-            for (unsigned i = threadIdx.x; i < sizeof table / 16; i += blockDim.x)
-                ((uint4 *)&table)[i] = __ldg((const uint4 *)from + i);
+            else if (j + 1 < count && job[1].table != 0) { /* the warp's first tile is the next job's */
+                uint32_t next = t - tile_end;
+                if (next < job[1].tiles && job[1].first_unit + (next << job[1].tile_shift) < end)
+                    fetch_tile(job + 1, next, lane);
+            }
+            if (loaded != 0)
+                __syncthreads();
+            table_put(table, words);
             loaded = from;
             __syncthreads();
         }

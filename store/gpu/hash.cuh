@@ -82,15 +82,15 @@ static __device__ __forceinline__ void hash_give(hash_sum sum, unsigned lane, cw
 }
 
 /* The last of jobs[0 .. n) whose first_unit is not above `unit`; jobs[0].first_unit is 0, and n jobs have `units`. By a whole warp. Mostly
- * they are of one size, and the job is where that says or beside it; the rest of it, which is needed next, is asked for with the
- * question. Else 32 probes a step: all warps of a launch ask at once, so that many would wait for the same few lines. */
+ * they are of one size, and the job is where that says or beside it; the rest of it and the job behind it, which are needed next, are asked for with
+ * the question. Else 32 probes a step: all warps of a launch ask at once, so that many would wait for the same few lines. */
 template <typename Job>
 static __device__ __forceinline__ uint32_t find_job(const Job *jobs, uint32_t n, uint32_t unit, uint32_t units, unsigned lane)
 {
     if (n == 1)
         return 0;
     uint32_t guess = min(n - 1, (uint32_t)(((float)unit + 0.5f) * ((float)n / (float)units))), at = guess ? guess - 1 : 0;
-    if (lane < sizeof *jobs / 32)
+    if (lane < sizeof *jobs / 16 && guess + lane / (sizeof *jobs / 32) < n)
         asm volatile("prefetch.global.L1 [%0];" ::"l"((const char *)(jobs + guess) + 32 * lane));
     unsigned near = __ballot_sync(WARP_ALL, lane < 4 && at + lane < n && jobs[lane < 4 && at + lane < n ? at + lane : at].first_unit <= unit);
     if ((near & 9) == 1)
