@@ -42,7 +42,7 @@ models || { echo "all.sh: cannot make the models in $work"; exit 2; }
 [ "$large" = 0 ] || model llama-3.1-8b &
 if [ "$part" != timed ]; then
     TIME=0 step decoders 300 tools/gpu/decode.sh "$out/decode" "$build" &
-    step scenarios 300 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" &
+    step scenarios 480 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" &
     [ "$stress" = 0 ] || step stress $((stress + 120)) python3 tools/gpu/scenarios.py "$out/stress" --build "$build" --work "$work" --stress "$stress" &
     step strict 300 python3 tools/gpu/check.py "$out/strict" --build "$build" --work "$work" --models bard,tinyllama --budgets 1100M --tokens 16 --strict &
     wait

@@ -2,7 +2,7 @@
 """Runs the programs of tools/gpu/program.py from a plain model and, under the shim, from its packed form inside a budget; what
 they print must be the same to the byte, or the error must be the one that is promised.
 
-    python tools/gpu/scenarios.py OUTDIR [--build BUILD] [--work DIR] [--device cuda|cpu] [--only NAME,...]
+    python tools/gpu/scenarios.py OUTDIR [--build BUILD] [--work DIR] [--device cuda|cpu] [--only NAME,...] [--jobs N]
     python tools/gpu/scenarios.py OUTDIR --stress SECONDS     # random models, budgets and work, until the time is over
 
 With --device cpu the programs that need no GPU run through the paging of host memory, so that this can be tried everywhere.
@@ -10,17 +10,21 @@ Prints a line for each run and a table last; exit status 1 if one is not as it s
 """
 
 import argparse
+import concurrent.futures
+import functools
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.join(ROOT, "tools", "gpu", "program.py")
 MIB = 2**20
+LOG = threading.Lock()
 
 # name of the run: scenario, budget as a share of the logical size plus MiB, its options, whether it needs a GPU
 SAME = {
@@ -80,7 +84,7 @@ class Run:
             self.facts, self.talk = process.communicate()
             self.code = "timeout"
         self.seconds = time.monotonic() - begin
-        with open(os.path.join(arguments.out, "runs.log"), "a") as log:
+        with LOG, open(os.path.join(arguments.out, "runs.log"), "a") as log:
             log.write(f"=== {name}: exit {self.code}, budget {int(budget or 0) >> 20} MiB\n{self.facts}\n{self.talk}\n")
 
     def figure(self, name):
@@ -147,53 +151,80 @@ def loud(run, *words):
 
 
 def errors(arguments, plain, packed, size):
-    """The promised errors: (name, what is wrong or None)."""
+    """The promised errors: (name, function that returns the run and what is wrong or None)."""
     budget = budget_of(arguments, size, 0.6, 144)
-    for kind in ("truncated", "corrupt"):
+
+    def damaged(kind, *words):
         run = Run(arguments, kind, damage(arguments, packed, kind), budget, "damaged", [])
-        yield run, loud(run, *(("model.safetensors",) if kind == "truncated" else ("model.safetensors", "model.layers")))
-    run = Run(arguments, "interrupted", packed, budget, "interrupted", [], interrupt=True)
-    yield run, None if run.code in (1, -2, 130) and "KeyboardInterrupt" in run.talk else f"exit {run.code} on SIGINT"
-    run = Run(arguments, "convert", packed, budget, "convert", [])
-    same = compare(Run(arguments, "convert plain", plain, None, "convert", []), run)
-    # What does not fit may be PyTorch's own (OutOfMemoryError) or a workspace of cuBLAS (RuntimeError: CUBLAS_STATUS_ALLOC_FAILED).
-    yield run, same if run.code == 0 else loud(run, "codecllm", "dtype") and (
-        loud(run, "codecllm", "CODEC_VRAM_BUDGET", "least") or (loud(run, "OutOfMemoryError") and loud(run, "CUBLAS_STATUS_ALLOC_FAILED")))
-    if arguments.device != "cuda":
-        return
-    run = Run(arguments, "too much", packed, budget, "too_much", ["--hog-mb", str(budget // MIB)])
-    yield run, None if run.code == 0 and "OutOfMemoryError" in run.facts and "CODEC_VRAM_BUDGET" in run.talk else f"exit {run.code}: {run.facts.split()[-4:]}"
-    for write in ([], ["--write"]):
+        return run, loud(run, *words)
+
+    def interrupted():
+        run = Run(arguments, "interrupted", packed, budget, "interrupted", [], interrupt=True)
+        return run, None if run.code in (1, -2, 130) and "KeyboardInterrupt" in run.talk else f"exit {run.code} on SIGINT"
+
+    def convert():
+        run = Run(arguments, "convert", packed, budget, "convert", [])
+        same = compare(Run(arguments, "convert plain", plain, None, "convert", []), run)
+        # What does not fit may be PyTorch's own (OutOfMemoryError) or a workspace of cuBLAS (RuntimeError: CUBLAS_STATUS_ALLOC_FAILED).
+        return run, same if run.code == 0 else loud(run, "codecllm", "dtype") and (
+            loud(run, "codecllm", "CODEC_VRAM_BUDGET", "least") or (loud(run, "OutOfMemoryError") and loud(run, "CUBLAS_STATUS_ALLOC_FAILED")))
+
+    def too_much():
+        run = Run(arguments, "too much", packed, budget, "too_much", ["--hog-mb", str(budget // MIB)])
+        right = run.code == 0 and "OutOfMemoryError" in run.facts and "CODEC_VRAM_BUDGET" in run.talk
+        return run, None if right else f"exit {run.code}: {run.facts.split()[-4:]}"
+
+    def hidden(write):
         run = Run(arguments, "hidden pointer" + "".join(write), packed, 0.4 * size + 112 * MIB, "hidden", write)
-        yield run, loud(run, "CODEC_PIN")
-    pinned = Run(arguments, "hidden pointer pinned", packed, 0.4 * size + 112 * MIB, "hidden", [], pin="*")
-    yield pinned, None if pinned.code != 0 else compare(Run(arguments, "hidden pointer plain", plain, None, "hidden", []), pinned)
-    run = Run(arguments, "graph too large", packed, 0.5 * size + 112 * MIB, "graph", [])
-    yield run, loud(run, "codecllm")
-    run = Run(arguments, "reduce-overhead native", packed, 1.5 * size + 256 * MIB, "reduce_overhead", [], backend="backend:native")
-    yield run, compare(Run(arguments, "reduce-overhead plain", plain, None, "reduce_overhead", []), run)
+        return run, loud(run, "CODEC_PIN")
+
+    def pinned():
+        run = Run(arguments, "hidden pointer pinned", packed, 0.4 * size + 112 * MIB, "hidden", [], pin="*")
+        return run, compare(Run(arguments, "hidden pointer plain", plain, None, "hidden", []), run)
+
+    def graph_too_large():
+        run = Run(arguments, "graph too large", packed, 0.5 * size + 112 * MIB, "graph", [])
+        return run, loud(run, "codecllm")
+
+    def reduce_overhead():
+        run = Run(arguments, "reduce-overhead native", packed, 1.5 * size + 256 * MIB, "reduce_overhead", [], backend="backend:native")
+        return run, compare(Run(arguments, "reduce-overhead plain", plain, None, "reduce_overhead", []), run)
+
+    everywhere = [lambda: damaged("truncated", "model.safetensors"), lambda: damaged("corrupt", "model.safetensors", 'tensor "', "offset"), interrupted, convert]
+    return everywhere if arguments.device != "cuda" else [
+        reduce_overhead, *everywhere, too_much, lambda: hidden([]), lambda: hidden(["--write"]), pinned, graph_too_large]
+
+
+def same(arguments, name):
+    """One of SAME: (its paged run, what is wrong or None, seconds of the plain run)."""
+    scenario, (share, more), options, _ = SAME[name]
+    plain, packed, size = make_model(arguments, shape_of(arguments, scenario))
+    without = Run(arguments, name + " plain", plain, None, scenario, options)
+    paged = Run(arguments, name, packed, budget_of(arguments, size, share, more), scenario, options)
+    return paged, compare(without, paged), without.seconds
+
+
+def shape_of(arguments, scenario):
+    """transformers leaves 1.2 GiB free, so that a model has to be larger than that to be placed automatically."""
+    return "tinyllama-1.1b" if scenario == "auto" else arguments.shape
 
 
 def check(arguments):
-    rows = []
-
-    def note(run, wrong, seconds=None):
-        rows.append((run.name, "as it should be" if wrong is None else "WRONG: " + wrong, f"{run.seconds:.1f}", f"{seconds:.1f}" if seconds else "-"))
-        print(" | ".join(rows[-1]), flush=True)
-
+    """The table's rows. Runs of different scenarios go beside each other: none of them times anything, and each has its own process."""
     wanted = arguments.only.split(",") if arguments.only else None
-    for name, (scenario, (share, more), options, needs_gpu) in SAME.items():
-        if (needs_gpu and arguments.device != "cuda") or (wanted and scenario not in wanted):
-            continue
-        # transformers leaves 1.2 GiB free, so that a model has to be larger than that to be placed automatically
-        plain, packed, size = make_model(arguments, "tinyllama-1.1b" if scenario == "auto" else arguments.shape)
-        without = Run(arguments, name + " plain", plain, None, scenario, options)
-        paged = Run(arguments, name, packed, budget_of(arguments, size, share, more), scenario, options)
-        note(paged, compare(without, paged), without.seconds)
-    plain, packed, size = make_model(arguments, arguments.shape)
+    names = [name for name, (scenario, _, _, needs_gpu) in SAME.items()
+             if (arguments.device == "cuda" or not needs_gpu) and (not wanted or scenario in wanted)]
+    cases = [functools.partial(same, arguments, name) for name in names]
+    for shape in {shape_of(arguments, SAME[name][0]) for name in names}:  # before anyone else would make them, too
+        make_model(arguments, shape)
     if not wanted or "errors" in wanted:
-        for run, wrong in errors(arguments, plain, packed, size):
-            note(run, wrong)
+        cases = errors(arguments, *make_model(arguments, arguments.shape)) + cases
+    rows = []
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(case) for case in cases]):
+            run, wrong, *seconds = done.result()
+            rows.append((run.name, "as it should be" if wrong is None else "WRONG: " + wrong, f"{run.seconds:.1f}", f"{seconds[0]:.1f}" if seconds else "-"))
+            print(" | ".join(rows[-1]), flush=True)
     return rows
 
 
@@ -228,6 +259,7 @@ def main():
     parser.add_argument("--only", help="scenarios by name, comma-separated; 'errors' for the promised errors")
     parser.add_argument("--stress", type=float, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    parser.add_argument("--jobs", type=int, default=max(1, min(4, (os.cpu_count() or 1) // 4)), help="scenarios beside each other (%(default)s here)")
     parser.add_argument("--limit", type=float, default=120, help="seconds for a run")
     arguments = parser.parse_args()
     os.makedirs(arguments.out, exist_ok=True)
