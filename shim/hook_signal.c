@@ -1,6 +1,8 @@
 /* hook_signal.c - chaining SIGSEGV and SIGBUS. While our handler is installed, the program's action is kept here: sigaction
  * shows it its own, and a fault that is not a view's is passed to it as the kernel would have. */
 #include "hook_signal.h"
+#include "../uvm/signal_stack.h"
+#include "../uvm/sys.h"
 #include "../uvm/view.h"
 #include "hooks.h"
 #include "shim.h"
@@ -23,6 +25,8 @@ static struct {
 } chain[CHAINED];
 static atomic_bool installed;
 static atomic_flag writing = ATOMIC_FLAG_INIT;
+
+void cws_hook_signal_entry(int signo, siginfo_t *info, void *context) __attribute__((visibility("hidden")));
 
 static int index_of(int signo) { return signo == SIGSEGV ? 0 : signo == SIGBUS ? 1 : -1; }
 
@@ -50,17 +54,34 @@ static void set_action(int which, const struct sigaction *action)
     atomic_fetch_add_explicit(&chain[which].version, 1, memory_order_release);
 }
 
-static struct sigaction get_action(int which)
+CWS_ON_PROGRAM_STACK static void get_action(int which, struct sigaction *out)
 {
-    struct sigaction action;
     unsigned before, after;
     do {
         before = atomic_load_explicit(&chain[which].version, memory_order_acquire);
-        action = chain[which].action;
+        *out = chain[which].action;
         atomic_thread_fence(memory_order_acquire);
         after = atomic_load_explicit(&chain[which].version, memory_order_relaxed);
     } while (before != after || (before & 1));
-    return action;
+}
+
+/* --- ours ---------------------------------------------------------------------------------------- */
+
+/* The kernel is to choose the stack, and to go on with interrupted calls, as the program asks. Where it does not ask, faults of views get the alternate
+ * stack, since the other one may be full. */
+static int flags_for(const struct sigaction *program)
+{
+    int flags = program->sa_flags & (SA_ONSTACK | SA_RESTART);
+    return program->sa_handler == SIG_DFL || program->sa_handler == SIG_IGN ? flags | SA_ONSTACK : flags;
+}
+
+static bool needs_other_flags(const struct sigaction *now, const struct sigaction *before) { return flags_for(now) != flags_for(before); }
+
+static int install_ours(int which, const struct sigaction *program)
+{
+    struct sigaction ours = {.sa_sigaction = cws_hook_signal_entry, .sa_flags = SA_SIGINFO | flags_for(program)};
+    sigfillset(&ours.sa_mask);
+    return CWS_REAL(sigaction)(signals[which], &ours, NULL);
 }
 
 /* --- passing a signal on ----------------------------------------------------------------------- */
@@ -75,41 +96,52 @@ static void take_default(int signo, const siginfo_t *info)
         syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), signo);
 }
 
-static void pass_on(int signo, siginfo_t *info, void *context)
+struct reset {
+    int which;
+    struct sigaction action;
+};
+
+static void reset_action(void *arg)
 {
-    int which = index_of(signo);
-    struct sigaction action = get_action(which);
-    if (action.sa_handler == SIG_DFL || (action.sa_handler == SIG_IGN && info->si_code > 0)) {
-        take_default(signo, info); /* a fault cannot be ignored */
-        return;
-    }
-    if (action.sa_handler == SIG_IGN)
-        return;
-    if (action.sa_flags & SA_RESETHAND) {
-        sigset_t saved;
-        struct sigaction reset = {.sa_handler = SIG_DFL};
-        write_begin(&saved);
-        set_action(which, &reset);
-        write_end(&saved);
-    }
-    /* Ours runs with every signal blocked; the program's with what was blocked before and what it asked for. */
-    sigset_t mask;
-    sigorset(&mask, &((ucontext_t *)context)->uc_sigmask, &action.sa_mask);
-    if (!(action.sa_flags & (int)SA_NODEFER))
-        sigaddset(&mask, signo);
-    CWS_REAL(pthread_sigmask)(SIG_SETMASK, &mask, NULL);
-    if (action.sa_flags & SA_SIGINFO)
-        action.sa_sigaction(signo, info, context);
-    else
-        action.sa_handler(signo);
+    struct reset *r = arg;
+    sigset_t saved;
+    struct sigaction none = {.sa_handler = SIG_DFL};
+    write_begin(&saved);
+    set_action(r->which, &none);
+    if (needs_other_flags(&none, &r->action))
+        (void)install_ours(r->which, &none);
+    write_end(&saved);
 }
 
-static void handler(int signo, siginfo_t *info, void *context)
+/* What the kernel would have done but for us; what it does by itself once the signal comes again is {0}. */
+CWS_ON_PROGRAM_STACK static struct cws_signal_next next_of(int signo, const siginfo_t *info, const void *context)
 {
-    int saved = errno;
-    if (!(info->si_code > 0 && cws_view_signal(signo, info, context)))
-        pass_on(signo, info, context);
-    errno = saved;
+    struct reset r = {.which = index_of(signo)};
+    get_action(r.which, &r.action);
+    if (r.action.sa_handler == SIG_DFL || (r.action.sa_handler == SIG_IGN && info->si_code > 0)) {
+        take_default(signo, info); /* a fault cannot be ignored */
+        return (struct cws_signal_next){0};
+    }
+    if (r.action.sa_handler == SIG_IGN)
+        return (struct cws_signal_next){0};
+    if (r.action.sa_flags & (int)SA_RESETHAND)
+        cws_signal_stack_call(reset_action, &r);
+    return cws_signal_next_of(&r.action, signo, context);
+}
+
+/* The program's handler runs where the kernel has put the frame, which is the stack that its action asks for (install_ours), with nothing of ours on it but
+ * this function's frame, if that. Ours runs with every signal blocked; the program's with what was blocked before and what it asked for. */
+CWS_SIGNAL_ENTRY(cws_hook_signal_entry, cws_hook_signal_arrived);
+
+CWS_ON_PROGRAM_STACK void cws_hook_signal_arrived(int signo, siginfo_t *info, void *context)
+{
+    if (cws_view_signal(signo, info, context))
+        return;
+    struct cws_signal_next next = next_of(signo, info, context);
+    if (!next.handler)
+        return;
+    cws_signals_restore((struct cws_signal_mask){next.mask});
+    next.handler(signo, info, context);
 }
 
 void cws_signal_unblock(void)
@@ -132,13 +164,11 @@ void cws_signal_refresh(void)
         return;
     write_begin(&saved);
     if (!atomic_load_explicit(&installed, memory_order_relaxed)) {
-        struct sigaction ours = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-        sigfillset(&ours.sa_mask);
-        struct sigaction program;
         for (int i = 0; i < CHAINED; i++) {
+            struct sigaction program = {.sa_handler = SIG_DFL};
             if (CWS_REAL(sigaction)(signals[i], NULL, &program) == 0)
                 set_action(i, &program); /* before ours can run */
-            CWS_REAL(sigaction)(signals[i], &ours, NULL);
+            (void)install_ours(i, &program);
         }
         atomic_store_explicit(&installed, true, memory_order_release);
     }
@@ -163,6 +193,8 @@ int cws_hook_sigaction(int signo, const struct sigaction *action, struct sigacti
         before = chain[which].action;
         if (action)
             set_action(which, action);
+        if (action && needs_other_flags(action, &before))
+            result = install_ours(which, action);
         if (previous)
             *previous = before;
     }
@@ -200,7 +232,8 @@ cws_signal_handler cws_hook_sigset(int signo, cws_signal_handler handler_)
 {
     if (!is_chained(signo, handler_))
         return CWS_REAL(sigset)(signo, handler_);
-    struct sigaction before = get_action(index_of(signo)); /* blocking it (SIG_HOLD) would stop the pager: not done */
+    struct sigaction before;
+    get_action(index_of(signo), &before); /* blocking it (SIG_HOLD) would stop the pager: not done */
     return handler_ == SIG_HOLD ? before.sa_handler : set_handler(signo, handler_, 0);
 }
 

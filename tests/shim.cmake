@@ -54,6 +54,8 @@ if(CWS_TESTS AND TARGET codecshim)
   add_test(NAME shim_fortified_names COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/fortified_names.sh $<TARGET_FILE:test_shim_fortify>)
   if(NOT CWS_SANITIZE STREQUAL "thread") # which cannot follow the forked children of a process with threads
     cws_shim_test(test_shim_process uffd-dev uffd-user sigsegv eager)
+    cws_shim_test(test_shim_signal uffd-dev uffd uffd-user sigsegv eager)
+    target_link_options(test_shim_signal PRIVATE -Wl,-z,now) # finding a function at its first call takes 3 KiB of the stack that it is called on
   endif()
   # Fault injection lies between the shim and the C library, or a sanitizer's runtime.
   add_library(shim_inject SHARED shim_inject.c)

@@ -10,6 +10,10 @@ cws_test(NAME test_view SOURCES test_view.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_change SOURCES test_view_change.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_copies SOURCES test_view_copies.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_fork SOURCES test_view_fork.c pattern_source.c LIBS cws_uvm)
+cws_test(NAME test_view_stack SOURCES test_view_stack.c pattern_source.c LIBS cws_uvm)
+if(TARGET test_view_stack)
+  target_link_options(test_view_stack PRIVATE -Wl,-z,now) # finding a function at its first call takes 3 KiB of the stack that it is called on
+endif()
 cws_test(NAME test_view_store SOURCES test_view_store.c pattern_source.c LIBS cws_uvm)
 cws_test(NAME test_view_trace SOURCES test_view_trace.c pattern_source.c sample_model.c trace_file.c LIBS cws_uvm cws_dep_jansson m)
 # Fault injection replaces these at link time (inject_sys.h); every system call of uvm/ and store/ goes through syscall().

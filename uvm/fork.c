@@ -6,6 +6,7 @@
  * child    has no workers, and its pages no longer fault to anybody: absent blocks are made PROT_NONE and clean ones read-only before any code of the program
  *          runs, and the sigsegv rung takes over. */
 #include "pager.h"
+#include "signal_stack.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -167,6 +168,7 @@ void cws_view_fork_child(void)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_view *v;
+    cws_signal_stacks_reset();
     if (!p->running) {
         reopen();
         return;

@@ -97,7 +97,7 @@ size_t cws_view_hold_max(void);
 bool cws_view_signal(int signo, void *siginfo, void *ucontext);
 /* Replaces what the pager calls when SIGSEGV has to reach cws_view_signal (at start on the sigsegv rung, in a forked child): `install` returns 0 or -errno and
  * must be async-signal-safe. The default sets its own handler and chains to the one before; NULL restores it. A handler is installed with all signals
- * in sa_mask. */
+ * in sa_mask, begins with CWS_SIGNAL_ENTRY (signal_stack.h), and takes little of the stack, which is the program's; cws_view_signal works on one of ours. */
 void cws_view_signal_installer(int (*install)(void));
 /* True when the active rung needs cws_view_signal to be called for SIGSEGV (the sigsegv rung, and any forked child). */
 bool cws_view_needs_signal(void);

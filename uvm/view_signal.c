@@ -1,5 +1,6 @@
-/* SIGSEGV on view memory: the sigsegv rung's fault path, and every forked child's. The faulting thread does the work itself. */
+/* SIGSEGV on view memory: the sigsegv rung's fault path, and every forked child's. The faulting thread does the work itself, on a stack of ours. */
 #include "pager.h"
+#include "signal_stack.h"
 
 #include <signal.h>
 #include <string.h>
@@ -11,7 +12,11 @@ static int install_own(void);
 static int (*_Atomic installer)(void) = install_own;
 
 void cws_view_signal_installer(int (*install)(void)) { atomic_store(&installer, install ? install : install_own); }
-int cws_signal_install(void) { return atomic_load(&installer)(); }
+int cws_signal_install(void)
+{
+    int code = cws_signal_stacks_make();
+    return code ? code : atomic_load(&installer)();
+}
 
 /* Did the instruction write? `guess` where the machine does not say. */
 static bool fault_was_write(const void *ucontext, bool guess)
@@ -94,55 +99,83 @@ static bool serve_locked(struct cws_view *v, size_t at, const void *ucontext)
     return stale_locked(v, at, (int)(attr & CWS_ATTR_PROT), state);
 }
 
-bool cws_view_signal(int signo, void *siginfo, void *ucontext)
+struct fault {
+    const siginfo_t *info;
+    const void *ucontext;
+    bool again;
+};
+
+/* On a stack of ours, with all signals blocked. */
+static void serve(void *arg)
 {
+    struct fault *f = arg;
     struct cws_pager *p = &cws_pager;
+    int saved_errno = errno;
+    f->again = true; /* the view has gone meanwhile: see what is there now */
+    cws_lock_take(&p->lock);
+    struct cws_piece piece;
+    if (cws_index_find_locked(f->info->si_addr, 1, &piece)) {
+        cws_view_use_locked(piece.view);
+        f->again = serve_locked(piece.view, piece.from, f->ucontext);
+        cws_view_unuse_locked(piece.view);
+    }
+    cws_lock_drop(&p->lock);
+    errno = saved_errno;
+}
+
+CWS_ON_PROGRAM_STACK bool cws_view_signal(int signo, void *siginfo, void *ucontext)
+{
     const siginfo_t *info = siginfo;
     /* SIGBUS is a failed block or nobody's; a signal sent by kill() has no address. */
     if (signo != SIGSEGV || info->si_code <= 0 || !cws_view_needs_signal() || !cws_view_overlaps(info->si_addr, 1))
         return false;
+    struct fault f = {.info = info, .ucontext = ucontext};
     struct cws_signal_mask mask = cws_signals_block();
-    bool again = true; /* the view has gone meanwhile: see what is there now */
-    cws_lock_take(&p->lock);
-    struct cws_piece piece;
-    if (cws_index_find_locked(info->si_addr, 1, &piece)) {
-        cws_view_use_locked(piece.view);
-        again = serve_locked(piece.view, piece.from, ucontext);
-        cws_view_unuse_locked(piece.view);
-    }
-    cws_lock_drop(&p->lock);
+    cws_signal_stack_call(serve, &f);
     cws_signals_restore(mask);
-    return again;
+    return f.again;
 }
 
 /* --- our own handler, where no shim brings one ------------------------------------------------------- */
 
 static struct sigaction previous;
 
-static void on_segv(int signo, siginfo_t *info, void *ucontext)
+CWS_ON_PROGRAM_STACK static struct cws_signal_next next_of_previous(int signo, const siginfo_t *info, const void *ucontext)
+{
+    if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN)
+        return cws_signal_next_of(&previous, signo, ucontext);
+    /* The instruction runs again and the process ends as it would have. */
+    struct sigaction fallback = {.sa_handler = SIG_DFL};
+    sigaction(signo, &fallback, NULL);
+    if (info->si_code <= 0)
+        raise(signo); /* was sent by kill() and would not come again */
+    return (struct cws_signal_next){0};
+}
+
+CWS_SIGNAL_ENTRY(cws_own_segv_entry, cws_own_segv);
+
+CWS_ON_PROGRAM_STACK void cws_own_segv(int signo, siginfo_t *info, void *ucontext)
 {
     if (cws_view_signal(signo, info, ucontext))
         return;
-    if ((previous.sa_flags & SA_SIGINFO) && previous.sa_sigaction) {
-        previous.sa_sigaction(signo, info, ucontext);
-    } else if (!(previous.sa_flags & SA_SIGINFO) && previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
-        previous.sa_handler(signo);
-    } else { /* the instruction runs again and the process ends as it would have */
-        struct sigaction fallback = {.sa_handler = SIG_DFL};
-        sigaction(signo, &fallback, NULL);
-        if (info->si_code <= 0)
-            raise(signo); /* was sent by kill() and would not come again */
-    }
+    struct cws_signal_next next = next_of_previous(signo, info, ucontext);
+    if (!next.handler)
+        return;
+    cws_signals_restore((struct cws_signal_mask){next.mask});
+    next.handler(signo, info, ucontext);
 }
 
+/* On the stack that the handler before it asked for. */
 static int install_own(void)
 {
-    struct sigaction now, ours = {.sa_sigaction = on_segv, .sa_flags = SA_SIGINFO | SA_RESTART | SA_NODEFER};
+    struct sigaction now, ours = {.sa_sigaction = cws_own_segv_entry, .sa_flags = SA_SIGINFO | SA_RESTART};
     sigfillset(&ours.sa_mask);
     if (sigaction(SIGSEGV, NULL, &now) != 0)
         return -errno;
-    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_segv)
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == cws_own_segv_entry)
         return 0;
     previous = now;
+    if (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN || (now.sa_flags & SA_ONSTACK))
+        ours.sa_flags |= SA_ONSTACK;
     return sigaction(SIGSEGV, &ours, NULL) == 0 ? 0 : -errno;
 }
