@@ -393,6 +393,65 @@ def test_files_in_the_safetensors_api(codecllm, command, tmp_path):
         file.get_tensor("b")
 
 
+def outcome(call):
+    """What a call gives, or the exception."""
+    try:
+        return call()
+    except Exception as why:
+        return why
+
+
+NUMPY_INDEXES = (0, -1, 3, (2, 1), (slice(None), 2), ..., (1, ...), slice(0, 2), slice(0, 6, 2), (slice(1, 3), slice(0, 2)), (), 9, (0, 0, 0))
+
+
+@pytest.mark.parametrize("framework", ["np", "numpy", "pt", "torch"])
+def test_safe_open_gives_what_safetensors_gives(codecllm, tmp_path, framework):
+    """The same values, types and errors, by every method of safetensors' own safe_open."""
+    import safetensors.torch
+
+    numpy = pytest.importorskip("numpy")
+    tensors = {"a": weights(7, 5, dtype=torch.float32), "b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "c": torch.tensor(2.5),
+               "e": torch.zeros(0, 3), "i": torch.arange(5), "t": torch.tensor([True, False]), "z": torch.zeros(3, dtype=torch.complex64),
+               "h": torch.ones(4, dtype=torch.float16)}  # fmt: skip
+    plain, packed = tmp_path / "plain.safetensors", tmp_path / "packed.safetensors"
+    safetensors.torch.save_file(tensors, plain, {"who": "me"})
+    codecllm.save_file(tensors, packed, {"who": "me"})
+
+    def check(what, ours, theirs):
+        if isinstance(theirs, Exception):
+            assert isinstance(ours, type(theirs)) and isinstance(ours, (codecllm.Error, IndexError)), (what, ours, theirs)
+        elif isinstance(theirs, numpy.ndarray):
+            assert type(ours) is numpy.ndarray and ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes(), what
+        elif isinstance(theirs, torch.Tensor):
+            assert same(ours, theirs), what
+        else:
+            assert ours == theirs, what
+
+    with codecllm.safe_open(packed, framework) as ours, safetensors.safe_open(plain, framework) as theirs:
+        check("keys", sorted(ours.keys()), sorted(theirs.keys()))
+        check("metadata", ours.metadata(), theirs.metadata())
+        for name in (*tensors, "nothing"):
+            check(name, outcome(lambda: ours.get_tensor(name)), outcome(lambda: theirs.get_tensor(name)))
+            check(name, outcome(lambda: ours.get_slice(name).get_shape()), outcome(lambda: theirs.get_slice(name).get_shape()))
+        for index in NUMPY_INDEXES:
+            check(index, outcome(lambda: ours.get_slice("a")[index]), outcome(lambda: theirs.get_slice("a")[index]))
+        check("bf16 rows", outcome(lambda: ours.get_slice("b")[0:1]), outcome(lambda: theirs.get_slice("b")[0:1]))
+        if framework in ("pt", "torch"):
+            got = ours.get_tensors()
+            assert list(got) == ours.offset_keys() and all(same(got[k], tensors[k]) for k in tensors)
+        elif hasattr(theirs, "get_tensors"):  # safetensors 0.8; an error because of b
+            check("all", outcome(ours.get_tensors), outcome(theirs.get_tensors))
+    check("closed", outcome(lambda: ours.get_tensor("a")), outcome(lambda: theirs.get_tensor("a")))
+    for bad in ({"framework": "xx"}, {"framework": framework, "device": "xx"}, {"framework": framework, "device": -1}):
+        check(bad, outcome(lambda: codecllm.safe_open(packed, **bad)), outcome(lambda: safetensors.safe_open(plain, **bad)))
+    codecllm.save_file({"i": tensors["i"], "a": tensors["a"]}, packed)
+    with codecllm.safe_open(packed, framework, device=None) as ours:
+        assert {k: v.tolist() for k, v in ours.get_tensors().items()} == {"a": tensors["a"].tolist(), "i": tensors["i"].tolist()}
+    if framework in ("np", "numpy"):
+        with pytest.raises(codecllm.Error, match="cuda:0.*not supported"):
+            codecllm.safe_open(packed, framework, device="cuda:0")
+
+
 def test_quantised_once_stays_as_it_is(codecllm, tmp_path):
     c = codecllm.CompressedTensor.compress(weights(256, 256), "q8")
     first, second = tmp_path / "1", tmp_path / "2"

@@ -101,6 +101,13 @@ def test_line_of_the_pth_costs_nothing(venv):
     assert run(venv.python, "-S", "-c", code).stdout.splitlines() == ["[]", "[]"]
 
 
+@pytest.mark.parametrize("flag, paged", [("-S", False), ("-I", True), ("-E", True)])
+def test_a_python_that_passes_the_pth_file_by_is_paged_by_the_command(venv, script, flag, paged):
+    assert venv.probe(flag, script, CODEC_VRAM_BUDGET="64M")["loaded"] == paged
+    done = run(venv.command, "run", "--budget", "64M", "--", venv.python, flag, script)
+    assert json.loads(done.stdout)["loaded"] and done.stderr == ""
+
+
 def ends_with(venv, code, *arguments):
     """(exit status, standard error) of a program that fails."""
     done = subprocess.run([str(venv.python), "-c", code, *map(str, arguments)], env=clean_environment(), capture_output=True, text=True)
