@@ -30,13 +30,23 @@ static bool is_pinned(const char *name)
     return false;
 }
 
+/* A weight that CODEC_PIN names is on the device from now on: it may be that no launch ever names it. Where it does not fit, a line says so, and the kernel
+ * that reaches it fails as without CODEC_PIN. */
+static void pin(struct cws_gpu *gpu, const struct cws_cuda_copy *c)
+{
+    struct cws_gpu_use use;
+    cws_gpu_pin(gpu, c->to);
+    if (cws_gpu_begin(gpu, c->order, &c->to, 1, &use) == CUDA_SUCCESS)
+        cws_gpu_end(gpu, &use, /* queued */ false);
+}
+
 static void note_bound(struct cws_store *store, uint64_t offset, const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     const struct cws_tensor_info *tensor = cws_store_tensor_at(store, offset);
     cws_stores_note_bound(store, c->bytes);
     cws_cuda_content_keep(store);
     if (tensor && is_pinned(tensor->name))
-        cws_gpu_pin(gpu, c->to);
+        pin(gpu, c);
 }
 
 /* What lets it pay to look at the source: it fills a range. */
@@ -57,7 +67,7 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
         return false;
     bool bound = cws_gpu_bind_file(gpu, c->to, c->bytes, c->order, file, offset, (const void *)(uintptr_t)c->from);
     if (bound && is_pinned(cws_gpu_file_tensor(file, offset)))
-        cws_gpu_pin(gpu, c->to);
+        pin(gpu, c);
     cws_gpu_file_release(file);
     return bound;
 }

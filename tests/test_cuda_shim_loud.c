@@ -105,6 +105,21 @@ static int pinned_read(void)
     return 0;
 }
 
+/* No launch has ever named it. */
+static int pinned_read_first(void)
+{
+    uint64_t count = 1, bytes = 4096, got = 0;
+    start();
+    void *params[] = {&scratch, &table, &count, &bytes};
+    MUST(run_kernel("gather", params) == CUDA_SUCCESS);
+    CUresult result = cu.cuStreamSynchronize(stream);
+    if (result == CUDA_ERROR_ILLEGAL_ADDRESS)
+        return 3;
+    MUST(result == CUDA_SUCCESS && cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == 0);
+    MUST(got == sum_of(view + tensor_begin[1], bytes));
+    return 0;
+}
+
 /* Weights through a tensor map, made while they were on the GPU and used when they are not. */
 static int mapped(void)
 {
@@ -160,6 +175,7 @@ static const struct {
     const char *name;
     int (*run)(void);
 } cases[] = {{"hidden_read", hidden_read}, {"hidden_write", hidden_write}, {"pinned_read", pinned_read},
+             {"pinned_read_first", pinned_read_first},
              {"hidden_read_at_once", hidden_read_at_once},
              {"mapped", mapped},           {"forked", forked},           {"too_small", too_small},
              {"left_alone", left_alone}};
@@ -227,6 +243,9 @@ static void pinned_weights_stay(void **state)
 {
     (void)state;
     assert_int_equal(run_case("pinned_read", "CODEC_PIN", "other,w0[01]"), 0);
+    assert_string_equal(said, "");
+    assert_int_equal(run_case("pinned_read_first", "CODEC_PIN", "other"), 3);
+    assert_int_equal(run_case("pinned_read_first", "CODEC_PIN", "other,w0[01]"), 0);
     assert_string_equal(said, "");
 }
 static void the_address_in_a_tensor_map_is_found(void **state)
