@@ -1,8 +1,8 @@
 #!/bin/sh
 # run.sh - sets up and runs every test that needs no GPU. Stops at the first stage that fails.
 #
-#   tests/run.sh             everything: at most 20 minutes on two idle cores
-#   tests/run.sh quick       release build, the tests that take seconds, one run of the small model: at most 4 minutes
+#   tests/run.sh             everything; the aim is 20 minutes on two idle cores
+#   tests/run.sh quick       release build, the tests that take seconds, one run of the small model; the aim is 4 minutes
 #   tests/run.sh STAGE ...   release asan tsan clang tidy fuzz python
 #
 #   SETUP=0                  what tools/setup.sh --tests installs is there already
