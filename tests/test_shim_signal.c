@@ -233,7 +233,8 @@ static void a_stack_that_is_too_small_ends_with_a_line(void **state)
             _exit(differs());
         }
         close(fds[1]);
-        assert_true(read(fds[0], text, sizeof text - 1) >= 0);
+        for (size_t got = 0, n = 1; n > 0 && n < sizeof text; got += n) /* a sanitizer says something first */
+            n = (size_t)read(fds[0], text + got, sizeof text - 1 - got);
         close(fds[0]);
         int status = status_of(pid);
         if (status == 1000 + SIGABRT && strstr(text, "alternate signal stack") && strchr(text, '\n'))
