@@ -153,7 +153,7 @@ def test_damage_is_an_error_never_a_weight(codecllm):
 
 
 def test_what_cannot_be_compressed_is_said(codecllm):
-    for wrong in (torch.zeros(4, dtype=torch.complex64), torch.zeros(4, device="meta"), torch.zeros(4, 4).to_sparse()):
+    for wrong in (torch.zeros(4, dtype=torch.complex128), torch.zeros(4, device="meta"), torch.zeros(4, 4).to_sparse()):
         with pytest.raises(codecllm.Error) as why:
             codecllm.CompressedTensor.compress(wrong)
         assert "\n" not in str(why.value)
@@ -469,7 +469,7 @@ def test_a_failed_save_leaves_the_old_file(codecllm, tmp_path):
     before = path.read_bytes()
     bad = codecllm.CompressedTensor.compress(weights(128, 128))
     bad.packed[bad.nbytes // 2] ^= 1
-    for tensors in ({"w": torch.zeros(3, dtype=torch.complex64)}, {"__metadata__": torch.zeros(3)}, {"w": bad}):
+    for tensors in ({"w": torch.zeros(3, dtype=torch.complex128)}, {"__metadata__": torch.zeros(3)}, {"w": bad}):
         with pytest.raises(codecllm.Error):
             codecllm.save_file(tensors, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
