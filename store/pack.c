@@ -1,4 +1,4 @@
-/* Packing. Tensors are taken in groups of up to GROUP_BYTES, which are read once; a larger tensor is a group of its own and
+/* Packing. Tensors are taken in groups of up to GROUP_BYTES and GROUP_TENSORS, which are read once; a larger tensor is a group of its own and
  * is read once to count and once to encode. In a group all threads first read, then count, then encode; chunks are
  * written in order, so that the file does not depend on the number of threads. */
 #include "atomic_file.h"
@@ -20,6 +20,7 @@
 #include <xxhash.h>
 
 #define GROUP_BYTES (UINT64_C(64) << 20)
+#define GROUP_TENSORS 4096u     /* each takes 3 KiB while its group is at work */
 #define PIECE_BYTES (1u << 20)  /* what a thread reads at a time */
 #define SAMPLE_BYTES (1u << 20) /* cws_plan_sample takes no more */
 #define SAMPLE_PIECE (16u << 10)
@@ -555,7 +556,9 @@ static int pack_tensors(struct packing *p)
     for (size_t t = 0; t < count && !code; t = p->group_end) {
         uint64_t room = group_room(p, t);
         p->group_begin = t;
-        for (p->group_end = t + 1; p->group_end < count && room + group_room(p, p->group_end) <= GROUP_BYTES; p->group_end++)
+        for (p->group_end = t + 1; p->group_end < count && p->group_end - t < GROUP_TENSORS &&
+                                   room + group_room(p, p->group_end) <= GROUP_BYTES;
+             p->group_end++)
             room += group_room(p, p->group_end);
         code = pack_group(p);
     }

@@ -31,6 +31,7 @@ struct cws_header_metadata {
 struct cws_header {
     struct cws_header_tensor *tensors; /* by begin, then end, then position */
     size_t tensor_count;
+    uint32_t *by_name; /* indices of tensors */
     struct cws_header_metadata *metadata; /* in the order of the text */
     size_t metadata_count;
     bool has_metadata; /* "__metadata__" was there, perhaps empty */
@@ -48,6 +49,13 @@ CWS_MUST_CHECK int cws_header_length(const char *path, const uint8_t first[8], u
  * CWS_E_INPUT, with the tensor and the offset in the message, or -ENOMEM; *out = NULL then. */
 CWS_MUST_CHECK int cws_header_parse(const char *path, const uint8_t *bytes, uint64_t header_bytes, uint64_t file_bytes,
                                     struct cws_header **out, struct cws_error *err);
+/* The tensor of this name, SIZE_MAX: none. */
+size_t cws_header_find(const struct cws_header *h, const char *name);
+
+/* Does a header list exactly the tensors of `with`, in whatever order? It is checked like one to be parsed, but takes far less memory: only its
+ * metadata is built. CWS_E_INPUT, -ENOMEM as above. */
+CWS_MUST_CHECK int cws_header_compare(const char *path, const uint8_t *bytes, uint64_t header_bytes, const struct cws_header *with,
+                                      bool *out_same, struct cws_error *err);
 void cws_header_destroy(struct cws_header *h); /* NULL is fine */
 
 /* A tensor's name fit for a one-line message: control characters become '?', a long name is cut. Returns buf. */

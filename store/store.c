@@ -190,7 +190,6 @@ void cws_store_close(struct cws_store *s)
         cws_os_close(s->fd);
     cws_header_destroy(s->parsed);
     free(s->tensors);
-    free(s->by_name);
     free(s->index);
     free(s->path);
     free(s);
@@ -219,18 +218,7 @@ const struct cws_tensor_info *cws_store_tensor(const struct cws_store *s, size_t
 
 const struct cws_tensor_info *cws_store_tensor_find(const struct cws_store *s, const char *name)
 {
-    size_t low = 0, high = s->tensor_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(s->by_name[middle]->name, name);
-        if (order == 0)
-            return s->by_name[middle];
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return NULL;
+    return cws_store_tensor(s, cws_header_find(s->parsed, name));
 }
 
 const struct cws_tensor_info *cws_store_tensor_at(const struct cws_store *s, uint64_t offset)

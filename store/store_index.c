@@ -225,11 +225,6 @@ static int check_tensors(struct cws_store *s, struct cws_error *err)
 
 /* --- header and front ------------------------------------------------------------------------- */
 
-static int by_name(const void *a, const void *b)
-{
-    return strcmp((*(const struct cws_tensor_info *const *)a)->name, (*(const struct cws_tensor_info *const *)b)->name);
-}
-
 static int list_tensors(struct cws_store *s, struct cws_error *err)
 {
     const struct cws_header *h = s->parsed;
@@ -238,8 +233,7 @@ static int list_tensors(struct cws_store *s, struct cws_error *err)
     if (s->trailer.logical_bytes != h->header_bytes + h->data_bytes) /* both far below 2^63 */
         return corrupt(s, err, "the logical size is not the original header's");
     s->tensors = calloc(s->tensor_count + 1, sizeof *s->tensors);
-    s->by_name = calloc(s->tensor_count + 1, sizeof(*s->by_name));
-    if (!s->tensors || !s->by_name)
+    if (!s->tensors)
         return cws_fail(err, -ENOMEM, "%s: not enough memory for %zu tensors", s->path, s->tensor_count);
     for (size_t i = 0; i < s->tensor_count; i++) {
         const struct cws_header_tensor *from = &h->tensors[i];
@@ -254,17 +248,8 @@ static int list_tensors(struct cws_store *s, struct cws_error *err)
             .end = h->header_bytes + from->end,
             .record = &s->records[i],
         };
-        s->by_name[i] = &s->tensors[i];
     }
-    qsort(s->by_name, s->tensor_count, sizeof(*s->by_name), by_name);
     return 0;
-}
-
-static bool same_tensor(const struct cws_header_tensor *a, const struct cws_header_tensor *b)
-{
-    return strcmp(a->name, b->name) == 0 && a->dtype == b->dtype &&
-           strcmp(a->dtype_name, b->dtype_name) == 0 && a->begin == b->begin && a->end == b->end && a->ndim == b->ndim &&
-           memcmp(a->shape, b->shape, a->ndim * sizeof *a->shape) == 0;
 }
 
 /* What header-only tools are told must be what the store holds. */
@@ -272,20 +257,16 @@ static int check_front(const struct cws_store *s, const uint8_t *front, struct c
 {
     static const char mark[] = CWS_FRONT_MARK;
     struct cws_error why = {0};
-    struct cws_header *h = NULL;
     uint64_t bytes;
+    bool same = false;
     int code = cws_header_length(s->path, front, s->trailer.front_bytes, &bytes, &why);
     if (!code && (bytes != s->trailer.front_bytes || bytes < 8 + sizeof mark - 1 || memcmp(front + 8, mark, sizeof mark - 1) != 0))
         return cws_fail(err, CWS_E_CORRUPT, "%s: offset 0: the front does not say that this is a codecllm store", s->path);
     if (!code)
-        code = cws_header_parse(s->path, front, bytes, UINT64_MAX, &h, &why);
+        code = cws_header_compare(s->path, front, bytes, s->parsed, &same, &why);
     if (code)
         return cws_fail(err, code == CWS_E_INPUT ? CWS_E_CORRUPT : code, "%s", why.message);
-    bool same = h->tensor_count == s->parsed->tensor_count && h->data_bytes == s->parsed->data_bytes;
-    for (size_t i = 0; same && i < h->tensor_count; i++)
-        same = same_tensor(&h->tensors[i], &s->parsed->tensors[i]);
-    bool plain_size = s->trailer.front_bytes + h->data_bytes == s->trailer.file_bytes;
-    cws_header_destroy(h);
+    bool plain_size = s->trailer.front_bytes + s->parsed->data_bytes == s->trailer.file_bytes;
     if (!same)
         return cws_fail(err, CWS_E_CORRUPT, "%s: offset 0: the front does not list the tensors of the original header", s->path);
     if (plain_size) /* a plain loader would take the compressed bytes for weights */

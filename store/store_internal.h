@@ -24,7 +24,6 @@ struct cws_store {
     struct cws_header *parsed; /* of `header`; names and shapes of `tensors` belong to it */
     struct cws_tensor_info *tensors;
     size_t tensor_count;
-    const struct cws_tensor_info **by_name;
     uint32_t stored_max, logical_max; /* of one chunk; 0 without chunks */
     _Atomic uint64_t read_calls, read_bytes, decoded_bytes, chunks_decoded;
 };

@@ -44,6 +44,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     promise(again->tensor_count == h->tensor_count && again->data_bytes == h->data_bytes && again->metadata_count == h->metadata_count);
     for (size_t i = 0; i < h->tensor_count; i++)
         promise(strcmp(h->tensors[i].name, again->tensors[i].name) == 0 && strcmp(h->tensors[i].dtype_name, again->tensors[i].dtype_name) == 0 && h->tensors[i].begin == again->tensors[i].begin);
+    /* It lists the same tensors, in whatever order, and no others. */
+    bool same;
+    promise(cws_header_compare("f", text, written_bytes, h, &same, &err) == 0 && same);
+    for (size_t i = 0; i < h->tensor_count; i++)
+        promise(cws_header_find(h, h->tensors[i].name) == i);
+    if (h->tensor_count) {
+        again->tensor_count--;
+        promise(cws_header_compare("f", text, written_bytes, again, &same, &err) == 0 && !same);
+        again->tensor_count++;
+    }
     free(text);
     cws_header_destroy(again);
     cws_header_destroy(h);

@@ -71,6 +71,8 @@ static void takes_valid_headers(void **state)
     taken("{}", 0, 0);
     taken("{} \n\t ", 0, 0);
     taken("{\"__metadata__\":{}}", 0, 0);
+    taken("{\"\\u005f_metadata_\\u005F\" : {\"k\" :\t\"v\" , \"\\u006c\":\"\"} } ", 0, 0);
+    taken("{ " T("a", "U8", "3", 0, 3) " , \n" T("__metadata_", "U8", "", 3, 4) "\r}", 4, 2);
     taken("{" T("a", "U8", "3", 0, 3) "}      ", 3, 1);
     taken("{" T("a", "F64", "", 0, 8) "}", 8, 1);
     taken("{" T("a", "BF16", "0,5", 0, 0) "," T("b", "BOOL", "2", 0, 2) "," T("c", "F8_E4M3", "0", 2, 2) "}", 2, 3);
@@ -117,6 +119,59 @@ static void orders_tensors_by_offset(void **state)
     assert_string_equal("k", h->metadata[0].key);
     assert_string_equal("v", h->metadata[0].value);
     cws_header_destroy(h);
+}
+
+static bool compare_text(const char *text, const struct cws_header *with)
+{
+    struct bytes f = sample_file(text, 0, NULL, 0);
+    struct cws_error err;
+    bool same;
+    if (cws_header_compare("f", f.data, f.size, with, &same, &err))
+        fail_msg("%s: %s", text, err.message);
+    free(f.data);
+    return same;
+}
+
+static void compares_tensors_in_any_order(void **state)
+{
+    (void)state;
+    struct cws_header *h;
+    struct cws_error err;
+    assert_int_equal(0, parse_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) ",\"__metadata__\":{\"k\":\"v\"}}", 2, &h, &err));
+    assert_true(compare_text("{" T("b", "I4", "0,7", 2, 2) "," T("a", "U8", "2", 0, 2) "}", h));
+    assert_true(compare_text("{" T("\\u0061", "U8", "2", 0, 2) ",\"__metadata__\":{\"l\":\"w\"}," T("b", "I4", "0,7", 2, 2) "}", h));
+    assert_false(compare_text("{}", h));
+    assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "}", h));
+    assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) "," T("c", "U8", "0", 2, 2) "}", h));
+    assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I5", "0,7", 2, 2) "}", h));
+    assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "7,0", 2, 2) "}", h));
+    assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 0, 0) "}", h));
+    assert_false(compare_text("{" T("a", "I8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) "}", h));
+    assert_false(compare_text("{" T("c", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) "}", h));
+    assert_int_equal(0, cws_header_find(h, "a"));
+    assert_int_equal(1, cws_header_find(h, "b"));
+    assert_true(cws_header_find(h, "") == SIZE_MAX && cws_header_find(h, "aa") == SIZE_MAX && cws_header_find(h, "c") == SIZE_MAX);
+    /* One name twice is as many, and not the same; in two batches for the library. */
+    char *text = malloc(100000);
+    size_t len = (size_t)sprintf(text, "{" T("a", "U8", "2", 0, 2));
+    for (unsigned i = 0; i < 100; i++)
+        len += (size_t)sprintf(text + len, ",\"t%u\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[2,2]}", i % 99);
+    strcpy(text + len, "}");
+    cws_header_destroy(h);
+    refused(text, 2, "duplicate tensor \"t0\"");
+    char *again = malloc(100000), *last;
+    strcpy(again, text);
+    last = strstr(again + len - 60, "\"t0\""); /* the second t0 becomes t99 for the header to compare with */
+    assert_non_null(last);
+    memmove(last + 5, last + 4, strlen(last + 4) + 1);
+    memcpy(last, "\"t99\"", 5);
+    assert_int_equal(0, parse_text(again, 2, &h, &err));
+    assert_int_equal(101, h->tensor_count);
+    assert_true(compare_text(again, h));
+    assert_false(compare_text(text, h));
+    cws_header_destroy(h);
+    free(again);
+    free(text);
 }
 
 static void refuses_broken_tensors(void **state)
@@ -172,6 +227,30 @@ static void refuses_broken_text(void **state)
     refused("{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "duplicate");
     refused("{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "duplicate");
     refused("{\"__metadata__\":{\"k\":1}}", 0, "value of \"k\" is not a string");
+    refused("{\"__metadata__\":{\"k\":\"1\"},\"__metadata__\":{}}", 0, "duplicate");
+    refused("{\"__metadata__\":{\"k\":\"1\"},\"\\u005f_met\\u0061data_\\u005F\":{}}", 0, "duplicate"); /* the same key */
+    refused("{" T("a", "U8", "1", 0, 1) "," T("\\u0061", "U8", "1", 1, 2) "}", 2, "duplicate");
+    refused("{\"__metadata__\":{\"\\u006b\":\"1\",\"k\":\"2\"}}", 0, "duplicate");
+    refused("{" T("__metadat\\u0041__", "?", "1", 0, 1) "}", 1, "tensor \"__metadatA__\"");
+    /* What stands between the commas must be one entry. */
+    refused("{,}", 0, "not valid JSON");
+    refused("{ , " T("a", "U8", "1", 0, 1) "}", 1, "not valid JSON");
+    refused("{" T("a", "U8", "1", 0, 1) ",}", 1, "not valid JSON");
+    refused("{" T("a", "U8", "1", 0, 1) ",, " T("b", "U8", "1", 1, 2) "}", 2, "not valid JSON");
+    refused("{" T("a", "U8", "1", 0, 1) " " T("b", "U8", "1", 1, 2) "}", 2, "not valid JSON");
+    refused("{" T("a", "U8", "1", 0, 1) "]", 1, "not valid JSON");
+    refused("{\"a\":[}}", 0, "not valid JSON");
+    refused("{\"a\":{]}", 0, "not valid JSON");
+    refused("{\"a\":1}]}", 0, "not valid JSON");
+    refused("{\"a\\\":1}", 0, "not valid JSON");
+    refused("{a:1}", 0, "not valid JSON");
+    refused("{1:1}", 0, "not valid JSON");
+    refused("{\"\\ud800\":1}", 0, "not valid JSON");
+    refused("{\"__metadata__\":{}x}", 0, "not valid JSON");
+    refused("{\"__metadata__\":{\"k\":\"1\",}}", 0, "not valid JSON");
+    refused("{\"__metadata__\":{\"k\"}}", 0, "not valid JSON");
+    refused("{\"__metadata__\" {}}", 0, "not an object");
+    refused("{\"__metadata__\":{\"k\":\"1\"", 0, "not valid JSON");
     refused("{\"__metadata__\":[]}", 0, "\"__metadata__\" is not an object");
     refused("{\"__metadata__\":{\"k\":{\"x\":\"y\"}}}", 0, "is not a string");
     refused("{" T("a\\u001b[31m", "?", "1", 0, 1) "}", 1, "\"a?[31m\"");
@@ -266,6 +345,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(takes_valid_headers),
         cmocka_unit_test(takes_every_dtype),
+        cmocka_unit_test(compares_tensors_in_any_order),
         cmocka_unit_test(orders_tensors_by_offset),
         cmocka_unit_test(refuses_broken_tensors),
         cmocka_unit_test(refuses_broken_text),

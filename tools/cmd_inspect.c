@@ -19,7 +19,7 @@ struct inspect {
     int worst;            /* enum cws_exit */
     size_t files, found;  /* stores shown; of them with the tensor */
     struct cws_inspect_totals all;
-    json_t *list;
+    struct cws_inspect_json out;
 };
 
 static void shape_text(const struct cws_tensor_info *t, char *buf, size_t size)
@@ -188,7 +188,7 @@ static void inspect_tensor(struct inspect *job, const char *path, const struct c
         return;
     job->found++;
     if (job->json)
-        json_array_append_new(job->list, cws_inspect_json_tensor_symbols(store, t, &err));
+        cws_inspect_json_tensor(&job->out, store, t, &err);
     else
         (void)print_tensor(path, store, t, &err);
     if (err.code)
@@ -211,7 +211,7 @@ static void inspect_store(struct inspect *job, const char *path)
     if (job->tensor) {
         inspect_tensor(job, path, store);
     } else if (job->json) {
-        json_array_append_new(job->list, cws_inspect_json_store(path, store, &sum));
+        cws_inspect_json_store(&job->out, path, store, &sum);
     } else {
         if (job->files)
             putchar('\n');
@@ -270,10 +270,6 @@ static int run_inspect(int argc, char **argv)
     if (argc - optind != 1)
         return cws_say_usage("inspect", "needs one packed file or directory");
     const char *path = argv[optind];
-    if (job.json && !(job.list = json_array())) {
-        cws_say_line("out of memory");
-        return CWS_EXIT_FAILURE;
-    }
     int directory = cws_path_is_directory(path, &err);
     if (directory < 0)
         job.worst = cws_say_error(path, NULL, &err);
@@ -285,12 +281,10 @@ static int run_inspect(int argc, char **argv)
         cws_say_line("%s: no tensor is called '%s'", path, job.tensor);
         job.worst = CWS_EXIT_FAILURE;
     }
-    if (job.json && job.files && (!job.tensor || job.found) &&
-        cws_inspect_json_print(job.list, job.tensor ? NULL : &job.all) != 0) {
+    if (job.json && cws_inspect_json_end(&job.out, job.tensor ? NULL : &job.all) != 0) {
         cws_say_line("out of memory");
         job.worst = CWS_EXIT_FAILURE;
     }
-    json_decref(job.list);
     return job.worst;
 }
 

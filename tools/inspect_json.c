@@ -2,8 +2,10 @@
 #include "say.h"
 #include "../store/symbols.h"
 
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static size_t codec_index(const struct cws_tensor_info *t)
 {
@@ -98,25 +100,7 @@ static void set_totals(json_t *out, const struct cws_inspect_totals *sum)
     json_object_set_new(out, "codecs", json_codecs(sum));
 }
 
-json_t *cws_inspect_json_store(const char *path, const struct cws_store *store, const struct cws_inspect_totals *sum)
-{
-    const struct cws_trailer *trailer = cws_store_trailer(store);
-    json_t *out = json_object(), *tensors = json_array();
-    char printable[4096];
-    json_object_set_new(out, "path", json_string(cws_printable(path, printable, sizeof printable)));
-    set_u64(out, "version", trailer->version);
-    json_object_set_new(out, "lossless", json_boolean(!cws_store_is_lossy(store)));
-    set_totals(out, sum);
-    set_u64(out, "chunks", cws_store_chunk_count(store));
-    set_hash(out, "content_hash", trailer->content_hash);
-    for (size_t i = 0; i < cws_store_tensor_count(store); i++)
-        json_array_append_new(tensors, json_tensor(cws_store_tensor(store, i)));
-    json_object_set_new(out, "tensors", tensors);
-    return out;
-}
-
-json_t *cws_inspect_json_tensor_symbols(const struct cws_store *store, const struct cws_tensor_info *t,
-                                        struct cws_error *err)
+static json_t *json_tensor_symbols(const struct cws_store *store, const struct cws_tensor_info *t, struct cws_error *err)
 {
     struct cws_symbols symbols;
     json_t *out = json_tensor(t);
@@ -140,20 +124,75 @@ json_t *cws_inspect_json_tensor_symbols(const struct cws_store *store, const str
     return out;
 }
 
-int cws_inspect_json_print(json_t *list, const struct cws_inspect_totals *totals)
+/* Its lines behind the first are moved right by `indent`. `open`: without the brace that ends it. Takes the reference; NULL: no memory. */
+static void print_value(struct cws_inspect_json *out, json_t *value, int indent, bool open)
 {
-    json_t *root = json_object();
-    json_object_set(root, totals ? "files" : "tensors", list);
+    char *text = value ? json_dumps(value, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;
+    json_decref(value);
+    if (!text) {
+        out->failed = true;
+        return;
+    }
+    if (open)
+        text[strlen(text) - 2] = '\0';
+    for (char *line = text, *end; line; line = end) {
+        end = strchr(line, '\n');
+        if (end)
+            *end++ = '\0';
+        printf("%*s%s%s", line == text ? 0 : indent, "", line, end ? "\n" : "");
+    }
+    free(text);
+}
+
+static void begin_item(struct cws_inspect_json *out, const char *list)
+{
+    if (out->items++ == 0)
+        printf("{\n  \"%s\": [\n    ", list);
+    else
+        printf(",\n    ");
+}
+
+void cws_inspect_json_store(struct cws_inspect_json *out, const char *path, const struct cws_store *store,
+                            const struct cws_inspect_totals *sum)
+{
+    const struct cws_trailer *trailer = cws_store_trailer(store);
+    size_t count = cws_store_tensor_count(store);
+    json_t *head = json_object();
+    char printable[4096];
+    json_object_set_new(head, "path", json_string(cws_printable(path, printable, sizeof printable)));
+    set_u64(head, "version", trailer->version);
+    json_object_set_new(head, "lossless", json_boolean(!cws_store_is_lossy(store)));
+    set_totals(head, sum);
+    set_u64(head, "chunks", cws_store_chunk_count(store));
+    set_hash(head, "content_hash", trailer->content_hash);
+    begin_item(out, "files");
+    print_value(out, head, 4, /* open */ true);
+    printf(",\n      \"tensors\": [");
+    for (size_t i = 0; i < count; i++) {
+        printf("%s\n        ", i ? "," : "");
+        print_value(out, json_tensor(cws_store_tensor(store, i)), 8, false);
+    }
+    printf("%s]\n    }", count ? "\n      " : "");
+}
+
+void cws_inspect_json_tensor(struct cws_inspect_json *out, const struct cws_store *store, const struct cws_tensor_info *t,
+                             struct cws_error *err)
+{
+    begin_item(out, "tensors");
+    print_value(out, json_tensor_symbols(store, t, err), 4, false);
+}
+
+int cws_inspect_json_end(struct cws_inspect_json *out, const struct cws_inspect_totals *totals)
+{
+    if (!out->items)
+        return 0;
+    printf("\n  ]");
     if (totals) {
         json_t *sum = json_object();
         set_totals(sum, totals);
-        json_object_set_new(root, "totals", sum);
+        printf(",\n  \"totals\": ");
+        print_value(out, sum, 2, false);
     }
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
-    json_decref(root);
-    if (!text)
-        return -1;
-    puts(text);
-    free(text);
-    return 0;
+    printf("\n}\n");
+    return out->failed ? -1 : 0;
 }

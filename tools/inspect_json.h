@@ -3,7 +3,7 @@
 #ifndef CWS_INSPECT_JSON_H
 #define CWS_INSPECT_JSON_H
 #include "../store/store.h"
-#include <jansson.h>
+#include <stdbool.h>
 
 #define CWS_INSPECT_CODECS 5 /* raw, zstd, split, q8, q6 */
 
@@ -21,13 +21,18 @@ void cws_inspect_add(const struct cws_store *store, struct cws_inspect_totals *s
 const char *cws_inspect_codec_label(size_t i);                          /* i < CWS_INSPECT_CODECS; static */
 const char *cws_inspect_codec_name(const struct cws_tensor_info *t);    /* "split", "q8", ...; static */
 
-/* New references; NULL without memory. */
-json_t *cws_inspect_json_store(const char *path, const struct cws_store *store, const struct cws_inspect_totals *sum);
-/* With "symbols": what --tensor shows. Fills err when the tensor cannot be read; the rest is returned all the same. */
-json_t *cws_inspect_json_tensor_symbols(const struct cws_store *store, const struct cws_tensor_info *t,
-                                        struct cws_error *err);
-
-/* Prints {"files": list, "totals": ...} or, without totals, {"tensors": list} on stdout. 0 or -1. */
-int cws_inspect_json_print(json_t *list, const struct cws_inspect_totals *totals);
+/* Prints {"files": [...], "totals": ...}, or {"tensors": [...]}, on stdout, item by item: a store may have millions of tensors. Starts zeroed; nothing
+ * is printed where there is no item. */
+struct cws_inspect_json {
+    size_t items;
+    bool failed;
+};
+void cws_inspect_json_store(struct cws_inspect_json *out, const char *path, const struct cws_store *store,
+                            const struct cws_inspect_totals *sum);
+/* With "symbols": what --tensor shows. Fills err when the tensor cannot be read; the rest is printed all the same. */
+void cws_inspect_json_tensor(struct cws_inspect_json *out, const struct cws_store *store, const struct cws_tensor_info *t,
+                             struct cws_error *err);
+/* totals: NULL after tensors. 0, or -1: there was no memory for some of it. */
+int cws_inspect_json_end(struct cws_inspect_json *out, const struct cws_inspect_totals *totals);
 
 #endif

@@ -2,16 +2,17 @@
 
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct cws_table {
     const char *spec;
-    size_t columns, count, room;
-    char **cells;   /* count of them */
-    bool *rules;    /* per row begun: a rule follows */
+    size_t columns, count;
+    char *text; /* the cells, one NUL-terminated string after the other: a table may have millions */
+    size_t bytes, room;
+    size_t *rules; /* numbers of cells behind which a rule follows */
+    size_t rule_count;
 };
 
 static void out_of_memory(void)
@@ -32,28 +33,34 @@ struct cws_table *cws_table_create(const char *spec)
 
 void cws_table_cell(struct cws_table *t, const char *fmt, ...)
 {
-    if (t->count == t->room) {
-        t->room = t->room ? 2 * t->room : 64;
-        void *cells = realloc(t->cells, t->room * sizeof *t->cells);
-        void *rules = realloc(t->rules, t->room * sizeof *t->rules);
-        if (!cells || !rules)
-            out_of_memory();
-        t->cells = cells;
-        t->rules = rules;
-        memset(t->rules + t->count, 0, (t->room - t->count) * sizeof *t->rules);
-    }
-    va_list args;
+    va_list args, again;
     va_start(args, fmt);
-    if (vasprintf(&t->cells[t->count], fmt, args) < 0)
-        out_of_memory();
+    va_copy(again, args);
+    int n = vsnprintf(t->text ? t->text + t->bytes : NULL, t->room - t->bytes, fmt, args);
+    if (n >= 0 && (size_t)n >= t->room - t->bytes) {
+        size_t room = 2 * t->room + (size_t)n + 256;
+        char *text = realloc(t->text, room);
+        if (!text)
+            out_of_memory();
+        t->text = text;
+        t->room = room;
+        n = vsnprintf(t->text + t->bytes, t->room - t->bytes, fmt, again);
+    }
+    va_end(again);
     va_end(args);
+    if (n < 0)
+        out_of_memory();
+    t->bytes += (size_t)n + 1;
     t->count++;
 }
 
 void cws_table_rule(struct cws_table *t)
 {
-    if (t->count)
-        t->rules[(t->count - 1) / t->columns] = true;
+    size_t *rules = realloc(t->rules, (t->rule_count + 1) * sizeof *rules);
+    if (!rules)
+        out_of_memory();
+    t->rules = rules;
+    t->rules[t->rule_count++] = t->count;
 }
 
 /* Columns on the terminal of UTF-8 text: its characters, as names are rarely wide ones. */
@@ -65,11 +72,11 @@ static size_t text_columns(const char *s)
     return n;
 }
 
-static void print_row(const struct cws_table *t, size_t first, const size_t *widths)
+/* Returns what follows the row. */
+static const char *print_row(const struct cws_table *t, const char *cell, size_t cells, const size_t *widths)
 {
     size_t pending = 0; /* spaces owed before the next character, so that none ends a line */
-    for (size_t c = 0; c < t->columns && first + c < t->count; c++) {
-        const char *cell = t->cells[first + c];
+    for (size_t c = 0; c < cells; c++) {
         size_t pad = widths[c] - text_columns(cell);
         bool right = t->spec[c] == 'r';
         pending += right ? pad : 0;
@@ -78,8 +85,10 @@ static void print_row(const struct cws_table *t, size_t first, const size_t *wid
             pending = 0;
         }
         pending += (right ? 0 : pad) + 2;
+        cell += strlen(cell) + 1;
     }
     putchar('\n');
+    return cell;
 }
 
 void cws_table_print(const struct cws_table *t)
@@ -87,16 +96,22 @@ void cws_table_print(const struct cws_table *t)
     size_t *widths = calloc(t->columns, sizeof *widths), all = 0;
     if (!widths)
         out_of_memory();
+    const char *cell = t->text;
     for (size_t i = 0; i < t->count; i++) {
-        size_t n = text_columns(t->cells[i]);
+        size_t n = text_columns(cell);
         if (n > widths[i % t->columns])
             widths[i % t->columns] = n;
+        cell += strlen(cell) + 1;
     }
     for (size_t c = 0; c < t->columns; c++)
         all += widths[c] + (c ? 2 : 0);
-    for (size_t first = 0; first < t->count; first += t->columns) {
-        print_row(t, first, widths);
-        if (t->rules[first / t->columns]) {
+    cell = t->text;
+    size_t rule = 0;
+    for (size_t done = 0; done < t->count;) {
+        size_t cells = t->count - done < t->columns ? t->count - done : t->columns;
+        cell = print_row(t, cell, cells, widths);
+        done += cells;
+        for (; rule < t->rule_count && t->rules[rule] <= done; rule++) {
             for (size_t i = 0; i < all; i++)
                 putchar('-');
             putchar('\n');
@@ -109,9 +124,7 @@ void cws_table_destroy(struct cws_table *t)
 {
     if (!t)
         return;
-    for (size_t i = 0; i < t->count; i++)
-        free(t->cells[i]);
-    free(t->cells);
+    free(t->text);
     free(t->rules);
     free(t);
 }

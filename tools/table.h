@@ -1,5 +1,5 @@
 /* table.h - aligned columns of text on stdout. The cells are kept until print, which knows the widths.
- * Threads: one. Running out of memory ends the process with a line: the tables are small. */
+ * Threads: one. Running out of memory ends the process with a line. */
 #ifndef CWS_TABLE_H
 #define CWS_TABLE_H
 #include "../store/error.h"
