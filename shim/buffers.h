@@ -24,6 +24,10 @@ enum { CWS_BUFFERS_PARTS = 64 };
 
 ssize_t cws_buffers_run(const struct cws_transfer *t, const struct iovec *parts, int count);
 
+/* Calls call(arg) while the parts, together at most cws_view_hold_max() bytes, are present and stay so. They are let go also when the
+ * thread is cancelled in the call; a jump out of it keeps them until the view ends. 0, or -errno: it was not called. */
+int cws_buffers_while_held(const struct iovec *parts, int count, bool into, void (*call)(void *arg), void *arg);
+
 /* Does any part touch a view? */
 bool cws_buffers_any(const struct iovec *parts, int count);
 

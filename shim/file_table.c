@@ -1,4 +1,5 @@
 #include "file_table.h"
+#include "../uvm/lock.h"
 #include "../uvm/sys.h"
 #include "../uvm/view.h"
 #include "hooks.h"
@@ -18,6 +19,7 @@
 #endif
 
 enum { PAGE_SLOTS = 4096, PAGES = 1024, WINDOW_BYTES = 256 * 1024, CURSOR_DEPTH = 4 };
+enum { PIECE_BYTES = 1 << 20 }; /* of a long read, between two looks for signals: milliseconds */
 
 struct cws_file {
     atomic_uint refs;
@@ -25,9 +27,12 @@ struct cws_file {
     dev_t dev;
     ino_t ino;
     uint64_t bytes;
+    uint64_t serial;             /* no other file of this process has or had it */
     struct cws_file *next, **at; /* all files; table_lock */
 
-    pthread_mutex_t lock; /* a read with its move of the offset, and what follows */
+    /* A read with its move of the offset, and what follows. Held as long as a read takes, so it is waited for outside of any guard
+     * (enter). 0 free, 1 held, 2 held and waited for. */
+    _Atomic uint32_t lock;
     bool failed;          /* the line was written: a program that tries again does not need it again */
     struct cws_store_cursor *cursor;
     uint8_t *window; /* decoded bytes [window_begin, window_end): small reads do not decode a chunk each */
@@ -40,6 +45,7 @@ typedef _Atomic(struct cws_file *) slot_t;
 static _Atomic(slot_t *) pages[PAGES]; /* a page appears with its first store and stays */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER; /* writing slots, pages, the list; taking a reference */
 static struct cws_file *all_files;
+static _Atomic uint32_t unlocked; /* counts the ends of waits for any file's lock: it stays, where a file may go */
 
 static slot_t *slot_at(int fd)
 {
@@ -57,22 +63,21 @@ bool cws_file_lookup(int fd)
 
 static struct cws_file *create(struct cws_shared *shared, const struct stat *st)
 {
+    static _Atomic uint64_t last_serial;
     struct cws_file *f = calloc(1, sizeof *f);
     if (!f)
         return NULL;
     atomic_init(&f->refs, 1);
+    f->serial = atomic_fetch_add_explicit(&last_serial, 1, memory_order_relaxed) + 1;
     f->shared = shared;
     f->dev = st->st_dev;
     f->ino = st->st_ino;
     f->bytes = cws_store_logical_bytes(shared->store);
-    pthread_mutex_init(&f->lock, NULL);
     return f;
 }
 
-void cws_file_put(struct cws_file *f)
+static void destroy(struct cws_file *f)
 {
-    if (!f || atomic_fetch_sub_explicit(&f->refs, 1, memory_order_acq_rel) != 1)
-        return;
     pthread_mutex_lock(&table_lock);
     if (f->at) {
         *f->at = f->next;
@@ -82,9 +87,16 @@ void cws_file_put(struct cws_file *f)
     pthread_mutex_unlock(&table_lock);
     cws_store_cursor_destroy(f->cursor);
     cws_stores_release(f->shared);
-    pthread_mutex_destroy(&f->lock);
     free(f->window);
     free(f);
+}
+
+void cws_file_put(struct cws_file *f)
+{
+    struct cws_guard guard = cws_guard_begin();
+    if (f && atomic_fetch_sub_explicit(&f->refs, 1, memory_order_acq_rel) == 1)
+        destroy(f);
+    cws_guard_end(&guard);
 }
 
 /* Puts a file (its reference goes to the table) or NULL into a slot; the caller drops what was there. */
@@ -129,6 +141,7 @@ struct cws_file *cws_file_get(int fd)
 {
     struct stat st;
     int saved = errno;
+    struct cws_guard guard = cws_guard_begin();
     struct cws_file *f = get_unchecked(fd);
     /* Closed behind our back (by a direct system call, or inside the C library) and used again for something else? A call that fails
      * for another reason tells nothing, and the real bytes must not be shown. */
@@ -137,6 +150,7 @@ struct cws_file *cws_file_get(int fd)
         cws_file_forget(fd);
         f = NULL;
     }
+    cws_guard_end(&guard);
     errno = saved;
     return f;
 }
@@ -146,8 +160,10 @@ void cws_file_forget(int fd)
     struct cws_file *before;
     if (cws_shim_is_borrowed())
         return;
+    struct cws_guard guard = cws_guard_begin();
     if (install(fd, NULL, &before) == 0)
         cws_file_put(before);
+    cws_guard_end(&guard);
 }
 
 void cws_file_forget_range(unsigned first, unsigned last)
@@ -173,15 +189,16 @@ static int cannot_note(const char *path, int code)
 
 int cws_file_share(int from, int to)
 {
-    struct cws_file *before, *f = get_unchecked(from);
-    if (cws_shim_is_borrowed()) {
-        cws_file_put(f);
+    struct cws_file *before;
+    if (cws_shim_is_borrowed())
         return 0;
-    }
+    struct cws_guard guard = cws_guard_begin();
+    struct cws_file *f = get_unchecked(from);
     int code = install(to, f, &before);
     if (code && f)
         cannot_note(cws_store_path(f->shared->store), code);
     cws_file_put(code ? f : before);
+    cws_guard_end(&guard);
     return code;
 }
 
@@ -213,10 +230,14 @@ int cws_file_adopt(int fd, const char *path)
         cws_file_forget(fd);
     if (CWS_REAL(fstat)(fd, &st) != 0) {
         code = cws_stores_cannot_tell(path, errno);
-    } else if (cws_stores_plausible(&st) && !cws_shim_is_borrowed()) {
+    } else if (cws_stores_plausible(&st) && !cws_shim_is_borrowed() && (code = cws_stores_has_front(fd)) < 0) {
+        code = cws_stores_cannot_tell(path, -code);
+    } else if (code > 0) { /* most likely a store: what follows leaves nothing half-done */
+        struct cws_guard guard = cws_guard_begin();
         code = cws_stores_acquire(fd, &st, path, &shared);
         if (code > 0)
             code = track(fd, path, shared, &st);
+        cws_guard_end(&guard);
     }
     errno = saved;
     return code;
@@ -314,22 +335,17 @@ static ssize_t copy_window(const struct cws_file *f, uint64_t at, void *data, si
     return (ssize_t)part;
 }
 
-static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t offset)
+/* At most PIECE_BYTES or so, which lie inside the file. Returns how much was read: less where the pages of a view end, or -errno. */
+static ssize_t read_piece_locked(struct cws_file *f, void *data, size_t bytes, uint64_t offset)
 {
     struct cws_error err = {0};
-    if ((uint64_t)offset >= f->bytes || bytes == 0)
-        return 0;
-    if (bytes > f->bytes - (uint64_t)offset)
-        bytes = f->bytes - (uint64_t)offset;
-    if (bytes > SSIZE_MAX)
-        bytes = SSIZE_MAX;
     bool into_view = cws_view_overlaps(data, bytes);
     int code = into_view ? 0 : check_writable(data, bytes);
     if (!code)
         code = need_cursor_locked(f);
     size_t done = 0;
     while (!code && done < bytes) {
-        uint64_t at = (uint64_t)offset + done;
+        uint64_t at = offset + done;
         size_t rest = bytes - done;
         if (at >= f->window_begin && at < f->window_end) {
             ssize_t part = copy_window(f, at, (char *)data + done, rest, into_view);
@@ -348,7 +364,113 @@ static ssize_t pread_locked(struct cws_file *f, void *data, size_t bytes, off_t 
     return done ? (ssize_t)done : code;
 }
 
-static bool parts_are_valid(const struct iovec *parts, int count)
+/* A read of a descriptor: inside a guard, with a reference and the lock of the file, all of which are given up for a moment when a
+ * signal waits. Its handler may then do what it likes, also leave for good. */
+struct reading {
+    int fd;
+    uint64_t serial;    /* 0: any file */
+    struct cws_file *f; /* NULL: nothing is held */
+    struct cws_guard guard;
+};
+
+static bool try_lock(struct cws_file *f)
+{
+    uint32_t free_word = 0;
+    return atomic_compare_exchange_strong_explicit(&f->lock, &free_word, 1, memory_order_acquire, memory_order_relaxed);
+}
+
+static void unlock(struct cws_file *f)
+{
+    if (atomic_exchange_explicit(&f->lock, 0, memory_order_release) != 2)
+        return;
+    atomic_fetch_add(&unlocked, 1);
+    cws_wake(&unlocked);
+}
+
+/* False: fd is not tracked, or not as the file that it was; nothing is held. */
+static bool enter(struct reading *r)
+{
+    for (;;) {
+        r->guard = cws_guard_begin();
+        uint32_t seen = atomic_load(&unlocked), held = 1;
+        struct cws_file *f = cws_file_get(r->fd);
+        bool same = f && (!r->serial || f->serial == r->serial);
+        bool locked = same && try_lock(f);
+        if (locked) {
+            r->f = f;
+            r->serial = f->serial;
+            return true;
+        }
+        bool wait = same && (atomic_compare_exchange_strong(&f->lock, &held, 2) || held == 2);
+        cws_file_put(f);
+        cws_guard_end(&r->guard);
+        if (!same)
+            return false;
+        if (wait)
+            cws_wait(&unlocked, seen);
+    }
+}
+
+static void leave(struct reading *r)
+{
+    unlock(r->f);
+    cws_file_put(r->f);
+    r->f = NULL;
+    cws_guard_end(&r->guard);
+}
+
+/* Between two pieces. False: the descriptor was closed meanwhile, and nothing is held. */
+static bool let_signals_in(struct reading *r)
+{
+    if (!cws_guard_is_wanted(&r->guard))
+        return true;
+    leave(r);
+    return enter(r);
+}
+
+static size_t piece_of(const struct cws_file *f, uint64_t at, size_t rest)
+{
+    if (rest <= PIECE_BYTES)
+        return rest;
+    uint64_t end = window_of(f, at + PIECE_BYTES); /* or two pieces would decode a chunk each a part of */
+    return end > at ? (size_t)(end - at) : PIECE_BYTES;
+}
+
+static ssize_t read_part(struct reading *r, char *data, size_t bytes, uint64_t offset)
+{
+    if (offset >= r->f->bytes)
+        return 0;
+    if (bytes > r->f->bytes - offset)
+        bytes = r->f->bytes - offset;
+    size_t done = 0;
+    while (done < bytes) {
+        size_t piece = piece_of(r->f, offset + done, bytes - done);
+        ssize_t got = read_piece_locked(r->f, data + done, piece, offset + done);
+        if (got < 0)
+            return done ? (ssize_t)done : got;
+        done += (size_t)got;
+        if ((size_t)got < piece || !let_signals_in(r))
+            break;
+    }
+    return (ssize_t)done;
+}
+
+static ssize_t read_parts(struct reading *r, const struct iovec *parts, int count, uint64_t offset)
+{
+    size_t total = 0;
+    for (int i = 0; r->f && i < count; i++) {
+        ssize_t got = read_part(r, parts[i].iov_base, parts[i].iov_len, offset + total);
+        if (got < 0)
+            return total ? (ssize_t)total : got;
+        total += (size_t)got;
+        if ((size_t)got < parts[i].iov_len)
+            break;
+    }
+    return (ssize_t)total;
+}
+
+/* Outside of a guard, because the list may lie in a view. */
+static bool parts_are_valid(const struct iovec *parts, int count, size_t *out_total)
 {
     size_t total = 0;
     if (count < 0 || count > IOV_MAX)
@@ -356,42 +478,58 @@ static bool parts_are_valid(const struct iovec *parts, int count)
     for (int i = 0; i < count; i++)
         if (parts[i].iov_len > SSIZE_MAX || (total += parts[i].iov_len) > SSIZE_MAX)
             return false;
+    *out_total = total;
     return true;
 }
 
-static ssize_t preadv_locked(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
+bool cws_file_preadv(int fd, const struct iovec *parts, int count, off_t offset, ssize_t *out_got)
 {
-    ssize_t total = offset >= 0 && parts_are_valid(parts, count) ? 0 : -EINVAL;
-    for (int i = 0; total >= 0 && i < count; i++) {
-        ssize_t got = pread_locked(f, parts[i].iov_base, parts[i].iov_len, offset + total);
-        if (got < 0)
-            return total ? total : got;
-        total += got;
-        if ((size_t)got < parts[i].iov_len)
-            break;
-    }
-    return total;
+    struct reading r = {.fd = fd};
+    size_t total;
+    pthread_testcancel(); /* as any read */
+    bool valid = offset >= 0 && parts_are_valid(parts, count, &total);
+    if (!enter(&r))
+        return false;
+    *out_got = valid ? read_parts(&r, parts, count, (uint64_t)offset) : -EINVAL;
+    if (r.f)
+        leave(&r);
+    return true;
 }
 
-ssize_t cws_file_preadv(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
+/* The offset moves first, by what the read will give: what comes between two pieces (another thread, a handler) finds it as behind
+ * the whole read, and goes on there. What could not be read is given back, if nobody did. */
+static ssize_t readv_entered(struct reading *r, const struct iovec *parts, int count, size_t total)
 {
-    pthread_mutex_lock(&f->lock);
-    ssize_t got = preadv_locked(f, parts, count, offset);
-    pthread_mutex_unlock(&f->lock);
+    off_t at = CWS_REAL(lseek)(r->fd, 0, SEEK_CUR);
+    if (at < 0)
+        return -errno;
+    uint64_t rest = (uint64_t)at < r->f->bytes ? r->f->bytes - (uint64_t)at : 0;
+    size_t taken = total < rest ? total : (size_t)rest;
+    if (taken == 0)
+        return 0;
+    if (CWS_REAL(lseek)(r->fd, at + (off_t)taken, SEEK_SET) < 0)
+        return -errno;
+    ssize_t got = read_parts(r, parts, count, (uint64_t)at);
+    size_t moved = got > 0 ? (size_t)got : 0;
+    if (moved < taken && r->f && CWS_REAL(lseek)(r->fd, 0, SEEK_CUR) == at + (off_t)taken)
+        CWS_REAL(lseek)(r->fd, at + (off_t)moved, SEEK_SET);
     return got;
 }
 
-ssize_t cws_file_readv(struct cws_file *f, int fd, const struct iovec *parts, int count)
+bool cws_file_readv(int fd, const struct iovec *parts, int count, ssize_t *out_got)
 {
+    struct reading r = {.fd = fd};
+    size_t total;
     int saved = errno;
-    pthread_mutex_lock(&f->lock);
-    off_t at = CWS_REAL(lseek)(fd, 0, SEEK_CUR);
-    ssize_t got = at < 0 ? -errno : preadv_locked(f, parts, count, at);
-    if (got > 0 && CWS_REAL(lseek)(fd, at + got, SEEK_SET) < 0)
-        got = -errno;
-    pthread_mutex_unlock(&f->lock);
+    pthread_testcancel();
+    bool valid = parts_are_valid(parts, count, &total);
+    if (!enter(&r))
+        return false;
+    *out_got = valid ? readv_entered(&r, parts, count, total) : -EINVAL;
+    if (r.f)
+        leave(&r);
     errno = saved;
-    return got;
+    return true;
 }
 
 static off_t seek_locked(const struct cws_file *f, int fd, off_t offset, int whence)
@@ -418,44 +556,52 @@ static off_t seek_locked(const struct cws_file *f, int fd, off_t offset, int whe
     return at < 0 ? -errno : at;
 }
 
-off_t cws_file_seek(struct cws_file *f, int fd, off_t offset, int whence)
+bool cws_file_seek(int fd, off_t offset, int whence, off_t *out_at)
 {
+    struct reading r = {.fd = fd};
     int saved = errno;
-    pthread_mutex_lock(&f->lock);
-    off_t at = seek_locked(f, fd, offset, whence);
-    pthread_mutex_unlock(&f->lock);
+    if (!enter(&r))
+        return false;
+    *out_at = seek_locked(r.f, fd, offset, whence);
+    leave(&r);
     errno = saved;
-    return at;
+    return true;
 }
 
 /* --- fork -------------------------------------------------------------------------------------- */
 
+static struct cws_guard fork_guard; /* of the thread that forks; table_lock */
+
 void cws_files_fork_prepare(void)
 {
+    struct cws_guard guard = cws_guard_begin();
     pthread_mutex_lock(&table_lock);
+    fork_guard = guard;
     cws_stores_fork_prepare();
 }
 
-void cws_files_fork_parent(void)
+static void fork_done(void)
 {
+    struct cws_guard guard = fork_guard;
     cws_stores_fork_done();
     pthread_mutex_unlock(&table_lock);
+    cws_guard_end(&guard);
 }
+
+void cws_files_fork_parent(void) { fork_done(); }
 
 void cws_files_fork_child(void)
 {
-    cws_stores_fork_done();
     for (struct cws_file *f = all_files; f; f = f->next) {
-        if (pthread_mutex_trylock(&f->lock) == 0) {
+        if (try_lock(f)) {
             if (f->cursor)
                 cws_store_cursor_after_fork(f->cursor);
-            pthread_mutex_unlock(&f->lock);
         } else { /* a thread that does not exist here was reading: what it held is in no known state, and is left alone */
-            pthread_mutex_init(&f->lock, NULL);
             f->cursor = NULL;
             f->window = NULL;
             f->window_begin = f->window_end = 0;
         }
+        atomic_store(&f->lock, 0);
     }
-    pthread_mutex_unlock(&table_lock);
+    fork_done();
 }

@@ -1,11 +1,13 @@
 /* hook_buffers.c - calls that write out of, or receive into, the memory of views. */
 #include "buffers.h"
+#include "../store/guard.h"
 #include "hooks.h"
 #include "shim.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -59,24 +61,58 @@ static void cut_piece(struct piece *p, const struct iovec *parts, int count, siz
     }
 }
 
-static void unhold(const struct piece *p, int count)
+struct held {
+    const struct iovec *parts;
+    int count; /* of parts that are held */
+};
+
+static void unhold(void *arg)
 {
+    struct held *h = arg;
     int saved = errno;
-    for (int i = 0; i < count; i++)
-        cws_view_unhold(p->parts[i].iov_base, p->parts[i].iov_len);
+    struct cws_guard guard = cws_guard_begin();
+    while (h->count) {
+        h->count--;
+        cws_view_unhold(h->parts[h->count].iov_base, h->parts[h->count].iov_len);
+    }
+    cws_guard_end(&guard);
     errno = saved;
 }
 
-static int hold(const struct piece *p, bool into)
+static int hold(struct held *h, int count, bool into)
 {
-    for (int i = 0; i < p->count; i++) {
-        int code = cws_view_hold(p->parts[i].iov_base, p->parts[i].iov_len, into, NULL);
-        if (code) {
-            unhold(p, i);
-            return -cws_shim_errno(code);
-        }
-    }
-    return 0;
+    int code = 0;
+    struct cws_guard guard = cws_guard_begin();
+    for (; !code && h->count < count; h->count += !code)
+        code = cws_view_hold(h->parts[h->count].iov_base, h->parts[h->count].iov_len, into, NULL);
+    cws_guard_end(&guard);
+    return code ? -cws_shim_errno(code) : 0;
+}
+
+int cws_buffers_while_held(const struct iovec *parts, int count, bool into, void (*call)(void *arg), void *arg)
+{
+    struct held h = {.parts = parts};
+    int code;
+    pthread_cleanup_push(unhold, &h); /* the call may be a cancellation point */
+    code = hold(&h, count, into);
+    if (!code)
+        call(arg);
+    unhold(&h);
+    pthread_cleanup_pop(0);
+    return code;
+}
+
+struct running {
+    const struct cws_transfer *t;
+    const struct piece *p;
+    size_t done;
+    ssize_t result;
+};
+
+static void call_piece(void *arg)
+{
+    struct running *r = arg;
+    r->result = r->t->call(r->t, r->p->parts, r->p->count, r->done);
 }
 
 ssize_t cws_buffers_run(const struct cws_transfer *t, const struct iovec *parts, int count)
@@ -92,13 +128,13 @@ ssize_t cws_buffers_run(const struct cws_transfer *t, const struct iovec *parts,
             errno = EMSGSIZE;
             return -1;
         }
-        int code = hold(&p, t->into);
+        struct running r = {.t = t, .p = &p, .done = done};
+        int code = cws_buffers_while_held(p.parts, p.count, t->into, call_piece, &r);
         if (code) {
             errno = done ? saved : -code;
             return done ? (ssize_t)done : -1;
         }
-        ssize_t n = t->call(t, p.parts, p.count, done);
-        unhold(&p, p.count);
+        ssize_t n = r.result;
         if (n < 0) {
             if (!done)
                 return -1;

@@ -87,32 +87,52 @@ static int map_store(struct cws_file *f, void *addr, size_t len, int prot, int f
         code = map_with_tail(f, addr, len, prot, flags, offset, out);
     else
         code = map_view(f, addr, len, prot, flags, offset, out);
-    if (!code) {
-        cws_signal_refresh();
-        cws_signal_unblock();
-    }
     return code;
+}
+
+/* False: the descriptor is no store's (any more). */
+static bool map_tracked(void *addr, size_t len, int prot, int flags, int fd, off_t offset, void **out)
+{
+    int saved = errno, code = 0;
+    struct cws_guard guard = cws_guard_begin();
+    struct cws_file *f = cws_file_get(fd);
+    *out = MAP_FAILED;
+    if (f)
+        code = map_store(f, addr, len, prot, flags, offset, out);
+    cws_file_put(f);
+    cws_guard_end(&guard);
+    if (f && !code) {
+        cws_signal_refresh();
+        cws_signal_unblock(); /* behind the guard, which puts the mask back */
+    }
+    if (code)
+        *out = MAP_FAILED;
+    errno = code ? -code : saved;
+    return f != NULL;
+}
+
+/* What was to be mapped over a view could not be: the range is free, as after munmap. */
+static void free_unused(void *addr, size_t len, bool unused)
+{
+    int saved = errno;
+    if (unused)
+        CWS_REAL(munmap)(addr, len);
+    errno = saved;
 }
 
 void *cws_hook_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
-    if (!(flags & MAP_ANONYMOUS) && cws_file_is_tracked(fd)) {
-        struct cws_file *f = cws_file_get(fd);
-        if (f) {
-            int saved = errno;
-            void *view = MAP_FAILED;
-            int code = map_store(f, addr, len, prot, flags, offset, &view);
-            cws_file_put(f);
-            errno = code ? -code : saved;
-            return code ? MAP_FAILED : view;
-        }
-    }
-    if ((flags & MAP_FIXED) && CWS_UNLIKELY(cws_view_overlaps(addr, len))) {
-        int code = cws_view_munmap(addr, round_up(len)); /* what lay there ends */
-        if (code)
-            return (void *)(long)result_of(code);
-    }
-    return CWS_REAL(mmap)(addr, len, prot, flags, fd, offset);
+    void *at;
+    if (!(flags & MAP_ANONYMOUS) && cws_file_is_tracked(fd) && map_tracked(addr, len, prot, flags, fd, offset, &at))
+        return at;
+    if (!(flags & MAP_FIXED) || !CWS_UNLIKELY(cws_view_overlaps(addr, len)))
+        return CWS_REAL(mmap)(addr, len, prot, flags, fd, offset);
+    struct cws_guard guard = cws_guard_begin();
+    int code = cws_view_reserve(addr, round_up(len)); /* what lay there ends */
+    at = code ? (void *)(long)result_of(code) : CWS_REAL(mmap)(addr, len, prot, flags, fd, offset);
+    free_unused(addr, len, at == MAP_FAILED && !code);
+    cws_guard_end(&guard);
+    return at;
 }
 CWS_SAME(mmap64, mmap);
 
@@ -120,9 +140,11 @@ int cws_hook_munmap(void *addr, size_t len)
 {
     if (!CWS_UNLIKELY(cws_view_overlaps(addr, len)))
         return CWS_REAL(munmap)(addr, len);
+    struct cws_guard guard = cws_guard_begin();
     int code = cws_view_munmap(addr, len);
     if (code == 0 && !cws_view_any())
         cws_stores_drop_unmapped();
+    cws_guard_end(&guard);
     return result_of(code);
 }
 
@@ -140,12 +162,14 @@ void *cws_hook_mremap(void *addr, size_t old_len, size_t new_len, int flags, ...
         int code = cws_view_remap(addr, old_len, new_len, flags, &moved);
         return code ? (void *)(long)result_of(code) : moved;
     }
-    if ((flags & MREMAP_FIXED) && CWS_UNLIKELY(cws_view_overlaps(to, new_len))) {
-        int code = cws_view_munmap(to, round_up(new_len));
-        if (code)
-            return (void *)(long)result_of(code);
-    }
-    return CWS_REAL(mremap)(addr, old_len, new_len, flags, to);
+    if (!(flags & MREMAP_FIXED) || !CWS_UNLIKELY(cws_view_overlaps(to, new_len)))
+        return CWS_REAL(mremap)(addr, old_len, new_len, flags, to);
+    struct cws_guard guard = cws_guard_begin();
+    int code = cws_view_reserve(to, round_up(new_len));
+    void *at = code ? (void *)(long)result_of(code) : CWS_REAL(mremap)(addr, old_len, new_len, flags, to);
+    free_unused(to, new_len, at == MAP_FAILED && !code);
+    cws_guard_end(&guard);
+    return at;
 }
 
 int cws_hook_mprotect(void *addr, size_t len, int prot)

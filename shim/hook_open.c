@@ -4,10 +4,12 @@
 #include "file_table.h"
 #include "hooks.h"
 #include "shim.h"
+#include "../store/guard.h"
 #include "../store/own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <unistd.h>
 
@@ -19,6 +21,14 @@ static int fail(int code)
 
 /* The mode argument exists only with these flags. */
 static bool takes_mode(int flags) { return (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE; }
+
+/* Also of a thread that is being cancelled. */
+static void close_for_sure(int fd)
+{
+    struct cws_guard guard = cws_guard_begin();
+    CWS_REAL(close)(fd);
+    cws_guard_end(&guard);
+}
 
 /* What was opened, looked at: fd, or -1 with errno, fd closed then. */
 static int opened(int fd, const char *path, int flags)
@@ -35,7 +45,7 @@ static int opened(int fd, const char *path, int flags)
             code = cws_stores_check_writable(fd, path);
     }
     if (code < 0) {
-        CWS_REAL(close)(fd);
+        close_for_sure(fd);
         return fail(code);
     }
     return fd;
@@ -126,13 +136,18 @@ int cws_hook_close(int fd)
 {
     if (is_guarded(fd))
         return fail(-EBADF);
-    if (cws_file_is_tracked(fd))
-        cws_file_forget(fd);
-    return CWS_REAL(close)(fd);
+    if (!cws_file_is_tracked(fd))
+        return CWS_REAL(close)(fd);
+    pthread_testcancel(); /* as any close, but not between the two: the descriptor would stay open and show raw bytes */
+    struct cws_guard guard = cws_guard_begin();
+    cws_file_forget(fd);
+    int result = CWS_REAL(close)(fd);
+    cws_guard_end(&guard);
+    return result;
 }
 CWS_SAME(__close, close);
 
-int cws_hook_close_range(unsigned first, unsigned last, int flags)
+static int close_range_but_ours(unsigned first, unsigned last, int flags)
 {
     if (cws_files_any() && !(flags & CLOSE_RANGE_CLOEXEC) && first <= last)
         cws_file_forget_range(first, last);
@@ -148,14 +163,24 @@ int cws_hook_close_range(unsigned first, unsigned last, int flags)
     return CWS_REAL(close_range)(first, last, flags);
 }
 
+int cws_hook_close_range(unsigned first, unsigned last, int flags)
+{
+    struct cws_guard guard = cws_guard_begin();
+    int result = close_range_but_ours(first, last, flags);
+    cws_guard_end(&guard);
+    return result;
+}
+
 void cws_hook_closefrom(int first)
 {
+    struct cws_guard guard = cws_guard_begin();
     if (cws_files_any())
         cws_file_forget_range(first < 0 ? 0 : (unsigned)first, ~0u);
     if (cws_own_fd_next(first) >= 0 && !cws_shim_is_borrowed())
-        cws_hook_close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);
+        close_range_but_ours(first < 0 ? 0 : (unsigned)first, ~0u, 0);
     else
         CWS_REAL(closefrom)(first);
+    cws_guard_end(&guard);
 }
 
 /* --- duplicating ------------------------------------------------------------------------------- */
@@ -166,21 +191,49 @@ static int duplicated(int from, int to)
         return to;
     int code = cws_file_share(from, to);
     if (code) {
-        CWS_REAL(close)(to);
+        close_for_sure(to);
         return fail(code);
     }
     return to;
 }
 
-int cws_hook_dup(int fd) { return duplicated(fd, CWS_REAL(dup)(fd)); }
+/* Does one of the two stand for a store? Then a duplicate is made and noted in one guard; otherwise there is most likely nothing to note. */
+static bool is_any_tracked(int from, int to) { return cws_files_any() && (cws_file_is_tracked(from) || cws_file_is_tracked(to)); }
+
+int cws_hook_dup(int fd)
+{
+    if (!is_any_tracked(fd, -1))
+        return duplicated(fd, CWS_REAL(dup)(fd));
+    struct cws_guard guard = cws_guard_begin();
+    int to = duplicated(fd, CWS_REAL(dup)(fd));
+    cws_guard_end(&guard);
+    return to;
+}
 
 /* EBUSY is what dup2 may give for a number that is about to be open: the program must take another. */
-int cws_hook_dup2(int from, int to) { return is_guarded(to) ? fail(-EBUSY) : duplicated(from, CWS_REAL(dup2)(from, to)); }
+int cws_hook_dup2(int from, int to)
+{
+    if (is_guarded(to))
+        return fail(-EBUSY);
+    if (!is_any_tracked(from, to))
+        return duplicated(from, CWS_REAL(dup2)(from, to));
+    struct cws_guard guard = cws_guard_begin();
+    int result = duplicated(from, CWS_REAL(dup2)(from, to));
+    cws_guard_end(&guard);
+    return result;
+}
 CWS_SAME(__dup2, dup2);
 
 int cws_hook_dup3(int from, int to, int flags)
 {
-    return is_guarded(to) ? fail(-EBUSY) : duplicated(from, CWS_REAL(dup3)(from, to, flags));
+    if (is_guarded(to))
+        return fail(-EBUSY);
+    if (!is_any_tracked(from, to))
+        return duplicated(from, CWS_REAL(dup3)(from, to, flags));
+    struct cws_guard guard = cws_guard_begin();
+    int result = duplicated(from, CWS_REAL(dup3)(from, to, flags));
+    cws_guard_end(&guard);
+    return result;
 }
 
 int cws_hook_fcntl(int fd, int command, ...)
@@ -189,8 +242,14 @@ int cws_hook_fcntl(int fd, int command, ...)
     va_start(arguments, command);
     void *argument = va_arg(arguments, void *); /* as the C library does: one register, whatever the type */
     va_end(arguments);
-    int result = CWS_REAL(fcntl)(fd, command, argument);
-    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result;
+    if (command != F_DUPFD && command != F_DUPFD_CLOEXEC)
+        return CWS_REAL(fcntl)(fd, command, argument);
+    if (!is_any_tracked(fd, -1))
+        return duplicated(fd, CWS_REAL(fcntl)(fd, command, argument));
+    struct cws_guard guard = cws_guard_begin();
+    int to = duplicated(fd, CWS_REAL(fcntl)(fd, command, argument));
+    cws_guard_end(&guard);
+    return to;
 }
 CWS_SAME(fcntl64, fcntl);
 CWS_SAME(__fcntl, fcntl);

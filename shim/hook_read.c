@@ -50,33 +50,46 @@ static ssize_t read_held(struct cws_transfer t, const struct iovec *parts, int c
     return cws_buffers_run(&t, parts, count);
 }
 
-/* --- from stores; each ends the use of f --------------------------------------------------------- */
+/* --- from stores: true, and *out is the result with errno; false: the descriptor is no store's, the call is passed on ------------ */
 
-static ssize_t read_store(struct cws_file *f, int fd, const struct iovec *parts, int count)
+static bool read_store(int fd, const struct iovec *parts, int count, ssize_t *out)
 {
-    ssize_t got = cws_file_readv(f, fd, parts, count);
-    cws_file_put(f);
-    return result_of(got);
+    if (!cws_file_is_tracked(fd) || !cws_file_readv(fd, parts, count, out))
+        return false;
+    *out = result_of(*out);
+    return true;
 }
 
-static ssize_t pread_store(struct cws_file *f, const struct iovec *parts, int count, off_t offset)
+static bool pread_store(int fd, const struct iovec *parts, int count, off_t offset, ssize_t *out)
 {
-    ssize_t got = cws_file_preadv(f, parts, count, offset);
+    if (!cws_file_is_tracked(fd) || !cws_file_preadv(fd, parts, count, offset, out))
+        return false;
+    *out = result_of(*out);
+    return true;
+}
+
+/* Is fd a store? Then errno says why the call cannot be had. */
+static bool refused(int fd, int why)
+{
+    if (!cws_file_is_tracked(fd))
+        return false;
+    struct cws_guard guard = cws_guard_begin();
+    struct cws_file *f = cws_file_get(fd);
     cws_file_put(f);
-    return result_of(got);
+    cws_guard_end(&guard);
+    if (f)
+        errno = why;
+    return f != NULL;
 }
 
 /* --- read -------------------------------------------------------------------------------------- */
 
-/* The file of a tracked descriptor; NULL passes the call on. */
-static struct cws_file *store_of(int fd) { return cws_file_is_tracked(fd) ? cws_file_get(fd) : NULL; }
-
 ssize_t cws_hook_read(int fd, void *data, size_t bytes)
 {
-    struct cws_file *f = store_of(fd);
     struct iovec part = {data, bytes};
-    if (f)
-        return read_store(f, fd, &part, 1);
+    ssize_t got;
+    if (read_store(fd, &part, 1, &got))
+        return got;
     if (!CWS_UNLIKELY(cws_view_overlaps(data, bytes)))
         return CWS_REAL(read)(fd, data, bytes);
     return read_held((struct cws_transfer){.call = call_read, .fd = fd}, &part, 1);
@@ -90,10 +103,10 @@ ssize_t cws_hook___read_chk(int fd, void *data, size_t bytes, size_t room)
 
 ssize_t cws_hook_pread(int fd, void *data, size_t bytes, off_t offset)
 {
-    struct cws_file *f = store_of(fd);
     struct iovec part = {data, bytes};
-    if (f)
-        return pread_store(f, &part, 1, offset);
+    ssize_t got;
+    if (pread_store(fd, &part, 1, offset, &got))
+        return got;
     if (!CWS_UNLIKELY(cws_view_overlaps(data, bytes)))
         return CWS_REAL(pread)(fd, data, bytes, offset);
     return read_held((struct cws_transfer){.call = call_pread, .fd = fd, .offset = offset}, &part, 1);
@@ -109,9 +122,9 @@ CWS_SAME(__pread64_chk, __pread_chk);
 
 ssize_t cws_hook_readv(int fd, const struct iovec *parts, int count)
 {
-    struct cws_file *f = store_of(fd);
-    if (f)
-        return read_store(f, fd, parts, count);
+    ssize_t got;
+    if (read_store(fd, parts, count, &got))
+        return got;
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(readv)(fd, parts, count);
     return read_held((struct cws_transfer){.call = call_read, .fd = fd}, parts, count);
@@ -119,9 +132,9 @@ ssize_t cws_hook_readv(int fd, const struct iovec *parts, int count)
 
 ssize_t cws_hook_preadv(int fd, const struct iovec *parts, int count, off_t offset)
 {
-    struct cws_file *f = store_of(fd);
-    if (f)
-        return pread_store(f, parts, count, offset);
+    ssize_t got;
+    if (pread_store(fd, parts, count, offset, &got))
+        return got;
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(preadv)(fd, parts, count, offset);
     return read_held((struct cws_transfer){.call = call_pread, .fd = fd, .offset = offset}, parts, count);
@@ -130,13 +143,11 @@ CWS_SAME(preadv64, preadv);
 
 ssize_t cws_hook_preadv2(int fd, const struct iovec *parts, int count, off_t offset, int flags)
 {
-    struct cws_file *f = store_of(fd);
-    if (f && (flags & ~RWF_HIPRI)) { /* flags are hints, but for RWF_NOWAIT, which a store never satisfies */
-        cws_file_put(f);
-        return result_of(-EOPNOTSUPP);
-    }
-    if (f)
-        return offset == -1 ? read_store(f, fd, parts, count) : pread_store(f, parts, count, offset);
+    ssize_t got;
+    if ((flags & ~RWF_HIPRI) && refused(fd, EOPNOTSUPP)) /* flags are hints, but for RWF_NOWAIT, which a store never satisfies */
+        return -1;
+    if (offset == -1 ? read_store(fd, parts, count, &got) : pread_store(fd, parts, count, offset, &got))
+        return got;
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(preadv2)(fd, parts, count, offset, flags);
     return read_held((struct cws_transfer){.call = call_preadv2, .fd = fd, .offset = offset, .flags = flags}, parts, count);
@@ -145,11 +156,9 @@ CWS_SAME(preadv64v2, preadv2);
 
 off_t cws_hook_lseek(int fd, off_t offset, int whence)
 {
-    struct cws_file *f = store_of(fd);
-    if (!f)
+    off_t at;
+    if (!cws_file_is_tracked(fd) || !cws_file_seek(fd, offset, whence, &at))
         return CWS_REAL(lseek)(fd, offset, whence);
-    off_t at = cws_file_seek(f, fd, offset, whence);
-    cws_file_put(f);
     return result_of(at);
 }
 CWS_SAME(lseek64, lseek);
@@ -157,17 +166,6 @@ CWS_SAME(__lseek, lseek);
 CWS_SAME(llseek, lseek);
 
 /* --- what a store does not offer --------------------------------------------------------------- */
-
-/* Is fd a store? Then errno says why the call cannot be had. */
-static bool refused(int fd, int why)
-{
-    struct cws_file *f = store_of(fd);
-    if (!f)
-        return false;
-    cws_file_put(f);
-    errno = why;
-    return true;
-}
 
 ssize_t cws_hook_sendfile(int to, int from, off_t *offset, size_t bytes)
 {
@@ -189,9 +187,11 @@ static int ioctl_on_store(int fd, unsigned long request, void *argument)
 {
     switch (request) {
     case FIONREAD: {
+        struct cws_guard guard = cws_guard_begin();
         struct cws_file *f = cws_file_get(fd);
-        off_t rest = f ? (off_t)cws_file_bytes(f) - cws_file_seek(f, fd, 0, SEEK_CUR) : 0;
+        off_t rest = f ? (off_t)cws_file_bytes(f) - CWS_REAL(lseek)(fd, 0, SEEK_CUR) : 0;
         cws_file_put(f);
+        cws_guard_end(&guard);
         *(int *)argument = rest > INT32_MAX ? INT32_MAX : rest > 0 ? (int)rest : 0;
         return 0;
     }

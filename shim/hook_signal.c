@@ -30,20 +30,19 @@ void cws_hook_signal_entry(int signo, siginfo_t *info, void *context) __attribut
 
 static int index_of(int signo) { return signo == SIGSEGV ? 0 : signo == SIGBUS ? 1 : -1; }
 
-/* Writers: one at a time, with every signal blocked, so that none waits for a thread it has interrupted. */
-static void write_begin(sigset_t *saved)
+/* Writers: one at a time, with every signal blocked, also that of a cancellation, so that none waits for a thread it has interrupted. */
+static struct cws_signal_mask write_begin(void)
 {
-    sigset_t all;
-    sigfillset(&all);
-    CWS_REAL(pthread_sigmask)(SIG_BLOCK, &all, saved);
+    struct cws_signal_mask saved = cws_signals_block();
     while (atomic_flag_test_and_set_explicit(&writing, memory_order_acquire))
         ;
+    return saved;
 }
 
-static void write_end(const sigset_t *saved)
+static void write_end(struct cws_signal_mask saved)
 {
     atomic_flag_clear_explicit(&writing, memory_order_release);
-    CWS_REAL(pthread_sigmask)(SIG_SETMASK, saved, NULL);
+    cws_signals_restore(saved);
 }
 
 static void set_action(int which, const struct sigaction *action)
@@ -104,13 +103,12 @@ struct reset {
 static void reset_action(void *arg)
 {
     struct reset *r = arg;
-    sigset_t saved;
     struct sigaction none = {.sa_handler = SIG_DFL};
-    write_begin(&saved);
+    struct cws_signal_mask saved = write_begin();
     set_action(r->which, &none);
     if (needs_other_flags(&none, &r->action))
         (void)install_ours(r->which, &none);
-    write_end(&saved);
+    write_end(saved);
 }
 
 /* What the kernel would have done but for us; what it does by itself once the signal comes again is {0}. */
@@ -158,11 +156,10 @@ void cws_signal_unblock(void)
 
 void cws_signal_refresh(void)
 {
-    sigset_t saved;
     int saved_errno = errno;
     if (atomic_load_explicit(&installed, memory_order_acquire) || !cws_view_needs_signal())
         return;
-    write_begin(&saved);
+    struct cws_signal_mask saved = write_begin();
     if (!atomic_load_explicit(&installed, memory_order_relaxed)) {
         for (int i = 0; i < CHAINED; i++) {
             struct sigaction program = {.sa_handler = SIG_DFL};
@@ -172,7 +169,7 @@ void cws_signal_refresh(void)
         }
         atomic_store_explicit(&installed, true, memory_order_release);
     }
-    write_end(&saved);
+    write_end(saved);
     errno = saved_errno;
 }
 
@@ -180,13 +177,12 @@ void cws_signal_refresh(void)
 
 int cws_hook_sigaction(int signo, const struct sigaction *action, struct sigaction *previous)
 {
-    sigset_t saved;
     int which = index_of(signo);
     if (which < 0 || !cws_shim_pager_started())
         return CWS_REAL(sigaction)(signo, action, previous);
     int result = 0;
     struct sigaction before;
-    write_begin(&saved); /* not between our look at `installed` and what follows from it */
+    struct cws_signal_mask saved = write_begin(); /* not between our look at `installed` and what follows from it */
     if (!atomic_load_explicit(&installed, memory_order_relaxed)) {
         result = CWS_REAL(sigaction)(signo, action, previous);
     } else {
@@ -198,7 +194,7 @@ int cws_hook_sigaction(int signo, const struct sigaction *action, struct sigacti
         if (previous)
             *previous = before;
     }
-    write_end(&saved);
+    write_end(saved);
     return result;
 }
 CWS_SAME(__sigaction, sigaction);

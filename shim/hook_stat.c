@@ -44,10 +44,13 @@ static int after_path(int result, int dir, const char *path, struct stat *st, in
 static int after_fd(int result, int fd, struct stat *st)
 {
     if (result == 0 && cws_file_is_tracked(fd)) {
+        struct cws_guard guard = cws_guard_begin();
         struct cws_file *f = cws_file_get(fd);
-        if (f)
-            show(st, cws_file_bytes(f));
+        uint64_t bytes = f ? cws_file_bytes(f) : 0; /* of no store it is 0 */
         cws_file_put(f);
+        cws_guard_end(&guard);
+        if (bytes) /* outside: st may lie in a view */
+            show(st, bytes);
     }
     return result;
 }

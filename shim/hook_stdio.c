@@ -1,6 +1,7 @@
 /* hook_stdio.c - FILE on a store. Its buffer is filled inside the C library, behind our hooks, so a store gets a FILE of
  * fopencookie's with our reads below it. Such a FILE has no descriptor as far as the C library knows; fileno() is ours, too. */
 #include "../uvm/view.h"
+#include "buffers.h"
 #include "file_table.h"
 #include "hooks.h"
 #include "shim.h"
@@ -70,8 +71,11 @@ static int stream_close(void *cookie)
 {
     struct stream *s = cookie;
     int fd = s->fd;
+    struct cws_guard guard = cws_guard_begin();
     release(s);
-    return cws_hook_close(fd);
+    int result = cws_hook_close(fd);
+    cws_guard_end(&guard);
+    return result;
 }
 
 /* A FILE that owns the tracked descriptor, or NULL with errno; the descriptor is the caller's still then. */
@@ -111,7 +115,8 @@ static FILE *exchange(FILE *file, const char *mode)
     return ours;
 }
 
-static FILE *opened(FILE *file, const char *path, const char *mode)
+/* Inside a guard. */
+static FILE *look_at(FILE *file, const char *path, const char *mode)
 {
     int fd = CWS_REAL(fileno)(file), code = 0;
     if (is_for_reading(mode)) {
@@ -130,6 +135,14 @@ static FILE *opened(FILE *file, const char *path, const char *mode)
         return NULL;
     }
     return file;
+}
+
+static FILE *opened(FILE *file, const char *path, const char *mode)
+{
+    struct cws_guard guard = cws_guard_begin();
+    FILE *shown = look_at(file, path, mode);
+    cws_guard_end(&guard);
+    return shown;
 }
 
 static bool spared(const char *path, const char *mode)
@@ -163,6 +176,7 @@ FILE *cws_hook_freopen(const char *path, const char *mode, FILE *file)
     FILE *again = CWS_REAL(freopen)(path, mode, file);
     if (!again)
         return NULL;
+    struct cws_guard guard = cws_guard_begin();
     int fd = CWS_REAL(fileno)(again);
     int code = is_for_reading(mode) ? cws_file_adopt(fd, path) : mode[0] != 'w' ? cws_stores_check_writable(fd, path) : 0;
     if (code > 0) {
@@ -170,12 +184,13 @@ FILE *cws_hook_freopen(const char *path, const char *mode, FILE *file)
         cws_shim_say("%s: freopen cannot show a packed model; use fopen", path);
         code = -EOPNOTSUPP;
     }
-    if (code) {
+    if (code)
         fclose(again);
-        errno = -code;
-        return NULL;
-    }
-    return again;
+    cws_guard_end(&guard);
+    if (!code)
+        return again;
+    errno = -code;
+    return NULL;
 }
 CWS_SAME(freopen64, freopen);
 
@@ -183,7 +198,10 @@ FILE *cws_hook_fdopen(int fd, const char *mode)
 {
     if (!cws_file_is_tracked(fd) || !is_for_reading(mode))
         return CWS_REAL(fdopen)(fd, mode);
-    return stream_on(fd);
+    struct cws_guard guard = cws_guard_begin();
+    FILE *file = stream_on(fd);
+    cws_guard_end(&guard);
+    return file;
 }
 CWS_SAME(_IO_fdopen, fdopen);
 
@@ -198,23 +216,31 @@ CWS_SAME(fileno_unlocked, fileno);
 
 typedef size_t (*transfer)(void *data, size_t bytes, FILE *file);
 
+struct piece {
+    transfer call;
+    struct iovec part;
+    FILE *file;
+    size_t done;
+};
+
+static void call_piece(void *arg)
+{
+    struct piece *p = arg;
+    p->done = p->call(p->part.iov_base, p->part.iov_len, p->file);
+}
+
 static size_t in_pieces(transfer call, bool into, const void *data, size_t bytes, FILE *file)
 {
     size_t done = 0, max = cws_view_hold_max();
     while (done < bytes) {
-        char *at = (char *)data + done;
-        size_t piece = bytes - done < max ? bytes - done : max;
-        int code = cws_view_hold(at, piece, into, NULL);
+        struct piece p = {.call = call, .part = {(char *)data + done, bytes - done < max ? bytes - done : max}, .file = file};
+        int code = cws_buffers_while_held(&p.part, 1, into, call_piece, &p);
         if (code) {
-            errno = cws_shim_errno(code);
+            errno = -code;
             break;
         }
-        size_t n = call(at, piece, file);
-        int saved = errno;
-        cws_view_unhold(at, piece);
-        errno = saved;
-        done += n;
-        if (n < piece)
+        done += p.done;
+        if (p.done < p.part.iov_len)
             break;
     }
     return done;

@@ -1,5 +1,6 @@
 #include "shim.h"
 #include "../store/memory_limit.h"
+#include "../uvm/sys.h"
 #include "../uvm/view.h"
 #include "cuda_shim.h"
 #include "file_table.h"
@@ -42,8 +43,7 @@ void cws_shim_say(const char *format, ...)
     if (bytes > sizeof line - 2)
         bytes = sizeof line - 2;
     line[bytes++] = '\n';
-    ssize_t ignored = CWS_REAL(write)(STDERR_FILENO, line, bytes);
-    (void)ignored;
+    cws_sys_write(STDERR_FILENO, line, bytes); /* raw: write() ends a thread that is cancelled */
     errno = saved;
 }
 
@@ -115,6 +115,7 @@ int cws_shim_start_pager(void)
     struct cws_error err = {0};
     if (cws_shim_pager_started())
         return 0;
+    struct cws_guard guard = cws_guard_begin();
     pthread_mutex_lock(&lock);
     int code = 0;
     if (!cws_shim_pager_started()) {
@@ -134,6 +135,7 @@ int cws_shim_start_pager(void)
         }
     }
     pthread_mutex_unlock(&lock);
+    cws_guard_end(&guard);
     return code;
 }
 

@@ -1,6 +1,8 @@
 #include "stores.h"
 #include "hooks.h"
 #include "shim.h"
+#include "../store/checksum.h"
+#include "../store/guard.h"
 #include "../store/os.h"
 #include "../store/own_fd.h"
 
@@ -17,6 +19,19 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the list and the memory below; never held over I/O */
 static struct cws_shared *open_stores;
 
+static struct cws_guard take(void)
+{
+    struct cws_guard guard = cws_guard_begin();
+    pthread_mutex_lock(&lock);
+    return guard;
+}
+
+static void drop(const struct cws_guard *guard)
+{
+    pthread_mutex_unlock(&lock);
+    cws_guard_end(guard);
+}
+
 /* What is known of files by identity, so that a program that asks for the size of the same file again and again does not
  * make us open it again and again. Direct-mapped: a collision costs one look into a file. */
 struct known {
@@ -25,6 +40,9 @@ struct known {
 };
 enum { KNOWN_COUNT = 256 };
 static struct known known[KNOWN_COUNT];
+/* Beside each entry of a file that is no store, a hash of its identity: found without a lock, so that a program pays nothing more to ask
+ * for the size of other files. */
+static _Atomic uint64_t plain_tags[KNOWN_COUNT];
 
 static bool same_file(const struct stat *a, const struct stat *b)
 {
@@ -43,8 +61,7 @@ bool cws_stores_plausible(const struct stat *st)
     return S_ISREG(st->st_mode) && st->st_size >= CWS_CHUNK_ALIGN + CWS_TRAILER_BYTES;
 }
 
-/* Does the file start as every store does? 1, 0 or -errno. One short read at the place that the program will read next anyway. */
-static int has_front(int fd)
+int cws_stores_has_front(int fd)
 {
     static const char mark[] = CWS_FRONT_MARK;
     char front[8 + sizeof mark - 1];
@@ -100,31 +117,31 @@ static void note_seen_locked(const struct stat *st, uint64_t logical_bytes)
 
 void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes)
 {
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     for (struct cws_shared *s = open_stores; s; s = s->next) {
         unsigned i = s->store == store ? find_seen_locked(&s->opened) : SEEN_COUNT;
         if (i < seen_count)
             seen[i].bound_bytes += bytes;
     }
-    pthread_mutex_unlock(&lock);
+    drop(&guard);
 }
 
 void cws_stores_each(void (*visit)(struct cws_store *store, void *arg), void *arg)
 {
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     for (struct cws_shared *s = open_stores; s; s = s->next)
         visit(s->store, arg);
-    pthread_mutex_unlock(&lock);
+    drop(&guard);
 }
 
 uint64_t cws_stores_unbound_bytes(void)
 {
     uint64_t bytes = 0;
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     for (unsigned i = 0; i < seen_count; i++)
         if (seen[i].logical_bytes > seen[i].bound_bytes)
             bytes += seen[i].logical_bytes - seen[i].bound_bytes;
-    pthread_mutex_unlock(&lock);
+    drop(&guard);
     return bytes;
 }
 
@@ -153,8 +170,6 @@ static int refuse(const struct cws_error *err, int code)
 int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out)
 {
     struct cws_error err = {0};
-    if (!cws_stores_plausible(st))
-        return 0;
     pthread_mutex_lock(&lock);
     struct cws_shared *s = find_locked(st);
     if (s)
@@ -164,10 +179,7 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
         *out = s;
         return 1;
     }
-    int code = has_front(fd);
-    if (code <= 0)
-        return code ? cws_stores_cannot_tell(path, -code) : 0;
-    code = cws_shim_check_options();
+    int code = cws_shim_check_options();
     if (code)
         return code;
     struct cws_store *store;
@@ -228,26 +240,28 @@ static void destroy_all(struct cws_shared *dead)
 
 void cws_stores_release(struct cws_shared *shared)
 {
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     shared->users--;
     struct cws_shared *dead = collect_locked(false);
     pthread_mutex_unlock(&lock);
     destroy_all(dead);
+    cws_guard_end(&guard);
 }
 
 void cws_stores_note_mapped(struct cws_shared *shared)
 {
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     shared->mapped = true;
-    pthread_mutex_unlock(&lock);
+    drop(&guard);
 }
 
 void cws_stores_drop_unmapped(void)
 {
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     struct cws_shared *dead = collect_locked(true);
     pthread_mutex_unlock(&lock);
     destroy_all(dead);
+    cws_guard_end(&guard);
 }
 
 /* --- asking by path ---------------------------------------------------------------------------- */
@@ -283,7 +297,7 @@ static int64_t look_inside(int dir, const char *path, const struct stat *st, int
     int64_t bytes = 0;
     int code = CWS_REAL(fstat)(fd, &now) != 0 ? -errno : 0;
     if (!code && same_content(&now, st))
-        code = has_front(fd);
+        code = cws_stores_has_front(fd);
     if (code > 0) {
         code = open_store(fd, path, &store, NULL);
         if (code == 0) {
@@ -295,13 +309,23 @@ static int64_t look_inside(int dir, const char *path, const struct stat *st, int
     return code < 0 && is_passing(-code) ? code : bytes;
 }
 
+static uint64_t tag_of(const struct stat *st)
+{
+    const uint64_t words[] = {st->st_ino,           st->st_dev,          (uint64_t)st->st_size,        (uint64_t)st->st_mtim.tv_sec,
+                              (uint64_t)st->st_mtim.tv_nsec, (uint64_t)st->st_ctim.tv_sec, (uint64_t)st->st_ctim.tv_nsec};
+    return cws_checksum(words, sizeof words, 0) | 1; /* never 0, which is no tag */
+}
+
 int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags)
 {
     int saved = errno;
     static atomic_flag said = ATOMIC_FLAG_INIT;
     struct known *slot = slot_of(st);
+    _Atomic uint64_t *tag = &plain_tags[slot - known];
     int64_t bytes = 0;
-    pthread_mutex_lock(&lock);
+    if (atomic_load_explicit(tag, memory_order_relaxed) == tag_of(st))
+        return 0;
+    struct cws_guard guard = take();
     struct cws_shared *s = find_locked(st);
     bool found = s || same_content(&slot->st, st);
     if (found)
@@ -312,12 +336,14 @@ int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *s
         if (bytes >= 0) {
             pthread_mutex_lock(&lock);
             *slot = (struct known){*st, (uint64_t)bytes};
+            atomic_store_explicit(tag, bytes ? 0 : tag_of(st), memory_order_relaxed);
             note_seen_locked(st, (uint64_t)bytes);
             pthread_mutex_unlock(&lock);
         } else if (!atomic_flag_test_and_set(&said)) {
             cws_stores_cannot_tell(path, (int)-bytes);
         }
     }
+    cws_guard_end(&guard);
     errno = saved;
     return bytes;
 }
@@ -326,11 +352,11 @@ int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *s
 
 static bool is_in_use(const struct stat *st)
 {
-    pthread_mutex_lock(&lock);
+    struct cws_guard guard = take();
     struct cws_shared *s = open_stores;
     while (s && !same_file(&s->opened, st))
         s = s->next;
-    pthread_mutex_unlock(&lock);
+    drop(&guard);
     return s != NULL;
 }
 
@@ -366,6 +392,7 @@ int cws_stores_spare(int dir, const char *path)
     int saved = errno, code = 0;
     if (!__atomic_load_n(&open_stores, __ATOMIC_RELAXED))
         return 0;
+    struct cws_guard guard = cws_guard_begin();
     /* What the open itself will answer is the program's to see. */
     bool is_there = CWS_REAL(fstatat)(dir, path, &st, 0) == 0;
     if (is_there && (!S_ISREG(st.st_mode) || !is_in_use(&st)))
@@ -384,6 +411,7 @@ int cws_stores_spare(int dir, const char *path)
         if (!code)
             code = replace_by_empty(real_path, &st);
     }
+    cws_guard_end(&guard);
     errno = saved;
     if (code > 0)
         return 0;
@@ -404,13 +432,14 @@ static int is_store(int fd)
     if (!cws_stores_plausible(&st))
         return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    struct cws_guard guard = cws_guard_begin();
     int again = CWS_REAL(open)(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (again < 0)
-        return is_passing(errno) ? -errno : 0;
-    int is = has_front(again);
+    int is = again >= 0 ? cws_stores_has_front(again) : is_passing(errno) ? -errno : 0;
     if (is > 0)
         is = cws_store_probe_fd(again);
-    CWS_REAL(close)(again);
+    if (again >= 0)
+        CWS_REAL(close)(again);
+    cws_guard_end(&guard);
     return is;
 }
 
@@ -429,6 +458,7 @@ int cws_stores_check_writable(int fd, const char *path)
 int cws_stores_check_path_writable(const char *path)
 {
     int saved = errno, code = 0;
+    struct cws_guard guard = cws_guard_begin();
     int fd = CWS_REAL(open)(path, O_PATH | O_CLOEXEC);
     if (fd >= 0) {
         code = cws_stores_check_writable(fd, path);
@@ -436,9 +466,10 @@ int cws_stores_check_path_writable(const char *path)
     } else if (is_passing(errno)) {
         code = cws_stores_cannot_tell(path, errno);
     }
+    cws_guard_end(&guard);
     errno = saved;
     return code;
 }
 
-void cws_stores_fork_prepare(void) { pthread_mutex_lock(&lock); }
+void cws_stores_fork_prepare(void) { pthread_mutex_lock(&lock); } /* inside the caller's guard */
 void cws_stores_fork_done(void) { pthread_mutex_unlock(&lock); }

@@ -1,7 +1,8 @@
 /* stores.h - which files are stores: by path, by descriptor, by identity; open ones are shared.
  *
  * An identity is device, inode, size and both times: what stat tells of a file's content without reading it.
- * Threads: any. None of it may be called from a signal handler. */
+ * Threads: any. What opens a store allocates, so it may not be called from a signal handler that interrupted malloc. No lock of ours is
+ * held where a signal handler can run (store/guard.h). */
 #ifndef CWS_SHIM_STORES_H
 #define CWS_SHIM_STORES_H
 #include "../store/store.h"
@@ -22,7 +23,10 @@ struct cws_shared {
 /* Could this be a store? Answered from the result of stat alone. */
 bool cws_stores_plausible(const struct stat *st);
 
-/* Is the open file, whose fstat is st, a store? 1, *out holds a use of it: cws_stores_release(). 0: no. -errno: it is, and
+/* Does the file start as every store does? 1, 0 or -errno. One short read at the place that the program will read next anyway. */
+int cws_stores_has_front(int fd);
+
+/* Is the open file, whose fstat is st and which has the front of a store, one? Inside a guard. 1, *out holds a use of it: cws_stores_release(). 0: no. -errno: it is, and
  * cannot be opened (one line was written). `path` is for messages. */
 int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out);
 void cws_stores_release(struct cws_shared *shared);

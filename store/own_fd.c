@@ -1,4 +1,5 @@
 #include "own_fd.h"
+#include "guard.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -59,7 +60,8 @@ int cws_own_fd_next(int first)
 /* --- above the soft limit ---------------------------------------------------------------------------- */
 
 static atomic_flag raised = ATOMIC_FLAG_INIT;
-static struct rlimit before; /* of who has raised */
+static struct rlimit before;    /* of who has raised */
+static struct cws_guard holder; /* the same one's: a jump in between would leave the limit raised */
 
 /* Direct, and errno is the program's. */
 static int limit_call(const struct rlimit *set, struct rlimit *get)
@@ -73,25 +75,33 @@ static int limit_call(const struct rlimit *set, struct rlimit *get)
 bool cws_own_fd_raise(void)
 {
     enum { TRIES = 1000 };
+    struct cws_guard guard = cws_guard_begin();
     /* Bounded: in a child, a thread that is not there may have raised it. */
     for (unsigned i = 0; atomic_flag_test_and_set_explicit(&raised, memory_order_acquire); i++) {
-        if (i == TRIES)
+        if (i == TRIES) {
+            cws_guard_end(&guard);
             return false;
+        }
         sched_yield();
     }
     if (limit_call(NULL, &before) == 0 && before.rlim_cur < before.rlim_max) {
         struct rlimit all = {before.rlim_max, before.rlim_max};
-        if (limit_call(&all, NULL) == 0)
+        if (limit_call(&all, NULL) == 0) {
+            holder = guard;
             return true;
+        }
     }
     atomic_flag_clear_explicit(&raised, memory_order_release);
+    cws_guard_end(&guard);
     return false;
 }
 
 void cws_own_fd_lower(void)
 {
+    struct cws_guard guard = holder;
     limit_call(&before, NULL); /* the hard limit is as it was: this is allowed */
     atomic_flag_clear_explicit(&raised, memory_order_release);
+    cws_guard_end(&guard);
 }
 
 /* Is it time to move fd up? Not where a descriptor above the limit could not be guarded any more. */

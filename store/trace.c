@@ -1,4 +1,5 @@
 #include "trace.h"
+#include "guard.h"
 #include "os.h"
 #include "own_fd.h"
 #include "trace_ring.h"
@@ -40,8 +41,7 @@ uint64_t cws_trace_now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The next slot, if more than `spare` are free. A signal handler may come in between claim and publish and do the same: the writer waits for the
- * first, nobody else waits for anything. */
+/* The next slot, if more than `spare` are free. Inside a guard: a slot that is left unpublished stops the writer for good. */
 static struct cws_trace_slot *claim(uint64_t spare, uint64_t *out_turn)
 {
     uint64_t at = atomic_load_explicit(&ring.head, memory_order_relaxed);
@@ -81,9 +81,12 @@ static bool record(enum cws_record_phase phase, uint64_t at, uint64_t span, uint
 {
     uint64_t turn;
     uint32_t tid = lane ? 0 : (uint32_t)cws_os_gettid();
+    struct cws_guard guard = cws_guard_begin();
     struct cws_trace_slot *slot = claim(phase == CWS_RECORD_END ? 0 : CWS_RING_SPARE, &turn);
-    if (!slot)
+    if (!slot) {
+        cws_guard_end(&guard);
         return false;
+    }
     struct cws_trace_record *r = &slot->record;
     r->at_ns = at;
     r->span_ns = span;
@@ -98,6 +101,7 @@ static bool record(enum cws_record_phase phase, uint64_t at, uint64_t span, uint
     r->kind = (uint8_t)what->kind;
     copy_tensor(r, what->tensor);
     publish(slot, turn);
+    cws_guard_end(&guard);
     return true;
 }
 
@@ -124,11 +128,13 @@ void cws_trace_count(int device, uint64_t weights, uint64_t fixed)
     if (!cws_trace_is_on())
         return;
     uint64_t now = cws_trace_now();
+    struct cws_guard guard = cws_guard_begin();
     struct cws_trace_slot *slot = claim(CWS_RING_SPARE, &turn);
-    if (!slot)
-        return;
-    slot->record = (struct cws_trace_record){.at_ns = now, .bytes = weights, .tensor_bytes = fixed, .device = device, .phase = CWS_RECORD_COUNT};
-    publish(slot, turn);
+    if (slot) {
+        slot->record = (struct cws_trace_record){.at_ns = now, .bytes = weights, .tensor_bytes = fixed, .device = device, .phase = CWS_RECORD_COUNT};
+        publish(slot, turn);
+    }
+    cws_guard_end(&guard);
 }
 
 /* --- the writing thread ------------------------------------------------------------------------------ */
@@ -387,12 +393,14 @@ static int start_locked(const char *path, struct cws_error *err)
 int cws_trace_start(const char *path, void (*say_line)(const char *line), struct cws_error *err)
 {
     int code = 0;
+    struct cws_guard guard = cws_guard_begin();
     pthread_mutex_lock(&life);
     if (!atomic_load(&started)) {
         say = say_line;
         code = start_locked(path, err);
     }
     pthread_mutex_unlock(&life);
+    cws_guard_end(&guard);
     return code;
 }
 
@@ -400,6 +408,7 @@ void cws_trace_stop(void)
 {
     if (!atomic_load(&started)) /* in a child the lock may be the parent's */
         return;
+    struct cws_guard guard = cws_guard_begin();
     pthread_mutex_lock(&life);
     if (atomic_load(&started)) {
         atomic_store(&cws_trace_running, false);
@@ -412,4 +421,5 @@ void cws_trace_stop(void)
         atomic_store(&started, false);
     }
     pthread_mutex_unlock(&life);
+    cws_guard_end(&guard);
 }

@@ -41,6 +41,20 @@ if(CWS_TESTS AND TARGET codecshim)
 
   cws_shim_test(test_shim_files uffd-dev uffd uffd-user sigsegv eager)
   cws_shim_test(test_shim_stdio uffd-dev uffd-user sigsegv)
+  set(rungs uffd-dev uffd-user sigsegv eager)
+  if(CWS_SANITIZE) # each instant is many times as long
+    set(rungs uffd-dev sigsegv)
+  endif()
+  cws_shim_test(test_shim_leave ${rungs})
+  list(TRANSFORM rungs PREPEND test_shim_leave_ OUTPUT_VARIABLE tests)
+  if(CWS_SANITIZE STREQUAL "address") # which takes the frames on a cancelled thread's stack for live ones
+    set_property(TEST ${tests} APPEND PROPERTY
+      ENVIRONMENT ASAN_OPTIONS=${own_faults}:verify_asan_link_order=0:detect_stack_use_after_return=1)
+  elseif(CWS_SANITIZE STREQUAL "thread") # a handler maps, which allocates: not while malloc is interrupted
+    set_property(TEST ${tests} APPEND PROPERTY ENVIRONMENT TSAN_OPTIONS=${own_faults}:report_signal_unsafe=0)
+  else() # through threads, not a ring
+    set_property(TEST test_shim_leave_uffd-user test_shim_leave_eager APPEND PROPERTY ENVIRONMENT CODEC_IO=preadv)
+  endif()
   cws_shim_test(test_shim_views uffd-dev uffd uffd-user sigsegv eager)
   # A model of a few pages, of which hundreds of copies are made.
   set(packed ${CMAKE_CURRENT_BINARY_DIR}/shim_small.safetensors)

@@ -26,10 +26,10 @@ static int advise_all(int advice)
 void cws_view_fork_prepare(void)
 {
     struct cws_pager *p = &cws_pager;
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&p->views_lock);
     cws_lock_take(&p->lock);
-    p->fork_mask = mask;
+    p->fork_guard = guard;
     if (!p->running)
         return;
     atomic_store(&p->forking, 1);
@@ -45,12 +45,12 @@ void cws_view_fork_prepare(void)
 static void reopen(void)
 {
     struct cws_pager *p = &cws_pager;
-    struct cws_signal_mask mask = p->fork_mask;
+    struct cws_guard guard = p->fork_guard;
     atomic_store(&p->forking, 0);
     cws_wake(&p->forking);
     cws_lock_drop(&p->lock);
     cws_lock_drop(&p->views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
 }
 
 void cws_view_fork_parent(void)

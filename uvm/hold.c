@@ -78,7 +78,7 @@ int cws_view_hold(const void *addr, size_t len, bool for_write, struct cws_error
     int code = 0;
     if (!cws_view_overlaps(addr, len))
         return 0;
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     struct cws_piece piece;
     cws_lock_take(&cws_pager.lock);
     while (!code && next_piece_locked(at, end, &piece, &next)) {
@@ -95,7 +95,7 @@ int cws_view_hold(const void *addr, size_t len, bool for_write, struct cws_error
             at = next;
     }
     cws_lock_drop(&cws_pager.lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     if (code && at > begin)
         cws_view_unhold(begin, (size_t)(at - begin));
     return code;
@@ -106,11 +106,11 @@ void cws_view_unhold(const void *addr, size_t len)
     const uint8_t *at = addr, *end = at + len, *next;
     if (!cws_view_overlaps(addr, len))
         return;
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     struct cws_piece piece;
     cws_lock_take(&cws_pager.lock);
     for (; next_piece_locked(at, end, &piece, &next); at = next)
         unhold_blocks_locked(piece.view, piece.from, piece.to);
     cws_lock_drop(&cws_pager.lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
 }

@@ -118,10 +118,10 @@ void cws_outside_look(void)
 
 void cws_pager_copies_are_elsewhere(void)
 {
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&cws_pager.lock);
     cws_pager.outside.off = true;
     cws_pager.outside.active = false;
     cws_lock_drop(&cws_pager.lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
 }

@@ -204,18 +204,18 @@ void cws_pager_trace_start(const struct cws_options *options)
 
 int cws_pager_start(const struct cws_options *options, struct cws_error *err)
 {
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_pager_trace_start(options);
     cws_lock_take(&cws_pager.views_lock);
     int code = start_locked(options, err);
     cws_lock_drop(&cws_pager.views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return code;
 }
 
 int cws_pager_stop(void)
 {
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     int code = 0;
     cws_lock_take(&cws_pager.views_lock);
     cws_lock_take(&cws_pager.lock);
@@ -227,7 +227,7 @@ int cws_pager_stop(void)
         close_all();
     }
     cws_lock_drop(&cws_pager.views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return code;
 }
 
@@ -254,7 +254,7 @@ static void add_source_counters(struct cws_pager_stats *out)
 void cws_pager_stats_get(struct cws_pager_stats *out)
 {
     struct cws_pager *p = &cws_pager;
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_outside_look();
     cws_lock_take(&p->lock);
     *out = (struct cws_pager_stats){
@@ -278,5 +278,5 @@ void cws_pager_stats_get(struct cws_pager_stats *out)
     };
     add_source_counters(out);
     cws_lock_drop(&p->lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
 }

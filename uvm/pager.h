@@ -1,7 +1,7 @@
 /* pager.h - the inside of uvm/: the one pager, its views, and what the modules offer each other. Only uvm/ and its tests include it.
  *
  * Suffix _locked: the caller holds the pager lock. "May drop the lock" is said where it is so. Every thread that calls in here has its signals
- * blocked (cws_signals_block), but for the contract functions of view.h, which do it themselves. */
+ * blocked (store/guard.h), but for the contract functions of view.h, which do it themselves. */
 #ifndef CWS_PAGER_H
 #define CWS_PAGER_H
 #include "../store/trace.h"
@@ -106,7 +106,7 @@ struct cws_pager {
     pthread_t workers[CWS_SLOTS_MAX];
     unsigned worker_count;
     _Atomic bool stop;
-    struct cws_signal_mask fork_mask;
+    struct cws_guard fork_guard; /* from prepare to parent or child */
 };
 extern struct cws_pager cws_pager;
 

@@ -3,6 +3,7 @@
  * Every function returns the call's result or -errno. Threads: any; safe in a signal handler. */
 #ifndef CWS_SYS_H
 #define CWS_SYS_H
+#include "../store/guard.h"
 #include "../store/own_fd.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -73,7 +74,8 @@ static inline int cws_sys_close(int fd)
 }
 static inline int cws_sys_ioctl(int fd, unsigned long request, void *arg) { return (int)CWS_SYSCALL(SYS_ioctl, fd, request, arg); }
 
-/* All signals are blocked while the pager works, so that no signal handler of the program can touch a view in the middle. */
+/* For handlers of faults, which may run on a small stack: what a guard is elsewhere. All signals are blocked, that of an asynchronous cancellation
+ * among them; the C library's cancellation points are not to be called. */
 struct cws_signal_mask { uint64_t bits; };
 static inline struct cws_signal_mask cws_signals_block(void)
 {

@@ -180,8 +180,17 @@ static void release_piece_locked(const struct cws_piece *piece, struct cws_view 
     }
 }
 
-/* munmap for a range that touches views. The views lock is held. */
-static int unmap_views(uint8_t *addr, size_t len)
+static int unmap_raw(uint8_t *addr, size_t len, bool reserve)
+{
+    if (!reserve)
+        return cws_sys_munmap(addr, len);
+    long at = cws_sys_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return at < 0 && at > -4096 ? (int)at : 0;
+}
+
+/* munmap for a range that touches views. The views lock is held. `reserve`: something is about to be mapped there, so the range is not free in
+ * between, or another thread's memory would come to lie in it and be replaced. */
+static int unmap_views(uint8_t *addr, size_t len, bool reserve)
 {
     struct cws_pager *p = &cws_pager;
     uint8_t *end = addr + len;
@@ -192,7 +201,7 @@ static int unmap_views(uint8_t *addr, size_t len)
         return code;
     /* From here to the cut nobody may believe in the views: the address can be somebody else's the moment it is free. */
     cws_lock_take(&p->lock);
-    code = cws_sys_munmap(addr, len);
+    code = unmap_raw(addr, len, reserve);
     for (uint8_t *at = addr; !code && at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
         unmapped_piece_locked(&piece);
     for (uint8_t *at = addr; at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
@@ -210,18 +219,21 @@ static int unmap_views(uint8_t *addr, size_t len)
     return code;
 }
 
-int cws_view_munmap(void *addr, size_t len)
+static int unmap(void *addr, size_t len, bool reserve)
 {
     if (range_is_bad(addr, len) || len == 0)
         return -EINVAL;
     len = page_up(len);
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&cws_pager.views_lock);
-    int code = unmap_views(addr, len);
+    int code = unmap_views(addr, len, reserve);
     cws_lock_drop(&cws_pager.views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return code;
 }
+
+int cws_view_munmap(void *addr, size_t len) { return unmap(addr, len, /* reserve */ false); }
+int cws_view_reserve(void *addr, size_t len) { return unmap(addr, len, /* reserve */ true); }
 
 /* --- mapping ----------------------------------------------------------------------------------------- */
 
@@ -294,7 +306,7 @@ static int map_locked(struct cws_view *v, void *hint, int flags, struct cws_erro
     struct cws_pager *p = &cws_pager;
     int how = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), code = 0;
     if ((how & MAP_FIXED) && cws_view_overlaps(hint, v->bytes))
-        code = unmap_views(hint, v->bytes);
+        code = unmap_views(hint, v->bytes, /* reserve */ true);
     if (code)
         return cws_fail_errno(err, -code, "cannot replace a view");
     long at = cws_view_memory(hint, v->bytes, v->prot, how, 0);
@@ -323,7 +335,7 @@ int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int pro
     int code = check_map(s, length, prot, offset, err);
     if (code)
         return code;
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&p->views_lock);
     struct cws_view *v = NULL;
     if (!p->running)
@@ -343,7 +355,7 @@ int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int pro
         free(v);
     }
     cws_lock_drop(&p->views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return code;
 }
 
@@ -407,7 +419,7 @@ int cws_view_protect(void *addr, size_t len, int prot)
     if (prot & PROT_WRITE)
         prot |= PROT_READ; /* as the hardware has it */
     len = page_up(len);
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&cws_pager.views_lock);
     int code = 0;
     struct cws_piece piece;
@@ -417,7 +429,7 @@ int cws_view_protect(void *addr, size_t len, int prot)
     if (!code)
         code = walk(addr, len, protect_part, protect_raw, prot);
     cws_lock_drop(&cws_pager.views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return code;
 }
 
@@ -521,11 +533,11 @@ int cws_view_advise(void *addr, size_t len, int advice)
     case MADV_PAGEOUT: break;
     default: return -EINVAL; /* MADV_FREE, MADV_REMOVE, MADV_WIPEONFORK: what a private file mapping says */
     }
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&cws_pager.views_lock);
     int code = walk(addr, len, ours, advise_raw, advice);
     cws_lock_drop(&cws_pager.views_lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return code;
 }
 

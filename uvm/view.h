@@ -80,6 +80,9 @@ bool cws_view_locate(const void *addr, size_t len, struct cws_store **out_store,
  *             MADV_WILLNEED: prefetch, best effort; MADV_DONTFORK/DOFORK/HUGEPAGE...: accepted, no effect
  *   remap     shrinking in place works; growing or moving is -ENOMEM (nothing changed) */
 int cws_view_munmap(void *addr, size_t len);
+/* As munmap, for a range that the caller is about to map something over (MAP_FIXED): until then it is PROT_NONE, so that no other thread's
+ * memory comes to lie in it. What is then not used, the caller unmaps. */
+int cws_view_reserve(void *addr, size_t len);
 int cws_view_protect(void *addr, size_t len, int prot);
 int cws_view_advise(void *addr, size_t len, int advice);
 int cws_view_remap(void *addr, size_t old_len, size_t new_len, int flags, void **out_addr);

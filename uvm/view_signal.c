@@ -112,6 +112,7 @@ static void serve(void *arg)
     struct cws_pager *p = &cws_pager;
     int saved_errno = errno;
     f->again = true; /* the view has gone meanwhile: see what is there now */
+    cws_guard_by_mask(true);
     cws_lock_take(&p->lock);
     struct cws_piece piece;
     if (cws_index_find_locked(f->info->si_addr, 1, &piece)) {
@@ -120,6 +121,7 @@ static void serve(void *arg)
         cws_view_unuse_locked(piece.view);
     }
     cws_lock_drop(&p->lock);
+    cws_guard_by_mask(false);
     errno = saved_errno;
 }
 

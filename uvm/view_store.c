@@ -129,21 +129,23 @@ static int source_of(struct cws_store *store, struct store_source **out, struct 
 int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, int flags, uint64_t offset, void **out_addr,
                  struct cws_error *err)
 {
+    struct cws_options options;
+    struct store_source *s;
+    int code = 0;
     *out_addr = NULL;
+    struct cws_guard guard = cws_guard_begin();
     if (!atomic_load(&cws_pager.running)) {
-        struct cws_options options;
-        int code = cws_options_from_env(&options, err);
+        code = cws_options_from_env(&options, err);
         if (!code)
             code = cws_pager_start(&options, err);
-        if (code)
-            return code;
     }
-    struct store_source *s;
-    int code = source_of(store, &s, err);
-    if (code)
-        return code;
-    code = cws_view_map_source(&s->base, hint, length, prot, flags, offset, out_addr, err);
-    cws_source_release(&s->base); /* the view has its own */
+    if (!code)
+        code = source_of(store, &s, err);
+    if (!code) {
+        code = cws_view_map_source(&s->base, hint, length, prot, flags, offset, out_addr, err);
+        cws_source_release(&s->base); /* the view has its own */
+    }
+    cws_guard_end(&guard);
     return code;
 }
 
@@ -164,7 +166,7 @@ bool cws_view_locate(const void *addr, size_t len, struct cws_store **out_store,
     struct cws_piece piece;
     if (!cws_view_overlaps(addr, len))
         return false;
-    struct cws_signal_mask mask = cws_signals_block();
+    struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&cws_pager.lock);
     bool found = cws_index_find_locked(addr, len, &piece) && piece.view->source->ops == &store_ops && piece.to - piece.from == len &&
                  piece.view->base + piece.from == (const uint8_t *)addr && is_unwritten_locked(piece.view, piece.from, piece.to);
@@ -174,6 +176,6 @@ bool cws_view_locate(const void *addr, size_t len, struct cws_store **out_store,
         cws_store_retain(*out_store);
     }
     cws_lock_drop(&cws_pager.lock);
-    cws_signals_restore(mask);
+    cws_guard_end(&guard);
     return found;
 }
