@@ -1,10 +1,14 @@
 /* cuda_entry.c - the entry points of all hooks. */
 #include "cuda_shim.h"
 
+#include <pthread.h>
+
 /* Set while a body runs on this thread: a call that the real driver makes to one of its own exports is not the program's. */
 static __thread bool inside __attribute__((tls_model("initial-exec")));
+static __thread int cancel_state __attribute__((tls_model("initial-exec"))); /* the program's, meanwhile */
 
-/* The common way in. False: pass the call on, or answer *result where `forked`. */
+/* The common way in. False: pass the call on, or answer *result where `forked`. Inside, the thread is not cancelled: a launch that waits for memory would
+ * leave the manager locked. What waited happens at the next cancellation point behind the call (at once, where the thread asked for that). */
 static inline bool enter(bool *forked)
 {
     int state = atomic_load_explicit(&cws_cuda_state, memory_order_acquire);
@@ -12,6 +16,7 @@ static inline bool enter(bool *forked)
     if (CWS_UNLIKELY(state == CWS_CUDA_OFF || inside))
         return false;
     inside = true;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
     return true;
 }
 
@@ -20,6 +25,7 @@ static inline CUresult leave(CUresult result)
     inside = false;
     if (CWS_UNLIKELY(result == CUDA_ERROR_ILLEGAL_ADDRESS))
         cws_cuda_explain(result);
+    pthread_setcancelstate(cancel_state, NULL);
     return result;
 }
 

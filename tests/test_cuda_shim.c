@@ -3,6 +3,7 @@
 #include "cuda_shim_fixture.h"
 #include "hang.h"
 
+#include <pthread.h>
 #include <sys/syscall.h>
 
 static CUstream stream;
@@ -623,6 +624,40 @@ static void written_weights_go_to_the_host_and_come_back(void **state)
     assert_int_equal(stat_of("spilled"), 0);
 }
 
+static void *launch_until_cancelled(void *arg)
+{
+    OK(cu.cuCtxSetCurrent(context));
+    CUfunction f = kernel("sum");
+    pthread_setcanceltype(*(const int *)arg, NULL);
+    for (unsigned i = 0;; i++) { /* waits for room again and again: the budget does not hold all of them */
+        CUdeviceptr out = scratch, from = at[i % TENSORS];
+        uint64_t bytes = tensor_bytes(i % TENSORS);
+        void *params[] = {&out, &from, &bytes};
+        (void)launch(PLAIN, f, stream, params, NULL, 0);
+        pthread_testcancel();
+    }
+    return NULL;
+}
+
+static void a_cancelled_launch_leaves_nothing_locked(void **state)
+{
+    (void)state;
+    static const int types[] = {PTHREAD_CANCEL_DEFERRED, PTHREAD_CANCEL_ASYNCHRONOUS};
+    load_all();
+    for (unsigned round = 0; round < 40; round++) {
+        pthread_t thread;
+        void *result;
+        assert_int_equal(0, pthread_create(&thread, NULL, launch_until_cancelled, (void *)(uintptr_t)&types[round % 2]));
+        usleep(round * 97 % 5000);
+        assert_int_equal(0, pthread_cancel(thread));
+        assert_int_equal(0, pthread_join(thread, &result));
+        assert_ptr_equal(result, PTHREAD_CANCELED);
+        unsigned i = round % TENSORS;
+        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)), sum_of((const uint8_t *)view + tensor_begin[i], tensor_bytes(i)));
+    }
+    free_all();
+}
+
 /* The file as it is stored: system calls made directly are not seen by the shim. */
 static void copy_stored_file(const char *to)
 {
@@ -893,6 +928,7 @@ int main(void)
         cmocka_unit_test(a_reset_context_can_be_used_again),
         cmocka_unit_test(an_allocation_for_what_is_about_to_be_loaded_is_granted),
         cmocka_unit_test(written_weights_go_to_the_host_and_come_back),
+        cmocka_unit_test(a_cancelled_launch_leaves_nothing_locked),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
