@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -208,12 +209,30 @@ int cws_hook_msync(void *addr, size_t len, int flags)
 }
 
 /* To keep a view in memory is what the budget forbids. */
+static int refuse_lock(const char *call)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    if (!atomic_flag_test_and_set(&said))
+        cws_shim_say("%s: memory of packed files cannot be locked, because all of it would stay in memory past the budget; nothing was locked. Let the program lock "
+                     "what it needs before it maps the model, or load the model unpacked (codecllm unpack)",
+                     call);
+    return result_of(-ENOMEM);
+}
+
 int cws_hook_mlock(const void *addr, size_t len)
 {
-    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? result_of(-ENOMEM) : CWS_REAL(mlock)(addr, len);
+    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? refuse_lock("mlock") : CWS_REAL(mlock)(addr, len);
 }
 
 int cws_hook_mlock2(const void *addr, size_t len, unsigned flags)
 {
-    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? result_of(-ENOMEM) : CWS_REAL(mlock2)(addr, len, flags);
+    return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? refuse_lock("mlock2") : CWS_REAL(mlock2)(addr, len, flags);
 }
+
+int cws_hook_mlockall(int flags)
+{
+    int code = cws_view_lock_all(flags, CWS_REAL(mlockall));
+    return code == CWS_E_BUDGET ? refuse_lock("mlockall") : result_of(code);
+}
+
+int cws_hook_munlockall(void) { return result_of(cws_view_unlock_all(CWS_REAL(munlockall))); }

@@ -66,8 +66,6 @@ static void what_cannot_be_mapped_says_why(void **state)
     assert_ptr_not_equal(view, MAP_FAILED);
     assert_int_equal(mprotect(view, page, PROT_READ), 0);
     assert_memory_equal(view, plain, page);
-    assert_int_equal(mlock(view, page), -1);
-    assert_int_equal(errno, ENOMEM);
     munmap(view, page);
 }
 
@@ -443,6 +441,135 @@ static void bad_buffers_are_errors(void **state)
     munmap(bytes, 300 * page);
 }
 
+/* --- locking ------------------------------------------------------------------------------------ */
+
+static size_t status_bytes(const char *name)
+{
+    char line[200];
+    size_t kib = 0, length = strlen(name);
+    FILE *file = fopen("/proc/self/status", "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file))
+        if (strncmp(line, name, length) == 0)
+            kib = strtoul(line + length, NULL, 10);
+    fclose(file);
+    return kib << 10;
+}
+
+/* Pages of the view that are in memory. */
+static size_t present_bytes(const uint8_t *view)
+{
+    size_t bytes = 0;
+    int map = open("/proc/self/pagemap", O_RDONLY);
+    assert_true(map >= 0);
+    for (size_t at = 0; at < plain_bytes; at += page) {
+        uint64_t entry;
+        assert_int_equal(pread(map, &entry, sizeof entry, (off_t)((uintptr_t)(view + at) / page * sizeof entry)), sizeof entry);
+        bytes += entry >> 63 ? page : 0;
+    }
+    close(map);
+    return bytes;
+}
+
+/* Is any page of it? */
+static bool is_locked(const uint8_t *view)
+{
+    char line[400];
+    unsigned long from = 0, to = 0;
+    bool locked = false;
+    FILE *file = fopen("/proc/self/smaps", "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file)) {
+        if (strncmp(line, "VmFlags:", 8) == 0)
+            locked |= from < (uintptr_t)view + plain_bytes && to > (uintptr_t)view && strstr(line, " lo");
+        else if (strchr(line, '-'))
+            sscanf(line, "%lx-%lx ", &from, &to);
+    }
+    fclose(file);
+    return locked;
+}
+
+static bool is_eager(void) { return strcmp(rung, "eager") == 0; }
+
+/* mlockall would make all of a view present and, where it is writable, the program's own: past the budget, for good. */
+static void nothing_is_locked_while_there_is_a_view(void **state)
+{
+    (void)state;
+    static const int forms[] = {MCL_CURRENT, MCL_CURRENT | MCL_FUTURE, MCL_CURRENT | MCL_ONFAULT};
+    static const int protections[] = {PROT_READ, PROT_READ | PROT_WRITE};
+    for (size_t i = 0; i < 2; i++) {
+        uint8_t *view = map_all(protections[i]);
+        char text[4096];
+        int log = memfd_create("stderr", MFD_CLOEXEC), own = dup(STDERR_FILENO);
+        size_t before = status_bytes("VmLck:");
+        dup2(log, STDERR_FILENO);
+        errno = 0;
+        assert_int_equal(i == 0 ? mlock(view, page) : mlock2(view, page, MLOCK_ONFAULT), -1);
+        assert_int_equal(errno, ENOMEM);
+        for (size_t j = 0; j < sizeof forms / sizeof *forms; j++) {
+            errno = 0;
+            assert_int_equal(mlockall(forms[j]), -1);
+            assert_int_equal(errno, ENOMEM);
+        }
+        dup2(own, STDERR_FILENO);
+        ssize_t said = pread(log, text, sizeof text - 1, 0);
+        text[said > 0 ? said : 0] = 0;
+        assert_int_equal(!!strstr(text, "locked"), i == 0); /* once in a process */
+        assert_ptr_equal(strchr(text, '\n'), strrchr(text, '\n'));
+        assert_int_equal(status_bytes("VmLck:"), before);
+        if (!is_eager())
+            assert_true(present_bytes(view) < plain_bytes / 2);
+        void *later = mmap(NULL, 16 * page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_int_equal(status_bytes("VmLck:"), before); /* nor does what is refused begin later */
+        munmap(later, 16 * page);
+        assert_memory_equal(view, plain, plain_bytes);
+        close(log);
+        close(own);
+        munmap(view, plain_bytes);
+    }
+}
+
+static void views_are_mapped_unlocked_where_new_memory_is_locked(void **state)
+{
+    (void)state;
+    static const int protections[] = {PROT_READ, PROT_READ | PROT_WRITE, PROT_NONE};
+    assert_int_equal(mlockall(MCL_FUTURE), 0);
+    for (size_t i = 0; i < 3; i++) {
+        uint8_t *view = map_at(plain_bytes, protections[i], MAP_PRIVATE, 0);
+        if (view == MAP_FAILED && errno == EAGAIN) /* more than may be locked: a plain file is refused, too */
+            break;
+        assert_ptr_not_equal(view, MAP_FAILED);
+        if (!is_eager())
+            assert_int_equal(present_bytes(view), 0);
+        assert_false(is_locked(view));
+        if (protections[i] == PROT_NONE)
+            assert_int_equal(mprotect(view, plain_bytes, PROT_READ), 0);
+        assert_memory_equal(view, plain, plain_bytes);
+        if (protections[i] & PROT_WRITE) {
+            view[page] ^= 1;
+            assert_int_equal(view[page], plain[page] ^ 1);
+        }
+        assert_int_equal(view[page - 1], plain[page - 1]);
+        if (!is_eager())
+            assert_true(present_bytes(view) <= (3u << 20)); /* the budget and what was written */
+        assert_false(is_locked(view));
+        size_t before = status_bytes("VmLck:");
+        void *later = mmap(NULL, 16 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (!SANITIZED) /* whose runtimes make mlockall do nothing */
+            assert_true(status_bytes("VmLck:") >= before + 16 * page);
+        munmap(later, 16 * page);
+        munmap(view, plain_bytes);
+    }
+    assert_int_equal(munlockall(), 0);
+    assert_int_equal(status_bytes("VmLck:"), 0);
+    uint8_t *view = map_all(PROT_READ);
+    assert_memory_equal(view, plain, plain_bytes);
+    munmap(view, plain_bytes);
+    if (geteuid() == 0) /* others may lock less than this */
+        assert_int_equal(mlockall(MCL_CURRENT), 0);
+    assert_int_equal(munlockall(), 0);
+}
+
 static int load(void **state)
 {
     page = (size_t)sysconf(_SC_PAGESIZE);
@@ -467,6 +594,8 @@ int main(void)
         cmocka_unit_test(a_short_read_does_not_wait_for_more),
         cmocka_unit_test(a_read_only_view_is_not_written_by_the_kernel),
         cmocka_unit_test(bad_buffers_are_errors),
+        cmocka_unit_test(nothing_is_locked_while_there_is_a_view),
+        cmocka_unit_test(views_are_mapped_unlocked_where_new_memory_is_locked),
     };
     int start = fixture_start();
     return start ? start : cmocka_run_group_tests(tests, load, NULL);

@@ -52,6 +52,7 @@ static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int
     return CWS_SYSCALL(SYS_mmap, addr, len, prot, flags, fd, (long)offset);
 }
 static inline int cws_sys_munmap(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munmap, addr, len); }
+static inline int cws_sys_munlock(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munlock, addr, len); }
 static inline int cws_sys_mprotect(void *addr, size_t len, int prot) { return (int)CWS_SYSCALL(SYS_mprotect, addr, len, prot); }
 static inline int cws_sys_madvise(void *addr, size_t len, int advice) { return (int)CWS_SYSCALL(SYS_madvise, addr, len, advice); }
 /* Moves pages to a fixed address, replacing what is there. */

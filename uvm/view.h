@@ -87,6 +87,11 @@ int cws_view_protect(void *addr, size_t len, int prot);
 int cws_view_advise(void *addr, size_t len, int advice);
 int cws_view_remap(void *addr, size_t old_len, size_t new_len, int flags, void **out_addr);
 
+/* mlockall and munlockall, done by `call` (the C library's, which sets errno). Memory of views is never locked, or it would stay present past every
+ * budget. CWS_E_BUDGET: MCL_CURRENT while there is a view; nothing was called. After MCL_FUTURE views begin unlocked. Else 0 or -errno. */
+CWS_MUST_CHECK int cws_view_lock_all(int flags, int (*call)(int flags));
+CWS_MUST_CHECK int cws_view_unlock_all(int (*call)(void));
+
 /* Makes the view pages of [addr, addr+len) present and keeps them so until the matching unhold: for calls that hand memory
  * to the kernel. A range that does not touch a view is a no-op. for_write: the pages also become writable (the blocks count
  * as written). Holds whole blocks; callers keep pieces at or below cws_view_hold_max(). Pages that are no view's are not

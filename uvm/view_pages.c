@@ -3,10 +3,61 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Set from before mlockall(MCL_FUTURE) to behind munlockall: new memory of the process is locked, and so would pages of views be. */
+static _Atomic bool future_is_locked;
+
+/* Memory that is locked as it is mapped: without access nothing is made present; then it is unlocked, and may have its protection. */
+static long unlocked_memory(void *addr, size_t len, int prot, int flags, int fd, size_t offset)
+{
+    long at = cws_sys_mmap(addr, len, PROT_NONE, flags & ~MAP_POPULATE, fd, offset);
+    if (at < 0 && at > -4096)
+        return at;
+    int code = cws_sys_munlock((void *)at, len);
+    if (!code && prot != PROT_NONE)
+        code = cws_sys_mprotect((void *)at, len, prot);
+    if (code)
+        cws_sys_munmap((void *)at, len);
+    return code ? code : at;
+}
+
 long cws_view_memory(void *addr, size_t len, int prot, int more, size_t offset)
 {
     int fd = cws_pager.zero_fd, flags = MAP_PRIVATE | MAP_NORESERVE | more | (fd < 0 ? MAP_ANONYMOUS : 0);
-    return cws_sys_mmap(addr, len, prot, flags, fd, fd < 0 ? 0 : offset);
+    if (fd < 0)
+        offset = 0;
+    if (atomic_load_explicit(&future_is_locked, memory_order_relaxed))
+        return unlocked_memory(addr, len, prot, flags, fd, offset);
+    return cws_sys_mmap(addr, len, prot, flags, fd, offset);
+}
+
+int cws_view_lock_all(int flags, int (*call)(int flags))
+{
+    struct cws_guard guard = cws_guard_begin();
+    cws_lock_take(&cws_pager.views_lock); /* no view begins meanwhile */
+    bool before = atomic_load(&future_is_locked);
+    int code = (flags & MCL_CURRENT) && cws_view_any() ? CWS_E_BUDGET : 0;
+    if (!code) {
+        if (flags & MCL_FUTURE)
+            atomic_store(&future_is_locked, true);
+        code = call(flags) == 0 ? 0 : -errno;
+        if (code || !(flags & MCL_FUTURE)) /* which a call without it ends */
+            atomic_store(&future_is_locked, code && before);
+    }
+    cws_lock_drop(&cws_pager.views_lock);
+    cws_guard_end(&guard);
+    return code;
+}
+
+int cws_view_unlock_all(int (*call)(void))
+{
+    struct cws_guard guard = cws_guard_begin();
+    cws_lock_take(&cws_pager.views_lock);
+    int code = call() == 0 ? 0 : -errno;
+    if (!code)
+        atomic_store(&future_is_locked, false);
+    cws_lock_drop(&cws_pager.views_lock);
+    cws_guard_end(&guard);
+    return code;
 }
 
 unsigned cws_page_attr(const struct cws_view *v, size_t at)
