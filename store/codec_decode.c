@@ -1,4 +1,5 @@
 #include "codec_fast.h"
+#include "race_range.h"
 
 #include <errno.h>
 #include <stdatomic.h>
@@ -233,6 +234,8 @@ int cws_chunk_decode(const struct cws_chunk_context *ctx, const void *stored, si
 {
     if (begin > end || end > logical_bytes)
         return cws_fail(err, CWS_E_BUG, "chunk: range %zu..%zu of %zu bytes", begin, end, logical_bytes);
+    cws_race_read(stored, stored_bytes);
+    cws_race_write(dst, end - begin);
     switch (ctx->codec) {
     case CWS_CODEC_RAW:
         if (stored_bytes != logical_bytes)

@@ -1,6 +1,7 @@
 #include "codec_encode.h"
 #include "codec_quant.h"
 #include "huffman.h"
+#include "race_range.h"
 
 #include <errno.h>
 #include <stdatomic.h>
@@ -356,6 +357,8 @@ int cws_chunk_encode(const struct cws_plan *p, const void *chunk, size_t bytes, 
     *out_codec = p->codec;
     if (bytes > p->chunk_bytes || bytes % p->elem_bytes != 0)
         return cws_fail(err, CWS_E_BUG, "encoder: a chunk of %zu bytes does not fit its plan", bytes);
+    cws_race_read(chunk, bytes);
+    cws_race_write(dst, bytes);
     if (bytes > 0 && p->codec == CWS_CODEC_ZSTD) {
         stored = ZSTD_compressCCtx(scratch->zstd, dst, cws_chunk_bound(p, bytes), chunk, bytes, CWS_ZSTD_LEVEL);
         if (ZSTD_isError(stored))

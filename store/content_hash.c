@@ -1,4 +1,5 @@
 #include "content_hash.h"
+#include "race_range.h"
 
 #include <string.h>
 #if defined(__x86_64__)
@@ -108,6 +109,7 @@ static size_t add_fast(unsigned __int128 *sum, uint64_t y0, uint64_t y1, const u
 void cws_content_hash_add(struct cws_hash128 *sum, const uint64_t key[2], const void *data, size_t bytes,
                           uint64_t first_byte)
 {
+    cws_race_read(data, bytes);
     const uint8_t *p = data;
     uint64_t step = first_byte / 16 * KEY_STEP;
     uint64_t y0 = key[0] + step, y1 = key[1] + step;

@@ -6,6 +6,7 @@
 #include "../uvm/gpu.h"
 #include "sample_model.h"
 #include "standin/standin.h"
+#include "sanitized.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,11 +20,6 @@
 #define GPU_TENSORS 12
 #endif
 enum { TENSORS = GPU_TENSORS };
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-enum { SANITIZED = 1 }; /* a tenth of the speed */
-#else
-enum { SANITIZED = 0 };
-#endif
 #define MIB ((size_t)1 << 20)
 
 static struct cws_driver driver;

@@ -1,5 +1,6 @@
 #include "pattern_source.h"
 #include "hang.h"
+#include "sanitized.h"
 
 #include <dirent.h>
 #include <spawn.h>
@@ -197,6 +198,8 @@ int for_each_rung(int argc, char **argv, int (*tests)(void))
     int failures = 0;
     for (size_t i = 0; i < sizeof rungs / sizeof *rungs; i++) {
         struct cws_error err = {0};
+        if (rung_is_left_out(rungs[i]))
+            continue;
         if (cws_pager_probe(rungs[i], &err)) {
             printf("# rung %s: SKIPPED: %s\n", rungs[i], err.message);
             continue;

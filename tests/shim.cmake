@@ -29,7 +29,8 @@ if(CWS_TESTS AND TARGET codecshim)
     target_include_directories(${name} SYSTEM PRIVATE ${CWS_cmocka_INCLUDE})
     target_compile_options(${name} PRIVATE -U_FORTIFY_SOURCE)
     target_link_libraries(${name} PRIVATE ${CWS_cmocka_LIBRARY} cws_flags Threads::Threads ${CMAKE_DL_LIBS})
-    foreach(rung ${ARGN})
+    cws_rungs(rungs ${ARGN})
+    foreach(rung ${rungs})
       set(test ${name}_${rung})
       add_test(NAME ${test} COMMAND ${name})
       set(environment CWS_SHIM_PACKED=${packed} CWS_SHIM_PLAIN=${plain} CODEC_VRAM_BUDGET=2M CODEC_PAGER=${rung}
@@ -41,10 +42,7 @@ if(CWS_TESTS AND TARGET codecshim)
 
   cws_shim_test(test_shim_files uffd-dev uffd uffd-user sigsegv eager)
   cws_shim_test(test_shim_stdio uffd-dev uffd-user sigsegv)
-  set(rungs uffd-dev uffd-user sigsegv eager)
-  if(CWS_SANITIZE) # each instant is many times as long
-    set(rungs uffd-dev sigsegv)
-  endif()
+  cws_rungs(rungs uffd-dev uffd-user sigsegv eager)
   cws_shim_test(test_shim_leave ${rungs})
   list(TRANSFORM rungs PREPEND test_shim_leave_ OUTPUT_VARIABLE tests)
   if(CWS_SANITIZE STREQUAL "address") # which takes the frames on a cancelled thread's stack for live ones

@@ -5,6 +5,7 @@
 #include "../uvm/gpu.h"
 #include "sample_model.h"
 #include "standin/standin.h"
+#include "sanitized.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -25,11 +26,7 @@ static CUcontext context;
 static CUmodule kernels;
 static atomic_ulong steps, refused;
 static _Atomic CUdeviceptr seen[8]; /* addresses of any thread's ranges, also of freed ones: stray words in the parameters of kernels */
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-static unsigned rounds = 30;
-#else
-static unsigned rounds = 120;
-#endif
+static unsigned rounds = SANITIZED ? 30 : 120;
 
 #define CHECK(condition)                                                                  \
     do {                                                                                  \

@@ -4,6 +4,7 @@
 #include "store/checksum.h"
 #include "store/codec_encode.h"
 #include "store/decode_table.h"
+#include "sanitized.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,11 +12,6 @@
 #include <stdio.h>
 #include <cmocka.h>
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-enum { SANITIZED = 1 }; /* everything is several times slower: fewer repeats */
-#else
-enum { SANITIZED = 0 };
-#endif
 
 static struct cws_decode_scratch *decode_scratch;
 static struct cws_encode_scratch *encode_scratch;

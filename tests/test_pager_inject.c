@@ -3,6 +3,7 @@
 #include "hang.h"
 #include "inject_sys.h"
 #include "pattern_source.h"
+#include "sanitized.h"
 
 #include <dirent.h>
 #include <setjmp.h>
@@ -27,13 +28,6 @@ enum {
     PAGE = 4096,
     FOR_EVER = 1 << 30,
 };
-#if defined(__SANITIZE_ADDRESS__) || defined(CWS_TSAN)
-enum { SANITIZED = 1 };
-#elif defined(__has_feature)
-enum { SANITIZED = __has_feature(address_sanitizer) };
-#else
-enum { SANITIZED = 0 };
-#endif
 
 static struct {
     struct pattern *p;
@@ -373,7 +367,7 @@ int main(int argc, char **argv)
         printf("# rung %s: SKIPPED: %s\n", argv[1], err.message);
         return 77;
     }
-    if (CWS_PAGE_BYTES != PAGE)
+    if (CWS_PAGE_BYTES != PAGE || rung_is_left_out(argv[1]))
         return 77;
     setenv("CODEC_PAGER", argv[1], 1);
     for (int kind = 1; argc == 5 && kind < SYS_KIND_COUNT; kind++) {

@@ -6,6 +6,7 @@
 #include "store/convert.h"
 #include "store/store.h"
 #include "store/writer.h"
+#include "sanitized.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -23,11 +24,6 @@
 
 #include <cmocka.h>
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-enum { SANITIZED = 1 }; /* everything is several times slower: fewer repeats */
-#else
-enum { SANITIZED = 0 };
-#endif
 
 static struct bytes model, small; /* about 700 KB and 30 KB */
 

@@ -24,7 +24,8 @@ list(TRANSFORM SYS_WRAPS PREPEND "-Wl,--wrap=")
 cws_test(NAME test_pager_inject SOURCES test_pager_inject.c inject_sys.c pattern_source.c LIBS cws_uvm ARGS uffd-dev once)
 if(TARGET test_pager_inject)
   target_link_options(test_pager_inject PRIVATE ${SYS_WRAPS})
-  foreach(rung uffd-dev uffd uffd-user sigsegv eager) # a test each: there are many failures to try
+  cws_rungs(rungs uffd-dev uffd uffd-user sigsegv eager)
+  foreach(rung ${rungs}) # a test each: there are many failures to try
     foreach(half once lasting)
       if(NOT "${rung} ${half}" STREQUAL "uffd-dev once")
         add_test(NAME test_pager_inject_${rung}_${half} COMMAND test_pager_inject ${rung} ${half})
