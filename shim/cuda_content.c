@@ -1,5 +1,5 @@
 #include "cuda_content.h"
-#include "../store/content_hash.h"
+#include "store/format/content_hash.h"
 #include "stores.h"
 
 #include <pthread.h>

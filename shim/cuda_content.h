@@ -2,7 +2,7 @@
  * the host) are known again, so that such a copy binds like one from the file's mapping. */
 #ifndef CWS_SHIM_CUDA_CONTENT_H
 #define CWS_SHIM_CUDA_CONTENT_H
-#include "../store/store.h"
+#include "store/read/store.h"
 
 /* Keeps a store open, to be found in later, however long ago the program closed its file. */
 void cws_cuda_content_keep(struct cws_store *store);

@@ -6,7 +6,7 @@
  * Nothing here may be called from a signal handler. Threads: any. */
 #ifndef CWS_SHIM_CUDA_HOOKS_H
 #define CWS_SHIM_CUDA_HOOKS_H
-#include "../store/driver.h"
+#include "store/base/driver.h"
 #include "cuda_types.h"
 #include "hooks.h"
 #include <stdbool.h>

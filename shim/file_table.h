@@ -2,11 +2,11 @@
  *
  * The offset of such a descriptor is the kernel's own offset of the real file, used as the logical one (it may lie beyond the end
  * of the real file): so dup, fork and exec share it exactly as for any file, and nothing here has to follow them.
- * Threads: any. Callable from a signal handler, because no lock is held where one can run (store/guard.h); but what opens a file, and
+ * Threads: any. Callable from a signal handler, because no lock is held where one can run (store/base/guard.h); but what opens a file, and
  * its first read, allocate. */
 #ifndef CWS_SHIM_FILE_TABLE_H
 #define CWS_SHIM_FILE_TABLE_H
-#include "../store/guard.h"
+#include "store/base/guard.h"
 #include "stores.h"
 #include <stdbool.h>
 #include <stdint.h>

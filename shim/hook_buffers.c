@@ -1,6 +1,6 @@
 /* hook_buffers.c - calls that write out of, or receive into, the memory of views. */
 #include "buffers.h"
-#include "../store/guard.h"
+#include "store/base/guard.h"
 #include "hooks.h"
 #include "shim.h"
 

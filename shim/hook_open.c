@@ -4,8 +4,8 @@
 #include "file_table.h"
 #include "hooks.h"
 #include "shim.h"
-#include "../store/guard.h"
-#include "../store/own_fd.h"
+#include "store/base/guard.h"
+#include "store/base/own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>

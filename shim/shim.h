@@ -5,8 +5,8 @@
  * constructor has run every hook passes through. Threads: any, for every function. */
 #ifndef CWS_SHIM_SHIM_H
 #define CWS_SHIM_SHIM_H
-#include "../store/error.h"
-#include "../store/options.h"
+#include "store/base/error.h"
+#include "store/base/options.h"
 #include <stdbool.h>
 #include <stddef.h>
 

@@ -1,10 +1,10 @@
 #include "stores.h"
 #include "hooks.h"
 #include "shim.h"
-#include "../store/checksum.h"
-#include "../store/guard.h"
-#include "../store/os.h"
-#include "../store/own_fd.h"
+#include "store/format/checksum.h"
+#include "store/base/guard.h"
+#include "store/base/os.h"
+#include "store/base/own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -76,7 +76,7 @@ int cws_stores_cannot_tell(const char *path, int errnum)
     return -errnum;
 }
 
-/* A parser without memory may drop the end of a word (store/safetensors.c), so that a sound file looks damaged: that is believed
+/* A parser without memory may drop the end of a word (store/format/safetensors.c), so that a sound file looks damaged: that is believed
  * when it is found twice. */
 static int open_store(int fd, const char *path, struct cws_store **out, struct cws_error *err)
 {

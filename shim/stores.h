@@ -2,10 +2,10 @@
  *
  * An identity is device, inode, size and both times: what stat tells of a file's content without reading it.
  * Threads: any. What opens a store allocates, so it may not be called from a signal handler that interrupted malloc. No lock of ours is
- * held where a signal handler can run (store/guard.h). */
+ * held where a signal handler can run (store/base/guard.h). */
 #ifndef CWS_SHIM_STORES_H
 #define CWS_SHIM_STORES_H
-#include "../store/store.h"
+#include "store/read/store.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>

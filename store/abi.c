@@ -1,7 +1,7 @@
 #include "abi.h"
-#include "store.h"
-#include "symbols.h"
-#include "writer.h"
+#include "store/read/store.h"
+#include "store/read/symbols.h"
+#include "store/pack/writer.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -6,7 +6,7 @@
  * Threads: an open store may be used by any number of threads. Nothing here prints, exits, or keeps state but the decoders of GPUs. */
 #ifndef CWS_ABI_H
 #define CWS_ABI_H
-#include "error.h"
+#include "store/base/error.h"
 #include <stddef.h>
 #include <stdint.h>
 

@@ -1,7 +1,7 @@
 /* codec_data.h - tensors and packed chunks for the codec's tests; everything from a fixed seed. */
 #ifndef CWS_TESTS_CODEC_DATA_H
 #define CWS_TESTS_CODEC_DATA_H
-#include "store/codec.h"
+#include "store/codec/codec.h"
 
 #include <math.h>
 #include <stdlib.h>

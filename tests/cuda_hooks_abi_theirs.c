@@ -14,7 +14,7 @@ const struct cuda_abi_row *const cuda_hooks_abi_theirs = ROWS;
 #define CWS_CUDA_S(symbol, variant, since, parameters, ...) CWS_CUDA(symbol, since, parameters)
 #define CWS_CUDA_VOID(symbol, since) CWS_CUDA(symbol, since, (void))
 #define CWS_CUDA_USED(symbol, parameters) CWS_CUDA(symbol, since, parameters)
-#include "../shim/cuda_hooks.def"
+#include "shim/cuda_hooks.def"
 #undef CWS_CUDA
 #undef CWS_CUDA_S
 #undef CWS_CUDA_VOID
@@ -26,7 +26,7 @@ const struct cuda_abi_row cuda_hooks_prototypes[] = {
 #define CWS_CUDA_S(symbol, variant, since, parameters, ...) CWS_CUDA(symbol, since, parameters)
 #define CWS_CUDA_VOID(symbol, since) CWS_CUDA(symbol, since, (void))
 #define CWS_CUDA_USED(symbol, parameters) CWS_CUDA(symbol, since, parameters)
-#include "../shim/cuda_hooks.def"
+#include "shim/cuda_hooks.def"
 #undef CWS_CUDA
 #undef CWS_CUDA_S
 #undef CWS_CUDA_VOID

@@ -1,8 +1,8 @@
 /* Stores in memory, both ways. Odd first byte: the rest is a store of arbitrary bytes, opened and read where it lies, in memory of exactly
  * its size. Even: the rest is a tensor of some dtype, shape and mode, packed, opened and read back. */
 #include "fuzz_sign.h"
-#include "store/store.h"
-#include "store/writer.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 
 #include <stdlib.h>
 

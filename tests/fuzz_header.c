@@ -1,6 +1,6 @@
 /* The safetensors header parser on arbitrary bytes: no crash, and what it takes keeps its promises. */
-#include "store/header_text.h"
-#include "store/safetensors.h"
+#include "store/format/header_text.h"
+#include "store/format/safetensors.h"
 
 #include <stdlib.h>
 #include <string.h>

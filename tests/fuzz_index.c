@@ -1,7 +1,7 @@
 /* A whole store of arbitrary bytes: opened, listed, verified, read. The checksums of trailer, index and front are made right
  * where the trailer's offsets allow it, and those of the chunks, so that the rules behind them are reached. */
 #include "fuzz_sign.h"
-#include "store/store.h"
+#include "store/read/store.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* fuzz_sign.h - makes the checksums of an arbitrary store right, where its offsets allow it, so that a fuzzer reaches the rules behind them. */
 #ifndef CWS_TEST_FUZZ_SIGN_H
 #define CWS_TEST_FUZZ_SIGN_H
-#include "store/content_hash.h"
-#include "store/format.h"
+#include "store/format/content_hash.h"
+#include "store/format/format.h"
 
 #include <stddef.h>
 #include <string.h>

@@ -1,9 +1,9 @@
 /* gpu_fixture.h - what the tests of the CUDA manager share: a store of TENSORS tensors, the stand-in driver with a manager on it, launches, comparisons. */
 #ifndef CWS_TESTS_GPU_FIXTURE_H
 #define CWS_TESTS_GPU_FIXTURE_H
-#include "../store/gpu/gpu_decode.h"
-#include "../store/writer.h"
-#include "../uvm/gpu.h"
+#include "store/cuda/decoder.h"
+#include "store/pack/writer.h"
+#include "uvm/gpu.h"
 #include "sample_model.h"
 #include "standin/standin.h"
 #include "sanitized.h"

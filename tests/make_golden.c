@@ -2,9 +2,9 @@
  * each, checksums made right again, so that only the rule itself can refuse them). Deterministic. The name says what is
  * wrong and, before the first dot, how: the code of open, or "verify" for what only shows when chunks are decoded. */
 #include "sample_model.h"
-#include "store/content_hash.h"
-#include "store/store.h"
-#include "store/writer.h"
+#include "store/format/content_hash.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 
 #include <stdio.h>
 #include <stdlib.h>

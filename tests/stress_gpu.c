@@ -1,8 +1,8 @@
 /* Random work on the CUDA manager against a shadow: several threads with a stream each allocate, bind, read, write and free ranges in
  * a budget that holds a part of them. Every read is compared with what the shadow says. Prints its seed; takes one as argument. */
-#include "../store/gpu/gpu_decode.h"
-#include "../store/writer.h"
-#include "../uvm/gpu.h"
+#include "store/cuda/decoder.h"
+#include "store/pack/writer.h"
+#include "uvm/gpu.h"
 #include "sample_model.h"
 #include "standin/standin.h"
 #include "sanitized.h"

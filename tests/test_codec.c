@@ -1,9 +1,9 @@
 /* Description: what is packed comes back: exactly for lossless, as the reference says for q8 and q6; all encoders give the same
  * bytes, all decoders the same bytes for every range. */
 #include "codec_data.h"
-#include "store/checksum.h"
-#include "store/codec_encode.h"
-#include "store/decode_table.h"
+#include "store/format/checksum.h"
+#include "store/codec/encode.h"
+#include "store/codec/decode_table.h"
 #include "sanitized.h"
 
 #include <setjmp.h>

@@ -1,6 +1,6 @@
 /* Description: the content hash is the one the header defines, sees order, and its parts add up. */
 #include "codec_data.h"
-#include "store/content_hash.h"
+#include "store/format/content_hash.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

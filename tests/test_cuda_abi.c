@@ -1,5 +1,5 @@
-/* Is store/cuda_abi.h what cuda.h says? Built where there is a CUDA toolkit. */
-#include "../store/driver.h"
+/* Is store/base/cuda_abi.h what cuda.h says? Built where there is a CUDA toolkit. */
+#include "store/base/driver.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* The host side of the GPU decoders: tables that decode what the encoder wrote, jobs, batches. No GPU. */
-#include "store/gpu/gpu_decode.h"
+#include "store/cuda/decoder.h"
 #include "tests/codec_data.h"
 
 #include <setjmp.h>

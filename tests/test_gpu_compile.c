@@ -2,8 +2,8 @@
  *   test_gpu_compile real   compiles the kernels for sm_80 and sm_90 with the NVRTC that is found, and looks at the images */
 #include "hang.h"
 #include "standin/standin.h"
-#include "store/gpu/gpu_compile.h"
-#include "store/gpu/gpu_decode.h"
+#include "store/cuda/compile.h"
+#include "store/cuda/decoder.h"
 
 #include <dlfcn.h>
 #include <elf.h>

@@ -2,8 +2,8 @@
  * in device memory is found; a driver that fails at any call leaves an error and nothing running. */
 #include "codec_data.h"
 #include "standin/standin.h"
-#include "store/gpu/gpu_tensor.h"
-#include "store/writer.h"
+#include "store/cuda/tensor.h"
+#include "store/pack/writer.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

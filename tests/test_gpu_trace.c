@@ -3,9 +3,9 @@
  * library gets a range for each wait; one that is none, or refuses, changes nothing. */
 #include "sample_model.h"
 #include "standin/standin.h"
-#include "store/writer.h"
+#include "store/pack/writer.h"
 #include "trace_file.h"
-#include "store/trace.h"
+#include "store/base/trace.h"
 #include "uvm/gpu.h"
 #include "uvm/nvtx.h"
 

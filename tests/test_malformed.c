@@ -1,5 +1,5 @@
 /* Every file of golden/ gives the file beside it; every file of malformed/ is refused as its name says. */
-#include "store/store.h"
+#include "store/read/store.h"
 #include "sample_model.h"
 
 #include <dirent.h>

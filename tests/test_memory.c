@@ -2,9 +2,9 @@
  * byte anywhere is found, and a packed tensor goes into another store as it is. */
 #include "inject.h"
 #include "sample_model.h"
-#include "store/reader.h"
-#include "store/store.h"
-#include "store/writer.h"
+#include "store/read/reader.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 
 #include <math.h>
 #include <setjmp.h>

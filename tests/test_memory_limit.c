@@ -1,6 +1,6 @@
 /* Description: what this process may have of host memory, from made-up /proc and mounts of control groups: containers with
  * and without a namespace, nested groups, both versions at once, files that are missing or hold no number. */
-#include "store/memory_limit.h"
+#include "store/base/memory_limit.h"
 
 #include <errno.h>
 #include <setjmp.h>

@@ -1,7 +1,7 @@
 /* Description: environment variables and sizes are understood exactly, or refused with a line that names them;
  * error codes have texts and the line is cut, never overrun. */
-#include "store/error.h"
-#include "store/options.h"
+#include "store/base/error.h"
+#include "store/base/options.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

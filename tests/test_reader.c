@@ -1,8 +1,8 @@
 /* The reader: every engine, direct and buffered, gives the file's bytes, whatever the system calls do. */
 #include "inject.h"
 #include "sample_model.h"
-#include "store/os.h"
-#include "store/reader.h"
+#include "store/base/os.h"
+#include "store/read/reader.h"
 
 #include <errno.h>
 #include <fcntl.h>

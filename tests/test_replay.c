@@ -1,7 +1,7 @@
 /* Description: the policies that page, replayed on scans with the sizes of real models: the default is near the optimum on a cyclic scan, LRU has no hit there,
  * nothing beats the bound, nor Belady's rule in the same machine the default; routed experts are not guessed; a recorded trace is read back, whole or cut short. */
 #include "sample_model.h"
-#include "store/trace.h"
+#include "store/base/trace.h"
 #include "tools/replay.h"
 
 #include <setjmp.h>

@@ -1,6 +1,6 @@
 /* The safetensors parser: what it takes, and what it refuses by name and offset. */
 #include "sample_model.h"
-#include "store/safetensors.h"
+#include "store/format/safetensors.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

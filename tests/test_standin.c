@@ -2,7 +2,7 @@
  * faults, streams that are really asynchronous, errors where a driver has them, failures on demand, a true account of
  * what is left. */
 #include "standin/standin.h"
-#include "store/driver.h"
+#include "store/base/driver.h"
 
 #include <dlfcn.h>
 #include <pthread.h>

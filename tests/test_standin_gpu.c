@@ -2,8 +2,8 @@
  * of several dtypes in one batch decode to what was packed, with the hash; a chunk that is not valid says so. */
 #include "codec_data.h"
 #include "standin/standin.h"
-#include "store/content_hash.h"
-#include "store/gpu/gpu_decode.h"
+#include "store/format/content_hash.h"
+#include "store/cuda/decoder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

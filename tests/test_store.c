@@ -2,9 +2,9 @@
 #include "hang.h"
 #include "no_ring.h"
 #include "sample_model.h"
-#include "store/reader.h"
-#include "store/store.h"
-#include "store/writer.h"
+#include "store/read/reader.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -8,9 +8,9 @@
 
 #include <cmocka.h>
 
-#include "../tools/json_replace.h"
-#include "../tools/json_text.h"
-#include "../tools/say.h"
+#include "tools/json_replace.h"
+#include "tools/json_text.h"
+#include "tools/say.h"
 
 static int any(const char *value, size_t len)
 {

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../tools/torch_allocator.h"
+#include "tools/torch_allocator.h"
 
 #define OURS "backend:cudaMallocAsync"
 

@@ -2,7 +2,7 @@
  * files that cannot or must not be written, a full disk at every write, a ring that is full, a signal handler that records. */
 #include "inject.h"
 #include "sample_model.h"
-#include "store/trace.h"
+#include "store/base/trace.h"
 #include "trace_file.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* The dtypes that came later, and those that nobody knows yet: packed in every mode, listed, verified, read, unpacked, taken out. */
 #include "sample_model.h"
-#include "store/store.h"
-#include "store/writer.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

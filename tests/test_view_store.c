@@ -3,8 +3,8 @@
 #include "no_ring.h"
 #include "pattern_source.h"
 
-#include "store/reader.h"
-#include "store/writer.h"
+#include "store/read/reader.h"
+#include "store/pack/writer.h"
 
 #include <fcntl.h>
 #include <pthread.h>

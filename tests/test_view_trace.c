@@ -2,7 +2,7 @@
  * counted, in the threads that served them; never more bytes than the budget; a forked child adds nothing; a trace that cannot be written is one line. */
 #include "pattern_source.h"
 #include "sample_model.h"
-#include "store/writer.h"
+#include "store/pack/writer.h"
 #include "trace_file.h"
 
 #include <sys/wait.h>

@@ -2,10 +2,10 @@
  * everything as it was. */
 #include "inject.h"
 #include "sample_model.h"
-#include "store/atomic_file.h"
-#include "store/convert.h"
-#include "store/store.h"
-#include "store/writer.h"
+#include "store/base/atomic_file.h"
+#include "store/pack/convert.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 #include "sanitized.h"
 
 #include <dirent.h>

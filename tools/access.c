@@ -1,5 +1,5 @@
 #include "access.h"
-#include "../store/file_mode.h"
+#include "store/base/file_mode.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 /* access.h - permissions of what is in an output directory. Files get those of their input when they are written
- * (store/file_mode.h); here is what a tree adds: directories, and links that lead out of it. Threads: one.
+ * (store/base/file_mode.h); here is what a tree adds: directories, and links that lead out of it. Threads: one.
  *
  * Links of the input are followed. A file that is 0644 behind a directory that only its owner may enter can be read by nobody
  * else, and neither may its copy: for what a link shows from outside of the input, the permissions of the directories on the

@@ -5,10 +5,10 @@
  * seen in the caches only: the best of R runs is shown, but for packing the median of R runs, each beside one of zstd -3.
  * Chunks are packed to where the writer's are: a few buffers that are used again and again; zstd, which packs the whole at once,
  * cannot. */
-#include "store/checksum.h"
-#include "store/codec.h"
-#include "store/content_hash.h"
-#include "store/safetensors.h"
+#include "store/format/checksum.h"
+#include "store/codec/codec.h"
+#include "store/format/content_hash.h"
+#include "store/format/safetensors.h"
 
 #include <math.h>
 #include <stdio.h>

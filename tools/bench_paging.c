@@ -5,7 +5,7 @@
  * A touch sums every 64th byte (a program that does little with its weights: the pager's own limit). GB/s are logical; "us/MiB" is the processor time of the
  * later passes, the program's and the kernel's, for each MiB decoded: what does not depend on who else uses the machine. Cold: the file is dropped from the
  * page cache before each pass. */
-#include "store/store.h"
+#include "store/read/store.h"
 #include "uvm/view.h"
 
 #include <fcntl.h>

@@ -4,7 +4,7 @@
  *   bench_read FILE [EXTENT_BYTES]        default: 90112, a stored chunk of 256 KiB bf16
  *
  * "cold" rows drop the file from the page cache first (what a hypervisor caches below is out of reach). */
-#include "store/reader.h"
+#include "store/read/reader.h"
 
 #include <fcntl.h>
 #include <stdio.h>

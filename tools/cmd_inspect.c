@@ -1,9 +1,9 @@
 /* cmd_inspect.c - codecllm inspect: what is in a store. Read-only; decodes nothing unless a tensor's symbols are asked for. */
-#include "../store/store.h"
+#include "store/read/store.h"
 #include "inspect_json.h"
 #include "model_dir.h"
 #include "say.h"
-#include "../store/symbols.h"
+#include "store/read/symbols.h"
 #include "table.h"
 #include "verbs.h"
 

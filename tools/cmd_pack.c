@@ -1,6 +1,6 @@
 /* cmd_pack.c - codecllm pack: one safetensors file, or a model directory, into a store or a directory of stores. */
-#include "../store/store.h"
-#include "../store/writer.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 #include "access.h"
 #include "hub_entry.h"
 #include "json_replace.h"

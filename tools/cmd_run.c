@@ -1,6 +1,6 @@
 /* cmd_run.c - codecllm run: the shim under a program, without installing anything. Ends by becoming the program, so its exit
  * status is the program's; 126 and 127 as env(1) has them. */
-#include "../store/options.h"
+#include "store/base/options.h"
 #include "model_dir.h"
 #include "say.h"
 #include "torch_allocator.h"

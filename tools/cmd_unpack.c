@@ -1,6 +1,6 @@
 /* cmd_unpack.c - codecllm unpack: a store, or a directory with stores, back into plain safetensors files. */
-#include "../store/store.h"
-#include "../store/writer.h"
+#include "store/read/store.h"
+#include "store/pack/writer.h"
 #include "access.h"
 #include "hub_entry.h"
 #include "model_index.h"

@@ -1,5 +1,5 @@
 /* cmd_verify.c - codecllm verify: every checksum, every chunk decoded, content hashes compared. Findings are data (stdout). */
-#include "../store/store.h"
+#include "store/read/store.h"
 #include "model_index.h"
 #include "progress.h"
 #include "say.h"

@@ -2,7 +2,7 @@
  * are links into blobs. The snapshot is the model. Threads: one. */
 #ifndef CWS_HUB_ENTRY_H
 #define CWS_HUB_ENTRY_H
-#include "../store/error.h"
+#include "store/base/error.h"
 
 /* *out: the snapshot of the entry `path` in fresh memory: the one that refs/main names, else the only one; NULL when path is no
  * such entry. CWS_E_USAGE: there are several and none is named, or none, or path is a whole cache. -errno. */

@@ -1,6 +1,6 @@
 #include "inspect_json.h"
 #include "say.h"
-#include "../store/symbols.h"
+#include "store/read/symbols.h"
 
 #include <jansson.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
  * because many JSON readers round large numbers. Threads: one. */
 #ifndef CWS_INSPECT_JSON_H
 #define CWS_INSPECT_JSON_H
-#include "../store/store.h"
+#include "store/read/store.h"
 #include <stdbool.h>
 
 #define CWS_INSPECT_CODECS 5 /* raw, zstd, split, q8, q6 */

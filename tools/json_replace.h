@@ -2,7 +2,7 @@
  * configuration keeps its order, its spacing and its way of writing numbers. Threads: any. */
 #ifndef CWS_JSON_REPLACE_H
 #define CWS_JSON_REPLACE_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stddef.h>
 
 /* Copies text[0..len), which must be valid JSON, with the value of every member called `key`, at any depth, that is a

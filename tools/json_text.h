@@ -2,7 +2,7 @@
  * size. Configurations of models hold both. Threads: any. */
 #ifndef CWS_JSON_TEXT_H
 #define CWS_JSON_TEXT_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <jansson.h>
 #include <stddef.h>
 #include <sys/stat.h>

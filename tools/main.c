@@ -2,8 +2,8 @@
 #include "say.h"
 #include "verbs.h"
 
-#include "../store/format.h"
-#include "../store/options.h"
+#include "store/format/format.h"
+#include "store/base/options.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 #include "model_dir.h"
-#include "../store/store.h"
+#include "store/read/store.h"
 #include "say.h"
 
 #include <dirent.h>

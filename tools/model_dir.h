@@ -3,7 +3,7 @@
  * left out. Directories may nest CWS_MODEL_DEPTH levels. Threads: one. */
 #ifndef CWS_MODEL_DIR_H
 #define CWS_MODEL_DIR_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

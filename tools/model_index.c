@@ -1,6 +1,6 @@
 #include "model_index.h"
-#include "../store/pack_input.h"
-#include "../store/store.h"
+#include "store/pack/input.h"
+#include "store/read/store.h"
 #include "json_text.h"
 #include "say.h"
 

@@ -1,5 +1,5 @@
 #include "output_dir.h"
-#include "../store/file_mode.h"
+#include "store/base/file_mode.h"
 #include "model_dir.h"
 #include "say.h"
 

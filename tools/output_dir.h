@@ -4,7 +4,7 @@
  * with flock, so that a living one is never taken for a left-over. Threads: one. */
 #ifndef CWS_OUTPUT_DIR_H
 #define CWS_OUTPUT_DIR_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <sys/stat.h>
 
 struct cws_output_dir {

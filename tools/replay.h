@@ -1,8 +1,8 @@
 /* replay.h - replay_policy's parts: what is used in which order, what a machine costs, and what a policy makes of both. Threads: one. */
 #ifndef CWS_REPLAY_H
 #define CWS_REPLAY_H
-#include "../store/error.h"
-#include "../store/options.h"
+#include "store/base/error.h"
+#include "store/base/options.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

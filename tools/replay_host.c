@@ -1,5 +1,5 @@
 /* The host pager's policy as it is (uvm/policy.h), without readahead; and the bound that holds for everything. */
-#include "../uvm/policy.h"
+#include "uvm/policy.h"
 #include "replay.h"
 
 #include <stdlib.h>

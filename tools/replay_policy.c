@@ -1,7 +1,7 @@
 /* replay_policy - what each replacement policy makes of a program's uses, beside the optimum: hit rate, bytes over the link and stall time, in a model of a machine.
  * The policies are the code that pages (uvm/order.h for a GPU, uvm/policy.h for host memory); traces are made from the shapes of models, or recorded by
  * CODEC_TRACE. `replay_policy --help` lists options and what the columns mean. */
-#include "../store/options.h"
+#include "store/base/options.h"
 #include "replay.h"
 #include "say.h"
 #include "table.h"

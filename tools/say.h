@@ -2,7 +2,7 @@
  * Every line first takes the progress bar off the terminal. Threads: any for the lines (one write each). */
 #ifndef CWS_SAY_H
 #define CWS_SAY_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stddef.h>
 #include <stdint.h>
 

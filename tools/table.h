@@ -2,7 +2,7 @@
  * Threads: one. Running out of memory ends the process with a line. */
 #ifndef CWS_TABLE_H
 #define CWS_TABLE_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stddef.h>
 
 struct cws_table;

@@ -3,7 +3,7 @@
  * is left. A channel ends with its last view. Only uvm/ includes it. */
 #ifndef CWS_CHANNEL_H
 #define CWS_CHANNEL_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stdatomic.h>
 #include <stdint.h>
 

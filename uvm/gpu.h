@@ -14,9 +14,9 @@
  * ours, one line was given to config.say first. */
 #ifndef CWS_GPU_H
 #define CWS_GPU_H
-#include "../store/driver.h"
-#include "../store/options.h"
-#include "../store/store.h"
+#include "store/base/driver.h"
+#include "store/base/options.h"
+#include "store/read/store.h"
 #include <stdbool.h>
 
 struct cws_gpu;
@@ -34,7 +34,7 @@ struct cws_gpu_config {
     bool strict;                     /* no weight is mapped while something runs that does not name it, but pinned and written ones: one use at a time, each waited
                                       * for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
-    const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/gpu/gpu_decode.h) */
+    const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
     void (*release)(const struct cws_gpu *gpu); /* before pools are trimmed, from a thread of the manager's: whoever keeps memory of theirs that nobody uses gives it back; NULL: nobody */
     void (*say)(const char *line);   /* one line for the user; any thread */
 };

@@ -1,9 +1,9 @@
 #include "gpu_file.h"
-#include "../store/content_hash.h"
-#include "../store/os.h"
-#include "../store/own_fd.h"
-#include "../store/safetensors.h"
-#include "../store/store.h"
+#include "store/format/content_hash.h"
+#include "store/base/os.h"
+#include "store/base/own_fd.h"
+#include "store/format/safetensors.h"
+#include "store/read/store.h"
 #include "mapping.h"
 
 #include <errno.h>

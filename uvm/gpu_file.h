@@ -2,7 +2,7 @@
  * Threads: any. */
 #ifndef CWS_GPU_FILE_H
 #define CWS_GPU_FILE_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

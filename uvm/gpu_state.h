@@ -30,9 +30,9 @@
  *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the content. */
 #ifndef CWS_GPU_STATE_H
 #define CWS_GPU_STATE_H
-#include "../store/content_hash.h"
-#include "../store/gpu/gpu_decode.h"
-#include "../store/trace.h"
+#include "store/format/content_hash.h"
+#include "store/cuda/decoder.h"
+#include "store/base/trace.h"
 #include "gpu.h"
 #include "gpu_file.h"
 #include "order.h"

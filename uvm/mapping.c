@@ -1,5 +1,5 @@
 #include "mapping.h"
-#include "../store/os.h"
+#include "store/base/os.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -12,7 +12,7 @@
  * so that a use, the next node to load and the next victim cost no walk over all nodes. */
 #ifndef CWS_ORDER_H
 #define CWS_ORDER_H
-#include "../store/options.h"
+#include "store/base/options.h"
 #include "history.h"
 #include <stdbool.h>
 #include <stdint.h>

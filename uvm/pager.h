@@ -1,10 +1,10 @@
 /* pager.h - the inside of uvm/: the one pager, its views, and what the modules offer each other. Only uvm/ and its tests include it.
  *
  * Suffix _locked: the caller holds the pager lock. "May drop the lock" is said where it is so. Every thread that calls in here has its signals
- * blocked (store/guard.h), but for the contract functions of view.h, which do it themselves. */
+ * blocked (store/base/guard.h), but for the contract functions of view.h, which do it themselves. */
 #ifndef CWS_PAGER_H
 #define CWS_PAGER_H
-#include "../store/trace.h"
+#include "store/base/trace.h"
 #include "block.h"
 #include "channel.h"
 #include "lock.h"

@@ -5,7 +5,7 @@
  * and what is asked of it again after it was dropped. */
 #ifndef CWS_POLICY_H
 #define CWS_POLICY_H
-#include "../store/options.h"
+#include "store/base/options.h"
 #include <stdbool.h>
 #include <stdint.h>
 

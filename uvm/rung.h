@@ -2,7 +2,7 @@
  * Ranges are byte offsets in the view; runs of unmapped pages inside are left alone, whatever is there now. */
 #ifndef CWS_RUNG_H
 #define CWS_RUNG_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

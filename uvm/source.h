@@ -3,7 +3,7 @@
  * A source is the bytes [0, bytes) cut into regions (tensors), in order, not overlapping; what no region covers belongs to none. */
 #ifndef CWS_SOURCE_H
 #define CWS_SOURCE_H
-#include "../store/error.h"
+#include "store/base/error.h"
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>

@@ -3,8 +3,8 @@
  * Every function returns the call's result or -errno. Threads: any; safe in a signal handler. */
 #ifndef CWS_SYS_H
 #define CWS_SYS_H
-#include "../store/guard.h"
-#include "../store/own_fd.h"
+#include "store/base/guard.h"
+#include "store/base/own_fd.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>

@@ -13,9 +13,9 @@
  * handler but cws_view_signal. */
 #ifndef CWS_VIEW_H
 #define CWS_VIEW_H
-#include "../store/error.h"
-#include "../store/options.h"
-#include "../store/store.h"
+#include "store/base/error.h"
+#include "store/base/options.h"
+#include "store/read/store.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -3,10 +3,10 @@
  * tell CWS_GPU_BAD_LANE for whatever the reference refuses, but for a head that changed. */
 #include "state.h"
 
-#include "store/codec.h"
-#include "store/content_hash.h"
-#include "store/gpu/gpu_job.h"
-#include "store/huffman.h"
+#include "store/codec/codec.h"
+#include "store/format/content_hash.h"
+#include "store/cuda/job.h"
+#include "store/codec/huffman.h"
 
 #include <pthread.h>
 #include <stdlib.h>

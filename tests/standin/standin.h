@@ -9,7 +9,7 @@
  * Threads: any function from any thread, except standin_reset. */
 #ifndef STANDIN_H
 #define STANDIN_H
-#include "store/cuda_abi.h"
+#include "store/base/cuda_abi.h"
 
 #include <stdbool.h>
 

@@ -1,6 +1,6 @@
 /* test_kernels.c - kernels for tests. They are written so that a fault or a race shows: plain loads and stores, in order. */
 #include "state.h"
-#include "store/race_range.h"
+#include "store/base/race_range.h"
 
 #include <string.h>
 

@@ -1,8 +1,8 @@
 /* bench.h - what the parts of bench_decode share. A failure of the driver or of memory ends the program. */
 #ifndef CWS_TOOLS_GPU_BENCH_H
 #define CWS_TOOLS_GPU_BENCH_H
-#include "store/content_hash.h"
-#include "store/gpu/gpu_decode.h"
+#include "store/format/content_hash.h"
+#include "store/cuda/decoder.h"
 #include "tests/codec_data.h"
 
 #include <stdio.h>

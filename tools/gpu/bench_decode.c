@@ -4,7 +4,7 @@
  * --nvrtc 1: with kernels that NVRTC compiles now, whatever the build has.
  * Exit 0: fine; 1: a finding; 2: it could not run. */
 #include "bench.h"
-#include "store/gpu/gpu_compile.h"
+#include "store/cuda/compile.h"
 
 _Noreturn void bench_die(const char *what, const char *why)
 {

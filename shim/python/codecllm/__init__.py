@@ -30,7 +30,7 @@ __all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats", *_WITH
 
 
 class Error(RuntimeError):
-    """Something of CodecLLM cannot be used here; the text says what and what to do. `code`: the library's (store/error.h), or 0."""
+    """Something of CodecLLM cannot be used here; the text says what and what to do. `code`: the library's (store/base/error.h), or 0."""
 
     code = 0
 

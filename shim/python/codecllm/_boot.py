@@ -43,7 +43,7 @@ def _is_zero(text):
 
 
 def budget_is_valid(text):
-    """The forms that store/options.c accepts: 2G, 512M, 50%, 0:2G,1:50%."""
+    """The forms that store/base/options.c accepts: 2G, 512M, 50%, 0:2G,1:50%."""
     if ":" in text:
         entries = [entry.partition(":") for entry in text.split(",")]
         well_formed = all(re.fullmatch("[0-9]{1,9}", device) and _amount_is_valid(size) for device, _, size in entries)

@@ -1,0 +1,15 @@
+#include "lanes.h"
+
+static bool always(void)
+{
+    return true;
+}
+
+const struct cws_decoder_ops cws_decoder_portable = {
+    .name = "portable",
+    .runs_here = always,
+    .lanes = decode_lanes,
+    .split = tile_split,
+    .linear = tile_linear,
+    .quant = tile_quant,
+};

@@ -1,8 +1,0 @@
-/* Built with -mavx2 and without FMA; chosen at run time. */
-#include "codec_quant.h"
-
-#if defined(__x86_64__)
-#include "codec_quant_body.h"
-
-const struct cws_quant_ops cws_quant_avx2 = {measure, symbols_of};
-#endif

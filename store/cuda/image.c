@@ -1,0 +1,21 @@
+#include "decoder.h"
+
+#ifdef CWS_GPU_FATBIN
+__asm__(".section .rodata\n"
+        ".balign 64\n"
+        "cws_gpu_fatbin:\n"
+        ".incbin \"" CWS_GPU_FATBIN "\"\n"
+        ".byte 0\n"
+        ".previous\n");
+extern const unsigned char cws_gpu_fatbin[] __attribute__((visibility("hidden")));
+
+const void *cws_gpu_image(void)
+{
+    return cws_gpu_fatbin;
+}
+#else
+const void *cws_gpu_image(void)
+{
+    return NULL;
+}
+#endif
