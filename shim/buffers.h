@@ -3,7 +3,7 @@
  * Threads: any. */
 #ifndef CWS_SHIM_BUFFERS_H
 #define CWS_SHIM_BUFFERS_H
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 #include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/types.h>

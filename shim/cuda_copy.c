@@ -1,8 +1,8 @@
 /* cuda_copy.c - copies of one run of bytes. The first one into a range, from a view of a store that nobody wrote to, binds the range
  * instead of copying. */
 #include "cuda_copy.h"
-#include "uvm/gpu_file.h"
-#include "uvm/view.h"
+#include "uvm/cuda/file.h"
+#include "uvm/host/view.h"
 #include "cuda_content.h"
 #include "shim.h"
 #include "stores.h"

@@ -1,6 +1,6 @@
 /* cuda_copy_box.c - copies of rectangles and boxes, and batches. Where host memory of a view takes part, they run in groups of rows, or
  * one by one. */
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 #include "cuda_copy.h"
 #include "shim.h"
 

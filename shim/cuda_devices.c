@@ -1,6 +1,6 @@
 /* cuda_devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled by fork. */
 #include "store/cuda/decoder.h"
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 #include "cuda_shim.h"
 #include "shim.h"
 

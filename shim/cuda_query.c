@@ -1,5 +1,5 @@
 /* cuda_query.c - what is answered about memory: how much there is, and where a range begins although nothing may be mapped there. */
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 #include "cuda_shim.h"
 #include "shim.h"
 #include "stores.h"

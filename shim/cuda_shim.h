@@ -11,7 +11,7 @@
  * by, after one line. Threads: any, for every function. */
 #ifndef CWS_SHIM_CUDA_SHIM_H
 #define CWS_SHIM_CUDA_SHIM_H
-#include "uvm/gpu.h"
+#include "uvm/cuda/manager.h"
 #include "cuda_hooks.h"
 #include <stdatomic.h>
 

@@ -1,7 +1,7 @@
 /* cuda_tensor_map.c - tensor maps. A kernel gets one by value and its copy engine reads memory at the address inside. Drivers keep that
  * address as it is, so the scan of a launch's parameters finds it, as it finds one in a copy to the device; where that is not so, what the
  * map names stays. */
-#include "uvm/gpu.h"
+#include "uvm/cuda/manager.h"
 #include "cuda_shim.h"
 #include "shim.h"
 

@@ -1,7 +1,7 @@
 #include "file_table.h"
-#include "uvm/lock.h"
-#include "uvm/sys.h"
-#include "uvm/view.h"
+#include "uvm/host/lock.h"
+#include "uvm/host/sys.h"
+#include "uvm/host/view.h"
 #include "hooks.h"
 #include "shim.h"
 

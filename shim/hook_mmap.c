@@ -1,5 +1,5 @@
 /* hook_mmap.c - a mapping of a store is a view; calls on ranges that touch views go to the pager. */
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 #include "file_table.h"
 #include "hook_signal.h"
 #include "hooks.h"

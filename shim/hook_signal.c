@@ -1,9 +1,9 @@
 /* hook_signal.c - chaining SIGSEGV and SIGBUS. While our handler is installed, the program's action is kept here: sigaction
  * shows it its own, and a fault that is not a view's is passed to it as the kernel would have. */
 #include "hook_signal.h"
-#include "uvm/signal_stack.h"
-#include "uvm/sys.h"
-#include "uvm/view.h"
+#include "uvm/host/signal_stack.h"
+#include "uvm/host/sys.h"
+#include "uvm/host/view.h"
 #include "hooks.h"
 #include "shim.h"
 

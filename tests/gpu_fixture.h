@@ -3,7 +3,7 @@
 #define CWS_TESTS_GPU_FIXTURE_H
 #include "store/cuda/decoder.h"
 #include "store/pack/writer.h"
-#include "uvm/gpu.h"
+#include "uvm/cuda/manager.h"
 #include "sample_model.h"
 #include "standin/standin.h"
 #include "sanitized.h"

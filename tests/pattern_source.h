@@ -1,7 +1,7 @@
 /* pattern_source.h - a source whose bytes are a function of their offset, for tests of the pager; and the loop over all rungs. */
 #ifndef PATTERN_SOURCE_H
 #define PATTERN_SOURCE_H
-#include "uvm/pager.h"
+#include "uvm/host/pager.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
  * a budget that holds a part of them. Every read is compared with what the shadow says. Prints its seed; takes one as argument. */
 #include "store/cuda/decoder.h"
 #include "store/pack/writer.h"
-#include "uvm/gpu.h"
+#include "uvm/cuda/manager.h"
 #include "sample_model.h"
 #include "standin/standin.h"
 #include "sanitized.h"

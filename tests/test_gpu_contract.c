@@ -1,5 +1,5 @@
-/* What gpu.h promises about streams, threads and the budget, where it is easily broken. */
-#include "uvm/gpu_state.h"
+/* What uvm/cuda/manager.h promises about streams, threads and the budget, where it is easily broken. */
+#include "uvm/cuda/state.h"
 #include "gpu_fixture.h"
 #include "hang.h"
 

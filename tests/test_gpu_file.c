@@ -1,6 +1,6 @@
 /* Ordinary safetensors files as sources of device memory: bound where the mapping is clean, right whatever becomes of mapping, descriptor and name; a change is an error. */
-#include "uvm/gpu_file.h"
-#include "uvm/mapping.h"
+#include "uvm/cuda/file.h"
+#include "uvm/cuda/mapping.h"
 #include "gpu_fixture.h"
 
 #include <fcntl.h>

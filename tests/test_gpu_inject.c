@@ -1,6 +1,6 @@
 /* The N-th allocation of host memory inside the manager fails, for every N: an error that is told, or the right bytes; and everything works afterwards. The stand-in driver is
  * a shared library here, so that its own allocations do not count. */
-#include "uvm/gpu_file.h"
+#include "uvm/cuda/file.h"
 #include "gpu_fixture.h"
 #include "inject.h"
 

@@ -1,5 +1,5 @@
 /* Content that no source gives back, under pressure: written weights and allocations of the program go to host memory and come back to the bit, or stay, or fail loudly. */
-#include "uvm/gpu_state.h"
+#include "uvm/cuda/state.h"
 #include "gpu_fixture.h"
 
 static uint8_t *expected[TENSORS];

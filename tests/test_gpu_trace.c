@@ -6,8 +6,8 @@
 #include "store/pack/writer.h"
 #include "trace_file.h"
 #include "store/base/trace.h"
-#include "uvm/gpu.h"
-#include "uvm/nvtx.h"
+#include "uvm/cuda/manager.h"
+#include "uvm/cuda/nvtx.h"
 
 #include <dlfcn.h>
 #include <setjmp.h>

@@ -2,7 +2,7 @@
  * to their bytes, from a store and from an ordinary file. */
 #define GPU_TYPES {"F6_E2M3", 6}, {"F4", 4}, {"C64", 64}, {"I4", 4}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}
 #include "gpu_fixture.h"
-#include "uvm/gpu_file.h"
+#include "uvm/cuda/file.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,6 +1,6 @@
 /* Description: what comes next is foreseen from the past: in a cycle, in rounds of rounds, after uses that are out of order, left out or forgotten; nothing is made up for what was
  * never seen, and a change is learned within a few uses. */
-#include "uvm/order.h"
+#include "uvm/policy/order.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

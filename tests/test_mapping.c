@@ -1,7 +1,7 @@
 /* Description: which file lies behind memory: the kernel's answer to one question and its list of all mappings say the same, and what was written to is told from what was not. */
 #include "inject.h"
 #include "sample_model.h"
-#include "uvm/mapping.h"
+#include "uvm/cuda/mapping.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

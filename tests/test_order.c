@@ -1,6 +1,6 @@
 /* Description: whatever is used, loaded, dropped and forgotten, in cycles and at random: the lists of the order of uses hold exactly what they are for, in the order they promise. In a cycle
  * what stays does not change with a little more or less room, and a use out of order changes nothing, until it is a part of the order. */
-#include "uvm/order.h"
+#include "uvm/policy/order.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

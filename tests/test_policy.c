@@ -1,6 +1,6 @@
 /* Description: on a cyclic scan that does not fit, `next` keeps nearly all that can be kept and spreads it evenly, lru keeps nothing; both stay right
  * on any other pattern. */
-#include "uvm/policy.h"
+#include "uvm/policy/policy.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
  * small that is, and a fault that is no view's reaches the program's handler as the kernel would have called it. */
 #include "pattern_source.h"
 #include "small_stack.h"
-#include "uvm/signal_stack.h"
+#include "uvm/host/signal_stack.h"
 
 #include <alloca.h>
 #include <pthread.h>

@@ -1,6 +1,6 @@
-/* bench_order.c - what the order of uses (uvm/order.h) costs a use, for models of many weights: a mixture of experts, whose uses are surprises, and a plain cycle.
+/* bench_order.c - what the order of uses (uvm/policy/order.h) costs a use, for models of many weights: a mixture of experts, whose uses are surprises, and a plain cycle.
  *   bench_order */
-#include "uvm/order.h"
+#include "uvm/policy/order.h"
 
 #include <stdio.h>
 #include <stdlib.h>

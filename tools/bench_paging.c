@@ -6,7 +6,7 @@
  * later passes, the program's and the kernel's, for each MiB decoded: what does not depend on who else uses the machine. Cold: the file is dropped from the
  * page cache before each pass. */
 #include "store/read/store.h"
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 
 #include <fcntl.h>
 #include <stdio.h>

@@ -6,7 +6,7 @@
 #include "store/base/options.h"
 #include "store/read/reader.h"
 #include "store/base/trace.h"
-#include "uvm/view.h"
+#include "uvm/host/view.h"
 #include "machine.h"
 #include "say.h"
 #include "verbs.h"

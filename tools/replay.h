@@ -64,7 +64,7 @@ struct replay_result {
 };
 
 enum replay_rule {
-    REPLAY_NEXT,   /* the manager's policies (uvm/order.h) */
+    REPLAY_NEXT,   /* the manager's policies (uvm/policy/order.h) */
     REPLAY_LRU,
     REPLAY_BELADY, /* what the trace uses last goes: the order is known, not learned */
 };
@@ -72,7 +72,7 @@ enum replay_rule {
 /* What a rule makes of the CUDA manager, in a model of its loader. `room`: bytes for weights. 0, or CWS_E_BUDGET. */
 CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room, struct replay_window window,
                                  struct replay_result *out, struct cws_error *err);
-/* The host pager's policy (uvm/policy.h) with blocks of block_bytes; no readahead: a miss costs the time to decode a block. */
+/* The host pager's policy (uvm/policy/policy.h) with blocks of block_bytes; no readahead: a miss costs the time to decode a block. */
 CWS_MUST_CHECK int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy, uint64_t room, uint32_t block_bytes,
                                struct replay_window window, struct replay_result *out, struct cws_error *err);
 /* What no policy can beat: bytes that must be loaded if ranges could be kept and dropped byte by byte and the future were known (Belady's rule, which is optimal for

@@ -1,6 +1,6 @@
-/* The CUDA manager's policy as it is (uvm/order.h), or Belady's rule in its place, in a model of everything around it: a launching thread that runs ahead, a device that
- * works in order, one link, and the loader of uvm/gpu_loader.c, whose limits and choices this follows. Times in microseconds. */
-#include "uvm/order.h"
+/* The CUDA manager's policy as it is (uvm/policy/order.h), or Belady's rule in its place, in a model of everything around it: a launching thread that runs ahead, a device that
+ * works in order, one link, and the loader of uvm/cuda/loader.c, whose limits and choices this follows. Times in microseconds. */
+#include "uvm/policy/order.h"
 #include "replay.h"
 
 #include <math.h>

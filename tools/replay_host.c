@@ -1,5 +1,5 @@
-/* The host pager's policy as it is (uvm/policy.h), without readahead; and the bound that holds for everything. */
-#include "uvm/policy.h"
+/* The host pager's policy as it is (uvm/policy/policy.h), without readahead; and the bound that holds for everything. */
+#include "uvm/policy/policy.h"
 #include "replay.h"
 
 #include <stdlib.h>

@@ -12,7 +12,7 @@ static __thread uint32_t held __attribute__((tls_model("initial-exec")));
 
 static void rank_enter(enum cws_rank rank)
 {
-    static const char line[] = "codecllm: bug: a lock was taken out of rank (uvm/lock.h)\n";
+    static const char line[] = "codecllm: bug: a lock was taken out of rank (uvm/host/lock.h)\n";
     if (held >> rank) {
         cws_sys_write(2, line, sizeof line - 1);
         abort();

@@ -1,8 +1,8 @@
-/* gpu.h - the residency manager over a CUDA device: allocations of the program whose content lies in a store are decoded into
+/* manager.h - the residency manager over a CUDA device: allocations of the program whose content lies in a store are decoded into
  * device memory before a kernel that names them is launched, and dropped again so that the process stays inside a budget.
  *
  * Who calls: the shim, from the hooks of the driver's functions, with the program's context current. The manager calls the
- * driver only through its table. gpu_state.h has the states, the lock order and the invariants.
+ * driver only through its table. state.h has the states, the lock order and the invariants.
  *
  *   range    one allocation made here: reserved address space in 2 MiB steps, out of one arena per device
  *   binding  "the bytes of this range are those of that tensor of that store"
@@ -104,7 +104,7 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
  * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset);
 
-/* The same for an ordinary file (gpu_file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read here. Whether the range can be bound is seen
+/* The same for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read here. Whether the range can be bound is seen
  * only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
 struct cws_gpu_file;
 bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file, uint64_t offset, const void *now);
@@ -146,7 +146,7 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
 };
 void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out);
 
-/* Recomputes the invariants of gpu_state.h under the lock; NULL, or what does not hold (static text). For tests and debug builds. */
+/* Recomputes the invariants of state.h under the lock; NULL, or what does not hold (static text). For tests and debug builds. */
 const char *cws_gpu_check(struct cws_gpu *gpu);
 /* Waits until nothing is being loaded or dropped. For tests. */
 void cws_gpu_settle(struct cws_gpu *gpu);

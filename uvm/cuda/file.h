@@ -1,4 +1,4 @@
-/* gpu_file.h - ordinary safetensors files as sources of device memory: a copy to the device whose source lies in a private mapping of one binds (gpu.h), uncompressed.
+/* file.h - ordinary safetensors files as sources of device memory: a copy to the device whose source lies in a private mapping of one binds (manager.h), uncompressed.
  * Threads: any. */
 #ifndef CWS_GPU_FILE_H
 #define CWS_GPU_FILE_H
@@ -17,7 +17,7 @@ void cws_gpu_file_release(struct cws_gpu_file *file); /* NULL is fine */
 const char *cws_gpu_file_path(const struct cws_gpu_file *file);
 const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset); /* its name; valid as long as the file */
 
-/* For gpu_source.c: */
+/* For source.c: */
 struct cws_gpu_file *cws_gpu_file_retain(struct cws_gpu_file *file);
 struct cws_tensor_info;
 /* The tensor at `offset` as if it were one of a store: chunks that are stored as they are, with the content hashes of `now`. NULL: no memory. One block, for free(). */

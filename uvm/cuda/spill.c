@@ -2,7 +2,7 @@
  * used. The copy is compared with what lies on the device before the memory is given on, and again when it is back: by the hash, of the host's bytes and of the device's.
  * It is kept then, while host memory lasts: what was written once and is only read from then on is not copied out again.
  * Where host memory is short, or anything fails, the range stays. All of this is the loader's work, one range at a time. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <string.h>
 

@@ -1,4 +1,4 @@
-#include "gpu_file.h"
+#include "file.h"
 #include "store/format/content_hash.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"

@@ -1,5 +1,5 @@
 /* The order of uses (order.h) of the bound ranges of a device. */
-#include "gpu_state.h"
+#include "state.h"
 
 void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {

@@ -1,6 +1,6 @@
 /* A range on its way out: it is unmapped, then its content is hashed through the alias. Only if it is still what the store says is the frame given up;
  * else the range is mapped again and kept: the program wrote to it, and nothing else has these bytes. */
-#include "gpu_state.h"
+#include "state.h"
 
 /* On a stream of its own, the job read where it lies: behind decodes, or behind copies to the device, a drop would wait for them. */
 CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdeviceptr alias, size_t bytes)

@@ -1,7 +1,7 @@
 /* A range on its way in: batches of its chunks are copied to staging in device memory and decoded from there into the frame's alias; when all of
  * them were checked, the frame is mapped at the range. Staging is a ring of slots, used and done in turn, so copies of one batch run beside
  * the decoding of the one before. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* What the trace says of a device. Host times come from the threads that do the work; times of copies and decoding from the device's own clock, by
  * events that exist only where a trace was running when the manager was opened. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <stdio.h>
 #include <string.h>

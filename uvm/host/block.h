@@ -5,7 +5,7 @@
  * Threads: the caller holds the pager lock, but cws_block_word and the wait. */
 #ifndef CWS_BLOCK_H
 #define CWS_BLOCK_H
-#include "policy.h"
+#include "uvm/policy/policy.h"
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -8,7 +8,7 @@
 #include "block.h"
 #include "channel.h"
 #include "lock.h"
-#include "policy.h"
+#include "uvm/policy/policy.h"
 #include "rung.h"
 #include "source.h"
 #include "sys.h"
@@ -110,7 +110,7 @@ struct cws_pager {
 };
 extern struct cws_pager cws_pager;
 
-/* --- pages of a view (view_pages.c) ------------------------------------------------------------------ */
+/* --- pages of a view (pages.c) ------------------------------------------------------------------ */
 
 static inline size_t cws_block_begin(const struct cws_view *v, uint32_t block) { return (size_t)block * v->block_bytes; }
 static inline size_t cws_block_end(const struct cws_view *v, uint32_t block)
@@ -138,7 +138,7 @@ enum cws_page_presence { CWS_PAGE_ABSENT, CWS_PAGE_THERE, CWS_PAGE_UNKNOWN };
 enum cws_page_presence cws_pages_present(const void *addr, size_t pages);
 static inline enum cws_page_presence cws_page_present(const void *addr) { return cws_pages_present(addr, 1); }
 
-/* --- which view (view_index.c) ----------------------------------------------------------------------- */
+/* --- which view (index.c) ----------------------------------------------------------------------- */
 
 /* A stretch of a view that is still the view's, as byte offsets in it. */
 struct cws_piece {
@@ -243,7 +243,7 @@ void cws_pager_trace_counts_locked(void);
 void cws_say(const char *fmt, ...) CWS_PRINTF(1, 2);
 /* Prints the line and aborts the process: threads that wait for a page must never see zeros. */
 _Noreturn void cws_die(const char *fmt, ...) CWS_PRINTF(1, 2);
-/* Installs the SIGSEGV handling that the sigsegv rung needs (view_signal.c). 0 or -errno. Async-signal-safe. */
+/* Installs the SIGSEGV handling that the sigsegv rung needs (signal.c). 0 or -errno. Async-signal-safe. */
 int cws_signal_install(void);
 /* pthread_atfork, once (fork.c); the views lock is held. 0 or -errno. */
 CWS_MUST_CHECK int cws_fork_register(void);

@@ -1,5 +1,5 @@
 /* Addresses: one large reservation each for ranges and for the frames' aliases; a piece of it is used again for pieces of its size. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <errno.h>
 #include <stdlib.h>

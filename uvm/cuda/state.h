@@ -1,15 +1,15 @@
-/* gpu_state.h - the inside of the CUDA manager: ranges, frames, sources, streams, and what its files offer each other.
+/* state.h - the inside of the CUDA manager: ranges, frames, sources, streams, and what its files offer each other.
  *
- * Files   gpu.c open and close      gpu_arena.c addresses       gpu_frame.c physical memory and the budget
- *         gpu_range.c alloc, free   gpu_bind.c copies that bind  gpu_use.c begin, end     gpu_stream.c progress of streams
- *         gpu_file.c ordinary files as sources (mapping.h)
- *         gpu_spill.c what no source gives back   gpu_strict.c one use at a time
- *         gpu_set.c sets that were named together
- *         gpu_source.c compressed bytes in host memory           gpu_order.c what comes next, who stays (order.h)
- *         gpu_trace.c what CODEC_TRACE records                   nvtx.c ranges for a profiler
- *         gpu_loader.c the thread that loads and drops           gpu_load.c, gpu_drop.c its two sequences
+ * Files   manager.c open and close      arena.c addresses       frame.c physical memory and the budget
+ *         range.c alloc, free   bind.c copies that bind  use.c begin, end     stream.c progress of streams
+ *         file.c ordinary files as sources (mapping.h)
+ *         spill.c what no source gives back   strict.c one use at a time
+ *         set.c sets that were named together
+ *         source.c compressed bytes in host memory           order_use.c what comes next, who stays (order.h)
+ *         trace.c what CODEC_TRACE records                   nvtx.c ranges for a profiler
+ *         loader.c the thread that loads and drops           load.c, drop.c its two sequences
  *
- * Locks, in this order: `strict` (gpu_strict.c), `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
+ * Locks, in this order: `strict` (strict.c), `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
  * Driver calls that take long (create, map, set access, unmap, copies, launches, waits) are made without `lock`; event_record, event_query and pool_get
  * are made under it. Only the loader thread loads and drops; memory for fresh ranges is mapped by the thread that needs it.
  *
@@ -33,9 +33,9 @@
 #include "store/format/content_hash.h"
 #include "store/cuda/decoder.h"
 #include "store/base/trace.h"
-#include "gpu.h"
-#include "gpu_file.h"
-#include "order.h"
+#include "manager.h"
+#include "file.h"
+#include "uvm/policy/order.h"
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -308,7 +308,7 @@ void cws_gpu_unexpected(struct cws_gpu *gpu, CUresult error, const char *what);
 
 uint64_t cws_gpu_now_ns(void);
 
-/* gpu_arena.c */
+/* arena.c */
 CWS_MUST_CHECK int cws_gpu_arena_open(struct cws_gpu *gpu, struct cws_gpu_arena *arena, uint64_t bytes, struct cws_error *err);
 void cws_gpu_arena_close(struct cws_gpu *gpu, struct cws_gpu_arena *arena);
 CUdeviceptr cws_gpu_arena_take_locked(struct cws_gpu_arena *arena, uint32_t granules); /* 0: full */
@@ -316,7 +316,7 @@ void cws_gpu_arena_give_locked(struct cws_gpu_arena *arena, CUdeviceptr at, uint
 /* The range that holds an address of the arena, or NULL. */
 struct cws_gpu_range *cws_gpu_range_at_locked(const struct cws_gpu *gpu, CUdeviceptr address);
 
-/* gpu_frame.c */
+/* frame.c */
 uint64_t cws_gpu_used_locked(const struct cws_gpu *gpu);
 uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu);
 /* For the line that says that the budget is too small for something: the least that would do, as far as can be known. `need`: for that itself; `fresh` of it: new bytes
@@ -339,7 +339,7 @@ CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const s
 void cws_gpu_map_again(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
 CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r);
 
-/* gpu_range.c */
+/* range.c */
 void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to);
 /* Ends a range that is not mapped: its address may be used again, once no use names it. */
 void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
@@ -349,29 +349,29 @@ void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 /* The program freed a mapped range: its memory waits for the next allocation of its size. */
 void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
-/* gpu_spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
+/* spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what could be spilled; looks through all ranges */
 /* Tries to spill what is needed last, as far as that is known. False: nothing can be now; what is spillable can later, when its uses are done or fetchers have made room in host memory. */
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
-/* gpu_strict.c; nothing happens where config.strict is not set. enter before a use begins; leave when it ended or could not begin. drop in the loader thread: `lock` is dropped in it. */
+/* strict.c; nothing happens where config.strict is not set. enter before a use begins; leave when it ended or could not begin. drop in the loader thread: `lock` is dropped in it. */
 void cws_gpu_strict_enter(struct cws_gpu *gpu);
 void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued);
 bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu);
 
-/* gpu_set.c */
+/* set.c */
 void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count); /* a launch names these */
 void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it ends, or was written to */
 
-/* gpu_use.c */
+/* use.c */
 /* A launch waits for the range, or not any more. */
 void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool demand);
 /* Uses that the calling thread has begun and not ended. While it waits for memory they count as stuck: what they hold is not to be hoped for. */
 unsigned cws_gpu_uses_open(const struct cws_gpu *gpu);
 
-/* gpu_stream.c */
+/* stream.c */
 struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle); /* NULL: too many */
 void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle);
 bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s); /* asks the driver; calling thread: as for marks */
@@ -384,7 +384,7 @@ bool cws_gpu_uses_only_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUst
 void cws_gpu_uses_wait_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_streams_close(struct cws_gpu *gpu);
 
-/* gpu_source.c */
+/* source.c */
 struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor); /* NULL: no memory */
 /* Of an ordinary file; takes its own reference, and `tensor` (cws_gpu_file_describe) where it succeeds. NULL: no memory. */
 struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file, struct cws_tensor_info *tensor);
@@ -406,7 +406,7 @@ void *cws_gpu_fetcher_main(void *gpu);
 void cws_gpu_sources_close(struct cws_gpu *gpu);
 uint64_t cws_gpu_host_default(void);
 
-/* gpu_order.c */
+/* order_use.c */
 void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it got a source */
 void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
@@ -415,7 +415,7 @@ struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cw
 /* What to drop for a range whose next use is at the place `until` (0: now), or NULL. Its uses may not be done yet. */
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
 
-/* gpu_trace.c. Nothing happens where no trace runs. Functions that return bool begin a span of the calling thread, for cws_trace_end. */
+/* trace.c. Nothing happens where no trace runs. Functions that return bool begin a span of the calling thread, for cws_trace_end. */
 void cws_gpu_trace_open(struct cws_gpu *gpu); /* the streams are there */
 void cws_gpu_trace_close(struct cws_gpu *gpu);
 void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r); /* before the order hears of it */
@@ -445,7 +445,7 @@ static inline void cws_gpu_wake_locked(struct cws_gpu *gpu)
     gpu->work_due = true;
     pthread_cond_signal(&gpu->work);
 }
-/* gpu_loader.c, gpu_load.c, gpu_drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
+/* loader.c, load.c, drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
 void *cws_gpu_loader_main(void *gpu);
 uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget); /* of staging, with such a budget */
 CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);

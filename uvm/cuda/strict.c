@@ -1,5 +1,5 @@
 /* One use at a time, and afterwards no weight is left mapped: a kernel that reaches one without naming it faults at once, whatever the budget. For tests of programs. */
-#include "gpu_state.h"
+#include "state.h"
 
 void cws_gpu_strict_enter(struct cws_gpu *gpu)
 {

@@ -1,6 +1,6 @@
 /* Physical memory and the budget. A frame is as large as the range it is for; it is mapped once at its alias, where it is decoded into and
  * hashed, and stays created when its range is dropped, because creating and releasing cost more than mapping. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* The loader: one thread that decides what is dropped and loaded, for launches that wait first, then ahead of them. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <sys/prctl.h>
 #include <time.h>

@@ -1,5 +1,5 @@
 /* How far the program's streams have come: tickets are counted per stream, and an event is recorded behind every few of them. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <string.h>
 #include <time.h>

@@ -1,5 +1,5 @@
 /* Allocations of the program. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* Compressed bytes in pinned host memory. Fetcher threads read a tensor's chunks, check them and leave them there: for good while the host
  * budget lasts, in the order in which tensors were bound; those that came too late are read again for each load. (On a cyclic scan nothing that
- * replaces does better than what stays.) They give way to what has no file to come back from (gpu_spill.c). */
+ * replaces does better than what stays.) They give way to what has no file to come back from (spill.c). */
 #include "store/base/memory_limit.h"
-#include "gpu_state.h"
+#include "state.h"
 
 #include <errno.h>
 #include <stdlib.h>

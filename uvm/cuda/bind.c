@@ -1,5 +1,5 @@
 /* Copies from a store to the device do not copy: the range learns where its bytes come from. */
-#include "gpu_state.h"
+#include "state.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* Open, close, and what is said about it. */
-#include "gpu_state.h"
+#include "state.h"
 #include "nvtx.h"
 
 #include <errno.h>

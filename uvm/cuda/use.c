@@ -1,5 +1,5 @@
 /* Uses: what a launch or a copy names is made ready before it is queued. The common case, everything is there, takes one lock. */
-#include "gpu_state.h"
+#include "state.h"
 #include "nvtx.h"
 
 #include <stdlib.h>
