@@ -2,10 +2,10 @@
 #include "store/base/memory_limit.h"
 #include "uvm/host/sys.h"
 #include "uvm/host/view.h"
-#include "cuda_shim.h"
-#include "file_table.h"
-#include "hook_signal.h"
-#include "hooks.h"
+#include "shim/cuda/cuda_shim.h"
+#include "shim/libc/file_table.h"
+#include "shim/libc/signals.h"
+#include "shim/libc/hooks.h"
 
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* The side of cuda.h: layouts as it has them, and whether the prototypes in shim/cuda_hooks.def, read with its types, are its own. */
+/* The side of cuda.h: layouts as it has them, and whether the prototypes in shim/cuda/hooks.def, read with its types, are its own. */
 #define __CUDA_API_VERSION_INTERNAL /* all versions of a function, under the names of the symbols */
 #include <cuda.h>
 #include <stddef.h>
@@ -14,7 +14,7 @@ const struct cuda_abi_row *const cuda_hooks_abi_theirs = ROWS;
 #define CWS_CUDA_S(symbol, variant, since, parameters, ...) CWS_CUDA(symbol, since, parameters)
 #define CWS_CUDA_VOID(symbol, since) CWS_CUDA(symbol, since, (void))
 #define CWS_CUDA_USED(symbol, parameters) CWS_CUDA(symbol, since, parameters)
-#include "shim/cuda_hooks.def"
+#include "shim/cuda/hooks.def"
 #undef CWS_CUDA
 #undef CWS_CUDA_S
 #undef CWS_CUDA_VOID
@@ -26,7 +26,7 @@ const struct cuda_abi_row cuda_hooks_prototypes[] = {
 #define CWS_CUDA_S(symbol, variant, since, parameters, ...) CWS_CUDA(symbol, since, parameters)
 #define CWS_CUDA_VOID(symbol, since) CWS_CUDA(symbol, since, (void))
 #define CWS_CUDA_USED(symbol, parameters) CWS_CUDA(symbol, since, parameters)
-#include "shim/cuda_hooks.def"
+#include "shim/cuda/hooks.def"
 #undef CWS_CUDA
 #undef CWS_CUDA_S
 #undef CWS_CUDA_VOID

@@ -2,7 +2,7 @@
  * program finds them, and a packed model with tensors that are paged. */
 #ifndef CWS_CUDA_SHIM_FIXTURE_H
 #define CWS_CUDA_SHIM_FIXTURE_H
-#include "shim/cuda_types.h"
+#include "shim/cuda/types.h"
 #include "standin/standin.h"
 
 #include <setjmp.h>

@@ -93,6 +93,6 @@ if(CWS_TESTS AND TARGET codecshim)
 
   if(CWS_STATIC_DEPS AND NOT CWS_SANITIZE)
     add_test(NAME shim_exports COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/shim_exports.sh $<TARGET_FILE:codecshim>
-      ${PROJECT_SOURCE_DIR}/shim/hooks.def ${PROJECT_SOURCE_DIR}/shim/cuda_hooks.def)
+      ${PROJECT_SOURCE_DIR}/shim/libc/hooks.def ${PROJECT_SOURCE_DIR}/shim/cuda/hooks.def)
   endif()
 endif()

@@ -1,5 +1,5 @@
-/* Is shim/cuda_types.h what cuda.h says, and shim/cuda_hooks.def? Built where there is a CUDA toolkit of version 13. */
-#include "shim/cuda_types.h"
+/* Is shim/cuda/types.h what cuda.h says, and shim/cuda/hooks.def? Built where there is a CUDA toolkit of version 13. */
+#include "shim/cuda/types.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* bench_launch.c - what the hook costs a launch. Run with the preloaded library and the stand-in driver:
  *   LD_LIBRARY_PATH=BUILD/standin LD_PRELOAD=BUILD/lib/libcodecshim.so CODEC_VRAM_BUDGET=64M BUILD/bin/bench_launch
  * The stand-in is told to fail the launch at once, so that what is timed is the way there: by the hook, and past it. */
-#include "shim/cuda_types.h"
+#include "shim/cuda/types.h"
 
 #include <dlfcn.h>
 #include <stdint.h>

@@ -1,0 +1,112 @@
+/* capture.c - streams that capture: nothing runs on them, so nothing is made resident, recorded or waited for. */
+#include "cuda_shim.h"
+
+#include <pthread.h>
+
+_Atomic unsigned cws_cuda_captures; /* begun and not ended */
+
+/* Streams on which a capture began. */
+static struct {
+    CUstream stream;
+    pthread_t thread; /* whose CU_STREAM_PER_THREAD it is */
+} capturing[64];
+enum { CAPTURING_MAX = sizeof capturing / sizeof *capturing };
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool asks_capturing(CUstream stream)
+{
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    const struct cws_driver *d = cws_cuda_driver();
+    /* For the legacy stream while another one captures this is an error: it does not capture itself. */
+    return d->stream_capturing && d->stream_capturing(stream, &status) == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+bool cws_cuda_is_capturing_slow(CUstream stream) { return asks_capturing(stream); }
+
+/* The manager marks the stream's progress a last time: before the stream captures. */
+static void announce(CUstream stream)
+{
+    CUresult ignored;
+    struct cws_gpu *gpu = cws_cuda_manager(&ignored);
+    if (gpu)
+        cws_gpu_stream_captures(gpu, stream);
+}
+
+static void note(CUstream stream)
+{
+    pthread_mutex_lock(&lock);
+    atomic_fetch_add(&cws_cuda_captures, 1); /* where there is no place for it, for good: streams are asked, then */
+    for (int i = 0; i < CAPTURING_MAX; i++) {
+        if (!capturing[i].stream) {
+            capturing[i].stream = stream;
+            capturing[i].thread = pthread_self();
+            break;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* `origin` captures no more; nor may others, whose streams are asked. Another thread's own stream cannot be asked from here. */
+static void forget_ended(CUstream origin)
+{
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < CAPTURING_MAX; i++) {
+        CUstream stream = capturing[i].stream;
+        if (!stream || (stream == CU_STREAM_PER_THREAD && !pthread_equal(capturing[i].thread, pthread_self())))
+            continue;
+        if (stream != origin && asks_capturing(stream))
+            continue;
+        capturing[i].stream = NULL;
+        atomic_fetch_sub(&cws_cuda_captures, 1);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+#define BEGIN(call)                                                                                                          \
+    do {                                                                                                                     \
+        CUstream order = cws_cuda_stream(stream, own);                                                                       \
+        announce(order);                                                                                                     \
+        CUresult result = call;                                                                                              \
+        if (result == CUDA_SUCCESS)                                                                                          \
+            note(order);                                                                                                     \
+        return result;                                                                                                       \
+    } while (0)
+
+CUresult cws_do_cuStreamBeginCapture_v2(cws_fn_cuStreamBeginCapture_v2 real, CUstream own, CUstream stream, CUstreamCaptureMode mode)
+{
+    BEGIN(real(stream, mode));
+}
+
+CUresult cws_do_cuStreamBeginCapture(cws_fn_cuStreamBeginCapture real, CUstream own, CUstream stream)
+{
+    BEGIN(real(stream));
+}
+
+CUresult cws_do_cuStreamBeginCaptureToGraph(cws_fn_cuStreamBeginCaptureToGraph real, CUstream own, CUstream stream, CUgraph graph,
+                                            const CUgraphNode *after, const void *edges, size_t count, CUstreamCaptureMode mode)
+{
+    BEGIN(real(stream, graph, after, edges, count, mode));
+}
+
+CUresult cws_do_cuStreamEndCapture(cws_fn_cuStreamEndCapture real, CUstream own, CUstream stream, CUgraph *out)
+{
+    CUresult result = real(stream, out);
+    forget_ended(cws_cuda_stream(stream, own));
+    return result;
+}
+
+void cws_cuda_capture_gone(CUstream stream)
+{
+    if (atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed))
+        forget_ended(stream);
+}
+
+/* A stream that waits for one that captures joins its capture. */
+CUresult cws_do_cuStreamWaitEvent(cws_fn_cuStreamWaitEvent real, CUstream own, CUstream stream, CUevent event, unsigned flags)
+{
+    CUstream order = cws_cuda_stream(stream, own);
+    if (!atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed) || asks_capturing(order))
+        return real(stream, event, flags);
+    announce(order);
+    return real(stream, event, flags);
+}

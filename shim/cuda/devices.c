@@ -1,0 +1,371 @@
+/* devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled by fork. */
+#include "store/cuda/decoder.h"
+#include "uvm/host/view.h"
+#include "cuda_shim.h"
+#include "shim/shim.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+_Atomic int cws_cuda_state;
+struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
+_Atomic unsigned cws_cuda_device_count;
+_Atomic CUdeviceptr cws_cuda_low = ~0ull, cws_cuda_high;
+
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER; /* opening and closing; driver calls are made under it */
+static struct cws_driver driver;
+static atomic_bool driver_filled, exiting;
+static _Atomic int retains[CWS_CUDA_DEVICES]; /* of each device's primary context, by the program */
+
+const struct cws_driver *cws_cuda_driver(void) { return &driver; }
+
+static void say(const char *line)
+{
+    if (!atomic_load_explicit(&exiting, memory_order_relaxed))
+        cws_shim_say("%s", line);
+}
+
+/* --- opening ------------------------------------------------------------------------------------- */
+
+static bool fill_driver(void)
+{
+    struct cws_error err = {0};
+    if (atomic_load(&driver_filled))
+        return true;
+    if (cws_driver_fill(&driver, cws_cuda_symbol, NULL, &err)) {
+        cws_shim_say("paging on the GPU is OFF: %s", err.message);
+        return false;
+    }
+    atomic_store(&driver_filled, true);
+    return true;
+}
+
+/* Is it the device's primary context? */
+static bool is_primary(CUcontext context, CUdevice device)
+{
+    unsigned flags;
+    int active = 0;
+    CUcontext primary = NULL;
+    if (CWS_CUDA_REAL(cuDevicePrimaryCtxGetState)(device, &flags, &active) || !active || driver.primary_retain(&primary, device))
+        return false;
+    driver.primary_release(device);
+    return primary == context;
+}
+
+static CUresult open_manager(CUdevice device, struct cws_gpu **out)
+{
+    const struct cws_options *options = cws_shim_options();
+    struct cws_error err = {0};
+    size_t total = 0;
+    *out = NULL;
+    if (cws_shim_check_options()) /* a program that asks for a budget does not run without one */
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    cws_pager_trace_start(options);
+    driver.device_total(&total, device);
+    struct cws_gpu_config config = {
+        .driver = &driver,
+        .budget_bytes = cws_options_device_budget(options, device, total),
+        .host_budget_bytes = options->host_budget_bytes,
+        .policy = options->policy,
+        .prefetch = options->prefetch,
+        .strict = options->strict,
+        .release = cws_small_release,
+        .say = say,
+    };
+    if (!config.budget_bytes) {
+        cws_shim_say("GPU %d: no budget in CODEC_VRAM_BUDGET, so no paging there", device);
+        return CUDA_SUCCESS;
+    }
+    int code = cws_gpu_open(&config, device, out, &err);
+    if (!code) {
+        cws_pager_copies_are_elsewhere();
+        if (options->verbose)
+            cws_shim_say("GPU %d: budget %.1f MiB of %.1f MiB, %u functions of the driver replaced", device,
+                         (double)config.budget_bytes / (1 << 20), (double)total / (1 << 20), cws_cuda_hook_count());
+        return CUDA_SUCCESS;
+    }
+    cws_shim_say(code == CWS_E_BUDGET ? "GPU %d: %s" : "GPU %d: paging is OFF: %s", device, err.message);
+    return code == CWS_E_BUDGET ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+static void at_exit(void);
+
+/* open_lock is held. The entry that answers for this context from now on, or NULL: there is no room for one. */
+static struct cws_cuda_device *add_device(CUcontext context)
+{
+    static bool registered;
+    CUdevice ordinal = 0;
+    unsigned count = atomic_load(&cws_cuda_device_count), i = 0;
+    while (i < count && atomic_load(&cws_cuda_devices[i].context))
+        i++;
+    if (i == CWS_CUDA_DEVICES || driver.context_device(&ordinal))
+        return NULL;
+    struct cws_cuda_device *entry = &cws_cuda_devices[i];
+    struct cws_gpu *gpu = NULL;
+    entry->ordinal = ordinal;
+    entry->answer = CUDA_SUCCESS;
+    if (is_primary(context, ordinal))
+        entry->answer = open_manager(ordinal, &gpu);
+    else
+        cws_shim_say("GPU %d: a context that is not the device's primary one is not paged", ordinal);
+    atomic_store(&entry->gpu, gpu);
+    atomic_store_explicit(&entry->context, context, memory_order_release);
+    if (i == count)
+        atomic_store(&cws_cuda_device_count, count + 1);
+    if (!registered) /* after the driver's own handlers were, so that it runs before them */
+        registered = atexit(at_exit) == 0;
+    return entry;
+}
+
+static struct cws_cuda_device *find_device(CUcontext context)
+{
+    unsigned count = atomic_load_explicit(&cws_cuda_device_count, memory_order_acquire);
+    for (unsigned i = 0; i < count; i++)
+        if (atomic_load_explicit(&cws_cuda_devices[i].context, memory_order_acquire) == context)
+            return &cws_cuda_devices[i];
+    return NULL;
+}
+
+static CUcontext current_context(void)
+{
+    CUcontext context = NULL;
+    if (!atomic_load_explicit(&driver_filled, memory_order_acquire))
+        return NULL;
+    return driver.context_get(&context) == CUDA_SUCCESS ? context : NULL;
+}
+
+struct cws_gpu *cws_cuda_manager_if_open(void)
+{
+    CUcontext context = current_context();
+    struct cws_cuda_device *entry = context ? find_device(context) : NULL;
+    return entry ? atomic_load_explicit(&entry->gpu, memory_order_relaxed) : NULL;
+}
+
+struct cws_gpu *cws_cuda_manager(CUresult *out_result)
+{
+    static atomic_bool broken;
+    *out_result = CUDA_SUCCESS;
+    if (!atomic_load_explicit(&driver_filled, memory_order_acquire)) {
+        if (atomic_load(&broken))
+            return NULL;
+        pthread_mutex_lock(&open_lock);
+        if (!atomic_load(&broken) && !fill_driver())
+            atomic_store(&broken, true);
+        pthread_mutex_unlock(&open_lock);
+    }
+    CUcontext context = current_context();
+    if (!context)
+        return NULL;
+    struct cws_cuda_device *entry = find_device(context);
+    if (!entry) {
+        pthread_mutex_lock(&open_lock);
+        entry = find_device(context);
+        if (!entry)
+            entry = add_device(context);
+        pthread_mutex_unlock(&open_lock);
+    }
+    if (!entry)
+        return NULL;
+    *out_result = entry->answer;
+    return atomic_load_explicit(&entry->gpu, memory_order_relaxed);
+}
+
+/* --- addresses ----------------------------------------------------------------------------------- */
+
+void cws_cuda_note_range(CUdeviceptr base, size_t bytes)
+{
+    CUdeviceptr low = atomic_load(&cws_cuda_low), high = atomic_load(&cws_cuda_high);
+    while (base < low && !atomic_compare_exchange_weak(&cws_cuda_low, &low, base)) {
+    }
+    while (base + bytes > high && !atomic_compare_exchange_weak(&cws_cuda_high, &high, base + bytes)) {
+    }
+}
+
+struct cws_gpu *cws_cuda_owner_slow(CUdeviceptr address)
+{
+    unsigned count = atomic_load_explicit(&cws_cuda_device_count, memory_order_acquire);
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_gpu *gpu = atomic_load_explicit(&cws_cuda_devices[i].gpu, memory_order_acquire);
+        if (gpu && cws_gpu_owns(gpu, address))
+            return gpu;
+    }
+    return NULL;
+}
+
+/* --- the end of contexts --------------------------------------------------------------------------- */
+
+void cws_cuda_close(CUcontext context, CUdevice device)
+{
+    pthread_mutex_lock(&open_lock);
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_cuda_device *entry = &cws_cuda_devices[i];
+        CUcontext own = atomic_load(&entry->context);
+        struct cws_gpu *gpu = atomic_load(&entry->gpu);
+        if (!own || (context ? own != context : !gpu || entry->ordinal != device))
+            continue;
+        atomic_store(&entry->context, NULL);
+        atomic_store(&entry->gpu, NULL);
+        if (!gpu)
+            continue;
+        CUcontext before = NULL;
+        driver.context_get(&before);
+        driver.context_set(own);
+        cws_plain_forget_manager(gpu);
+        cws_small_release(gpu);
+        cws_small_forget_manager(gpu);
+        cws_gpu_close(gpu);
+        driver.context_set(before);
+    }
+    pthread_mutex_unlock(&open_lock);
+}
+
+CUresult cws_do_cuDevicePrimaryCtxRetain(cws_fn_cuDevicePrimaryCtxRetain real, CUstream own, CUcontext *out, CUdevice device)
+{
+    (void)own;
+    CUresult result = real(out, device);
+    if (result == CUDA_SUCCESS && device >= 0 && device < CWS_CUDA_DEVICES)
+        atomic_fetch_add(&retains[device], 1);
+    return result;
+}
+
+/* The last release ends the context. */
+CUresult cws_do_cuDevicePrimaryCtxRelease_v2(cws_fn_cuDevicePrimaryCtxRelease_v2 real, CUstream own, CUdevice device)
+{
+    (void)own;
+    if (device >= 0 && device < CWS_CUDA_DEVICES && atomic_load(&retains[device]) > 0 && atomic_fetch_sub(&retains[device], 1) == 1)
+        cws_cuda_close(NULL, device);
+    return real(device);
+}
+
+CUresult cws_do_cuDevicePrimaryCtxReset_v2(cws_fn_cuDevicePrimaryCtxReset_v2 real, CUstream own, CUdevice device)
+{
+    (void)own;
+    cws_cuda_close(NULL, device);
+    return real(device);
+}
+
+CUresult cws_do_cuCtxDestroy_v2(cws_fn_cuCtxDestroy_v2 real, CUstream own, CUcontext context)
+{
+    (void)own;
+    if (context)
+        cws_cuda_close(context, 0);
+    return real(context);
+}
+
+/* --- fork, exit ------------------------------------------------------------------------------------ */
+
+static void fork_child(void)
+{
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    if (!count)
+        return;
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (gpu)
+            cws_gpu_fork_child(gpu);
+        atomic_store(&cws_cuda_devices[i].gpu, NULL);
+    }
+    atomic_store(&cws_cuda_state, CWS_CUDA_FORKED);
+}
+
+CUresult cws_cuda_refuse_forked(void)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    if (!atomic_flag_test_and_set(&said))
+        cws_shim_say("a forked process cannot use the GPU of its parent: CUDA calls fail here (multiprocessing: use the start method spawn)");
+    return CUDA_ERROR_NOT_INITIALIZED;
+}
+
+void cws_cuda_start(void)
+{
+    pthread_atfork(NULL, NULL, fork_child);
+    atomic_store(&cws_cuda_state, CWS_CUDA_ON);
+}
+
+/* --- counters ---------------------------------------------------------------------------------------- */
+
+static void say_mib(const char *what, uint64_t bytes) { cws_shim_say("  %-16s %12.1f MiB", what, (double)bytes / (1 << 20)); }
+static void say_count(const char *what, uint64_t count) { cws_shim_say("  %-16s %12" PRIu64, what, count); }
+
+static void say_stats(int ordinal, const struct cws_gpu_stats *s)
+{
+    cws_shim_say("paging of GPU %d", ordinal);
+    say_mib("budget", s->budget_bytes);
+    say_mib("peak", s->peak_bytes);
+    say_mib("weights decoded", s->decoded_bytes);
+    say_mib("weights in all", s->bound_bytes);
+    say_mib("other ranges", s->anonymous_bytes);
+    say_mib("staging", s->staging_bytes);
+    say_mib("driver's own", s->other_bytes);
+    say_mib("compressed, host", s->host_bytes);
+    say_count("loads", s->loads);
+    say_count("prefetched", s->prefetched);
+    say_count("waited for", s->demand);
+    say_count("drops", s->drops);
+    if (s->spills > 0)
+        cws_shim_say("  %-16s %12" PRIu64 " (%" PRIu64 " came back, %.1f MiB are away)", "to the host", s->spills, s->restores,
+                     (double)s->spilled_bytes / (1 << 20));
+    say_mib("decoded in all", s->loaded_bytes);
+    say_mib("over the link", s->link_bytes);
+    cws_shim_say("  %-16s %12.1f ms", "launches waited", (double)s->stall_ns / 1e6);
+    say_mib("least budget", s->least_budget_bytes);
+}
+
+/* The managers stay as they are: other threads may still launch, and at exit nothing is as bad as a crash. */
+static void at_exit(void)
+{
+    struct cws_gpu_stats s;
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    for (unsigned i = 0; i < count && cws_shim_options()->stats; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (!gpu)
+            continue;
+        cws_gpu_stats_get(gpu, &s);
+        say_stats(cws_cuda_devices[i].ordinal, &s);
+    }
+    atomic_store(&exiting, true);
+}
+
+static size_t device_json(char *buf, size_t n, int ordinal, const struct cws_gpu_stats *s)
+{
+    int len = snprintf(
+        buf, n,
+        "{\"device\": %d, \"budget\": %" PRIu64 ", \"used\": %" PRIu64 ", \"peak\": %" PRIu64 ", \"decoded\": %" PRIu64
+        ", \"compressed\": %" PRIu64 ", \"staging\": %" PRIu64 ", \"other\": %" PRIu64 ", \"bound\": %" PRIu64 ", \"anonymous\": %" PRIu64
+        ", \"dirty\": %" PRIu64 ", \"idle\": %" PRIu64 ", \"driver\": %" PRIu64 ", \"ranges\": %" PRIu64 ", \"loads\": %" PRIu64
+        ", \"prefetched\": %" PRIu64 ", \"demand\": %" PRIu64 ", \"drops\": %" PRIu64 ", \"spilled\": %" PRIu64 ", \"spills\": %" PRIu64
+        ", \"restores\": %" PRIu64 ", \"loaded_bytes\": %" PRIu64
+        ", \"link_bytes\": %" PRIu64 ", \"stall_ns\": %" PRIu64 ", \"least_budget\": %" PRIu64 "}",
+        ordinal, s->budget_bytes, s->used_bytes, s->peak_bytes, s->decoded_bytes, s->host_bytes, s->staging_bytes,
+        s->anonymous_bytes + s->idle_bytes + s->other_bytes, s->bound_bytes, s->anonymous_bytes, s->dirty_bytes, s->idle_bytes, s->other_bytes,
+        s->ranges, s->loads, s->prefetched, s->demand, s->drops, s->spilled_bytes, s->spills,
+        s->restores, s->loaded_bytes, s->link_bytes, s->stall_ns, s->least_budget_bytes);
+    return len < 0 ? 0 : (size_t)len;
+}
+
+/* Puts text at `at` of a buffer of n bytes that may be too small; returns where it ends. */
+static size_t put(char *buf, size_t n, size_t at, const char *text)
+{
+    int len = snprintf(at < n ? buf + at : NULL, at < n ? n - at : 0, "%s", text);
+    return at + (size_t)len;
+}
+
+CWS_EXPORT size_t codecllm_gpu_stats_json(char *buf, size_t n)
+{
+    struct cws_gpu_stats s;
+    unsigned count = atomic_load(&cws_cuda_device_count), shown = 0;
+    size_t at = put(buf, n, 0, "[");
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (!gpu)
+            continue;
+        cws_gpu_stats_get(gpu, &s);
+        if (shown++)
+            at = put(buf, n, at, ", ");
+        at += device_json(at < n ? buf + at : NULL, at < n ? n - at : 0, cws_cuda_devices[i].ordinal, &s);
+    }
+    return put(buf, n, at, "]");
+}

@@ -1,0 +1,380 @@
+/* graph.c - graphs: what an executable graph names is found when it is made and when it is changed, and held at each launch of it. */
+#include "cuda_shim.h"
+#include "shim/shim.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+struct named { /* by one executable graph; does not change */
+    atomic_uint refs;
+    struct cws_cuda_list list;
+};
+
+struct exec {
+    CUgraphExec exec;
+    struct named *named;
+    struct exec *next;
+};
+enum { BUCKETS = 256 };
+static struct exec *buckets[BUCKETS];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* buckets; nothing is called under it */
+
+static struct named *create_named(void)
+{
+    struct named *n = malloc(sizeof *n);
+    if (n) {
+        atomic_init(&n->refs, 1);
+        cws_cuda_list_init(&n->list);
+    }
+    return n;
+}
+
+static void release(struct named *n)
+{
+    if (!n || atomic_fetch_sub(&n->refs, 1) != 1)
+        return;
+    cws_cuda_list_deinit(&n->list);
+    free(n);
+}
+
+/* --- which executable graph names what ------------------------------------------------------------------ */
+
+static struct exec **slot_of(CUgraphExec exec)
+{
+    struct exec **at = &buckets[((uintptr_t)exec * 0x9e3779b97f4a7c15ull >> 32) % BUCKETS];
+    while (*at && (*at)->exec != exec)
+        at = &(*at)->next;
+    return at;
+}
+
+/* A reference for the caller, or NULL: names nothing. */
+static struct named *get(CUgraphExec exec)
+{
+    pthread_mutex_lock(&lock);
+    struct exec *e = *slot_of(exec);
+    struct named *n = e ? e->named : NULL;
+    if (n)
+        atomic_fetch_add(&n->refs, 1);
+    pthread_mutex_unlock(&lock);
+    return n;
+}
+
+/* Takes the reference. NULL: the graph ends. False: no memory; n is still the caller's. */
+static bool put(CUgraphExec exec, struct named *n)
+{
+    struct named *before = NULL;
+    struct exec *fresh = n ? malloc(sizeof *fresh) : NULL;
+    if (n && !fresh)
+        return false;
+    pthread_mutex_lock(&lock);
+    struct exec **at = slot_of(exec), *e = *at;
+    if (e) {
+        before = e->named;
+        e->named = n;
+    } else if (n) {
+        *fresh = (struct exec){exec, n, NULL};
+        *at = fresh;
+        fresh = NULL;
+    }
+    if (e && !n)
+        *at = e->next;
+    else
+        e = NULL;
+    pthread_mutex_unlock(&lock);
+    release(before);
+    free(e);
+    free(fresh);
+    return true;
+}
+
+/* --- walking ---------------------------------------------------------------------------------------------- */
+
+static void add_copy(const CUDA_MEMCPY3D *c, struct cws_cuda_list *list)
+{
+    if (c->srcMemoryType == CU_MEMORYTYPE_DEVICE || c->srcMemoryType == CU_MEMORYTYPE_UNIFIED)
+        cws_cuda_list_add(list, c->srcDevice + (c->srcZ * c->srcHeight + c->srcY) * c->srcPitch + c->srcXInBytes);
+    if (c->dstMemoryType == CU_MEMORYTYPE_DEVICE || c->dstMemoryType == CU_MEMORYTYPE_UNIFIED)
+        cws_cuda_list_add(list, c->dstDevice + (c->dstZ * c->dstHeight + c->dstY) * c->dstPitch + c->dstXInBytes);
+}
+
+static void add_kernel(const CUDA_KERNEL_NODE_PARAMS *p, CUkernel kernel, struct cws_cuda_list *list)
+{
+    cws_cuda_scan_params(p->func ? p->func : (CUfunction)kernel, p->kernelParams, p->extra, list);
+}
+
+static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list);
+
+/* False: what it names cannot be found out. */
+static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *list)
+{
+    union {
+        CUDA_KERNEL_NODE_PARAMS kernel;
+        CUDA_MEMCPY3D copy;
+        CUDA_MEMSET_NODE_PARAMS set;
+        CUgraph graph;
+    } p;
+    CUgraphNodeType type;
+    if (CWS_CUDA_REAL(cuGraphNodeGetType)(node, &type))
+        return false;
+    switch (type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+        if (CWS_CUDA_REAL(cuGraphKernelNodeGetParams_v2)(node, &p.kernel))
+            return false;
+        add_kernel(&p.kernel, p.kernel.kern, list);
+        return true;
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+        if (CWS_CUDA_REAL(cuGraphMemcpyNodeGetParams)(node, &p.copy))
+            return false;
+        add_copy(&p.copy, list);
+        return true;
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+        if (CWS_CUDA_REAL(cuGraphMemsetNodeGetParams)(node, &p.set))
+            return false;
+        cws_cuda_list_add(list, p.set.dst);
+        return true;
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+        return CWS_CUDA_REAL(cuGraphChildGraphNodeGetGraph)(node, &p.graph) == CUDA_SUCCESS && walk(p.graph, depth + 1, list);
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL: /* the driver does not give its bodies back */
+        return false;
+    default:
+        return true;
+    }
+}
+
+static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list)
+{
+    size_t count = 0;
+    bool whole = true;
+    if (depth > 32 || CWS_CUDA_REAL(cuGraphGetNodes)(graph, NULL, &count))
+        return false;
+    if (!count)
+        return true;
+    CUgraphNode *nodes = calloc(count, sizeof *nodes);
+    if (!nodes || CWS_CUDA_REAL(cuGraphGetNodes)(graph, nodes, &count))
+        whole = false;
+    for (size_t i = 0; whole && i < count; i++)
+        whole = add_node(nodes[i], depth, list);
+    free(nodes);
+    return whole;
+}
+
+/* What a graph names. NULL: no memory. */
+static struct named *name_all(CUgraph graph)
+{
+    struct named *n = create_named();
+    if (n && atomic_load(&cws_cuda_high) && !walk(graph, 0, &n->list))
+        n->list.everything = true;
+    return n;
+}
+
+/* --- running -------------------------------------------------------------------------------------------- */
+
+static CUresult begin_named(const struct named *n, CUstream order, struct cws_cuda_use *use)
+{
+    CUresult result;
+    if (n->list.everything) {
+        struct cws_cuda_list all;
+        cws_cuda_list_init(&all);
+        cws_cuda_list_add_everything(&all);
+        result = cws_cuda_begin(order, &all, use);
+        cws_cuda_list_deinit(&all);
+    } else {
+        result = cws_cuda_begin(order, &n->list, use);
+    }
+    if (result == CUDA_ERROR_OUT_OF_MEMORY)
+        cws_shim_say("CUDA graph: all that its nodes use has to be resident at once, and does not fit the budget%s",
+                     n->list.everything ? " (this graph's nodes do not tell, so that is everything)" : "");
+    return result;
+}
+
+/* Memory that a node copies has to be there when the graph is made, too. */
+#define INSTANTIATE(call)                                                                                                    \
+    do {                                                                                                                     \
+        struct cws_cuda_use use;                                                                                             \
+        struct named *n = name_all(graph);                                                                                   \
+        CUresult result = n ? begin_named(n, own, &use) : CUDA_ERROR_OUT_OF_MEMORY;                                          \
+        if (result == CUDA_SUCCESS) {                                                                                        \
+            result = call;                                                                                                   \
+            cws_cuda_end(&use, /* queued */ false);                                                                          \
+        }                                                                                                                    \
+        return keep(result, n, out);                                                                                         \
+    } while (0)
+
+static CUresult keep(CUresult result, struct named *n, CUgraphExec *out)
+{
+    if (result == CUDA_SUCCESS && put(*out, n))
+        return result;
+    if (result == CUDA_SUCCESS) { /* no memory to note it: better no graph than one that is taken to name nothing */
+        CWS_CUDA_REAL(cuGraphExecDestroy)(*out);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    release(n);
+    return result;
+}
+
+CUresult cws_do_cuGraphInstantiate(cws_fn_cuGraphInstantiate real, CUstream own, CUgraphExec *out, CUgraph graph, CUgraphNode *node,
+                                   char *text, size_t room)
+{
+    INSTANTIATE(real(out, graph, node, text, room));
+}
+
+CUresult cws_do_cuGraphInstantiate_v2(cws_fn_cuGraphInstantiate_v2 real, CUstream own, CUgraphExec *out, CUgraph graph,
+                                      CUgraphNode *node, char *text, size_t room)
+{
+    INSTANTIATE(real(out, graph, node, text, room));
+}
+
+CUresult cws_do_cuGraphInstantiateWithFlags(cws_fn_cuGraphInstantiateWithFlags real, CUstream own, CUgraphExec *out, CUgraph graph,
+                                            unsigned long long flags)
+{
+    INSTANTIATE(real(out, graph, flags));
+}
+
+CUresult cws_do_cuGraphInstantiateWithParams(cws_fn_cuGraphInstantiateWithParams real, CUstream own, CUgraphExec *out, CUgraph graph,
+                                             void *params)
+{
+    INSTANTIATE(real(out, graph, params));
+}
+
+CUresult cws_do_cuGraphLaunch(cws_fn_cuGraphLaunch real, CUstream own, CUgraphExec exec, CUstream stream)
+{
+    struct cws_cuda_use use = {.count = 0};
+    CUstream order = cws_cuda_stream(stream, own);
+    struct named *n = cws_cuda_is_capturing(order) ? NULL : get(exec);
+    CUresult result = n ? begin_named(n, order, &use) : CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS) {
+        result = real(exec, stream);
+        cws_cuda_end(&use, result == CUDA_SUCCESS);
+    }
+    release(n);
+    return result;
+}
+
+/* Nothing runs, but what a node copies may be looked at. */
+CUresult cws_do_cuGraphUpload(cws_fn_cuGraphUpload real, CUstream own, CUgraphExec exec, CUstream stream)
+{
+    struct cws_cuda_use use = {.count = 0};
+    CUstream order = cws_cuda_stream(stream, own);
+    struct named *n = get(exec);
+    CUresult result = n ? begin_named(n, order, &use) : CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS) {
+        result = real(exec, stream);
+        cws_cuda_end(&use, result == CUDA_SUCCESS);
+    }
+    release(n);
+    return result;
+}
+
+CUresult cws_do_cuGraphExecDestroy(cws_fn_cuGraphExecDestroy real, CUstream own, CUgraphExec exec)
+{
+    (void)own;
+    put(exec, NULL);
+    return real(exec);
+}
+
+/* --- changes ---------------------------------------------------------------------------------------------- */
+
+/* The whole of it is replaced. */
+static CUresult replace(CUresult result, CUgraphExec exec, CUgraph graph)
+{
+    if (result != CUDA_SUCCESS)
+        return result;
+    struct named *n = name_all(graph);
+    if (n && put(exec, n))
+        return result;
+    release(n);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cws_do_cuGraphExecUpdate(cws_fn_cuGraphExecUpdate real, CUstream own, CUgraphExec exec, CUgraph graph, CUgraphNode *node,
+                                  int *changed)
+{
+    (void)own;
+    return replace(real(exec, graph, node, changed), exec, graph);
+}
+
+CUresult cws_do_cuGraphExecUpdate_v2(cws_fn_cuGraphExecUpdate_v2 real, CUstream own, CUgraphExec exec, CUgraph graph, void *changed)
+{
+    (void)own;
+    return replace(real(exec, graph, changed), exec, graph);
+}
+
+/* One node changes: what it named before stays in the set, which so can only be too large. */
+static CUresult extend(CUgraphExec exec, struct named *more)
+{
+    struct named *before = get(exec);
+    if (before)
+        cws_cuda_list_add_all(&more->list, &before->list);
+    release(before);
+    if (!more->list.lost && put(exec, more))
+        return CUDA_SUCCESS;
+    release(more);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+#define EXTEND(add, call)                                                                                                    \
+    do {                                                                                                                     \
+        struct named *n = create_named();                                                                                    \
+        (void)own;                                                                                                           \
+        if (!n)                                                                                                              \
+            return CUDA_ERROR_OUT_OF_MEMORY;                                                                                 \
+        struct cws_cuda_list *list = &n->list;                                                                               \
+        if (params)                                                                                                          \
+            add;                                                                                                             \
+        CUresult result = extend(exec, n);                                                                                   \
+        return result == CUDA_SUCCESS ? call : result;                                                                       \
+    } while (0)
+
+CUresult cws_do_cuGraphExecKernelNodeSetParams(cws_fn_cuGraphExecKernelNodeSetParams real, CUstream own, CUgraphExec exec,
+                                               CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params)
+{
+    EXTEND(add_kernel(params, NULL, list), real(exec, node, params));
+}
+
+CUresult cws_do_cuGraphExecKernelNodeSetParams_v2(cws_fn_cuGraphExecKernelNodeSetParams_v2 real, CUstream own, CUgraphExec exec,
+                                                  CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params)
+{
+    EXTEND(add_kernel(params, params->kern, list), real(exec, node, params));
+}
+
+CUresult cws_do_cuGraphExecMemcpyNodeSetParams(cws_fn_cuGraphExecMemcpyNodeSetParams real, CUstream own, CUgraphExec exec,
+                                               CUgraphNode node, const CUDA_MEMCPY3D *params, CUcontext context)
+{
+    EXTEND(add_copy(params, list), real(exec, node, params, context));
+}
+
+CUresult cws_do_cuGraphExecMemsetNodeSetParams(cws_fn_cuGraphExecMemsetNodeSetParams real, CUstream own, CUgraphExec exec,
+                                               CUgraphNode node, const CUDA_MEMSET_NODE_PARAMS *params, CUcontext context)
+{
+    EXTEND(cws_cuda_list_add(list, params->dst), real(exec, node, params, context));
+}
+
+static void add_child(CUgraph graph, struct cws_cuda_list *list)
+{
+    if (atomic_load(&cws_cuda_high) && !walk(graph, 0, list))
+        list->everything = true;
+}
+
+CUresult cws_do_cuGraphExecChildGraphNodeSetParams(cws_fn_cuGraphExecChildGraphNodeSetParams real, CUstream own, CUgraphExec exec,
+                                                   CUgraphNode node, CUgraph params)
+{
+    EXTEND(add_child(params, list), real(exec, node, params));
+}
+
+static void add_any(const CUgraphNodeParams *p, struct cws_cuda_list *list)
+{
+    if (p->type == CU_GRAPH_NODE_TYPE_KERNEL)
+        add_kernel(&p->node.kernel, p->node.kernel.kern, list);
+    else if (p->type == CU_GRAPH_NODE_TYPE_MEMCPY)
+        add_copy(&p->node.memcpy.copyParams, list);
+    else if (p->type == CU_GRAPH_NODE_TYPE_MEMSET)
+        cws_cuda_list_add(list, p->node.memset.dst);
+    else if (p->type == CU_GRAPH_NODE_TYPE_GRAPH)
+        add_child(p->node.graph.graph, list);
+}
+
+CUresult cws_do_cuGraphExecNodeSetParams(cws_fn_cuGraphExecNodeSetParams real, CUstream own, CUgraphExec exec, CUgraphNode node,
+                                         CUgraphNodeParams *params)
+{
+    EXTEND(add_any(params, list), real(exec, node, params));
+}

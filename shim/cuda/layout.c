@@ -1,0 +1,179 @@
+/* layout.c - the cache of parameter layouts: open addressing by the function's handle, grown by publishing a larger table. A reader may
+ * be anywhere, so tables and layouts that are replaced stay; an unload only makes entries be checked again, and what turns out the
+ * same is used on, so what is left behind is small. */
+#include "layout.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct entry {
+    CUfunction _Atomic function;
+    struct cws_cuda_layout *_Atomic layout;
+};
+
+struct table {
+    size_t room, used; /* room: a power of two */
+    struct table *before; /* kept for readers */
+    struct entry entries[];
+};
+
+static struct table *_Atomic current;
+static _Atomic uint32_t epoch = 1;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* writers; the driver is asked under it */
+
+static size_t slot_of(CUfunction function, size_t room)
+{
+    return (size_t)(((uintptr_t)function * 0x9e3779b97f4a7c15ull) >> 24) & (room - 1);
+}
+
+static struct entry *find(struct table *t, CUfunction function)
+{
+    for (size_t i = slot_of(function, t->room);; i = (i + 1) & (t->room - 1)) {
+        CUfunction there = atomic_load_explicit(&t->entries[i].function, memory_order_acquire);
+        if (there == function)
+            return &t->entries[i];
+        if (!there)
+            return NULL;
+    }
+}
+
+/* --- asking the driver ---------------------------------------------------------------------------- */
+
+enum { PARAMS_MAX = 4096 }; /* 32764 bytes of parameters hold no more words */
+
+/* Asks for one parameter after the other. Count, or -1: not a handle of this kind. */
+static int ask(CUfunction function, bool as_kernel, size_t *offsets, size_t *sizes)
+{
+    const struct cws_driver *d = cws_cuda_driver();
+    for (int i = 0; i < PARAMS_MAX; i++) {
+        CUresult result = as_kernel ? d->kernel_param((CUkernel)function, (size_t)i, &offsets[i], &sizes[i])
+                                    : d->function_param(function, (size_t)i, &offsets[i], &sizes[i]);
+        if (result == CUDA_ERROR_INVALID_VALUE)
+            return i;
+        if (result != CUDA_SUCCESS)
+            return -1;
+    }
+    return -1;
+}
+
+/* Words that are aligned in the parameter block, and whole inside one parameter. */
+static uint32_t list_words(struct cws_cuda_layout *out, const size_t *offsets, const size_t *sizes, int params)
+{
+    uint32_t count = 0;
+    for (int p = 0; p < params; p++) {
+        for (size_t at = ((offsets[p] + 7) & ~(size_t)7) - offsets[p]; at + 8 <= sizes[p]; at += 8) {
+            if (out) {
+                out->words[count].param = (uint16_t)p;
+                out->words[count].at = (uint16_t)at;
+            }
+            count++;
+        }
+    }
+    return count;
+}
+
+/* cudaLaunchKernel passes a CUkernel where cuLaunchKernel takes a CUfunction, and each query refuses the other's handles. No parameters at all
+ * is believed only of a handle that the driver knows. */
+static struct cws_cuda_layout *make(CUfunction function)
+{
+    size_t *offsets = malloc(2 * PARAMS_MAX * sizeof *offsets), *sizes = offsets + PARAMS_MAX;
+    if (!offsets)
+        return NULL;
+    int params = ask(function, /* as_kernel */ false, offsets, sizes);
+    if (params <= 0) {
+        int others = ask(function, /* as_kernel */ true, offsets, sizes);
+        params = others > 0 || params < 0 ? others : params;
+    }
+    uint32_t words = list_words(NULL, offsets, sizes, params);
+    struct cws_cuda_layout *layout = malloc(sizeof *layout + words * sizeof *layout->words);
+    if (layout) {
+        layout->known = params >= 0;
+        layout->count = list_words(layout, offsets, sizes, params);
+    }
+    free(offsets);
+    return layout;
+}
+
+/* --- the table --------------------------------------------------------------------------------------- */
+
+static struct table *make_table(size_t room, struct table *before)
+{
+    struct table *t = calloc(1, sizeof *t + room * sizeof *t->entries);
+    if (!t)
+        return NULL;
+    t->room = room;
+    t->before = before;
+    for (size_t i = 0; before && i < before->room; i++) {
+        CUfunction function = atomic_load(&before->entries[i].function);
+        if (!function)
+            continue;
+        size_t slot = slot_of(function, room);
+        while (atomic_load(&t->entries[slot].function))
+            slot = (slot + 1) & (room - 1);
+        atomic_store(&t->entries[slot].layout, atomic_load(&before->entries[i].layout));
+        atomic_store(&t->entries[slot].function, function);
+        t->used++;
+    }
+    return t;
+}
+
+static bool same(const struct cws_cuda_layout *a, const struct cws_cuda_layout *b)
+{
+    return a->known == b->known && a->count == b->count && memcmp(a->words, b->words, a->count * sizeof *a->words) == 0;
+}
+
+static const struct cws_cuda_layout *insert_locked(CUfunction function)
+{
+    uint32_t now = atomic_load(&epoch);
+    struct table *t = atomic_load(&current);
+    if (!t || t->used + 1 > t->room - t->room / 4) {
+        t = make_table(t ? 2 * t->room : 1024, t);
+        if (!t)
+            return NULL;
+        atomic_store_explicit(&current, t, memory_order_release);
+    }
+    struct entry *e = find(t, function);
+    struct cws_cuda_layout *old = e ? atomic_load(&e->layout) : NULL;
+    if (old && atomic_load(&old->epoch) == now)
+        return old;
+    struct cws_cuda_layout *fresh = make(function);
+    if (!fresh)
+        return NULL;
+    atomic_store(&fresh->epoch, now);
+    if (old && same(old, fresh)) {
+        free(fresh);
+        atomic_store(&old->epoch, now);
+        return old;
+    }
+    if (e) {
+        atomic_store_explicit(&e->layout, fresh, memory_order_release);
+        return fresh;
+    }
+    size_t slot = slot_of(function, t->room);
+    while (atomic_load(&t->entries[slot].function))
+        slot = (slot + 1) & (t->room - 1);
+    atomic_store(&t->entries[slot].layout, fresh);
+    atomic_store_explicit(&t->entries[slot].function, function, memory_order_release);
+    t->used++;
+    return fresh;
+}
+
+const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function)
+{
+    struct table *t = atomic_load_explicit(&current, memory_order_acquire);
+    struct entry *e = CWS_UNLIKELY(!t || !function) ? NULL : find(t, function);
+    if (e) {
+        const struct cws_cuda_layout *layout = atomic_load_explicit(&e->layout, memory_order_acquire);
+        if (atomic_load_explicit(&layout->epoch, memory_order_relaxed) == atomic_load_explicit(&epoch, memory_order_relaxed))
+            return layout;
+    }
+    if (!function)
+        return NULL;
+    pthread_mutex_lock(&lock);
+    const struct cws_cuda_layout *layout = insert_locked(function);
+    pthread_mutex_unlock(&lock);
+    return layout;
+}
+
+void cws_cuda_layout_unloaded(void) { atomic_fetch_add(&epoch, 1); }

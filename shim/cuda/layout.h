@@ -1,0 +1,21 @@
+/* layout.h - where in a kernel's parameters a pointer may lie. Cached by function, looked up without a lock: this is on the way of
+ * every launch. Any thread. */
+#ifndef CWS_SHIM_CUDA_LAYOUT_H
+#define CWS_SHIM_CUDA_LAYOUT_H
+#include "cuda_shim.h"
+
+struct cws_cuda_layout {
+    _Atomic uint32_t epoch; /* that it was last seen to be right in */
+    bool known;             /* false: the driver does not say; such a launch may touch anything */
+    uint32_t count;
+    struct {
+        uint16_t param, at; /* word of 8 bytes at offset `at` of parameter `param` */
+    } words[];
+};
+
+/* Valid for good. NULL: no memory. function: what a launch was given, a CUfunction or a CUkernel. */
+const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function);
+/* A module or library was unloaded: its handles may come back as others'. */
+void cws_cuda_layout_unloaded(void);
+
+#endif

@@ -1,0 +1,271 @@
+/* small.c - ordered allocations below CWS_GPU_RANGE_MIN: one that a stream freed is kept, and the next one of its size on that stream is that. Stream order makes it right, and
+ * no call goes to the driver, whose locks the loader holds while it maps and unmaps. A model's step makes some thousands of them. */
+#include "cuda_shim.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+enum {
+    UNIT = 512,           /* bytes; sizes are multiples of it up to FINE, then eight to a power of two */
+    FINE_LOG = 12,
+    FINE = 1 << FINE_LOG,
+    MOST_LOG = 20,
+    CLASSES = FINE / UNIT + 8 * (MOST_LOG - FINE_LOG),
+    STREAMS = 16,         /* that are remembered at a time; others' blocks go to the driver */
+    KEPT_MOST = 8 << 20,  /* bytes for a stream */
+};
+_Static_assert(CWS_GPU_RANGE_MIN == 1u << MOST_LOG, "the largest class ends there");
+
+struct block { /* that the driver gave out through cws_small_alloc and did not get back */
+    CUdeviceptr at;
+    struct cws_gpu *gpu;
+    unsigned class;
+    bool kept;          /* nobody has it; in the list of its class */
+    struct block *same; /* in the bucket */
+    struct block *next; /* in the list */
+};
+
+struct place {
+    struct cws_gpu *gpu; /* NULL: free place */
+    CUstream stream;
+    uint64_t kept_bytes;
+    struct block *lists[CLASSES];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* everything here; nothing is called under it */
+static struct block **buckets;
+static size_t bucket_count, block_count; /* bucket_count: a power of two */
+static struct place places[STREAMS];
+
+static unsigned class_of(size_t bytes)
+{
+    if (bytes <= FINE)
+        return (unsigned)((bytes - 1) / UNIT);
+    unsigned log = 63 - (unsigned)__builtin_clzll(bytes - 1);
+    return FINE / UNIT + 8 * (log - FINE_LOG) + (unsigned)(((bytes - 1) >> (log - 3)) - 8);
+}
+
+static size_t class_bytes(unsigned class)
+{
+    if (class < FINE / UNIT)
+        return (class + 1) * (size_t)UNIT;
+    unsigned beyond = class - FINE / UNIT;
+    return (size_t)(9 + beyond % 8) << (beyond / 8 + FINE_LOG - 3);
+}
+
+/* Not where one handle means another stream in each thread. */
+static bool can_keep(CUstream stream) { return stream != CU_STREAM_PER_THREAD; }
+static CUstream same_name(CUstream stream) { return stream == CU_STREAM_LEGACY ? NULL : stream; }
+
+/* --- blocks ---------------------------------------------------------------------------------------- */
+
+static struct block **bucket_of(CUdeviceptr at) { return &buckets[(size_t)((at * 0x9e3779b97f4a7c15ull) >> 24) & (bucket_count - 1)]; }
+
+static struct block **find_locked(CUdeviceptr at)
+{
+    if (!bucket_count)
+        return NULL;
+    struct block **link = bucket_of(at);
+    while (*link && (*link)->at != at)
+        link = &(*link)->same;
+    return *link ? link : NULL;
+}
+
+static void grow_locked(void)
+{
+    size_t old_count = bucket_count, count = old_count ? 2 * old_count : 1024;
+    struct block **old = buckets, **more = calloc(count, sizeof(struct block *));
+    if (!more)
+        return; /* longer buckets, then */
+    buckets = more;
+    bucket_count = count;
+    for (size_t i = 0; i < old_count; i++) {
+        for (struct block *b = old[i], *same; b; b = same) {
+            struct block **link = bucket_of(b->at);
+            same = b->same;
+            b->same = *link;
+            *link = b;
+        }
+    }
+    free(old);
+}
+
+static void note(struct cws_gpu *gpu, CUdeviceptr at, unsigned class)
+{
+    struct block *b = malloc(sizeof *b);
+    pthread_mutex_lock(&lock);
+    if (block_count >= bucket_count)
+        grow_locked();
+    if (b && bucket_count) {
+        struct block **link = bucket_of(at);
+        *b = (struct block){.at = at, .gpu = gpu, .class = class, .same = *link};
+        *link = b;
+        block_count++;
+        b = NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    free(b); /* not known here: freed by the driver */
+}
+
+static void end_locked(struct block **link)
+{
+    struct block *b = *link;
+    *link = b->same;
+    block_count--;
+    free(b);
+}
+
+/* --- streams --------------------------------------------------------------------------------------- */
+
+static struct place *place_locked(const struct cws_gpu *gpu, CUstream stream)
+{
+    for (unsigned i = 0; i < STREAMS; i++)
+        if (places[i].gpu == gpu && places[i].stream == stream)
+            return &places[i];
+    return NULL;
+}
+
+static struct place *new_place_locked(struct cws_gpu *gpu, CUstream stream)
+{
+    for (unsigned i = 0; i < STREAMS; i++) {
+        if (!places[i].gpu || !places[i].kept_bytes) {
+            places[i].gpu = gpu;
+            places[i].stream = stream;
+            return &places[i];
+        }
+    }
+    return NULL;
+}
+
+static CUdeviceptr take(struct cws_gpu *gpu, CUstream stream, unsigned class)
+{
+    CUdeviceptr at = 0;
+    pthread_mutex_lock(&lock);
+    struct place *p = place_locked(gpu, stream);
+    struct block *b = p ? p->lists[class] : NULL;
+    if (b) {
+        p->lists[class] = b->next;
+        p->kept_bytes -= class_bytes(class);
+        b->kept = false;
+        at = b->at;
+    }
+    pthread_mutex_unlock(&lock);
+    return at;
+}
+
+/* --- the program's calls --------------------------------------------------------------------------- */
+
+CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes, CUstream stream, CUstream order)
+{
+    unsigned class = class_of(bytes);
+    CUdeviceptr at = can_keep(order) ? take(gpu, same_name(order), class) : 0;
+    if (at) {
+        *out = at;
+        return CUDA_SUCCESS;
+    }
+    size_t room;
+    CUresult result = cws_gpu_pool_room(gpu, NULL, class_bytes(class), &room);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = real(out, class_bytes(class), stream);
+    cws_gpu_pool_used(gpu, room);
+    if (result == CUDA_SUCCESS)
+        note(gpu, *out, class);
+    return result;
+}
+
+enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep, const struct cws_gpu *current)
+{
+    enum cws_small_end end = CWS_SMALL_NOT_OURS;
+    order = same_name(order);
+    pthread_mutex_lock(&lock);
+    struct block **link = find_locked(at), *b = link ? *link : NULL;
+    if (b && b->kept) {
+        end = CWS_SMALL_FREED_TWICE;
+    } else if (b) {
+        bool keep = may_keep && can_keep(order) && (!current || current == b->gpu);
+        struct place *p = keep ? place_locked(b->gpu, order) : NULL;
+        if (!p && keep)
+            p = new_place_locked(b->gpu, order);
+        if (p && p->kept_bytes + class_bytes(b->class) <= KEPT_MOST) {
+            p->kept_bytes += class_bytes(b->class);
+            b->kept = true;
+            b->next = p->lists[b->class];
+            p->lists[b->class] = b;
+            end = CWS_SMALL_KEPT;
+        } else {
+            end_locked(link);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return end;
+}
+
+/* --- back to the driver ---------------------------------------------------------------------------- */
+
+/* Where the stream rests, the driver has them when this returns. */
+static void empty(struct place *p, CUstream stream)
+{
+    bool rests = CWS_CUDA_REAL(cuStreamQuery)(stream) == CUDA_SUCCESS;
+    for (unsigned class = 0; class < CLASSES; class++) {
+        for (;;) {
+            CUdeviceptr at = 0;
+            pthread_mutex_lock(&lock);
+            struct block *b = p->stream == stream ? p->lists[class] : NULL; /* the place may have another one by now */
+            if (b) {
+                at = b->at;
+                p->lists[class] = b->next;
+                p->kept_bytes -= class_bytes(class);
+                end_locked(find_locked(at));
+            }
+            pthread_mutex_unlock(&lock);
+            if (!at)
+                break;
+            (void)CWS_CUDA_REAL(cuMemFreeAsync)(at, stream); /* an error is the context's, and every call says it */
+        }
+    }
+    if (rests)
+        (void)CWS_CUDA_REAL(cuStreamSynchronize)(stream);
+}
+
+void cws_small_stream_gone(CUstream stream)
+{
+    if (cws_cuda_is_capturing(stream))
+        return; /* its blocks come back with the process: nothing can be queued on it any more */
+    for (unsigned i = 0; i < STREAMS; i++) {
+        pthread_mutex_lock(&lock);
+        bool found = places[i].gpu && places[i].stream == stream;
+        pthread_mutex_unlock(&lock);
+        if (found)
+            empty(&places[i], stream);
+    }
+}
+
+void cws_small_release(const struct cws_gpu *gpu)
+{
+    if (atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed)) /* nothing may be queued, or not on every stream */
+        return;
+    for (unsigned i = 0; i < STREAMS; i++) {
+        pthread_mutex_lock(&lock);
+        CUstream stream = places[i].stream;
+        bool found = places[i].gpu == gpu && places[i].kept_bytes;
+        pthread_mutex_unlock(&lock);
+        if (found)
+            empty(&places[i], stream);
+    }
+}
+
+void cws_small_forget_manager(const struct cws_gpu *gpu)
+{
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < bucket_count; i++)
+        for (struct block **link = &buckets[i]; *link;)
+            if ((*link)->gpu == gpu)
+                end_locked(link);
+            else
+                link = &(*link)->same;
+    for (unsigned i = 0; i < STREAMS; i++)
+        if (places[i].gpu == gpu)
+            places[i] = (struct place){0};
+    pthread_mutex_unlock(&lock);
+}
