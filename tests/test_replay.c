@@ -2,7 +2,7 @@
  * nothing beats the bound, nor Belady's rule in the same machine the default; routed experts are not guessed; a recorded trace is read back, whole or cut short. */
 #include "sample_model.h"
 #include "store/base/trace.h"
-#include "tools/replay.h"
+#include "tools/bench/replay.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -39,5 +39,5 @@ if(CWS_INJECT)
 endif()
 cws_test(NAME stress_view SOURCES stress_view.c pattern_source.c LIBS cws_uvm)
 # What the policies make of real models' sizes.
-cws_test(NAME test_replay SOURCES test_replay.c sample_model.c ${PROJECT_SOURCE_DIR}/tools/replay_device.c ${PROJECT_SOURCE_DIR}/tools/replay_host.c
-  ${PROJECT_SOURCE_DIR}/tools/replay_trace.c LIBS cws_uvm cws_store cws_dep_jansson m)
+cws_test(NAME test_replay SOURCES test_replay.c sample_model.c ${PROJECT_SOURCE_DIR}/tools/bench/replay_device.c ${PROJECT_SOURCE_DIR}/tools/bench/replay_host.c
+  ${PROJECT_SOURCE_DIR}/tools/bench/replay_trace.c LIBS cws_uvm cws_store cws_dep_jansson m)

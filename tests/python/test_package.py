@@ -302,7 +302,7 @@ def test_stats_under_the_library(venv, packed_bard):
 def test_an_unmodified_program_needs_only_the_variable(venv, bard, packed_bard):
     """The promise of the README: CODEC_VRAM_BUDGET=4M python infer.py."""
     pytest.importorskip("transformers")
-    arguments = [ROOT / "tools" / "infer.py", "--prompt", "JULIET:", "--max-new-tokens", "16", "--device", "cpu", "--model"]
+    arguments = [ROOT / "tools" / "examples" / "infer.py", "--prompt", "JULIET:", "--max-new-tokens", "16", "--device", "cpu", "--model"]
     plain = run(venv.python, *arguments, bard)
     packed = run(venv.python, *arguments, packed_bard, env=clean_environment(CODEC_VRAM_BUDGET="4M", CODEC_STATS="1"))
     assert packed.stdout == plain.stdout

@@ -32,7 +32,7 @@ step() { # step NAME SECONDS COMMAND...: its output goes to OUTDIR/NAME.txt, a l
     printf '%-10s %5d s  %s\n' "$name" $(($(date +%s) - begin)) "$verdict" >>"$out/steps.txt"
 }
 model() { # model SHAPE: made and packed, as the programs below would
-    [ -d "$work/$1" ] || python3 tools/make_model.py --shape "$1" "$work/$1" >/dev/null || return 1
+    [ -d "$work/$1" ] || python3 tools/examples/make_model.py --shape "$1" "$work/$1" >/dev/null || return 1
     [ -d "$work/$1.packed" ] || "$build/bin/codecllm" pack "$work/$1" "$work/$1.packed" 2>/dev/null
 }
 

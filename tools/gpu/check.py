@@ -5,7 +5,7 @@ inside its budget, how fast is it?
     python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 1700M,1100M,...] [--tokens 64]
                               [--attention eager] [--unpacked] [--strict] [--offload] [--cold]
 
-Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/infer.py on each without the
+Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/examples/infer.py on each without the
 shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of the whole device, sampled
 while a program runs, less what it said before; the context is in it, so the plain run of the same program stands beside.
 --unpacked runs each budget from the original directory, too; --strict runs the first one with CODEC_STRICT=1, where a kernel
@@ -76,7 +76,7 @@ def run(arguments, name, model, budget, tokens, strict=False):
         )  # fmt: skip
     if strict:
         environment["CODEC_STRICT"] = "1"
-    command = [sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
+    command = [sys.executable, os.path.join(ROOT, "tools", "examples", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
     if arguments.attention:
         command += ["--attention", arguments.attention]
     command += ["--max-new-tokens", str(tokens), "--min-new-tokens", str(tokens), "--logits", raw + ".logits", "--report", raw + ".json"]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The package as its users have it, on a machine with a GPU: installed.sh OUTDIR [BUILD]. Plain, `CODEC_VRAM_BUDGET=SIZE python tools/infer.py` with the package in a
+# The package as its users have it, on a machine with a GPU: installed.sh OUTDIR [BUILD]. Plain, `CODEC_VRAM_BUDGET=SIZE python tools/examples/infer.py` with the package in a
 # virtual environment, and `codecllm run` without it must write the same text. Nothing is set but what README names.
 #   BUILD         default: build
 #   BUDGET=1100M  of the model of TinyLlama's shape (MODEL: another one, with MODEL.packed beside it)
@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 model=${MODEL:-$work/tinyllama-1.1b}
 unset LD_PRELOAD PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF CODEC_VRAM_BUDGET
 mkdir -p "$out" "$work"
-[ -d "$model" ] || python3 "$here/tools/make_model.py" --shape tinyllama-1.1b "$model" >/dev/null || exit 2
+[ -d "$model" ] || python3 "$here/tools/examples/make_model.py" --shape tinyllama-1.1b "$model" >/dev/null || exit 2
 [ -d "$model.packed" ] || "$build/bin/codecllm" pack -q "$model" "$model.packed" || exit 2
 
 # An environment that has this Python's packages and ours, laid out as pip does it.
@@ -29,7 +29,7 @@ failed=0
 program() { # program NAME COMMAND...: infer.py under COMMAND; what it wrote is in OUTDIR/NAME.txt, what was said in OUTDIR/NAME.err
     name=$1
     shift
-    "$@" "$here/tools/infer.py" --prompt "ROMEO:" --max-new-tokens 32 --min-new-tokens 32 --attention eager --logits "$out/$name.logits" >"$out/$name.txt" 2>"$out/$name.err" --model "$weights"
+    "$@" "$here/tools/examples/infer.py" --prompt "ROMEO:" --max-new-tokens 32 --min-new-tokens 32 --attention eager --logits "$out/$name.logits" >"$out/$name.txt" 2>"$out/$name.err" --model "$weights"
     status=$?
     [ $status = 0 ] || { echo "$name: exit status $status"; tail -n 5 "$out/$name.err"; failed=1; }
     grep -h 'tokens/s' "$out/$name.err" | sed "s/^/$name: /"

@@ -25,7 +25,7 @@ step simple timeout 120 python3 tests/lowmem/test_lowmem_simple.py
 step small timeout 200 python3 tests/lowmem/test_inference_lowmem.py --model tests/models/bard --budget 256M
 if [ "${LARGE:-1}" = 1 ]; then
     model=$(mktemp -d)/tinyllama
-    python3 tools/make_model.py --shape tinyllama-1.1b "$model"
+    python3 tools/examples/make_model.py --shape tinyllama-1.1b "$model"
     step large timeout 300 python3 tests/lowmem/test_inference_lowmem.py --model "$model" --budget "${BUDGET:-1.2G}" --tokens 64
     rm -rf "$(dirname "$model")"
 fi

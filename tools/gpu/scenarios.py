@@ -119,7 +119,7 @@ def make_model(arguments, shape):
     packed = plain + ".packed"
     if not os.path.isdir(packed):
         if not os.path.isdir(plain):
-            subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_model.py"), "--shape", shape, plain], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, os.path.join(ROOT, "tools", "examples", "make_model.py"), "--shape", shape, plain], check=True, stdout=subprocess.DEVNULL)
         subprocess.run([os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed], check=True, stderr=subprocess.DEVNULL)
     return plain, packed, sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors"))
 
@@ -256,7 +256,7 @@ def main():
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
     parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--shape", default="llama-90m", help="of tools/make_model.py")
+    parser.add_argument("--shape", default="llama-90m", help="of tools/examples/make_model.py")
     parser.add_argument("--only", help="scenarios by name, comma-separated; 'errors' for the promised errors")
     parser.add_argument("--stress", type=float, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))

@@ -2,8 +2,8 @@
 """Makes a Llama model directory with random weights (normal, deviation 0.02, bf16) in the shape of a known model, to
 measure with when the real weights may not be downloaded. The tokenizer is that of the small model under tests/models.
 
-    python tools/make_model.py --shape tinyllama-1.1b /tmp/TinyLlama          # 2.2 GB
-    python tools/make_model.py --shape llama-3.1-8b --shard-gb 4 /tmp/Llama8B # 16 GB in shards
+    python tools/examples/make_model.py --shape tinyllama-1.1b /tmp/TinyLlama          # 2.2 GB
+    python tools/examples/make_model.py --shape llama-3.1-8b --shard-gb 4 /tmp/Llama8B # 16 GB in shards
 """
 
 import argparse
@@ -104,7 +104,7 @@ def config(shape, tokenizer):
 
 
 def main():
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     parser = argparse.ArgumentParser(description="Make a model directory with random weights.")
     parser.add_argument("out", metavar="DIR")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b", help="default: %(default)s")

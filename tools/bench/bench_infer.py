@@ -2,7 +2,7 @@
 """Runs infer.py from a plain model and, under the shim, from its packed form at several budgets; compares tokens and logits
 bit for bit and prints a table.
 
-    python tools/bench_infer.py --model DIR [--packed DIR] [--budgets 100,50,25] [--tokens 16]
+    python tools/bench/bench_infer.py --model DIR [--packed DIR] [--budgets 100,50,25] [--tokens 16]
 
 The peak is measured from outside: the resident bytes of the views' entries in /proc/PID/smaps, sampled while the program
 runs. Cold runs start with the model's files out of the page cache.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VIEW_NAME = b"codecllm view"
 
 
@@ -121,7 +121,7 @@ def run_infer(model, args, prefix=(), budget=None, variables=()):
     variables: NAME=VALUE pairs for its environment."""
     with tempfile.TemporaryDirectory() as scratch:
         report, logits = os.path.join(scratch, "report"), os.path.join(scratch, "logits")
-        command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "infer.py"), "--model", model, "--prompt", args.prompt,
+        command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "examples", "infer.py"), "--model", model, "--prompt", args.prompt,
                    "--max-new-tokens", str(args.tokens), "--min-new-tokens", str(args.tokens), "--device", "cpu",
                    "--logits", logits, "--report", report]  # fmt: skip
         if args.threads:

@@ -3,8 +3,8 @@
  * CODEC_TRACE. `replay_policy --help` lists options and what the columns mean. */
 #include "store/base/options.h"
 #include "replay.h"
-#include "say.h"
-#include "table.h"
+#include "tools/say.h"
+#include "tools/table.h"
 
 #include <getopt.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What q8 and q6 cost: bits per weight, relative error of each tensor, and perplexity on text the model was not trained on, beside the original's.
 
-    python tools/bench_perplexity.py [--model DIR] [--text FILE] [--modes lossless,q8,q6] [--tensors] [--json FILE]
+    python tools/bench/bench_perplexity.py [--model DIR] [--text FILE] [--modes lossless,q8,q6] [--tensors] [--json FILE]
 
 Packs the model with the codecllm command, as any user would, and reads it back without the shim. The perplexity is exp of the mean cross-entropy
 over all tokens but the first of each window. Exit status 1 when q8 is more than 0.2 % or q6 more than 1 % from the original."""
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BARD = os.path.join(ROOT, "tests", "models", "bard")
 BUILD = os.environ.get("CWS_BUILD_DIR", os.path.join(ROOT, "build"))
 MOST_CHANGE = {"lossless": 0.0, "q8": 0.002, "q6": 0.01}

@@ -1,8 +1,8 @@
 #!/bin/sh
 # demo.sh - from a fresh clone to text: sets up, packs the small model that comes with the repository, looks inside, and
-# runs tools/infer.py (plain transformers) from the packed files inside a 4 MiB budget. No GPU needed.
+# runs tools/examples/infer.py (plain transformers) from the packed files inside a 4 MiB budget. No GPU needed.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 tools/setup.sh "$@"
 venv=.venv
 out=$(mktemp -d)
@@ -12,5 +12,5 @@ PATH=$PWD/$venv/bin:$PATH
 show codecllm pack tests/models/bard "$out/bard.packed"
 show codecllm inspect "$out/bard.packed" | tail -n 12
 show codecllm verify "$out/bard.packed"
-printf '\n$ CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/infer.py --model bard.packed --prompt "ROMEO:"\n' >&2
-CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/infer.py --model "$out/bard.packed" --prompt "ROMEO:" --max-new-tokens 60
+printf '\n$ CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/examples/infer.py --model bard.packed --prompt "ROMEO:"\n' >&2
+CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/examples/infer.py --model "$out/bard.packed" --prompt "ROMEO:" --max-new-tokens 60
