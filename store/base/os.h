@@ -2,7 +2,7 @@
  *
  * Direct, because this library also runs inside the preloaded shim, where the C library's open, pread and fstat
  * are the shim's own hooks: a page-fault handler must not take the locks of those. It is also the one place that
- * the tests replace (linker option --wrap, tests/inject.h) to make the N-th call fail or come back short; therefore the loops
+ * the tests replace (linker option --wrap, tests/support/inject.h) to make the N-th call fail or come back short; therefore the loops
  * have a file of their own.
  * All return -errno on failure. Threads: any. Never allocate. */
 #ifndef CWS_OS_H

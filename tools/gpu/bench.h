@@ -3,7 +3,7 @@
 #define CWS_TOOLS_GPU_BENCH_H
 #include "store/format/content_hash.h"
 #include "store/cuda/decoder.h"
-#include "tests/codec_data.h"
+#include "tests/store/codec_data.h"
 
 #include <stdio.h>
 

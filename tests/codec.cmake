@@ -1,7 +1,0 @@
-cws_test(NAME test_codec SOURCES test_codec.c LIBS cws_store m)
-cws_test(NAME test_codec_malformed SOURCES test_codec_malformed.c LIBS cws_store cws_dep_zstd m)
-cws_test(NAME test_gpu_batch SOURCES test_gpu_batch.c LIBS cws_gpu cws_store m)
-cws_test(NAME test_content_hash SOURCES test_content_hash.c LIBS cws_store m)
-cws_fuzz(NAME fuzz_codec_portable SOURCES fuzz_codec_portable.c LIBS cws_store m)
-cws_fuzz(NAME fuzz_codec_avx2 SOURCES fuzz_codec_avx2.c LIBS cws_store m)
-cws_fuzz(NAME fuzz_codec_avx512 SOURCES fuzz_codec_avx512.c LIBS cws_store m)
