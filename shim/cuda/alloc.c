@@ -1,7 +1,10 @@
 /* alloc.c - allocations: ordered ones of CWS_GPU_RANGE_MIN and more are ranges, all others the driver's own, and counted; small ordered ones are
  * kept when they are freed (small.c). */
-#include "cuda_shim.h"
-#include "shim/shim.h"
+#include "capture.h"
+#include "plain.h"
+#include "small.h"
+#include "use.h"
+#include "shim/say.h"
 #include "shim/libc/stores.h"
 
 #include <pthread.h>

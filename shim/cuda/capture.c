@@ -1,5 +1,6 @@
 /* capture.c - streams that capture: nothing runs on them, so nothing is made resident, recorded or waited for. */
-#include "cuda_shim.h"
+#include "capture.h"
+#include "device.h"
 
 #include <pthread.h>
 

@@ -1,5 +1,6 @@
 /* context.c - what the program says about the progress of its streams. */
-#include "cuda_shim.h"
+#include "capture.h"
+#include "small.h"
 
 static void stream_gone(CUstream stream)
 {

@@ -1,10 +1,11 @@
 /* copy.c - copies of one run of bytes. The first one into a range, from a view of a store that nobody wrote to, binds the range
  * instead of copying. */
+#include "capture.h"
 #include "copy.h"
 #include "uvm/cuda/file.h"
 #include "uvm/host/view.h"
 #include "content.h"
-#include "shim/shim.h"
+#include "shim/state.h"
 #include "shim/libc/stores.h"
 
 #include <fnmatch.h>

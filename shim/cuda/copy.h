@@ -1,7 +1,7 @@
 /* copy.h - one run of bytes from one place to another, whichever driver call does it. Any thread. */
 #ifndef CWS_SHIM_CUDA_COPY_H
 #define CWS_SHIM_CUDA_COPY_H
-#include "cuda_shim.h"
+#include "use.h"
 
 struct cws_cuda_copy {
     CUresult (*call)(const struct cws_cuda_copy *c, size_t at, size_t bytes); /* copies [at, at + bytes) of it */

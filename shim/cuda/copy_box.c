@@ -2,7 +2,7 @@
  * one by one. */
 #include "uvm/host/view.h"
 #include "copy.h"
-#include "shim/shim.h"
+#include "shim/say.h"
 
 
 /* --- boxes ------------------------------------------------------------------------------------------- */

@@ -1,8 +1,11 @@
 /* devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled by fork. */
 #include "store/cuda/decoder.h"
 #include "uvm/host/view.h"
-#include "cuda_shim.h"
-#include "shim/shim.h"
+#include "plain.h"
+#include "small.h"
+#include "use.h"
+#include "shim/say.h"
+#include "shim/state.h"
 
 #include <inttypes.h>
 #include <pthread.h>

@@ -1,5 +1,5 @@
 /* entry.c - the entry points of all hooks. */
-#include "cuda_shim.h"
+#include "use.h"
 
 #include <pthread.h>
 

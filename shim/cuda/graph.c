@@ -1,6 +1,8 @@
 /* graph.c - graphs: what an executable graph names is found when it is made and when it is changed, and held at each launch of it. */
-#include "cuda_shim.h"
-#include "shim/shim.h"
+#include "capture.h"
+#include "layout.h"
+#include "use.h"
+#include "shim/say.h"
 
 #include <pthread.h>
 #include <stdlib.h>

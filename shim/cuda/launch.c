@@ -1,7 +1,8 @@
 /* launch.c - kernels: every aligned word of the parameters that is an address of a range is one, as a conservative collector would
  * have it. */
+#include "capture.h"
 #include "layout.h"
-#include "shim/shim.h"
+#include "shim/say.h"
 
 #include <string.h>
 

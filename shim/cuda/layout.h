@@ -2,7 +2,7 @@
  * every launch. Any thread. */
 #ifndef CWS_SHIM_CUDA_LAYOUT_H
 #define CWS_SHIM_CUDA_LAYOUT_H
-#include "cuda_shim.h"
+#include "use.h"
 
 struct cws_cuda_layout {
     _Atomic uint32_t epoch; /* that it was last seen to be right in */
@@ -17,5 +17,8 @@ struct cws_cuda_layout {
 const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function);
 /* A module or library was unloaded: its handles may come back as others'. */
 void cws_cuda_layout_unloaded(void);
+
+/* Adds the ranges that the parameters of a launch name (launch.c). */
+void cws_cuda_scan_params(CUfunction function, void **params, void **extra, struct cws_cuda_list *list);
 
 #endif

@@ -1,6 +1,6 @@
 /* plain.c - sizes of what the program takes from the driver itself: a table from address or handle to bytes. Such calls are rare
  * and slow, so one lock does. */
-#include "cuda_shim.h"
+#include "plain.h"
 
 #include <pthread.h>
 #include <stdlib.h>

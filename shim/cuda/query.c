@@ -1,7 +1,7 @@
 /* query.c - what is answered about memory: how much there is, and where a range begins although nothing may be mapped there. */
 #include "uvm/host/view.h"
-#include "cuda_shim.h"
-#include "shim/shim.h"
+#include "device.h"
+#include "shim/say.h"
 #include "shim/libc/stores.h"
 
 #include <string.h>

@@ -1,5 +1,5 @@
 /* resolve.c - from names and addresses of the driver's functions to hooks, and to the real functions. */
-#include "cuda_shim.h"
+#include "device.h"
 
 #include <dlfcn.h>
 #include <errno.h>

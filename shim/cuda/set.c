@@ -1,5 +1,5 @@
 /* set.c - memset, and the reads and writes that streams do themselves. */
-#include "cuda_shim.h"
+#include "use.h"
 
 #define SET(symbol, order, parameters, call)                                                                                 \
     CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters)                                         \

@@ -1,6 +1,7 @@
 /* small.c - ordered allocations below CWS_GPU_RANGE_MIN: one that a stream freed is kept, and the next one of its size on that stream is that. Stream order makes it right, and
  * no call goes to the driver, whose locks the loader holds while it maps and unmaps. A model's step makes some thousands of them. */
-#include "cuda_shim.h"
+#include "capture.h"
+#include "small.h"
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -2,8 +2,8 @@
  * address as it is, so the scan of a launch's parameters finds it, as it finds one in a copy to the device; where that is not so, what the
  * map names stays. */
 #include "uvm/cuda/manager.h"
-#include "cuda_shim.h"
-#include "shim/shim.h"
+#include "device.h"
+#include "shim/say.h"
 
 #include <stdatomic.h>
 #include <string.h>

@@ -1,6 +1,7 @@
 /* use.c - addresses that a call names, held while it is made; pointers that hide; what is said about an illegal address. */
-#include "cuda_shim.h"
-#include "shim/shim.h"
+#include "capture.h"
+#include "use.h"
+#include "shim/say.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 #include "buffers.h"
 #include "store/base/guard.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/say.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -3,7 +3,8 @@
 #include "uvm/host/sys.h"
 #include "uvm/host/view.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/say.h"
+#include "shim/state.h"
 
 #include <errno.h>
 #include <limits.h>

@@ -3,7 +3,8 @@
 #include "file_table.h"
 #include "signals.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/say.h"
+#include "paging.h"
 
 #include <errno.h>
 #include <stdarg.h>

@@ -3,7 +3,7 @@
  * program that changes a few bytes in place would change them in a file whose layout it does not know. So is truncate(). */
 #include "file_table.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/state.h"
 #include "store/base/guard.h"
 #include "store/base/own_fd.h"
 

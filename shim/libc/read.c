@@ -4,7 +4,6 @@
 #include "buffers.h"
 #include "file_table.h"
 #include "hooks.h"
-#include "shim/shim.h"
 
 #include <errno.h>
 #include <linux/fs.h>

@@ -5,7 +5,7 @@
 #include "uvm/host/sys.h"
 #include "uvm/host/view.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/state.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* stat.c - a store has the size of its logical file, and as many blocks, as if it had no holes. */
 #include "file_table.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/state.h"
 
 #include <errno.h>
 #include <fcntl.h>

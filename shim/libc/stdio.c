@@ -4,7 +4,8 @@
 #include "buffers.h"
 #include "file_table.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/say.h"
+#include "shim/state.h"
 
 #include <errno.h>
 #include <fcntl.h>

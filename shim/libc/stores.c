@@ -1,6 +1,7 @@
 #include "stores.h"
 #include "hooks.h"
-#include "shim/shim.h"
+#include "shim/say.h"
+#include "shim/state.h"
 #include "store/format/checksum.h"
 #include "store/base/guard.h"
 #include "store/base/os.h"

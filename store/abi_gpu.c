@@ -1,6 +1,6 @@
 /* The GPU's part of abi.h: the driver's table, and a decoder for each context, made when they are first needed. */
-#include "store/abi.h"
-#include "tensor.h"
+#include "abi.h"
+#include "store/cuda/tensor.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -1,0 +1,77 @@
+/* use.h - the addresses of managed memory that a call names, in use while it is made; what is said when it fails. Threads: any. */
+#ifndef CWS_SHIM_CUDA_USE_H
+#define CWS_SHIM_CUDA_USE_H
+#include "device.h"
+
+struct cws_cuda_list { /* addresses of managed ranges that a call names */
+    size_t count, room;
+    bool everything; /* or: all there are */
+    bool lost;       /* no memory to note one */
+    CUdeviceptr *at; /* = few, or allocated */
+    CUdeviceptr few[96];
+};
+static inline void cws_cuda_list_init(struct cws_cuda_list *list)
+{
+    list->count = 0;
+    list->room = sizeof list->few / sizeof *list->few;
+    list->everything = list->lost = false;
+    list->at = list->few;
+}
+void cws_cuda_list_add_near(struct cws_cuda_list *list, CUdeviceptr address);
+static inline void cws_cuda_list_add(struct cws_cuda_list *list, CUdeviceptr address)
+{
+    if (cws_cuda_is_near(address))
+        cws_cuda_list_add_near(list, address);
+}
+void cws_cuda_list_add_all(struct cws_cuda_list *list, const struct cws_cuda_list *other);
+/* Every range there is. */
+void cws_cuda_list_add_everything(struct cws_cuda_list *list);
+void cws_cuda_list_deinit(struct cws_cuda_list *list);
+
+struct cws_cuda_use {
+    unsigned count;
+    CUstream order;
+    struct {
+        struct cws_gpu *gpu;
+        struct cws_gpu_use use;
+    } parts[CWS_CUDA_DEVICES];
+};
+/* cws_gpu_begin of every manager that the list names one of; nothing is held when it fails. */
+CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struct cws_cuda_use *use);
+void cws_cuda_end(struct cws_cuda_use *use, bool queued); /* queued on a stream that captures counts as not */
+
+/* Runs `call` (an expression) with one or two addresses in use. */
+#define CWS_CUDA_AROUND(stream, first, second, call)                                                                        \
+    (__extension__({                                                                                                        \
+        CUdeviceptr first_ = (first), second_ = (second);                                                                   \
+        CUstream order_ = (stream);                                                                                         \
+        CUresult result_;                                                                                                   \
+        if (!cws_cuda_is_near(first_) && !cws_cuda_is_near(second_)) {                                                      \
+            result_ = (call);                                                                                               \
+        } else {                                                                                                            \
+            struct cws_cuda_list list_;                                                                                     \
+            struct cws_cuda_use use_;                                                                                       \
+            cws_cuda_list_init(&list_);                                                                                     \
+            cws_cuda_list_add(&list_, first_);                                                                              \
+            cws_cuda_list_add(&list_, second_);                                                                             \
+            result_ = cws_cuda_begin(order_, &list_, &use_);                                                                \
+            if (result_ == CUDA_SUCCESS) {                                                                                  \
+                result_ = (call);                                                                                           \
+                cws_cuda_end(&use_, result_ == CUDA_SUCCESS);                                                               \
+            }                                                                                                               \
+            cws_cuda_list_deinit(&list_);                                                                                   \
+        }                                                                                                                   \
+        result_;                                                                                                            \
+    }))
+
+/* A call answered `result`: says what an illegal address is likely to be. */
+void cws_cuda_explain(CUresult result);
+/* A forked child: the error for every call; the first one is said. */
+CUresult cws_cuda_refuse_forked(void);
+/* Are the `bytes` at from host memory that can be read here? */
+bool cws_cuda_is_host(CUdeviceptr from);
+/* A small copy is on its way to the device: the ranges that its content points to are pinned. */
+void cws_cuda_scan_copy(const void *from, size_t bytes);
+#define CWS_CUDA_SCAN_BYTES (64u << 10)
+
+#endif

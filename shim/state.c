@@ -1,0 +1,39 @@
+#include "state.h"
+#include "say.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+bool cws_shim_is_active;
+
+static struct cws_options options;
+static struct cws_error options_error; /* found by cws_shim_activate, said when it matters */
+static atomic_int owner_pid;           /* the process whose memory this is */
+static atomic_bool pager_started;
+
+void cws_shim_activate(void)
+{
+    if (cws_options_from_env(&options, &options_error)) {
+        /* said by cws_shim_check_options */
+    }
+    cws_shim_is_active = true;
+}
+
+const struct cws_options *cws_shim_options(void) { return &options; }
+
+int cws_shim_check_options(void)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    if (!options_error.code)
+        return 0;
+    if (!atomic_flag_test_and_set(&said))
+        cws_shim_say("%s", options_error.message);
+    return -EINVAL;
+}
+
+bool cws_shim_pager_started(void) { return atomic_load_explicit(&pager_started, memory_order_acquire); }
+void cws_shim_note_pager(void) { atomic_store_explicit(&pager_started, true, memory_order_release); }
+
+bool cws_shim_is_borrowed(void) { return getpid() != atomic_load_explicit(&owner_pid, memory_order_relaxed); }
+void cws_shim_note_owner(void) { atomic_store(&owner_pid, getpid()); }

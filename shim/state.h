@@ -1,0 +1,31 @@
+/* state.h - what every hook may ask: is the shim active, with which options, and whose memory is this?
+ *
+ * The shim does nothing unless CODEC_VRAM_BUDGET is set, and nothing in a program that exports cws_tool_real_files (our
+ * own command). Even then it starts no thread and prints no line before the first store is mapped. Before the
+ * constructor (shim.c) has run every hook passes through. Threads: any, but for what the constructor calls. */
+#ifndef CWS_SHIM_STATE_H
+#define CWS_SHIM_STATE_H
+#include "store/base/options.h"
+#include <stdbool.h>
+
+extern bool cws_shim_is_active; /* written by cws_shim_activate only */
+static inline bool cws_shim_active(void) { return __builtin_expect(cws_shim_is_active, 0); }
+/* From the constructor: reads the options of the environment. A wrong one is said at the first store: this program may never open one. */
+void cws_shim_activate(void);
+
+/* Before a store is opened: 0, or -EINVAL when a CODEC_* variable has a value that is not understood (one line says
+ * which; said once). */
+int cws_shim_check_options(void);
+const struct cws_options *cws_shim_options(void);
+
+/* Does the pager run (libc/paging.h)? */
+bool cws_shim_pager_started(void);
+void cws_shim_note_pager(void);
+
+/* True between vfork and exec: this process borrows the memory of its parent, so it must not note in it what it does to its
+ * own descriptors. */
+bool cws_shim_is_borrowed(void);
+/* In the constructor, and in the child of fork(): the memory is this process's own. */
+void cws_shim_note_owner(void);
+
+#endif
