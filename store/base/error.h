@@ -23,7 +23,7 @@ enum cws_code {
     CWS_E_VERSION = -10020,     /* a store of a format version this build does not read */
     CWS_E_FEATURE = -10021,     /* the store needs an incompatible feature this build lacks */
     CWS_E_TRUNCATED = -10030,   /* the file is shorter than it says */
-    CWS_E_CORRUPT = -10031,     /* a checksum or a validity rule of FORMAT.md failed */
+    CWS_E_CORRUPT = -10031,     /* a checksum or a validity rule of docs/format.md failed */
     CWS_E_CHANGED = -10032,     /* the file was replaced, truncated or rewritten while open */
     CWS_E_SHORT_READ = -10033,  /* end of file inside an extent */
     CWS_E_INPUT = -10040,       /* an input file breaks the safetensors rules */

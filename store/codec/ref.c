@@ -1,4 +1,4 @@
-/* The oracle: one byte, one bit, one rule of FORMAT.md at a time. It shares no code with the fast decoders. */
+/* The oracle: one byte, one bit, one rule of docs/format.md at a time. It shares no code with the fast decoders. */
 #include "codec.h"
 
 #include <errno.h>

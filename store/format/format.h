@@ -1,4 +1,4 @@
-/* format.h - the on-disk structures of a store and nothing else. FORMAT.md is the specification;
+/* format.h - the on-disk structures of a store and nothing else. docs/format.md is the specification;
  * this file must agree with it to the byte. All integers are little-endian and fixed-width.
  *
  *   offset 0   front: u64 N, then N bytes of JSON (a safetensors header of the logical tensors,

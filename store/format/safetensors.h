@@ -1,6 +1,6 @@
 /* safetensors.h - reads and checks the header of a safetensors file. No I/O.
  *
- * The rules (FORMAT.md, "The logical file"): an 8-byte length of at most 100 MB; a JSON object that starts with '{' and may be
+ * The rules (docs/format.md, "The logical file"): an 8-byte length of at most 100 MB; a JSON object that starts with '{' and may be
  * followed by white space; no key twice in any object; "__metadata__" maps strings to strings; every other entry is
  * exactly {dtype, shape, data_offsets} with a shape of non-negative integers whose product does not overflow, and offsets
  * that span exactly that many bytes, where the dtype's size is known; the tensors cover the data without overlap or hole. */

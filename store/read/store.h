@@ -36,7 +36,7 @@ struct cws_tensor_info { /* valid as long as the store is open; do not modify */
 int cws_store_probe_fd(int fd);
 
 /* Opens a store. The descriptor form opens the file behind fd again
- * (duplicates fd where that is refused), so fd may be closed, and may have O_DIRECT. Everything of FORMAT.md is validated here but the
+ * (duplicates fd where that is refused), so fd may be closed, and may have O_DIRECT. Everything of docs/format.md is validated here but the
  * chunks' contents. Errors: CWS_E_NOT_STORE, _VERSION, _FEATURE, _TRUNCATED, _CORRUPT, -errno; *out = NULL then.
  * `path` in the fd form is for messages only. */
 CWS_MUST_CHECK int cws_store_open(const char *path, struct cws_store **out, struct cws_error *err);

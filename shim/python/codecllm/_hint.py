@@ -7,7 +7,7 @@ SafetensorError. The usual report is printed first and is not changed. Nothing h
 import os
 import sys
 
-# The first bytes of a store's JSON (FORMAT.md, Front), which no other writer produces.
+# The first bytes of a store's JSON (docs/format.md, Front), which no other writer produces.
 _FRONT = b'{"__metadata__":{"format":"codecllm"'
 
 

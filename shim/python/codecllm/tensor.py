@@ -20,7 +20,7 @@ for _name, _attribute in (("U16", "uint16"), ("U32", "uint32"), ("U64", "uint64"
         DTYPES[_name] = getattr(torch, _attribute)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-TENSOR_NAME = "tensor"  # of the one tensor in the store that a CompressedTensor is: FORMAT.md
+TENSOR_NAME = "tensor"  # of the one tensor in the store that a CompressedTensor is: docs/format.md
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -104,7 +104,7 @@ _operators.impl("decode", lambda packed, shape, dtype: packed.new_empty(shape, d
 class CompressedTensor:
     """A tensor, kept compressed. Immutable.
 
-    `packed` is all there is to it: a uint8 vector that holds a complete store of one tensor (FORMAT.md), with its dtype and shape, and a
+    `packed` is all there is to it: a uint8 vector that holds a complete store of one tensor (docs/format.md), with its dtype and shape, and a
     checksum over every byte. It is an ordinary tensor: move it, save it, share it.
 
     Pickling, torch.save and copy.deepcopy keep it compressed. Decoding checks what it reads: a damaged byte raises codecllm.Error and never
