@@ -11,7 +11,7 @@
 #include "hash.cuh"
 #include "lanes.cuh"
 
-/* Tried on an H200 (BENCHMARKS.md has the speeds): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile in
+/* Tried on an H200 (docs/notes/gpu-decoder.md has the speeds): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile in
  * one kernel; asking for the next tile's bytes, or loading a row's plane one row ahead; streams in shared memory, or in pairs of words. */
 #ifndef CWS_BLOCK_WARPS
 #define CWS_BLOCK_WARPS CWS_GPU_BLOCK_WARPS
