@@ -45,10 +45,13 @@ print(json.dumps({"moe": logits(load(sys.argv[1] + "/moe", dtype="auto")), "dens
 USE = (
     """
 import json, sys, codecllm, torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 """
     + LOGITS
     + """
+# What a first use imports and keeps would be taken for copies, where a slow machine has it happen while weights are read.
+config = AutoConfig.from_pretrained(sys.argv[1], num_hidden_layers=1)
+logits(AutoModelForCausalLM.from_config(config).to(torch.float32 if sys.argv[2] == "float32" else torch.bfloat16))
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=sys.argv[2])
 print(json.dumps([logits(model), codecllm.stats()]))
 """
