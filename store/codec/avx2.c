@@ -67,8 +67,7 @@ static void quant_avx2(const uint8_t *symbols, unsigned count, float scale, enum
 }
 
 const struct cws_decoder_ops cws_decoder_avx2 = {
-    .name = "avx2",
-    .runs_here = runs_here,
+    .variant = {"avx2", runs_here},
     .lanes = decode_lanes,
     .split = split_avx2,
     .linear = tile_linear,

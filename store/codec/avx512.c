@@ -24,7 +24,7 @@ static bool runs_here(void)
         return false;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C))
         return false;
-    return cws_decoder_avx2.runs_here();
+    return cws_decoder_avx2.variant.runs_here();
 }
 
 struct window { /* 64 bits of each of 32 lanes */
@@ -418,8 +418,7 @@ static void quant_avx512(const uint8_t *symbols, unsigned count, float scale, en
 }
 
 const struct cws_decoder_ops cws_decoder_avx512 = {
-    .name = "avx512",
-    .runs_here = runs_here,
+    .variant = {"avx512", runs_here},
     .lanes = lanes_avx512,
     .two = two_avx512,
     .split = split_avx512,

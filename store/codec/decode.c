@@ -15,52 +15,22 @@ struct cws_decode_scratch {
     uint8_t *whole; /* a zstd chunk that the range cuts; untouched, so unbacked, unless that happens */
 };
 
-static const struct cws_decoder_ops *const decoders[] = {
+static const struct cws_variant *const decoders[] = {
 #if defined(__x86_64__)
-    &cws_decoder_avx512,
-    &cws_decoder_avx2,
+    &cws_decoder_avx512.variant,
+    &cws_decoder_avx2.variant,
 #endif
-    &cws_decoder_portable,
+    &cws_decoder_portable.variant,
 };
-#define DECODERS (sizeof decoders / sizeof *decoders)
-
-/* Racing first uses choose the same one. */
-static _Atomic(const struct cws_decoder_ops *) chosen;
-
-static const struct cws_decoder_ops *runnable(unsigned i)
-{
-    for (unsigned d = 0; d < DECODERS; d++)
-        if (decoders[d]->runs_here() && i-- == 0)
-            return decoders[d];
-    return NULL;
-}
+static struct cws_choice choice = {.all = decoders, .count = sizeof decoders / sizeof *decoders};
 
 static const struct cws_decoder_ops *decoder(void)
 {
-    const struct cws_decoder_ops *ops = atomic_load_explicit(&chosen, memory_order_relaxed);
-    if (!ops) {
-        ops = runnable(0);
-        atomic_store_explicit(&chosen, ops, memory_order_relaxed);
-    }
-    return ops;
+    return (const struct cws_decoder_ops *)cws_choice_get(&choice); /* the variant is the first member */
 }
 
-const char *cws_decoder_name(unsigned i)
-{
-    const struct cws_decoder_ops *ops = runnable(i);
-    return ops ? ops->name : NULL;
-}
-
-int cws_decoder_force(const char *name)
-{
-    const struct cws_decoder_ops *ops = NULL;
-    for (unsigned i = 0; name && (ops = runnable(i)) && strcmp(ops->name, name) != 0; i++)
-        continue;
-    if (name && !ops)
-        return CWS_E_UNSUPPORTED;
-    atomic_store_explicit(&chosen, ops, memory_order_relaxed);
-    return 0;
-}
+const char *cws_decoder_name(unsigned i) { return cws_choice_name(&choice, i); }
+int cws_decoder_force(const char *name) { return cws_choice_force(&choice, name); }
 
 int cws_decode_scratch_create(struct cws_decode_scratch **out)
 {

@@ -16,52 +16,22 @@ struct cws_encode_scratch {
     uint16_t scale_code[CWS_CHUNK_BYTES / 2 / CWS_QUANT_ROW_MIN + 2];
 };
 
-static const struct cws_encoder_ops *const encoders[] = {
+static const struct cws_variant *const encoders[] = {
 #if defined(__x86_64__)
-    &cws_encoder_avx512,
-    &cws_encoder_avx2,
+    &cws_encoder_avx512.variant,
+    &cws_encoder_avx2.variant,
 #endif
-    &cws_encoder_portable,
+    &cws_encoder_portable.variant,
 };
-#define ENCODERS (sizeof encoders / sizeof *encoders)
-
-/* Racing first uses choose the same one. */
-static _Atomic(const struct cws_encoder_ops *) chosen;
-
-static const struct cws_encoder_ops *runnable(unsigned i)
-{
-    for (unsigned e = 0; e < ENCODERS; e++)
-        if (encoders[e]->runs_here() && i-- == 0)
-            return encoders[e];
-    return NULL;
-}
+static struct cws_choice choice = {.all = encoders, .count = sizeof encoders / sizeof *encoders};
 
 const struct cws_encoder_ops *cws_encoder(void)
 {
-    const struct cws_encoder_ops *ops = atomic_load_explicit(&chosen, memory_order_relaxed);
-    if (!ops) {
-        ops = runnable(0);
-        atomic_store_explicit(&chosen, ops, memory_order_relaxed);
-    }
-    return ops;
+    return (const struct cws_encoder_ops *)cws_choice_get(&choice); /* the variant is the first member */
 }
 
-const char *cws_encoder_name(unsigned i)
-{
-    const struct cws_encoder_ops *ops = runnable(i);
-    return ops ? ops->name : NULL;
-}
-
-int cws_encoder_force(const char *name)
-{
-    const struct cws_encoder_ops *ops = NULL;
-    for (unsigned i = 0; name && (ops = runnable(i)) && strcmp(ops->name, name) != 0; i++)
-        continue;
-    if (name && !ops)
-        return CWS_E_UNSUPPORTED;
-    atomic_store_explicit(&chosen, ops, memory_order_relaxed);
-    return 0;
-}
+const char *cws_encoder_name(unsigned i) { return cws_choice_name(&choice, i); }
+int cws_encoder_force(const char *name) { return cws_choice_force(&choice, name); }
 
 /* Where the sections of a chunk go; the sizes do not depend on the bits but for the last. */
 struct layout {

@@ -2,6 +2,7 @@
  * machines. All forms give the same bytes. */
 #ifndef CWS_CODEC_ENCODE_H
 #define CWS_CODEC_ENCODE_H
+#include "choice.h"
 #include "codec.h"
 #include <string.h>
 
@@ -26,8 +27,7 @@ struct cws_encode_table {
 };
 
 struct cws_encoder_ops {
-    const char *name;
-    bool (*runs_here)(void);
+    struct cws_variant variant; /* first */
     /* Elements of 2 bytes to their symbols and plane 0. */
     void (*split2)(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *symbols);
     /* Adds the symbols of elements of 2 bytes to histogram. */

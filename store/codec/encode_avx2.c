@@ -233,8 +233,7 @@ static uint8_t *tile(const struct cws_encode_table *t, const uint8_t *symbols, u
 }
 
 const struct cws_encoder_ops cws_encoder_avx2 = {
-    .name = "avx2",
-    .runs_here = runs_here,
+    .variant = {"avx2", runs_here},
     .split2 = split2,
     .count2 = count2,
     .range2 = range2,

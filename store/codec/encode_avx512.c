@@ -318,8 +318,7 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
 }
 
 const struct cws_encoder_ops cws_encoder_avx512 = {
-    .name = "avx512",
-    .runs_here = runs_here,
+    .variant = {"avx512", runs_here},
     .split2 = split2,
     .count2 = count2,
     .range2 = range2,

@@ -109,8 +109,7 @@ static uint8_t *tile(const struct cws_encode_table *table, const uint8_t *symbol
 }
 
 const struct cws_encoder_ops cws_encoder_portable = {
-    .name = "portable",
-    .runs_here = always,
+    .variant = {"portable", always},
     .split2 = split2,
     .count2 = count2,
     .range2 = range2,

@@ -1,6 +1,7 @@
 /* fast.h - what a fast decoder implements; decode.c drives it. Inputs have passed cws_coded_check(). */
 #ifndef CWS_CODEC_FAST_H
 #define CWS_CODEC_FAST_H
+#include "choice.h"
 #include "check.h"
 #include "decode_table.h"
 
@@ -26,8 +27,7 @@ struct cws_tile_bits { /* where a tile lies in the streams */
 };
 
 struct cws_decoder_ops {
-    const char *name;
-    bool (*runs_here)(void);
+    struct cws_variant variant; /* first */
     /* Decodes the 32 lanes of a tile of `elems` elements to out, CWS_LANES_BYTES, for split() and linear() of the same
      * decoder; lane l starts where lane l - 1 ends, the first at first_bit, a multiple of 32. Reads at most 8 bytes past
      * end_bit. False: some lane does not hold exactly its symbols. */

@@ -6,8 +6,7 @@ static bool always(void)
 }
 
 const struct cws_decoder_ops cws_decoder_portable = {
-    .name = "portable",
-    .runs_here = always,
+    .variant = {"portable", always},
     .lanes = decode_lanes,
     .split = tile_split,
     .linear = tile_linear,
