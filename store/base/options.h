@@ -1,5 +1,5 @@
 /* options.h - every CODEC_* environment variable, in one table: name, default, meaning, parser. `codecllm doctor`,
- * the shim's CODEC_VERBOSE line and README's table come from here. */
+ * the shim's CODEC_VERBOSE line and the table in docs/environment.md come from here. */
 #ifndef CWS_OPTIONS_H
 #define CWS_OPTIONS_H
 #include "error.h"

@@ -1,17 +1,81 @@
-"""The Python in README.md runs as it is printed."""
+"""The documents: what README prints runs, links lead somewhere, every variable is told of."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, clean_environment, run
 
+README = (ROOT / "README.md").read_text()
+
+
+def documents():
+    """Every Markdown file of the repository, without what was built or installed in it."""
+    listed = subprocess.run(["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, text=True, capture_output=True)
+    if listed.returncode:
+        pytest.skip("not a git clone")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.*)", without_code(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
 
 def test_quickstart_runs_as_printed(build_dir):
     pytest.importorskip("transformers")
-    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert len(block.strip().splitlines()) <= 15
     env = clean_environment(PYTHONPATH=ROOT / "shim" / "python", CWS_LIBRARY=build_dir / "lib" / "libcws.so")
     lines = run(sys.executable, "-c", block, env=env, cwd=ROOT).stdout.splitlines()
     assert lines[0].startswith("whole model: 9.30 MiB -> ")
     assert lines[1] == "ROMEO:" and lines[-1] == "same text: True"
+
+
+def test_five_lines_run_as_printed(command, shim, tmp_path):
+    """The first two install what tools/setup.sh does (test_package.py installs the package); the others run, the library preloaded in place of the .pth file."""
+    pytest.importorskip("transformers")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    lines = block.strip().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("apt-get install ") and "pip install ." in lines[1]
+    assert set(lines[0].split()[2:]) <= set((ROOT / "tools" / "setup.sh").read_text().replace('"', " ").split())
+    for folder in ("tests", "tools"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    path = os.pathsep.join([str(command.parent), os.path.dirname(sys.executable), os.environ["PATH"]])
+    done = [run("sh", "-c", line, env=clean_environment(PATH=path, LD_PRELOAD=shim), cwd=tmp_path) for line in lines[2:]]
+    assert "packed" in done[0].stderr and "fine: 56 tensors" in done[1].stdout
+    assert done[2].stdout.startswith("ROMEO:") and re.search(r"^codecllm: +evictions +[1-9]", done[2].stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("script", ["tools/examples/demo.sh", "tests/run.sh"])
+def test_scripts_stand_by_themselves(script):
+    assert re.search(rf"^    {script}$", README, re.MULTILINE) and os.access(ROOT / script, os.X_OK)
+
+
+def test_readme_stays_short():
+    assert len(README.splitlines()) <= 170
+
+
+def test_links_lead_somewhere():
+    wrong = []
+    for document in documents():
+        for target in re.findall(r"\]\(([^)\s]+)\)", without_code(document.read_text())):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            path = document.parent / name if name else document
+            if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+                wrong.append(f"{document.relative_to(ROOT)}: {target}")
+    assert not wrong
+
+
+def test_every_variable_is_told_of():
+    names = set(re.findall(r'"(CODEC_[A-Z_]+)"', (ROOT / "store" / "base" / "options.c").read_text()))
+    table = set(re.findall(r"^\| `(CODEC_[A-Z_]+)` ", (ROOT / "docs" / "environment.md").read_text(), re.MULTILINE))
+    assert names and names == table
