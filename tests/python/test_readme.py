@@ -13,7 +13,8 @@ README = (ROOT / "README.md").read_text()
 
 def documents():
     """Every Markdown file of the repository, without what was built or installed in it."""
-    listed = subprocess.run(["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, text=True, capture_output=True)
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     if listed.returncode:
         pytest.skip("not a git clone")
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
@@ -39,7 +40,8 @@ def test_quickstart_runs_as_printed(build_dir):
 
 
 def test_five_lines_run_as_printed(command, shim, tmp_path):
-    """The first two install what tools/setup.sh does (test_package.py installs the package); the others run, the library preloaded in place of the .pth file."""
+    """The first two install what tools/setup.sh does (test_package.py installs the package). The others run, with the
+    library preloaded in place of the .pth file."""
     pytest.importorskip("transformers")
     (block,) = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     lines = block.strip().splitlines()
@@ -56,6 +58,7 @@ def test_five_lines_run_as_printed(command, shim, tmp_path):
 @pytest.mark.parametrize("script", ["tools/examples/demo.sh", "tests/run.sh"])
 def test_scripts_stand_by_themselves(script):
     assert re.search(rf"^    {script}$", README, re.MULTILINE) and os.access(ROOT / script, os.X_OK)
+    run("sh", "-n", ROOT / script)
 
 
 def test_readme_stays_short():
