@@ -11,13 +11,17 @@ from conftest import ROOT, clean_environment, run
 README = (ROOT / "README.md").read_text()
 
 
-def documents():
-    """Every Markdown file of the repository, without what was built or installed in it."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.md"]
+def files():
+    """Every file of the repository, without what was built or installed in it."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     if listed.returncode:
         pytest.skip("not a git clone")
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def documents():
+    return [path for path in files() if path.suffix == ".md"]
 
 
 def without_code(text):
@@ -50,9 +54,11 @@ def test_five_lines_run_as_printed(command, shim, tmp_path):
     for folder in ("tests", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     path = os.pathsep.join([str(command.parent), os.path.dirname(sys.executable), os.environ["PATH"]])
-    done = [run("sh", "-c", line, env=clean_environment(PATH=path, LD_PRELOAD=shim), cwd=tmp_path) for line in lines[2:]]
+    env = clean_environment(PATH=path, LD_PRELOAD=shim)
+    done = [run("sh", "-c", line, env=env, cwd=tmp_path) for line in lines[2:]]
     assert "packed" in done[0].stderr and "fine: 56 tensors" in done[1].stdout
-    assert done[2].stdout.startswith("ROMEO:") and re.search(r"^codecllm: +evictions +[1-9]", done[2].stderr, re.MULTILINE)
+    assert done[2].stdout.startswith("ROMEO:")
+    assert re.search(r"^codecllm: +evictions +[1-9]", done[2].stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize("script", ["tools/examples/demo.sh", "tests/run.sh"])
@@ -75,6 +81,21 @@ def test_links_lead_somewhere():
             path = document.parent / name if name else document
             if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
                 wrong.append(f"{document.relative_to(ROOT)}: {target}")
+    assert not wrong
+
+
+def test_files_that_are_named_are_there():
+    """`host/view.h` or `rung_*.c`, from the document's folder or the root; a bare name anywhere. What tells of the past
+    may name what is gone."""
+    everything, wrong = files(), []
+    names = {path.name for path in everything}
+    for document in documents():
+        if document.name == "CHANGELOG.md" or document.parent.name == "benchmarks":
+            continue
+        for name in re.findall(r"`([\w*][\w./*-]*\.(?:c|h|cu|cuh|def|py|sh|pth))`", without_code(document.read_text())):
+            found = name in names or any(next(base.glob(name), None) for base in (document.parent, ROOT))
+            if not found and not re.search("[A-Z]{2}|_X", name):
+                wrong.append(f"{document.relative_to(ROOT)}: {name}")
     assert not wrong
 
 
