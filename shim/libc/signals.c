@@ -26,6 +26,9 @@ static struct {
 static atomic_bool installed;
 static atomic_flag writing = ATOMIC_FLAG_INIT;
 
+/* Bit signo - 1: the program's action for that other signal has signals[i] in its mask, which the kernel was not told. */
+static _Atomic uint64_t masked[CHAINED];
+
 void cws_hook_signal_entry(int signo, siginfo_t *info, void *context) __attribute__((visibility("hidden")));
 
 static int index_of(int signo) { return signo == SIGSEGV ? 0 : signo == SIGBUS ? 1 : -1; }
@@ -62,6 +65,79 @@ CWS_ON_PROGRAM_STACK static void get_action(int which, struct sigaction *out)
         atomic_thread_fence(memory_order_acquire);
         after = atomic_load_explicit(&chain[which].version, memory_order_relaxed);
     } while (before != after || (before & 1));
+}
+
+/* --- the masks of other signals' handlers: a fault whose signal is blocked ends the process ------------------------ */
+
+enum { SIGNALS = 64 };
+
+static bool is_masked(int i, int signo) { return atomic_load(&masked[i]) >> (signo - 1) & 1; }
+
+/* The writer. Takes ours out of the action's mask; *out_masked: bit per signal of ours that was in it. */
+static void open_mask(struct sigaction *action, unsigned *out_masked)
+{
+    *out_masked = 0;
+    for (int i = 0; i < CHAINED; i++) {
+        if (sigismember(&action->sa_mask, signals[i]) == 1)
+            *out_masked |= 1u << i;
+        sigdelset(&action->sa_mask, signals[i]);
+    }
+}
+
+static void note_mask(int signo, unsigned which)
+{
+    for (int i = 0; i < CHAINED; i++) {
+        if (which >> i & 1)
+            atomic_fetch_or(&masked[i], UINT64_C(1) << (signo - 1));
+        else
+            atomic_fetch_and(&masked[i], ~(UINT64_C(1) << (signo - 1)));
+    }
+}
+
+/* The writer, when ours is installed: what the program set before. */
+static void open_masks(void)
+{
+    for (int signo = 1; signo <= SIGNALS; signo++) {
+        struct sigaction action;
+        unsigned which;
+        if (index_of(signo) >= 0 || CWS_REAL(sigaction)(signo, NULL, &action) != 0 || action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)
+            continue;
+        open_mask(&action, &which);
+        if (which && CWS_REAL(sigaction)(signo, &action, NULL) == 0)
+            note_mask(signo, which);
+    }
+}
+
+/* sigaction for a signal that is not chained: the program sees the mask that it gave. */
+static int set_other(int signo, const struct sigaction *action, struct sigaction *previous)
+{
+    struct cws_signal_mask saved = write_begin();
+    bool ours = atomic_load_explicit(&installed, memory_order_relaxed) && signo >= 1 && signo <= SIGNALS;
+    struct sigaction copy;
+    unsigned before = 0, which = 0;
+    for (int i = 0; ours && i < CHAINED; i++)
+        before |= is_masked(i, signo) ? 1u << i : 0;
+    if (ours && action) {
+        copy = *action;
+        open_mask(&copy, &which);
+        action = &copy;
+    }
+    int result = CWS_REAL(sigaction)(signo, action, previous);
+    for (int i = 0; result == 0 && previous && i < CHAINED; i++)
+        if (before >> i & 1)
+            sigaddset(&previous->sa_mask, signals[i]);
+    if (ours && result == 0 && action)
+        note_mask(signo, which);
+    write_end(saved);
+    return result;
+}
+
+/* signal() and its relatives have set an action with an empty mask. */
+static cws_signal_handler without_mask(int signo, cws_signal_handler result)
+{
+    if (result != SIG_ERR && signo >= 1 && signo <= SIGNALS)
+        note_mask(signo, 0);
+    return result;
 }
 
 /* --- ours ---------------------------------------------------------------------------------------- */
@@ -167,6 +243,7 @@ void cws_signal_refresh(void)
                 set_action(i, &program); /* before ours can run */
             (void)install_ours(i, &program);
         }
+        open_masks();
         atomic_store_explicit(&installed, true, memory_order_release);
     }
     write_end(saved);
@@ -178,8 +255,10 @@ void cws_signal_refresh(void)
 int cws_hook_sigaction(int signo, const struct sigaction *action, struct sigaction *previous)
 {
     int which = index_of(signo);
-    if (which < 0 || !cws_shim_pager_started())
+    if (!cws_shim_pager_started())
         return CWS_REAL(sigaction)(signo, action, previous);
+    if (which < 0)
+        return set_other(signo, action, previous);
     int result = 0;
     struct sigaction before;
     struct cws_signal_mask saved = write_begin(); /* not between our look at `installed` and what follows from it */
@@ -212,7 +291,7 @@ static bool is_chained(int signo, cws_signal_handler handler_)
 
 cws_signal_handler cws_hook_signal(int signo, cws_signal_handler handler_)
 {
-    return is_chained(signo, handler_) ? set_handler(signo, handler_, SA_RESTART) : CWS_REAL(signal)(signo, handler_);
+    return is_chained(signo, handler_) ? set_handler(signo, handler_, SA_RESTART) : without_mask(signo, CWS_REAL(signal)(signo, handler_));
 }
 CWS_SAME(bsd_signal, signal);
 CWS_SAME(ssignal, signal);
@@ -220,14 +299,14 @@ CWS_SAME(ssignal, signal);
 cws_signal_handler cws_hook_sysv_signal(int signo, cws_signal_handler handler_)
 {
     return is_chained(signo, handler_) ? set_handler(signo, handler_, (int)(SA_RESETHAND | SA_NODEFER))
-                                       : CWS_REAL(sysv_signal)(signo, handler_);
+                                       : without_mask(signo, CWS_REAL(sysv_signal)(signo, handler_));
 }
 CWS_SAME(__sysv_signal, sysv_signal);
 
 cws_signal_handler cws_hook_sigset(int signo, cws_signal_handler handler_)
 {
     if (!is_chained(signo, handler_))
-        return CWS_REAL(sigset)(signo, handler_);
+        return without_mask(signo, CWS_REAL(sigset)(signo, handler_));
     struct sigaction before;
     get_action(index_of(signo), &before); /* blocking it (SIG_HOLD) would stop the pager: not done */
     return handler_ == SIG_HOLD ? before.sa_handler : set_handler(signo, handler_, 0);

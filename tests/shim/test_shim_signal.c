@@ -250,8 +250,62 @@ static void a_stack_that_is_too_small_ends_with_a_line(void **state)
         assert_true(lines > 0);
 }
 
+/* --- handlers of other signals, with SIGSEGV and SIGBUS in their masks ------------------------------- */
+
+static const uint8_t *volatile touched_at;
+static volatile int touched_right;
+
+static void touch_in_a_handler(int signo)
+{
+    (void)signo;
+    size_t at = (size_t)(touched_at - view);
+    touched_right += memcmp(view + at, plain + at, 100) == 0;
+}
+
+static int set_full(int signo)
+{
+    struct sigaction full = {.sa_handler = touch_in_a_handler};
+    sigfillset(&full.sa_mask);
+    return sigaction(signo, &full, NULL);
+}
+
+static bool is_full(int signo)
+{
+    struct sigaction now;
+    return sigaction(signo, NULL, &now) == 0 && sigismember(&now.sa_mask, SIGSEGV) == 1 && sigismember(&now.sa_mask, SIGBUS) == 1;
+}
+
+static int touch_by(int signo, size_t at)
+{
+    int before = touched_right;
+    touched_at = view + at;
+    raise(signo);
+    return touched_right - before;
+}
+
+static void a_handler_that_masks_our_signals_touches_absent_pages(void **state)
+{
+    (void)state;
+    assert_int_equal(set_full(SIGUSR2), 0);
+    assert_true(is_full(SIGUSR1) && is_full(SIGUSR2)); /* one set before anything was mapped, one now */
+    assert_int_equal(touch_by(SIGUSR1, 3000000), 1);
+    assert_int_equal(touch_by(SIGUSR2, 4000000), 1);
+    if (!SANITIZED || strcmp(rung, "sigsegv") == 0) {
+        pid_t pid = fork();
+        if (pid == 0)
+            _exit(touch_by(SIGUSR1, 6000000) == 1 && touch_by(SIGUSR2, 7000000) == 1 && is_full(SIGUSR1) ? 0 : 1);
+        assert_int_equal(status_of(pid), 0);
+    }
+    signal(SIGUSR1, SIG_DFL);
+    struct sigaction now;
+    assert_int_equal(sigaction(SIGUSR1, NULL, &now), 0);
+    assert_int_equal(sigismember(&now.sa_mask, SIGSEGV), 0);
+    signal(SIGUSR2, SIG_DFL);
+}
+
 int main(void)
 {
+    set_full(SIGUSR1);
     int code = fixture_start();
     if (code)
         return code;
@@ -260,6 +314,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(many_threads_with_small_stacks_read_right, map_view, unmap_view),
         cmocka_unit_test_setup_teardown(a_programs_handler_runs_where_the_kernel_would_have_called_it, map_view, unmap_view),
         cmocka_unit_test_setup_teardown(a_stack_that_is_too_small_ends_with_a_line, map_view, unmap_view),
+        cmocka_unit_test_setup_teardown(a_handler_that_masks_our_signals_touches_absent_pages, map_view, unmap_view),
     };
     return cmocka_run_group_tests_name("shim_signal", tests, fixture_load, NULL);
 }
