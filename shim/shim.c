@@ -1,5 +1,5 @@
 /* shim.c - activation, when the library is loaded. */
-#include "shim/cuda/device.h"
+#include "shim/cuda/state.h"
 #include "shim/libc/file_table.h"
 #include "shim/libc/hooks.h"
 #include "state.h"

@@ -1,25 +1,15 @@
-/* device.h - whether paging is on, and the manager of each device.
+/* device.h - the manager of each device.
  *
  * A device is managed from the first allocation of a program whose current context is the device's primary one. Other contexts pass
  * by, after one line. Threads: any, for every function. */
 #ifndef CWS_SHIM_CUDA_DEVICE_H
 #define CWS_SHIM_CUDA_DEVICE_H
 #include "hooks.h"
+#include "state.h"
 #include "uvm/cuda/manager.h"
 #include <stdatomic.h>
 
 enum { CWS_CUDA_DEVICES = 16 };
-
-enum cws_cuda_state {
-    CWS_CUDA_OFF,     /* no budget: every call passes */
-    CWS_CUDA_ON,
-    CWS_CUDA_FORKED,  /* child of a process that had managers: every call fails, the first with a line */
-};
-extern _Atomic int cws_cuda_state;
-static inline bool cws_cuda_is_on(void) { return atomic_load_explicit(&cws_cuda_state, memory_order_relaxed) != CWS_CUDA_OFF; }
-
-/* From the shim's constructor, when CODEC_VRAM_BUDGET is set. */
-void cws_cuda_start(void);
 
 struct cws_cuda_device {
     struct cws_gpu *_Atomic gpu; /* NULL: none, or not yet */
@@ -27,10 +17,19 @@ struct cws_cuda_device {
     CUdevice ordinal;
     CUresult answer;             /* to an allocation, where there is no gpu */
 };
-/* For the Python package: an array of one object per managed device; as codecllm_stats_json (shim.h). */
+/* For the Python package: an array of one object per managed device; as codecllm_stats_json (shim/libc/paging.h). */
 size_t codecllm_gpu_stats_json(char *buf, size_t n);
 extern struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
 extern _Atomic unsigned cws_cuda_device_count; /* entries in use; they keep their place */
+
+/* What other files keep for a manager; set before the first one opens. */
+struct cws_cuda_parts {
+    void (*release)(const struct cws_gpu *gpu); /* memory is short: as cws_gpu_config.release */
+    void (*forget)(struct cws_gpu *gpu);        /* it is about to close; its context is current */
+};
+/* In the child of fork(): its managers are the parent's. */
+void cws_cuda_fork_child(void);
+void cws_cuda_set_parts(const struct cws_cuda_parts *parts);
 
 /* The manager of the current context's device, opened now if need be. NULL: not managed, *out_result is what an allocation should answer:
  * CUDA_SUCCESS (pass it on), or an error (a line was said). */

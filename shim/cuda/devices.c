@@ -1,9 +1,7 @@
 /* devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled by fork. */
 #include "store/cuda/decoder.h"
 #include "uvm/host/view.h"
-#include "plain.h"
-#include "small.h"
-#include "use.h"
+#include "device.h"
 #include "shim/say.h"
 #include "shim/state.h"
 
@@ -12,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-_Atomic int cws_cuda_state;
 struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
 _Atomic unsigned cws_cuda_device_count;
 _Atomic CUdeviceptr cws_cuda_low = ~0ull, cws_cuda_high;
@@ -20,6 +17,7 @@ _Atomic CUdeviceptr cws_cuda_low = ~0ull, cws_cuda_high;
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER; /* opening and closing; driver calls are made under it */
 static struct cws_driver driver;
 static atomic_bool driver_filled, exiting;
+static struct cws_cuda_parts parts;
 static _Atomic int retains[CWS_CUDA_DEVICES]; /* of each device's primary context, by the program */
 
 const struct cws_driver *cws_cuda_driver(void) { return &driver; }
@@ -74,7 +72,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .policy = options->policy,
         .prefetch = options->prefetch,
         .strict = options->strict,
-        .release = cws_small_release,
+        .release = parts.release,
         .say = say,
     };
     if (!config.budget_bytes) {
@@ -216,9 +214,7 @@ void cws_cuda_close(CUcontext context, CUdevice device)
         CUcontext before = NULL;
         driver.context_get(&before);
         driver.context_set(own);
-        cws_plain_forget_manager(gpu);
-        cws_small_release(gpu);
-        cws_small_forget_manager(gpu);
+        parts.forget(gpu);
         cws_gpu_close(gpu);
         driver.context_set(before);
     }
@@ -258,34 +254,21 @@ CUresult cws_do_cuCtxDestroy_v2(cws_fn_cuCtxDestroy_v2 real, CUstream own, CUcon
     return real(context);
 }
 
-/* --- fork, exit ------------------------------------------------------------------------------------ */
+/* --- fork ------------------------------------------------------------------------------------------ */
 
-static void fork_child(void)
+void cws_cuda_set_parts(const struct cws_cuda_parts *given) { parts = *given; }
+
+void cws_cuda_fork_child(void)
 {
     unsigned count = atomic_load(&cws_cuda_device_count);
-    if (!count)
-        return;
     for (unsigned i = 0; i < count; i++) {
         struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
         if (gpu)
             cws_gpu_fork_child(gpu);
         atomic_store(&cws_cuda_devices[i].gpu, NULL);
     }
-    atomic_store(&cws_cuda_state, CWS_CUDA_FORKED);
-}
-
-CUresult cws_cuda_refuse_forked(void)
-{
-    static atomic_flag said = ATOMIC_FLAG_INIT;
-    if (!atomic_flag_test_and_set(&said))
-        cws_shim_say("a forked process cannot use the GPU of its parent: CUDA calls fail here (multiprocessing: use the start method spawn)");
-    return CUDA_ERROR_NOT_INITIALIZED;
-}
-
-void cws_cuda_start(void)
-{
-    pthread_atfork(NULL, NULL, fork_child);
-    atomic_store(&cws_cuda_state, CWS_CUDA_ON);
+    if (count)
+        atomic_store(&cws_cuda_state, CWS_CUDA_FORKED);
 }
 
 /* --- counters ---------------------------------------------------------------------------------------- */

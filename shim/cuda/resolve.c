@@ -1,11 +1,13 @@
 /* resolve.c - from names and addresses of the driver's functions to hooks, and to the real functions. */
-#include "device.h"
+#include "hooks.h"
+#include "state.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
 
+_Atomic int cws_cuda_state; /* here, since names are resolved to hooks only where it is on */
 struct cws_cuda_real cws_cuda_real;
 
 static void *real_dlsym(void *handle, const char *name)
