@@ -1,6 +1,7 @@
 #include "say.h"
 #include "progress.h"
 #include "verbs.h"
+#include "store/base/utf8.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -87,11 +88,7 @@ static size_t printable_bytes(const unsigned char *s)
 {
     if (s[0] < 0x80)
         return s[0] >= 0x20 && s[0] != 0x7f;
-    size_t len = s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-    for (size_t i = 1; i < len; i++) {
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    }
+    size_t len = cws_utf8_bytes((const char *)s);
     if (len == 2 && s[0] == 0xc2 && s[1] < 0xa0)
         return 0;
     return len;

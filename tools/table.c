@@ -1,4 +1,5 @@
 #include "table.h"
+#include "store/base/utf8.h"
 
 #include <stdarg.h>
 #include <stdbool.h>
@@ -63,14 +64,8 @@ void cws_table_rule(struct cws_table *t)
     t->rules[t->rule_count++] = t->count;
 }
 
-/* Columns on the terminal of UTF-8 text: its characters, as names are rarely wide ones. */
-static size_t text_columns(const char *s)
-{
-    size_t n = 0;
-    for (; *s; s++)
-        n += ((unsigned char)*s & 0xc0) != 0x80;
-    return n;
-}
+/* Names rarely have wide characters: a character is a column. */
+static size_t text_columns(const char *s) { return cws_utf8_count(s); }
 
 /* Returns what follows the row. */
 static const char *print_row(const struct cws_table *t, const char *cell, size_t cells, const size_t *widths)

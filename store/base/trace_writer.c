@@ -1,6 +1,7 @@
 /* Records become lines of JSON. One thread's work; the file is written by direct calls (os.h), since inside the shim the C library's are hooks. */
 #include "os.h"
 #include "trace_ring.h"
+#include "utf8.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,28 +71,12 @@ static void put(struct cws_trace_writer *w, const char *format, ...)
     w->used += (size_t)n; /* there is room for a line, and no line is longer than that */
 }
 
-/* Bytes of the UTF-8 character at s, 0 if there is none. */
-static unsigned utf8_bytes(const uint8_t *s)
-{
-    if (s[0] < 0x80)
-        return 1;
-    if (s[0] < 0xc2 || s[0] > 0xf4)
-        return 0;
-    unsigned n = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
-    for (unsigned i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80) /* the NUL at the end is none */
-            return 0;
-    bool too_long = (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90);
-    bool no_character = (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf4 && s[1] > 0x8f);
-    return too_long || no_character ? 0 : n;
-}
-
 static void put_string(struct cws_trace_writer *w, const char *text)
 {
     char *to = w->buffer + w->used;
     *to++ = '"';
     for (const uint8_t *s = (const uint8_t *)text; *s;) {
-        unsigned n = utf8_bytes(s);
+        size_t n = cws_utf8_bytes((const char *)s);
         if (n == 0) {
             memcpy(to, "\\ufffd", 6);
             to += 6;
