@@ -39,8 +39,8 @@ static void check_lines(void)
         in += known[i] && nodes[i].in;
     assert_int_equal(order.in_count, in);
     for (unsigned k = 0; k < 2; k++) {
-        const struct cws_order_link *line = &order.lines[k];
-        for (const struct cws_order_link *l = line->next; l != line; l = l->next) {
+        const struct cws_list *line = &order.lines[k];
+        for (const struct cws_list *l = line->next; l != line; l = l->next) {
             const struct cws_order_node *n = NODE_OF(l, line);
             assert_ptr_equal(l->next->prev, l);
             assert_true(n->in && n->keeper == (k == 1));
@@ -56,7 +56,7 @@ static void check_coming(void)
 {
     uint32_t count = 0;
     uint64_t bytes = 0, last = order.at;
-    for (const struct cws_order_link *l = order.coming.next; l != &order.coming; l = l->next, count++) {
+    for (const struct cws_list *l = order.coming.next; l != &order.coming; l = l->next, count++) {
         const struct cws_order_node *n = NODE_OF(l, coming);
         assert_ptr_equal(l->next->prev, l);
         assert_true(n->next_at > last && n->next_at < order.end);

@@ -1,8 +1,6 @@
 /* lru: the least recently asked for goes first. The baseline: a cyclic scan that does not fit gets no hit at all. */
 #include "policy.h"
 
-#include <stddef.h>
-
 static void on_fill(struct cws_policy *p, struct cws_policy_node *n, bool prefetched)
 {
     (void)prefetched;
@@ -22,9 +20,7 @@ static void on_fault(struct cws_policy *p, struct cws_policy_node *n)
 
 static struct cws_policy_node *pick_victim(struct cws_policy *p, bool for_prefetch)
 {
-    if (p->window.head.next == &p->window.head || (for_prefetch && p->window.bytes <= p->window_bytes))
-        return NULL;
-    return p->window.head.next;
+    return for_prefetch && p->window.bytes <= p->window_bytes ? NULL : cws_policy_oldest(&p->window);
 }
 
 const struct cws_policy_ops cws_policy_lru = {"lru", on_fill, on_fault, pick_victim};

@@ -11,8 +11,6 @@
  * in the time of one walk: hits are invisible, and this is how keepers that nobody uses any more are found out, at the price of one hit in ROTATE. */
 #include "policy.h"
 
-#include <stddef.h>
-
 enum { ROTATE = 64 };
 
 static uint64_t keep_bytes(const struct cws_policy *p)
@@ -41,17 +39,14 @@ static bool becomes_keeper(struct cws_policy *p, const struct cws_policy_node *n
     uint64_t competing = p->seen_bytes > in ? p->seen_bytes - in : p->unit_bytes;
     if (fits)
         return spend(&p->again_credit, (double)(room - p->kept.bytes) / (double)competing);
-    if (p->kept.head.next == &p->kept.head || !spend(&p->rotate_credit, (double)room / (double)competing / ROTATE))
+    struct cws_policy_node *oldest = cws_policy_oldest(&p->kept);
+    if (!oldest || !spend(&p->rotate_credit, (double)room / (double)competing / ROTATE))
         return false;
-    struct cws_policy_node *oldest = p->kept.head.next;
     cws_policy_remove(p, oldest);
     /* First in the queue to go. */
     oldest->place = CWS_PLACE_WINDOW;
     oldest->keeper = false;
-    oldest->next = p->window.head.next;
-    oldest->prev = &p->window.head;
-    oldest->next->prev = oldest;
-    p->window.head.next = oldest;
+    cws_list_add_before(p->window.head.next, &oldest->link);
     p->window.bytes += oldest->bytes;
     return p->kept.bytes + n->bytes <= room;
 }
@@ -76,14 +71,11 @@ static void on_fault(struct cws_policy *p, struct cws_policy_node *n)
 
 static struct cws_policy_node *pick_victim(struct cws_policy *p, bool for_prefetch)
 {
-    struct cws_policy_node *streamed = p->window.head.next, *kept = p->kept.head.next;
-    bool any_streamed = streamed != &p->window.head, any_kept = kept != &p->kept.head;
+    struct cws_policy_node *streamed = cws_policy_oldest(&p->window), *kept = cws_policy_oldest(&p->kept);
     if (for_prefetch)
-        return any_streamed && p->window.bytes > p->window_bytes / 2 ? streamed : NULL;
+        return p->window.bytes > p->window_bytes / 2 ? streamed : NULL;
     /* The newest of the window are what instructions wait for right now: below half of it a keeper pays. */
-    if (any_streamed && (p->window.bytes > p->window_bytes / 2 || !any_kept))
-        return streamed;
-    return any_kept ? kept : NULL;
+    return streamed && (p->window.bytes > p->window_bytes / 2 || !kept) ? streamed : kept;
 }
 
 const struct cws_policy_ops cws_policy_next = {"next", on_fill, on_fault, pick_victim};

@@ -4,36 +4,20 @@
  * it is idle. So keepers are chosen: what comes most often in a period first, else evenly over it, as many bytes as fit beside the window through which the others stream. */
 #include "order.h"
 
-#include <stddef.h>
 #include <stdlib.h>
 
 #define SMALL_BYTES ((uint64_t)4 << 20)    /* such a node costs as many calls as a large one */
 #define ON_ITS_WAY_BYTES ((uint64_t)32 << 20) /* in and out, beside the window's two nodes */
 
-#define NODE_OF(link, member) ((struct cws_order_node *)((char *)(link) - offsetof(struct cws_order_node, member)))
-
-static void list_init(struct cws_order_link *l) { l->prev = l->next = l; }
-static void list_del(struct cws_order_link *l)
-{
-    l->prev->next = l->next;
-    l->next->prev = l->prev;
-    list_init(l);
-}
-static void list_add_before(struct cws_order_link *at, struct cws_order_link *l)
-{
-    l->prev = at->prev;
-    l->next = at;
-    l->prev->next = l;
-    at->prev = l;
-}
+#define NODE_OF(link, member) CWS_LIST_OF(link, struct cws_order_node, member)
 
 void cws_order_init(struct cws_order *o, enum cws_policy_id policy)
 {
     *o = (struct cws_order){.ops = policy == CWS_POLICY_LRU ? &cws_order_lru : &cws_order_next};
-    list_init(&o->all);
-    list_init(&o->coming);
-    list_init(&o->lines[0]);
-    list_init(&o->lines[1]);
+    cws_list_init(&o->all);
+    cws_list_init(&o->coming);
+    cws_list_init(&o->lines[0]);
+    cws_list_init(&o->lines[1]);
 }
 
 void cws_order_deinit(struct cws_order *o)
@@ -50,18 +34,18 @@ void cws_order_deinit(struct cws_order *o)
 /* Best victim last. What changes its place goes to one of the ends nearly always. */
 static void line_insert(struct cws_order *o, struct cws_order_node *n)
 {
-    struct cws_order_link *line = &o->lines[n->keeper], *at = line;
+    struct cws_list *line = &o->lines[n->keeper], *at = line;
     if (line->next != line && !o->ops->goes_before(o, n, NODE_OF(line->next, line)))
         at = line->next;
     else
         while (at->prev != line && !o->ops->goes_before(o, n, NODE_OF(at->prev, line)))
             at = at->prev;
-    list_add_before(at, &n->line);
+    cws_list_add_before(at, &n->line);
 }
 
 static void line_update(struct cws_order *o, struct cws_order_node *n)
 {
-    list_del(&n->line);
+    cws_list_remove(&n->line);
     if (n->in && o->foreseen) /* else all lines are made anew */
         line_insert(o, n);
 }
@@ -72,16 +56,16 @@ static void lines_make(struct cws_order *o)
     uint32_t left = o->in_count;
     for (unsigned i = 0; i < 2; i++)
         while (o->lines[i].next != &o->lines[i])
-            list_del(o->lines[i].next);
+            cws_list_remove(o->lines[i].next);
     if (o->ops->by_next_use)
-        for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+        for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
             if (NODE_OF(l, coming)->in)
-                list_add_before(&o->lines[NODE_OF(l, coming)->keeper], &NODE_OF(l, coming)->line);
-    for (struct cws_order_link *l = o->all.prev; left && l != &o->all; l = l->prev) { /* and the others by age */
+                cws_list_add_before(&o->lines[NODE_OF(l, coming)->keeper], &NODE_OF(l, coming)->line);
+    for (struct cws_list *l = o->all.prev; left && l != &o->all; l = l->prev) { /* and the others by age */
         struct cws_order_node *n = NODE_OF(l, all);
         left -= n->in;
         if (n->in && (!o->ops->by_next_use || n->next_at == UINT64_MAX))
-            list_add_before(&o->lines[n->keeper], &n->line);
+            cws_list_add_before(&o->lines[n->keeper], &n->line);
     }
 }
 
@@ -98,9 +82,9 @@ void cws_order_add(struct cws_order *o, struct cws_order_node *n)
 {
     n->id = o->next_id++;
     n->next_at = UINT64_MAX;
-    list_init(&n->coming);
-    list_init(&n->line);
-    list_add_before(&o->all, &n->all);
+    cws_list_init(&n->coming);
+    cws_list_init(&n->line);
+    cws_list_add_before(&o->all, &n->all);
     o->count++;
     o->bytes += n->bytes;
     o->foreseen = false;
@@ -111,9 +95,9 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
     cws_history_forget(&o->history, n);
     o->in_count -= n->in;
     n->keeper = n->in = false;
-    list_del(&n->all);
-    list_del(&n->coming);
-    list_del(&n->line);
+    cws_list_remove(&n->all);
+    cws_list_remove(&n->coming);
+    cws_list_remove(&n->line);
     o->count--;
     o->bytes -= n->bytes;
     if (o->last == n)
@@ -134,11 +118,11 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
 
 static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
 {
-    struct cws_order_link *at = &o->coming;
+    struct cws_list *at = &o->coming;
     while (at->prev != &o->coming && NODE_OF(at->prev, coming)->next_at > place)
         at = at->prev;
     n->next_at = place;
-    list_add_before(at, &n->coming);
+    cws_list_add_before(at, &n->coming);
     o->coming_count++;
     o->coming_bytes += n->bytes;
 }
@@ -245,7 +229,7 @@ static void note_use(struct cws_order *o, struct cws_order_node *n)
     o->foreseen = expected && (cws_history_look(&o->history) != 0) == o->periodic;
     if (!o->foreseen)
         return;
-    list_del(&n->coming);
+    cws_list_remove(&n->coming);
     o->coming_count--;
     o->coming_bytes -= n->bytes;
     n->next_at = UINT64_MAX;
@@ -262,8 +246,8 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
     n->ahead = false;
     if (o->last == n)
         return;
-    list_del(&n->all);
-    list_add_before(&o->all, &n->all);
+    cws_list_remove(&n->all);
+    cws_list_add_before(&o->all, &n->all);
     bool stray = is_stray(o, n);
     if (stray && o->stray_count < CWS_ORDER_STRAYS) {
         note_stray(o, n);
@@ -298,7 +282,7 @@ static void foresee(struct cws_order *o)
 {
     while (o->coming.next != &o->coming) {
         NODE_OF(o->coming.next, coming)->next_at = UINT64_MAX;
-        list_del(o->coming.next);
+        cws_list_remove(o->coming.next);
     }
     o->coming_count = 0;
     o->coming_bytes = 0;
@@ -321,7 +305,7 @@ static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room
 {
     uint64_t window = 2 * most + ON_ITS_WAY_BYTES;
     *out_larger = 0;
-    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+    for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;
     return room > window && *out_larger <= room - window ? room - window : 0;
 }
@@ -330,12 +314,12 @@ static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room
 static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
 {
     uint64_t largest = 0, most = 0, larger, best;
-    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+    for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         largest = NODE_OF(l, coming)->bytes > largest ? NODE_OF(l, coming)->bytes : largest;
     best = keep_for(o, most = largest, room, &larger);
     for (unsigned tries = 0; tries < 4; tries++) { /* the next smaller sizes */
         uint64_t next = 0;
-        for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
+        for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
             uint64_t bytes = NODE_OF(l, coming)->bytes;
             next = bytes < largest && bytes > next ? bytes : next;
         }
@@ -355,7 +339,7 @@ static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
 static void count_uses(struct cws_order *o)
 {
     uint64_t end = o->at + 1 + cws_history_look(&o->history);
-    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         NODE_OF(l, coming)->comes = 0;
     for (uint64_t place = o->at + 1; place < o->end && place < end; place++)
         o->window[place % o->window_room].node->comes++;
@@ -378,7 +362,7 @@ static void spread(struct cws_order *o, uint32_t comes, uint64_t *keep)
     size_t count = 0;
     if (!sorted)
         return;
-    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         if (!NODE_OF(l, coming)->keeper && NODE_OF(l, coming)->comes == comes)
             sorted[count++] = NODE_OF(l, coming);
     qsort(sorted, count, sizeof *sorted, by_rank);
@@ -397,7 +381,7 @@ static void spread_by_use(struct cws_order *o, uint64_t keep)
     for (uint32_t below = UINT32_MAX;;) {
         uint64_t bytes = 0;
         uint32_t comes = 0;
-        for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
+        for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
             const struct cws_order_node *n = NODE_OF(l, coming);
             if (n->keeper || n->comes >= below || n->comes < comes)
                 continue;
@@ -418,7 +402,7 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
 {
     uint64_t total = o->coming_bytes, small_bytes = 0, larger;
     uint64_t most = choose_largest(o, room), keep = keep_for(o, most, room, &larger);
-    for (const struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next)
+    for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         small_bytes += NODE_OF(l, coming)->bytes <= SMALL_BYTES ? NODE_OF(l, coming)->bytes : 0;
     if (total <= room) {
         keep = total;
@@ -429,9 +413,9 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
     /* A small node gives back little: it stays, where that is cheap. */
     bool keep_small = small_bytes <= keep / 2;
     keep -= keep_small ? small_bytes : 0;
-    for (struct cws_order_link *l = o->all.next; l != &o->all; l = l->next) /* also those of a model that is not used any more */
+    for (struct cws_list *l = o->all.next; l != &o->all; l = l->next) /* also those of a model that is not used any more */
         NODE_OF(l, all)->keeper = false;
-    for (struct cws_order_link *l = o->coming.next; l != &o->coming; l = l->next) {
+    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
         struct cws_order_node *n = NODE_OF(l, coming);
         n->keeper = (keep_small && n->bytes <= SMALL_BYTES) || (n->bytes > most && larger);
     }
@@ -466,7 +450,7 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
 
 struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n)
 {
-    const struct cws_order_link *next = n ? n->coming.next : o->coming.next;
+    const struct cws_list *next = n ? n->coming.next : o->coming.next;
     return next == &o->coming || !o->foreseen ? NULL : NODE_OF(next, coming);
 }
 
@@ -528,8 +512,8 @@ struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t unti
     const struct cws_order_node *best = NULL;
     unsigned looked = 0;
     for (unsigned pass = 0; pass < (until == 0 ? 4 : 1); pass++) { /* others, keepers; then those of the last few launches */
-        const struct cws_order_link *line = &o->lines[pass % 2];
-        for (const struct cws_order_link *l = line->prev; l != line; l = l->prev) {
+        const struct cws_list *line = &o->lines[pass % 2];
+        for (const struct cws_list *l = line->prev; l != line; l = l->prev) {
             struct cws_order_node *n = NODE_OF(l, line);
             if (is_recent(o, n) != (pass >= 2) || !is_fair_price(n, until) || !may_go(arg, n))
                 continue;

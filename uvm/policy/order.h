@@ -12,14 +12,11 @@
  * so that a use, the next node to load and the next victim cost no walk over all nodes. */
 #ifndef CWS_ORDER_H
 #define CWS_ORDER_H
+#include "store/base/list.h"
 #include "store/base/options.h"
 #include "history.h"
 #include <stdbool.h>
 #include <stdint.h>
-
-struct cws_order_link { /* circular */
-    struct cws_order_link *prev, *next;
-};
 
 enum { CWS_ORDER_STRAYS = 3, CWS_ORDER_STRAYED = 4 };
 
@@ -38,7 +35,7 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     uint64_t stray_at;  /* place + 1 of its last use out of order; 0: none */
     uint64_t stray_tick;
     uint32_t comes;     /* in one period of the window that keepers were chosen from */
-    struct cws_order_link all, coming, line;
+    struct cws_list all, coming, line;
 };
 
 struct cws_order_place { /* of the window */
@@ -48,7 +45,7 @@ struct cws_order_place { /* of the window */
 
 struct cws_order {
     const struct cws_order_ops *ops;
-    struct cws_order_link all;  /* most recently used last */
+    struct cws_list all;  /* most recently used last */
     uint32_t count, in_count, next_id;
     uint64_t bytes;             /* of all nodes */
     struct cws_order_node *last, *before_last;
@@ -63,7 +60,7 @@ struct cws_order {
     struct cws_order_node *ahead_before, *ahead_last; /* the last two that the window reached */
     bool periodic;              /* the window is a repetition */
     bool foreseen;              /* the window and the lists are right */
-    struct cws_order_link coming, lines[2]; /* lines: others, keepers */
+    struct cws_list coming, lines[2]; /* lines: others, keepers */
     uint32_t coming_count;
     uint64_t coming_bytes;
     uint64_t plan_room;         /* the room that keepers were chosen for */

@@ -1,7 +1,5 @@
 #include "policy.h"
 
-#include <stddef.h>
-
 static struct cws_policy_list *list_of(struct cws_policy *p, unsigned place)
 {
     return place == CWS_PLACE_KEPT ? &p->kept : &p->window;
@@ -9,7 +7,7 @@ static struct cws_policy_list *list_of(struct cws_policy *p, unsigned place)
 
 static void list_init(struct cws_policy_list *l)
 {
-    l->head.prev = l->head.next = &l->head;
+    cws_list_init(&l->head);
     l->bytes = 0;
 }
 
@@ -33,10 +31,7 @@ void cws_policy_append(struct cws_policy *p, struct cws_policy_node *n, enum cws
     struct cws_policy_list *l = list_of(p, place);
     n->place = (uint8_t)place;
     n->keeper = place == CWS_PLACE_KEPT;
-    n->next = &l->head;
-    n->prev = l->head.prev;
-    n->prev->next = n;
-    l->head.prev = n;
+    cws_list_add_before(&l->head, &n->link);
     l->bytes += n->bytes;
 }
 
@@ -45,9 +40,7 @@ void cws_policy_remove(struct cws_policy *p, struct cws_policy_node *n)
     if (n->place == CWS_PLACE_OUT)
         return;
     list_of(p, n->place)->bytes -= n->bytes;
-    n->prev->next = n->next;
-    n->next->prev = n->prev;
-    n->prev = n->next = NULL;
+    cws_list_remove(&n->link);
     n->place = CWS_PLACE_OUT;
 }
 
@@ -68,8 +61,9 @@ void cws_policy_forget(struct cws_policy *p, struct cws_policy_node *n)
 static bool list_check(const struct cws_policy_list *l, unsigned place)
 {
     uint64_t bytes = 0;
-    for (const struct cws_policy_node *n = l->head.next; n != &l->head; n = n->next) {
-        if (n->place != place || n->next->prev != n)
+    for (const struct cws_list *at = l->head.next; at != &l->head; at = at->next) {
+        const struct cws_policy_node *n = CWS_LIST_OF(at, const struct cws_policy_node, link);
+        if (n->place != place || at->next->prev != at)
             return false;
         bytes += n->bytes;
     }

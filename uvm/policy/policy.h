@@ -5,14 +5,16 @@
  * and what is asked of it again after it was dropped. */
 #ifndef CWS_POLICY_H
 #define CWS_POLICY_H
+#include "store/base/list.h"
 #include "store/base/options.h"
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum cws_policy_place { CWS_PLACE_OUT, CWS_PLACE_WINDOW, CWS_PLACE_KEPT };
 
 struct cws_policy_node { /* zero-initialised; every field belongs to the policy but bytes */
-    struct cws_policy_node *prev, *next;
+    struct cws_list link; /* while in */
     uint32_t bytes; /* set by the caller before on_fill; constant while in */
     uint8_t place;  /* enum cws_policy_place */
     bool seen;      /* was filled before */
@@ -20,7 +22,7 @@ struct cws_policy_node { /* zero-initialised; every field belongs to the policy 
 };
 
 struct cws_policy_list {
-    struct cws_policy_node head; /* circular; head.next is the oldest */
+    struct cws_list head; /* head.next is the oldest */
     uint64_t bytes;
 };
 
@@ -58,6 +60,10 @@ void cws_policy_forget(struct cws_policy *p, struct cws_policy_node *n);
 /* Recounts both lists; false when an account disagrees. For tests. */
 bool cws_policy_check(const struct cws_policy *p);
 
-/* For the policies themselves. */
+/* For the policies themselves. The oldest of a list, or NULL: empty. */
+static inline struct cws_policy_node *cws_policy_oldest(const struct cws_policy_list *l)
+{
+    return cws_list_is_empty(&l->head) ? NULL : CWS_LIST_OF(l->head.next, struct cws_policy_node, link);
+}
 void cws_policy_append(struct cws_policy *p, struct cws_policy_node *n, enum cws_policy_place place);
 #endif
