@@ -3,6 +3,7 @@
 #include "layout.h"
 #include "use.h"
 #include "shim/say.h"
+#include "store/base/map.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -12,14 +13,8 @@ struct named { /* by one executable graph; does not change */
     struct cws_cuda_list list;
 };
 
-struct exec {
-    CUgraphExec exec;
-    struct named *named;
-    struct exec *next;
-};
-enum { BUCKETS = 256 };
-static struct exec *buckets[BUCKETS];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* buckets; nothing is called under it */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* by_exec; nothing is called under it */
+static struct cws_map by_exec = CWS_MAP_OF(struct named *); /* a reference each; by executable graph */
 
 static struct named *create_named(void)
 {
@@ -41,20 +36,11 @@ static void release(struct named *n)
 
 /* --- which executable graph names what ------------------------------------------------------------------ */
 
-static struct exec **slot_of(CUgraphExec exec)
-{
-    struct exec **at = &buckets[((uintptr_t)exec * 0x9e3779b97f4a7c15ull >> 32) % BUCKETS];
-    while (*at && (*at)->exec != exec)
-        at = &(*at)->next;
-    return at;
-}
-
 /* A reference for the caller, or NULL: names nothing. */
 static struct named *get(CUgraphExec exec)
 {
     pthread_mutex_lock(&lock);
-    struct exec *e = *slot_of(exec);
-    struct named *n = e ? e->named : NULL;
+    struct named **at = cws_map_find(&by_exec, (uintptr_t)exec), *n = at ? *at : NULL;
     if (n)
         atomic_fetch_add(&n->refs, 1);
     pthread_mutex_unlock(&lock);
@@ -64,29 +50,16 @@ static struct named *get(CUgraphExec exec)
 /* Takes the reference. NULL: the graph ends. False: no memory; n is still the caller's. */
 static bool put(CUgraphExec exec, struct named *n)
 {
-    struct named *before = NULL;
-    struct exec *fresh = n ? malloc(sizeof *fresh) : NULL;
-    if (n && !fresh)
-        return false;
     pthread_mutex_lock(&lock);
-    struct exec **at = slot_of(exec), *e = *at;
-    if (e) {
-        before = e->named;
-        e->named = n;
-    } else if (n) {
-        *fresh = (struct exec){exec, n, NULL};
-        *at = fresh;
-        fresh = NULL;
-    }
-    if (e && !n)
-        *at = e->next;
-    else
-        e = NULL;
+    struct named **at = n ? cws_map_put(&by_exec, (uintptr_t)exec) : cws_map_find(&by_exec, (uintptr_t)exec);
+    struct named *before = at ? *at : NULL;
+    if (at && n)
+        *at = n;
+    else if (at)
+        cws_map_remove(&by_exec, (uintptr_t)exec);
     pthread_mutex_unlock(&lock);
     release(before);
-    free(e);
-    free(fresh);
-    return true;
+    return at || !n;
 }
 
 /* --- walking ---------------------------------------------------------------------------------------------- */

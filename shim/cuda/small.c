@@ -2,6 +2,7 @@
  * no call goes to the driver, whose locks the loader holds while it maps and unmaps. A model's step makes some thousands of them. */
 #include "capture.h"
 #include "small.h"
+#include "store/base/map.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -22,7 +23,6 @@ struct block { /* that the driver gave out through cws_small_alloc and did not g
     struct cws_gpu *gpu;
     unsigned class;
     bool kept;          /* nobody has it; in the list of its class */
-    struct block *same; /* in the bucket */
     struct block *next; /* in the list */
 };
 
@@ -34,8 +34,7 @@ struct place {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* everything here; nothing is called under it */
-static struct block **buckets;
-static size_t bucket_count, block_count; /* bucket_count: a power of two */
+static struct cws_map blocks = CWS_MAP_OF(struct block *);
 static struct place places[STREAMS];
 
 static unsigned class_of(size_t bytes)
@@ -60,59 +59,30 @@ static CUstream same_name(CUstream stream) { return stream == CU_STREAM_LEGACY ?
 
 /* --- blocks ---------------------------------------------------------------------------------------- */
 
-static struct block **bucket_of(CUdeviceptr at) { return &buckets[(size_t)((at * 0x9e3779b97f4a7c15ull) >> 24) & (bucket_count - 1)]; }
-
-static struct block **find_locked(CUdeviceptr at)
+static struct block *find_locked(CUdeviceptr at)
 {
-    if (!bucket_count)
-        return NULL;
-    struct block **link = bucket_of(at);
-    while (*link && (*link)->at != at)
-        link = &(*link)->same;
-    return *link ? link : NULL;
-}
-
-static void grow_locked(void)
-{
-    size_t old_count = bucket_count, count = old_count ? 2 * old_count : 1024;
-    struct block **old = buckets, **more = calloc(count, sizeof(struct block *));
-    if (!more)
-        return; /* longer buckets, then */
-    buckets = more;
-    bucket_count = count;
-    for (size_t i = 0; i < old_count; i++) {
-        for (struct block *b = old[i], *same; b; b = same) {
-            struct block **link = bucket_of(b->at);
-            same = b->same;
-            b->same = *link;
-            *link = b;
-        }
-    }
-    free(old);
+    struct block **b = cws_map_find(&blocks, at);
+    return b ? *b : NULL;
 }
 
 static void note(struct cws_gpu *gpu, CUdeviceptr at, unsigned class)
 {
-    struct block *b = malloc(sizeof *b);
+    struct block *b = calloc(1, sizeof *b);
     pthread_mutex_lock(&lock);
-    if (block_count >= bucket_count)
-        grow_locked();
-    if (b && bucket_count) {
-        struct block **link = bucket_of(at);
-        *b = (struct block){.at = at, .gpu = gpu, .class = class, .same = *link};
-        *link = b;
-        block_count++;
+    struct block **known = b ? cws_map_put(&blocks, at) : NULL;
+    if (known && !*known) {
+        *known = b;
         b = NULL;
     }
+    if (known && !(*known)->kept) /* one that was known was freed past us */
+        **known = (struct block){.at = at, .gpu = gpu, .class = class};
     pthread_mutex_unlock(&lock);
-    free(b); /* not known here: freed by the driver */
+    free(b); /* what is not known here is freed by the driver */
 }
 
-static void end_locked(struct block **link)
+static void end_locked(struct block *b)
 {
-    struct block *b = *link;
-    *link = b->same;
-    block_count--;
+    cws_map_remove(&blocks, b->at);
     free(b);
 }
 
@@ -180,7 +150,7 @@ enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep,
     enum cws_small_end end = CWS_SMALL_NOT_OURS;
     order = same_name(order);
     pthread_mutex_lock(&lock);
-    struct block **link = find_locked(at), *b = link ? *link : NULL;
+    struct block *b = find_locked(at);
     if (b && b->kept) {
         end = CWS_SMALL_FREED_TWICE;
     } else if (b) {
@@ -195,7 +165,7 @@ enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep,
             p->lists[b->class] = b;
             end = CWS_SMALL_KEPT;
         } else {
-            end_locked(link);
+            end_locked(b);
         }
     }
     pthread_mutex_unlock(&lock);
@@ -217,7 +187,7 @@ static void empty(struct place *p, CUstream stream)
                 at = b->at;
                 p->lists[class] = b->next;
                 p->kept_bytes -= class_bytes(class);
-                end_locked(find_locked(at));
+                end_locked(b);
             }
             pthread_mutex_unlock(&lock);
             if (!at)
@@ -256,15 +226,20 @@ void cws_small_release(const struct cws_gpu *gpu)
     }
 }
 
-void cws_small_forget_manager(const struct cws_gpu *gpu)
+static bool ends_with(uint64_t key, void *value, void *gpu)
+{
+    (void)key;
+    struct block *b = *(struct block **)value;
+    bool ends = b->gpu == gpu;
+    if (ends)
+        free(b);
+    return ends;
+}
+
+void cws_small_forget_manager(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&lock);
-    for (size_t i = 0; i < bucket_count; i++)
-        for (struct block **link = &buckets[i]; *link;)
-            if ((*link)->gpu == gpu)
-                end_locked(link);
-            else
-                link = &(*link)->same;
+    cws_map_remove_if(&blocks, ends_with, gpu);
     for (unsigned i = 0; i < STREAMS; i++)
         if (places[i].gpu == gpu)
             places[i] = (struct place){0};

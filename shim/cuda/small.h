@@ -18,6 +18,6 @@ void cws_small_stream_gone(CUstream stream);
 /* The same for every stream of the manager's device, unless one captures. */
 void cws_small_release(const struct cws_gpu *gpu);
 /* The manager is about to close. */
-void cws_small_forget_manager(const struct cws_gpu *gpu);
+void cws_small_forget_manager(struct cws_gpu *gpu);
 
 #endif
