@@ -24,8 +24,8 @@ uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu)
 uint64_t cws_gpu_least_budget_locked(struct cws_gpu *gpu, uint64_t need, uint64_t fresh)
 {
     uint64_t named = gpu->largest_set;
-    for (const struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        const struct cws_gpu_range *r = CWS_GPU_OF(l, const struct cws_gpu_range, link);
+    for (const struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        const struct cws_gpu_range *r = CWS_LIST_OF(l, const struct cws_gpu_range, link);
         bool written = r->state == CWS_RANGE_DIRTY || r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING;
         if (r->source && !written && !r->freed && cws_gpu_span(r) > named)
             named = cws_gpu_span(r);
@@ -308,7 +308,7 @@ struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t 
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
     if (frame) {
         frame->granules = granules;
-        cws_gpu_list_init(&frame->link);
+        cws_list_init(&frame->link);
         frame->alias = cws_gpu_arena_take_locked(&gpu->aliases, granules);
     }
     if (frame && frame->alias) {
@@ -348,10 +348,10 @@ void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *fra
 
 struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t granules)
 {
-    for (struct cws_gpu_list *l = gpu->idle.prev; l != &gpu->idle; l = l->prev) {
-        struct cws_gpu_frame *frame = CWS_GPU_OF(l, struct cws_gpu_frame, link);
+    for (struct cws_list *l = gpu->idle.prev; l != &gpu->idle; l = l->prev) {
+        struct cws_gpu_frame *frame = CWS_LIST_OF(l, struct cws_gpu_frame, link);
         if (frame->granules == granules) {
-            cws_gpu_list_del(&frame->link);
+            cws_list_remove(&frame->link);
             gpu->mapped_idle_bytes -= (uint64_t)granules * CWS_GPU_GRANULE;
             return frame;
         }
@@ -361,15 +361,15 @@ struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t gr
 
 void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame)
 {
-    cws_gpu_list_add(&gpu->idle, &frame->link);
+    cws_list_add_before(&gpu->idle, &frame->link);
     gpu->mapped_idle_bytes += (uint64_t)frame->granules * CWS_GPU_GRANULE;
 }
 
 /* A freed range whose memory nobody uses any more gives it up. */
 static bool release_cached_locked(struct cws_gpu *gpu)
 {
-    for (struct cws_gpu_list *l = gpu->cached.next; l != &gpu->cached; l = l->next) {
-        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, cached);
+    for (struct cws_list *l = gpu->cached.next; l != &gpu->cached; l = l->next) {
+        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, cached);
         if (!cws_gpu_uses_done_locked(gpu, r, true))
             continue;
         struct cws_gpu_frame *frame = r->frame;
@@ -391,9 +391,9 @@ bool cws_gpu_release_idle_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     bool any = false;
     for (;;) {
-        while (room_locked(gpu) < bytes && !cws_gpu_list_empty(&gpu->idle)) {
-            struct cws_gpu_frame *frame = CWS_GPU_OF(gpu->idle.next, struct cws_gpu_frame, link);
-            cws_gpu_list_del(&frame->link);
+        while (room_locked(gpu) < bytes && !cws_list_is_empty(&gpu->idle)) {
+            struct cws_gpu_frame *frame = CWS_LIST_OF(gpu->idle.next, struct cws_gpu_frame, link);
+            cws_list_remove(&frame->link);
             gpu->mapped_idle_bytes -= (uint64_t)frame->granules * CWS_GPU_GRANULE;
             cws_gpu_frame_destroy_locked(gpu, frame);
             any = true;

@@ -160,8 +160,8 @@ static bool room_for_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r,
 static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
 {
     uint64_t wanted = 0;
-    for (struct cws_gpu_list *l = gpu->wanted.next; l != &gpu->wanted; l = l->next) {
-        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, wanted);
+    for (struct cws_list *l = gpu->wanted.next; l != &gpu->wanted; l = l->next) {
+        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, wanted);
         if ((r->state != CWS_RANGE_BOUND && r->state != CWS_RANGE_SPILLED) || r->failed != CUDA_SUCCESS)
             continue;
         *unmet = true;

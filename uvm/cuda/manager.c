@@ -120,15 +120,14 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     pthread_cond_init(&gpu->work, &clock);
     pthread_condattr_destroy(&clock);
     pthread_cond_init(&gpu->fetch, NULL);
-    cws_gpu_list_init(&gpu->ranges);
-    cws_gpu_list_init(&gpu->cached);
-    cws_gpu_list_init(&gpu->wanted);
-    cws_gpu_list_init(&gpu->idle);
-    cws_gpu_list_init(&gpu->sources);
-    for (unsigned i = 0; i < CWS_GPU_BUCKETS; i++)
-        cws_gpu_list_init(&gpu->by_tensor[i]);
-    cws_gpu_list_init(&gpu->fetch_first);
-    cws_gpu_list_init(&gpu->fetch_later);
+    cws_list_init(&gpu->ranges);
+    cws_list_init(&gpu->cached);
+    cws_list_init(&gpu->wanted);
+    cws_list_init(&gpu->idle);
+    cws_list_init(&gpu->sources);
+    gpu->by_tensor = (struct cws_map)CWS_MAP_OF(struct cws_gpu_source *);
+    cws_list_init(&gpu->fetch_first);
+    cws_list_init(&gpu->fetch_later);
     cws_order_init(&gpu->order, config->policy);
     int code = set_up(gpu, err);
     if (code) {
@@ -159,8 +158,8 @@ static void stop_threads(struct cws_gpu *gpu)
 static void end_ranges(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&gpu->lock);
-    while (!cws_gpu_list_empty(&gpu->ranges)) {
-        struct cws_gpu_range *r = CWS_GPU_OF(gpu->ranges.next, struct cws_gpu_range, link);
+    while (!cws_list_is_empty(&gpu->ranges)) {
+        struct cws_gpu_range *r = CWS_LIST_OF(gpu->ranges.next, struct cws_gpu_range, link);
         struct cws_gpu_frame *frame = r->frame;
         if (cws_gpu_is_mapped(r->state))
             gpu->driver->unmap(r->base, cws_gpu_span(r));
@@ -171,9 +170,9 @@ static void end_ranges(struct cws_gpu *gpu)
             cws_gpu_frame_put_idle_locked(gpu, frame);
         cws_gpu_range_end_locked(gpu, r);
     }
-    while (!cws_gpu_list_empty(&gpu->idle)) {
-        struct cws_gpu_frame *frame = CWS_GPU_OF(gpu->idle.next, struct cws_gpu_frame, link);
-        cws_gpu_list_del(&frame->link);
+    while (!cws_list_is_empty(&gpu->idle)) {
+        struct cws_gpu_frame *frame = CWS_LIST_OF(gpu->idle.next, struct cws_gpu_frame, link);
+        cws_list_remove(&frame->link);
         cws_gpu_frame_destroy_locked(gpu, frame);
     }
     pthread_mutex_unlock(&gpu->lock);
@@ -240,8 +239,8 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
     out->bound_bytes = 0;
     out->dirty_bytes = 0;
     out->spilled_bytes = 0;
-    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        const struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
+    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        const struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
         out->bound_bytes += r->source ? r->bytes : 0;
         out->spilled_bytes += r->spill && !r->spill_kept ? r->bytes : 0;
         out->dirty_bytes += r->state == CWS_RANGE_DIRTY ? cws_gpu_span(r) : 0;
@@ -256,11 +255,11 @@ static const char *check_locked(struct cws_gpu *gpu)
 {
     uint64_t frames = 0, fixed = 0, idle = 0, bound = 0, resident = 0, kept = 0;
     uint32_t ranges = 0;
-    for (struct cws_gpu_list *l = gpu->idle.next; l != &gpu->idle; l = l->next)
-        idle += (uint64_t)CWS_GPU_OF(l, struct cws_gpu_frame, link)->granules * CWS_GPU_GRANULE;
+    for (struct cws_list *l = gpu->idle.next; l != &gpu->idle; l = l->next)
+        idle += (uint64_t)CWS_LIST_OF(l, struct cws_gpu_frame, link)->granules * CWS_GPU_GRANULE;
     frames = idle;
-    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        const struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
+    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        const struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
         uint64_t span = cws_gpu_span(r);
         bool wants_frame = cws_gpu_is_mapped(r->state) || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING ||
                            r->state == CWS_RANGE_SPILLING;

@@ -32,19 +32,19 @@ void cws_gpu_order_walk_locked(struct cws_gpu *gpu) { cws_order_walk(&gpu->order
 struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     struct cws_order_node *n = cws_order_coming(&gpu->order, r ? &r->order : NULL);
-    return n ? CWS_GPU_OF(n, struct cws_gpu_range, order) : NULL;
+    return n ? CWS_LIST_OF(n, struct cws_gpu_range, order) : NULL;
 }
 
 static bool may_go(void *gpu, const struct cws_order_node *n)
 {
-    const struct cws_gpu_range *r = CWS_GPU_OF(n, struct cws_gpu_range, order);
+    const struct cws_gpu_range *r = CWS_LIST_OF(n, struct cws_gpu_range, order);
     (void)gpu;
     return r->state == CWS_RANGE_RESIDENT && !r->holds && !r->pinned;
 }
 
 static bool is_done(void *gpu, struct cws_order_node *n)
 {
-    return cws_gpu_uses_done_locked(gpu, CWS_GPU_OF(n, struct cws_gpu_range, order), true);
+    return cws_gpu_uses_done_locked(gpu, CWS_LIST_OF(n, struct cws_gpu_range, order), true);
 }
 
 /* A launch waits for a better victim than those that are done, but not for long: what runs may itself wait for that launch. */
@@ -59,7 +59,7 @@ static bool has_waited_locked(struct cws_gpu *gpu)
 
 static bool may_go_now(void *gpu, const struct cws_order_node *n)
 {
-    return may_go(gpu, n) && cws_gpu_uses_done_locked(gpu, CWS_GPU_OF(n, struct cws_gpu_range, order), true);
+    return may_go(gpu, n) && cws_gpu_uses_done_locked(gpu, CWS_LIST_OF(n, struct cws_gpu_range, order), true);
 }
 
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done)
@@ -70,5 +70,5 @@ struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t 
         n = cws_order_victim(&gpu->order, until, may_go_now, NULL, gpu);
     if (n && must_be_done)
         gpu->waited_since_ns = 0;
-    return n ? CWS_GPU_OF(n, struct cws_gpu_range, order) : NULL;
+    return n ? CWS_LIST_OF(n, struct cws_gpu_range, order) : NULL;
 }

@@ -19,11 +19,11 @@ void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum
         gpu->resident_bytes += span;
     if (r->state == CWS_RANGE_CACHED) {
         gpu->mapped_idle_bytes -= span;
-        cws_gpu_list_del(&r->cached);
+        cws_list_remove(&r->cached);
     }
     if (to == CWS_RANGE_CACHED) {
         gpu->mapped_idle_bytes += span;
-        cws_gpu_list_add(&gpu->cached, &r->cached);
+        cws_list_add_before(&gpu->cached, &r->cached);
     }
     if (r->source && (r->state == CWS_RANGE_RESIDENT) != (to == CWS_RANGE_RESIDENT))
         cws_order_set_in(&gpu->order, &r->order, to == CWS_RANGE_RESIDENT);
@@ -59,7 +59,7 @@ void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     for (uint32_t i = 0; i < r->granules; i++)
         gpu->by_granule[first + i] = NULL;
     cws_gpu_arena_give_locked(&gpu->arena, r->base, r->granules);
-    cws_gpu_list_del(&r->link);
+    cws_list_remove(&r->link);
     gpu->range_count--;
     free(r);
 }
@@ -82,8 +82,8 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
 {
     gpu->look_round++;
-    for (struct cws_gpu_list *l = gpu->cached.prev; l != &gpu->cached; l = l->prev) {
-        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, cached);
+    for (struct cws_list *l = gpu->cached.prev; l != &gpu->cached; l = l->prev) {
+        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, cached);
         if (r->granules == granules && (cws_gpu_uses_only_locked(gpu, r, stream) || cws_gpu_uses_done_locked(gpu, r, false)))
             return r;
     }
@@ -101,9 +101,9 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
         return NULL;
     }
     r->granules = granules;
-    cws_gpu_list_init(&r->cached);
-    cws_gpu_list_init(&r->wanted);
-    cws_gpu_list_add(&gpu->ranges, &r->link);
+    cws_list_init(&r->cached);
+    cws_list_init(&r->wanted);
+    cws_list_add_before(&gpu->ranges, &r->link);
     uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
     for (uint32_t i = 0; i < granules; i++)
         gpu->by_granule[first + i] = r;

@@ -14,8 +14,8 @@ static void find_largest_locked(struct cws_gpu *gpu)
 
 static void forget_locked(struct cws_gpu *gpu, uint32_t which)
 {
-    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next)
-        CWS_GPU_OF(l, struct cws_gpu_range, link)->sets &= ~which;
+    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next)
+        CWS_LIST_OF(l, struct cws_gpu_range, link)->sets &= ~which;
     for (unsigned i = 0; i < CWS_GPU_SETS; i++)
         if (which >> i & 1)
             gpu->sets[i] = 0;

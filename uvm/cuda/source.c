@@ -39,14 +39,10 @@ static size_t host_bytes_of(const struct cws_gpu_source *s)
 
 struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor)
 {
-    uint64_t hash = (uint64_t)(uintptr_t)tensor * 0x9e3779b97f4a7c15u;
-    struct cws_gpu_list *bucket = &gpu->by_tensor[hash >> 32 & (CWS_GPU_BUCKETS - 1)];
-    for (struct cws_gpu_list *l = bucket->next; l != bucket; l = l->next) {
-        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, same);
-        if (s->store == store && s->tensor == tensor) {
-            s->refs++;
-            return s;
-        }
+    struct cws_gpu_source **known = cws_map_find(&gpu->by_tensor, (uintptr_t)tensor);
+    if (known) { /* which keeps its store: no other one has a tensor there */
+        (*known)->refs++;
+        return *known;
     }
     struct cws_gpu_source *s = calloc(1, sizeof *s);
     const uint8_t *packed = cws_store_table(store, tensor);
@@ -58,14 +54,17 @@ struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws
         if (!s->table || cws_gpu_table_build(packed, s->table, &err))
             goto fail;
     }
+    known = cws_map_put(&gpu->by_tensor, (uintptr_t)tensor);
+    if (!known)
+        goto fail;
+    *known = s;
     s->store = store;
     s->tensor = tensor;
     s->plain = has_host_chunks(tensor);
     s->refs = 1;
     s->state = CWS_SOURCE_READY; /* nothing is wanted yet */
     cws_store_retain(store);
-    cws_gpu_list_add(&gpu->sources, &s->link);
-    cws_gpu_list_add(bucket, &s->same);
+    cws_list_add_before(&gpu->sources, &s->link);
     return s;
 fail:
     if (s)
@@ -83,8 +82,7 @@ struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct
     s->tensor = tensor;
     s->refs = 1;
     s->state = CWS_SOURCE_READY;
-    cws_gpu_list_add(&gpu->sources, &s->link);
-    cws_gpu_list_init(&s->same);
+    cws_list_add_before(&gpu->sources, &s->link);
     return s;
 }
 
@@ -128,7 +126,7 @@ static bool sweep_locked(struct cws_gpu *gpu)
 
 static void unwant(struct cws_gpu_source *s, enum cws_source_state to)
 {
-    cws_gpu_list_del(&s->wanted);
+    cws_list_remove(&s->wanted);
     s->state = to;
 }
 
@@ -139,8 +137,8 @@ static bool is_spare(const struct cws_gpu_source *s) { return s->host && s->stat
 uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu)
 {
     uint64_t used = gpu->host_bytes - gpu->garbage_bytes - gpu->kept_bytes;
-    for (const struct cws_gpu_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
-        const struct cws_gpu_source *s = CWS_GPU_OF(l, const struct cws_gpu_source, link);
+    for (const struct cws_list *l = gpu->sources.next; l != &gpu->sources; l = l->next) {
+        const struct cws_gpu_source *s = CWS_LIST_OF(l, const struct cws_gpu_source, link);
         used -= is_spare(s) ? s->host_bytes : 0;
     }
     return used < gpu->host_budget ? gpu->host_budget - used : 0;
@@ -152,12 +150,12 @@ bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     gpu->host_claimed = bytes;
     /* Those that were bound last first, as when they came; then copies of what is on the device, too. */
-    for (struct cws_gpu_list *l = gpu->sources.prev; l != &gpu->sources && !will_fit(gpu, bytes); l = l->prev)
-        if (is_spare(CWS_GPU_OF(l, struct cws_gpu_source, link)))
-            give_host_locked(gpu, CWS_GPU_OF(l, struct cws_gpu_source, link));
-    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges && !will_fit(gpu, bytes); l = l->next)
-        if (CWS_GPU_OF(l, struct cws_gpu_range, link)->spill_kept)
-            cws_gpu_spill_forget_locked(gpu, CWS_GPU_OF(l, struct cws_gpu_range, link));
+    for (struct cws_list *l = gpu->sources.prev; l != &gpu->sources && !will_fit(gpu, bytes); l = l->prev)
+        if (is_spare(CWS_LIST_OF(l, struct cws_gpu_source, link)))
+            give_host_locked(gpu, CWS_LIST_OF(l, struct cws_gpu_source, link));
+    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges && !will_fit(gpu, bytes); l = l->next)
+        if (CWS_LIST_OF(l, struct cws_gpu_range, link)->spill_kept)
+            cws_gpu_spill_forget_locked(gpu, CWS_LIST_OF(l, struct cws_gpu_range, link));
     return gpu->host_bytes + bytes <= gpu->host_budget;
 }
 
@@ -175,8 +173,9 @@ void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s)
 {
     if (--s->refs || s->state == CWS_SOURCE_FETCHING) /* the fetcher looks again when it is done */
         return;
-    cws_gpu_list_del(&s->link);
-    cws_gpu_list_del(&s->same);
+    cws_list_remove(&s->link);
+    if (s->store)
+        cws_map_remove(&gpu->by_tensor, (uintptr_t)s->tensor);
     if (s->state == CWS_SOURCE_WANTED)
         unwant(s, CWS_SOURCE_READY);
     give_host_locked(gpu, s);
@@ -194,13 +193,13 @@ enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws
     if (s->state == CWS_SOURCE_READY && !s->host) {
         s->state = CWS_SOURCE_WANTED;
         s->urgent = false;
-        cws_gpu_list_add(&gpu->fetch_later, &s->wanted);
+        cws_list_add_before(&gpu->fetch_later, &s->wanted);
         pthread_cond_signal(&gpu->fetch);
     }
     if (urgent && !s->urgent && s->state == CWS_SOURCE_WANTED) { /* what was not worth its memory is now */
         s->urgent = true;
-        cws_gpu_list_del(&s->wanted);
-        cws_gpu_list_add(&gpu->fetch_first, &s->wanted);
+        cws_list_remove(&s->wanted);
+        cws_list_add_before(&gpu->fetch_first, &s->wanted);
         pthread_cond_signal(&gpu->fetch);
     }
     return s->state;
@@ -251,11 +250,11 @@ static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *hos
 static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
 {
     enum { LOOK_AT = 64 }; /* thousands may be waiting for room that there is not */
-    if (!cws_gpu_list_empty(&gpu->fetch_first))
-        return CWS_GPU_OF(gpu->fetch_first.next, struct cws_gpu_source, wanted);
+    if (!cws_list_is_empty(&gpu->fetch_first))
+        return CWS_LIST_OF(gpu->fetch_first.next, struct cws_gpu_source, wanted);
     unsigned looked = 0;
-    for (struct cws_gpu_list *l = gpu->fetch_later.next; l != &gpu->fetch_later && looked < LOOK_AT; l = l->next, looked++) {
-        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, wanted);
+    for (struct cws_list *l = gpu->fetch_later.next; l != &gpu->fetch_later && looked < LOOK_AT; l = l->next, looked++) {
+        struct cws_gpu_source *s = CWS_LIST_OF(l, struct cws_gpu_source, wanted);
         if (gpu->host_bytes + gpu->host_claimed + host_bytes_of(s) <= gpu->host_budget)
             return s;
     }
@@ -324,8 +323,8 @@ void *cws_gpu_fetcher_main(void *arg)
 void cws_gpu_sources_close(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&gpu->lock);
-    for (struct cws_gpu_list *l = gpu->sources.next, *next; l != &gpu->sources; l = next) {
-        struct cws_gpu_source *s = CWS_GPU_OF(l, struct cws_gpu_source, link);
+    for (struct cws_list *l = gpu->sources.next, *next; l != &gpu->sources; l = next) {
+        struct cws_gpu_source *s = CWS_LIST_OF(l, struct cws_gpu_source, link);
         next = l->next;
         s->refs = 1;
         if (s->state != CWS_SOURCE_WANTED)
@@ -334,5 +333,6 @@ void cws_gpu_sources_close(struct cws_gpu *gpu)
     }
     while (sweep_locked(gpu)) {
     }
+    cws_map_deinit(&gpu->by_tensor);
     pthread_mutex_unlock(&gpu->lock);
 }

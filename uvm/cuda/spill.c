@@ -21,8 +21,8 @@ static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_range *
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
 {
     uint64_t bytes = 0, left = cws_gpu_host_left_locked(gpu);
-    for (const struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        const struct cws_gpu_range *r = CWS_GPU_OF(l, const struct cws_gpu_range, link);
+    for (const struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        const struct cws_gpu_range *r = CWS_LIST_OF(l, const struct cws_gpu_range, link);
         if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r)) {
             bytes += cws_gpu_span(r);
             left -= cws_gpu_span(r);
@@ -139,8 +139,8 @@ bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
     struct cws_gpu_range *best = NULL;
     uint64_t left = cws_gpu_host_left_locked(gpu);
     cws_gpu_order_walk_locked(gpu);
-    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
+    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
         if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || goes_before(gpu, r, best)) && cws_gpu_uses_done_locked(gpu, r, true))
             best = r;
     }

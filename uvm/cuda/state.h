@@ -32,6 +32,8 @@
 #define CWS_GPU_STATE_H
 #include "store/format/content_hash.h"
 #include "store/cuda/decoder.h"
+#include "store/base/list.h"
+#include "store/base/map.h"
 #include "store/base/trace.h"
 #include "manager.h"
 #include "file.h"
@@ -51,7 +53,6 @@ enum {
     CWS_GPU_MANAGERS = 16,     /* of a process */
     CWS_GPU_SETS = 32,         /* largest sets of ranges that are remembered; bits of cws_gpu_range.sets */
     CWS_GPU_FETCHERS = 3,      /* threads that read stores */
-    CWS_GPU_BUCKETS = 1024,    /* of a hash table; a power of two */
 };
 
 enum cws_range_state {
@@ -59,15 +60,11 @@ enum cws_range_state {
     CWS_RANGE_MAKING, CWS_RANGE_ANONYMOUS, CWS_RANGE_DIRTY, CWS_RANGE_CACHED, CWS_RANGE_SPILLING, CWS_RANGE_SPILLED,
 };
 
-struct cws_gpu_list { /* circular, intrusive */
-    struct cws_gpu_list *prev, *next;
-};
-
 struct cws_gpu_frame {
     CUmemGenericAllocationHandle handle;
     uint32_t granules;
     CUdeviceptr alias; /* mapped here as long as the frame lives */
-    struct cws_gpu_list link; /* idle list */
+    struct cws_list link; /* idle list */
 };
 
 /* Where the bytes of a bound range come from: one tensor of one store. Shared by all ranges bound to it. */
@@ -76,12 +73,11 @@ struct cws_gpu_source {
     struct cws_store *store;    /* or, NULL: */
     struct cws_gpu_file *file;  /* then tensor is the source's own */
     const struct cws_tensor_info *tensor;
-    struct cws_gpu_list link;   /* gpu->sources */
-    struct cws_gpu_list same;   /* gpu->by_tensor; of a file: alone */
+    struct cws_list link;   /* gpu->sources */
     uint32_t refs;              /* ranges, and loads under way */
     enum cws_source_state state;
     bool urgent;                /* a launch waits for it */
-    struct cws_gpu_list wanted; /* WANTED: gpu->fetch_first if urgent, else gpu->fetch_later */
+    struct cws_list wanted; /* WANTED: gpu->fetch_first if urgent, else gpu->fetch_later */
     bool keeps;                 /* the bytes stay in host memory after a load */
     bool plain;                 /* host holds the decoded bytes: the tensor has chunks that only the host decodes */
     uint8_t *host;              /* pinned; the stored bytes as they lie in the file, or the decoded ones */
@@ -116,9 +112,9 @@ struct cws_gpu_range {
     struct cws_hash128 spill_hash;
     enum cws_range_state spilled_from;
     CUresult failed;   /* of the last load that was demanded */
-    struct cws_gpu_list link;      /* gpu->ranges */
-    struct cws_gpu_list wanted;    /* gpu->wanted when demanded */
-    struct cws_gpu_list cached;    /* gpu->cached when CACHED, oldest first */
+    struct cws_list link;      /* gpu->ranges */
+    struct cws_list wanted;    /* gpu->wanted when demanded */
+    struct cws_list cached;    /* gpu->cached when CACHED, oldest first */
     struct cws_order_node order;   /* in gpu->order while it has a source */
 };
 
@@ -215,8 +211,8 @@ struct cws_gpu {
 
     struct cws_gpu_arena arena, aliases;
     struct cws_gpu_range **by_granule; /* of the arena; NULL: no range */
-    struct cws_gpu_list ranges, cached, wanted, idle, sources, fetch_first, fetch_later;
-    struct cws_gpu_list by_tensor[CWS_GPU_BUCKETS]; /* sources */
+    struct cws_list ranges, cached, wanted, idle, sources, fetch_first, fetch_later;
+    struct cws_map by_tensor;    /* sources of stores; each is a struct cws_gpu_source * */
     uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
@@ -279,22 +275,6 @@ struct cws_gpu {
     struct cws_gpu_stats counts; /* the counts since open only */
 };
 
-#define CWS_GPU_OF(list, type, member) ((type *)((char *)(list) - offsetof(type, member)))
-static inline void cws_gpu_list_init(struct cws_gpu_list *l) { l->prev = l->next = l; }
-static inline bool cws_gpu_list_empty(const struct cws_gpu_list *l) { return l->next == l; }
-static inline void cws_gpu_list_add(struct cws_gpu_list *head, struct cws_gpu_list *l)
-{
-    l->prev = head->prev;
-    l->next = head;
-    l->prev->next = l;
-    head->prev = l;
-}
-static inline void cws_gpu_list_del(struct cws_gpu_list *l)
-{
-    l->prev->next = l->next;
-    l->next->prev = l->prev;
-    cws_gpu_list_init(l);
-}
 static inline uint64_t cws_gpu_span(const struct cws_gpu_range *r) { return (uint64_t)r->granules * CWS_GPU_GRANULE; }
 static inline bool cws_gpu_is_mapped(enum cws_range_state s)
 {

@@ -29,8 +29,8 @@ bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu)
     bool later = gpu->load_count || gpu->drop_count;
     if (!gpu->strict_due)
         return false;
-    for (struct cws_gpu_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        struct cws_gpu_range *r = CWS_GPU_OF(l, struct cws_gpu_range, link);
+    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
+        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
         if (r->state != CWS_RANGE_RESIDENT || r->holds || r->pinned)
             continue;
         if (cws_gpu_drop_start_locked(gpu, r))

@@ -127,10 +127,10 @@ void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool de
         return;
     r->demanded = demand;
     if (!demand) {
-        cws_gpu_list_del(&r->wanted);
+        cws_list_remove(&r->wanted);
         return;
     }
-    cws_gpu_list_add(&gpu->wanted, &r->wanted);
+    cws_list_add_before(&gpu->wanted, &r->wanted);
     r->failed = CUDA_SUCCESS;
     gpu->counts.demand += r->state == CWS_RANGE_BOUND;
     cws_gpu_wake_locked(gpu);
