@@ -1,5 +1,5 @@
 #include "say.h"
-#include "uvm/host/sys.h"
+#include "store/base/sys.h"
 
 #include <errno.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 #include "file_table.h"
 #include "uvm/host/lock.h"
-#include "uvm/host/sys.h"
+#include "store/base/sys.h"
 #include "uvm/host/view.h"
 #include "hooks.h"
 #include "shim/say.h"

@@ -2,7 +2,7 @@
  * shows it its own, and a fault that is not a view's is passed to it as the kernel would have. */
 #include "signals.h"
 #include "uvm/host/signal_stack.h"
-#include "uvm/host/sys.h"
+#include "store/base/sys.h"
 #include "uvm/host/view.h"
 #include "hooks.h"
 #include "shim/state.h"

@@ -12,7 +12,7 @@
 
 enum { CWS_OWN_FD_MAX = 65536 }; /* a descriptor above is not guarded */
 
-/* Marks fd (ignored when negative) as ours; returns fd. cws_os_close() and cws_sys_close() take the mark away. */
+/* Marks fd (ignored when negative) as ours; returns fd. cws_os_close() takes the mark away. */
 int cws_own_fd_note(int fd);
 /* As note, for one that was just made and of which there may be many: where ours take more than an eighth of what the program may
  * have open, it is moved above the soft limit. The number it has now. */

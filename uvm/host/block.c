@@ -1,7 +1,7 @@
 #include "block.h"
 
 #include "lock.h"
-#include "sys.h"
+#include "store/base/sys.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -44,7 +44,7 @@ static int start(struct cws_channel *c, int (*create)(void))
         cws_lock_take(&cws_pager.lock);
         c->fd = -1;
         cws_lock_drop(&cws_pager.lock);
-        cws_sys_close(fd);
+        cws_os_close(fd);
     }
     return code;
 }
@@ -82,7 +82,7 @@ void cws_channel_close(struct cws_view *v)
     cws_lock_take(&cws_pager.lock);
     c->fd = -1;
     cws_lock_drop(&cws_pager.lock);
-    cws_sys_close(fd);
+    cws_os_close(fd);
 }
 
 struct cws_channel *cws_channel_use_locked(uint64_t event)
@@ -105,7 +105,7 @@ void cws_channels_after_fork(void)
 {
     for (unsigned i = 0; i < CWS_CHANNELS_MAX; i++) {
         if (channels[i].fd >= 0)
-            cws_sys_close(channels[i].fd);
+            cws_os_close(channels[i].fd);
         channels[i].fd = -1;
         channels[i].views = 0;
         atomic_store(&channels[i].users, 0);

@@ -8,6 +8,7 @@
 #include "pager.h"
 #include "signal_stack.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -181,11 +182,11 @@ void cws_view_fork_child(void)
     int *const fds[] = {&p->epoll_fd, &p->kick_fd, &p->pagemap_fd, &p->statm_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++) {
         if (*fds[i] >= 0)
-            cws_sys_close(*fds[i]);
+            cws_os_close(*fds[i]);
         *fds[i] = -1;
     }
-    p->pagemap_fd = cws_own_fd_note(cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-    p->statm_fd = cws_own_fd_note(cws_sys_open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
+    p->pagemap_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY, 0));
+    p->statm_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/proc/self/statm", O_RDONLY, 0));
     for (uint32_t slot = 0; (v = cws_index_next_locked(&slot)) != NULL;) {
         atomic_store(&v->users, 0);
         if (v->source->ops->after_fork)

@@ -1,6 +1,6 @@
 #include "lock.h"
 
-#include "sys.h"
+#include "store/base/sys.h"
 
 #include <linux/futex.h>
 #include <stdlib.h>

@@ -29,7 +29,7 @@ static bool outside_locked(uint64_t *out)
 {
     struct cws_pager *p = &cws_pager;
     char text[128], *end;
-    long n = p->statm_fd < 0 ? -1 : cws_sys_pread(p->statm_fd, text, sizeof text - 1, 0);
+    long n = p->statm_fd < 0 ? -1 : cws_os_pread(p->statm_fd, text, sizeof text - 1, 0);
     if (n <= 0)
         return false;
     text[n] = '\0';

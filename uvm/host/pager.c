@@ -1,6 +1,7 @@
 /* The pager's life, options and counters. */
 #include "pager.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -120,13 +121,13 @@ static void close_all(void)
         p->slots[i] = (struct cws_slot){0};
     }
     if (p->pagemap_fd >= 0)
-        cws_sys_close(p->pagemap_fd);
+        cws_os_close(p->pagemap_fd);
     if (p->statm_fd >= 0)
-        cws_sys_close(p->statm_fd);
+        cws_os_close(p->statm_fd);
     if (p->hole_fd >= 0)
-        cws_sys_close(p->hole_fd);
+        cws_os_close(p->hole_fd);
     if (p->zero_fd >= 0)
-        cws_sys_close(p->zero_fd);
+        cws_os_close(p->zero_fd);
     p->pagemap_fd = p->statm_fd = p->hole_fd = p->zero_fd = -1;
     p->rung = NULL;
 }
@@ -171,11 +172,11 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     p->budget = budget;
     cws_policy_init(&p->policy, options->policy, budget, p->block_bytes);
     p->slot_count = choose_slots();
-    p->pagemap_fd = cws_own_fd_note(cws_sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-    p->statm_fd = cws_own_fd_note(cws_sys_open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
+    p->pagemap_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY, 0));
+    p->statm_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/proc/self/statm", O_RDONLY, 0));
     p->hole_fd = cws_own_fd_note(memfd_create("codecllm-failed", MFD_CLOEXEC));
     if (p->rung->needs_signal) /* without it, it is MAP_ANONYMOUS */
-        p->zero_fd = cws_own_fd_note(cws_sys_open("/dev/zero", O_RDWR | O_CLOEXEC));
+        p->zero_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/dev/zero", O_RDWR, 0));
     if (p->hole_fd < 0)
         code = cws_fail_errno(err, errno, "memfd_create");
     if (!code && !p->rung->whole)

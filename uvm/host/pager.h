@@ -11,7 +11,10 @@
 #include "uvm/policy/policy.h"
 #include "rung.h"
 #include "source.h"
-#include "sys.h"
+#include "store/base/guard.h"
+#include "store/base/os.h"
+#include "store/base/own_fd.h"
+#include "store/base/sys.h"
 #include "view.h"
 #include <pthread.h>
 #include <time.h>

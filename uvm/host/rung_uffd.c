@@ -2,6 +2,7 @@
  * is that of the view's channel (channel.h), registered for missing and write-protect faults; blocks are published by UFFDIO_COPY with write protection. */
 #include "pager.h"
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
 #include <string.h>
@@ -34,11 +35,11 @@ enum { RETRIES_MAX = 20000, RETRY_SLEEP_NS = 50000 };
 
 static int create_dev(void)
 {
-    int dev = cws_sys_open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    int dev = cws_os_openat(AT_FDCWD, "/dev/userfaultfd", O_RDWR, 0);
     if (dev < 0)
         return dev;
     int fd = (int)CWS_SYSCALL(SYS_ioctl, dev, USERFAULTFD_IOC_NEW, (long)(O_CLOEXEC | O_NONBLOCK));
-    cws_sys_close(dev);
+    cws_os_close(dev);
     return fd;
 }
 static int create_plain(void) { return (int)CWS_SYSCALL(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK); }
@@ -50,7 +51,7 @@ static uint64_t features; /* what the kernel has of the ones we want; set by pro
 static int handshake(int fd, uint64_t want, uint64_t *out_have)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = want};
-    int rc = cws_sys_ioctl(fd, UFFDIO_API, &api);
+    int rc = cws_os_ioctl(fd, UFFDIO_API, &api);
     if (rc >= 0 && out_have)
         *out_have = api.features;
     return rc < 0 ? rc : 0;
@@ -62,7 +63,7 @@ static int enroll(int fd, void *base, size_t bytes)
         .range = {(uintptr_t)base, bytes},
         .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
     };
-    int rc = cws_sys_ioctl(fd, UFFDIO_REGISTER, &r);
+    int rc = cws_os_ioctl(fd, UFFDIO_REGISTER, &r);
     if (rc < 0)
         return rc;
     uint64_t need = (UINT64_C(1) << _UFFDIO_COPY) | (UINT64_C(1) << _UFFDIO_WRITEPROTECT) | (UINT64_C(1) << _UFFDIO_WAKE);
@@ -76,7 +77,7 @@ static int probe(const struct cws_rung *self, struct cws_error *err)
     if (fd < 0)
         return cws_fail_errno(err, -fd, "%s: no userfaultfd", self->name);
     int code = handshake(fd, 0, &have);
-    cws_sys_close(fd);
+    cws_os_close(fd);
     if (code)
         return cws_fail_errno(err, -code, "%s: UFFDIO_API", self->name);
     if (!(have & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
@@ -94,13 +95,13 @@ static int probe(const struct cws_rung *self, struct cws_error *err)
         code = enroll(fd, (void *)at, bytes);
     struct uffdio_copy copy = {.dst = (uint64_t)at, .src = (uintptr_t)page, .len = bytes, .mode = UFFDIO_COPY_MODE_WP};
     if (!code)
-        code = cws_sys_ioctl(fd, UFFDIO_COPY, &copy);
+        code = cws_os_ioctl(fd, UFFDIO_COPY, &copy);
     if (!code && memcmp((void *)at, page, bytes) != 0)
         code = -EIO;
     if (at > 0)
         cws_sys_munmap((void *)at, bytes);
     if (fd >= 0)
-        cws_sys_close(fd);
+        cws_os_close(fd);
     return code ? cws_fail_errno(err, -code, "%s: a trial page could not be served", self->name) : 0;
 }
 
@@ -111,7 +112,7 @@ static int create_ready(void)
     int fd = cws_pager.rung->create_uffd();
     int code = fd < 0 ? fd : handshake(fd, features, NULL);
     if (code && fd >= 0)
-        cws_sys_close(fd);
+        cws_os_close(fd);
     return code ? code : fd;
 }
 
@@ -134,7 +135,7 @@ static void view_close(struct cws_view *v) { cws_channel_close(v); }
 static void wake(struct cws_view *v, size_t begin, size_t end)
 {
     struct uffdio_range range = {(uintptr_t)v->base + begin, end - begin};
-    int code = v->uffd >= 0 && end > begin ? cws_sys_ioctl(v->uffd, UFFDIO_WAKE, &range) : 0;
+    int code = v->uffd >= 0 && end > begin ? cws_os_ioctl(v->uffd, UFFDIO_WAKE, &range) : 0;
     if (code < 0)
         cws_die("UFFDIO_WAKE failed (errno %d): a thread that touches a view would wait for ever", -code);
 }
@@ -156,7 +157,7 @@ static int copy_piece(const struct piece *p, size_t at, size_t len, size_t *out_
         .len = len,
         .mode = p->writable ? 0 : UFFDIO_COPY_MODE_WP,
     };
-    int rc = cws_sys_ioctl(p->v->uffd, UFFDIO_COPY, &copy);
+    int rc = cws_os_ioctl(p->v->uffd, UFFDIO_COPY, &copy);
     *out_done = copy.copy > 0 ? (size_t)copy.copy : 0;
     return rc;
 }
@@ -164,7 +165,7 @@ static int copy_piece(const struct piece *p, size_t at, size_t len, size_t *out_
 static int poison_piece(const struct piece *p, size_t at, size_t len, size_t *out_done)
 {
     struct uffdio_poison poison = {.range = {(uintptr_t)p->v->base + at, len}};
-    int rc = cws_sys_ioctl(p->v->uffd, UFFDIO_POISON, &poison);
+    int rc = cws_os_ioctl(p->v->uffd, UFFDIO_POISON, &poison);
     *out_done = poison.updated > 0 ? (size_t)poison.updated : 0;
     return rc;
 }
@@ -172,7 +173,7 @@ static int poison_piece(const struct piece *p, size_t at, size_t len, size_t *ou
 static int allow_piece(const struct piece *p, size_t at, size_t len, size_t *out_done)
 {
     struct uffdio_writeprotect allow = {.range = {(uintptr_t)p->v->base + at, len}};
-    int rc = cws_sys_ioctl(p->v->uffd, UFFDIO_WRITEPROTECT, &allow);
+    int rc = cws_os_ioctl(p->v->uffd, UFFDIO_WRITEPROTECT, &allow);
     *out_done = rc == 0 ? len : 0;
     return rc;
 }

@@ -77,7 +77,7 @@ static void serve_fault(const struct cws_channel *c, uintptr_t at, uint64_t flag
     cws_lock_drop(&p->lock);
     if (!found) { /* it is not mapped yet, or was unmapped meanwhile: who faulted tries again, and finds out */
         struct uffdio_range range = {at / CWS_PAGE_BYTES * CWS_PAGE_BYTES, CWS_PAGE_BYTES};
-        cws_sys_ioctl(c->fd, UFFDIO_WAKE, &range);
+        cws_os_ioctl(c->fd, UFFDIO_WAKE, &range);
         return;
     }
     cws_workers_serve(piece.view, piece.from, flags & UFFD_PAGEFAULT_FLAG_WRITE, flags & UFFD_PAGEFAULT_FLAG_WP);
@@ -199,8 +199,8 @@ void cws_workers_stop(void)
         pthread_join(p->workers[i], NULL);
     p->worker_count = 0;
     if (p->epoll_fd >= 0)
-        cws_sys_close(p->epoll_fd);
+        cws_os_close(p->epoll_fd);
     if (p->kick_fd >= 0)
-        cws_sys_close(p->kick_fd);
+        cws_os_close(p->kick_fd);
     p->epoll_fd = p->kick_fd = -1;
 }

@@ -1,12 +1,11 @@
-/* sys.h - the memory system calls of the pager, made raw. The shim replaces munmap, mprotect, read and their like by hooks that
- * call into this folder, so nothing here may reach them through libc; and a fault handler must not touch errno.
- * Every function returns the call's result or -errno. Threads: any; safe in a signal handler. */
+/* sys.h - system calls made raw: the macro for any of them, and those that change memory (os.h has those on files).
+ *
+ * The shim replaces munmap, mprotect, read and their like by hooks that call into the pager, so what the pager calls
+ * may not reach them through the C library; and a fault handler must not touch errno.
+ * Every function returns the call's result or -errno, and keeps errno. Threads: any; safe in a signal handler. */
 #ifndef CWS_SYS_H
 #define CWS_SYS_H
-#include "store/base/guard.h"
-#include "store/base/own_fd.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -62,18 +61,7 @@ static inline int cws_sys_move(void *from, size_t len, void *to)
     return rc < 0 && rc > -4096 ? (int)rc : 0;
 }
 static inline long cws_sys_read(int fd, void *dst, size_t len) { return CWS_SYSCALL(SYS_read, fd, dst, len); }
-static inline long cws_sys_pread(int fd, void *dst, size_t len, uint64_t at)
-{
-    return CWS_SYSCALL(SYS_pread64, fd, dst, len, (long)at);
-}
 static inline long cws_sys_write(int fd, const void *src, size_t len) { return CWS_SYSCALL(SYS_write, fd, src, len); }
-static inline int cws_sys_open(const char *path, int flags) { return (int)CWS_SYSCALL(SYS_openat, AT_FDCWD, path, flags, 0); }
-static inline int cws_sys_close(int fd)
-{
-    cws_own_fd_forget(fd); /* before, since the number may be the program's right after */
-    return (int)CWS_SYSCALL(SYS_close, fd);
-}
-static inline int cws_sys_ioctl(int fd, unsigned long request, void *arg) { return (int)CWS_SYSCALL(SYS_ioctl, fd, request, arg); }
 
 /* For handlers of faults, which may run on a small stack: what a guard is elsewhere. All signals are blocked, that of an asynchronous cancellation
  * among them; the C library's cancellation points are not to be called. */
