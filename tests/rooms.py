@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do includes go one way? From each room (a folder) only to rooms below it, and between files in no ring.
 
-    python3 tests/rooms.py [ROOT]      a line for each wrong include; exit status 1 if there is one
+python3 tests/rooms.py [ROOT]      a line for each wrong include; exit status 1 if there is one
 """
 
 import os

@@ -21,9 +21,13 @@ def use_package():
     """Makes `import codecllm` work, also in child processes. Raises Stop when there is neither an installed package nor a build."""
     library = os.path.join(build_dir(), "lib", "libcws.so")
     tree = os.path.join(ROOT, "shim", "python")
-    if "CWS_LIBRARY" not in os.environ and ("CWS_BUILD_DIR" in os.environ or importlib.util.find_spec("codecllm") is None):
+    if "CWS_LIBRARY" not in os.environ and (
+        "CWS_BUILD_DIR" in os.environ or importlib.util.find_spec("codecllm") is None
+    ):
         if not os.path.exists(library):
-            raise Stop(f"codecllm is not installed and {library} was not built; in the repository: pip install . (or tools/setup.sh)")
+            raise Stop(
+                f"codecllm is not installed and {library} was not built; in the repository: pip install . (or tools/setup.sh)"
+            )
         os.environ["CWS_LIBRARY"] = library
     if "CWS_LIBRARY" in os.environ and tree not in sys.path:
         sys.path.insert(0, tree)

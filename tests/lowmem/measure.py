@@ -18,7 +18,9 @@ def smaps(pid):
                 if line.startswith(b"VmFlags:"):  # the last line of a mapping
                     flags = line.split()
                     total += rss
-                    weights += rss if weight or b"um" in flags or b"uw" in flags else 0  # registered with userfaultfd: a view
+                    weights += (
+                        rss if weight or b"um" in flags or b"uw" in flags else 0
+                    )  # registered with userfaultfd: a view
                 elif line.startswith(b"Rss:"):
                     rss = int(line.split()[1]) * 1024
                 elif line[:1] in b"0123456789abcdef":  # the first line of a mapping
@@ -32,7 +34,10 @@ def device_bytes():
     """Device memory in use on GPU 0, all processes, as the driver says; None without nvidia-smi."""
     try:
         done = subprocess.run(
-            ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
         return int(done.stdout.split()[0]) << 20
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):

@@ -27,10 +27,20 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description="Generate text from a model, plain and paged from packed files, and compare.")
-    parser.add_argument("--model", metavar="NAME_OR_DIR", help=f"on the hub, or a directory (default: {TINYLLAMA}, else the small model here)")
-    parser.add_argument("--budget", metavar="SIZE", help="memory for decoded weights: 1.2G, 300M (default: 55 %% of the weights)")
-    parser.add_argument("--mode", choices=("lossless", "q8", "q6"), default="lossless", help="how to pack (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Generate text from a model, plain and paged from packed files, and compare."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_DIR",
+        help=f"on the hub, or a directory (default: {TINYLLAMA}, else the small model here)",
+    )
+    parser.add_argument(
+        "--budget", metavar="SIZE", help="memory for decoded weights: 1.2G, 300M (default: 55 %% of the weights)"
+    )
+    parser.add_argument(
+        "--mode", choices=("lossless", "q8", "q6"), default="lossless", help="how to pack (default: %(default)s)"
+    )
     parser.add_argument("--prompt", default="ROMEO:", help="text to go on from (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="to generate (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
@@ -121,7 +131,16 @@ def run_worker(directory, device, args, prefix=(), budget=None):
     """One run of worker.py. Returns (report or None, Peak, exit status, what it said)."""
     with tempfile.TemporaryDirectory() as scratch:
         report = os.path.join(scratch, "report")
-        command = [*prefix, sys.executable, os.path.join(HERE, "worker.py"), directory, device, str(args.tokens), args.prompt, report]
+        command = [
+            *prefix,
+            sys.executable,
+            os.path.join(HERE, "worker.py"),
+            directory,
+            device,
+            str(args.tokens),
+            args.prompt,
+            report,
+        ]
         env = {k: v for k, v in os.environ.items() if not k.startswith("CODEC_")}
         env.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
         if budget is not None:
@@ -150,7 +169,12 @@ def last_line(said):
 
 
 def out_of_memory(status, said):
-    return status in (-9, 137) or "out of memory" in said.lower() or "MemoryError" in said or "can't allocate memory" in said
+    return (
+        status in (-9, 137)
+        or "out of memory" in said.lower()
+        or "MemoryError" in said
+        or "can't allocate memory" in said
+    )
 
 
 def explain_baseline(status, said):
@@ -160,7 +184,10 @@ def explain_baseline(status, said):
 
 
 def explain_paged(status, said, budget):
-    least = re.findall(r"least budget that would have done is (\d+) MiB|give it at least (\d+) MiB|least that would do is (\d+) MiB", said)
+    least = re.findall(
+        r"least budget that would have done is (\d+) MiB|give it at least (\d+) MiB|least that would do is (\d+) MiB",
+        said,
+    )
     if least:
         return f"--budget {size(budget)} is too small; the least that works is {''.join(least[-1])}M"
     if out_of_memory(status, said):
@@ -184,7 +211,9 @@ def step_paged(directory, device, args, command, original, scratch, say):
     if budget < LEAST_BUDGET:
         raise Stop(f"--budget {args.budget} is too small; the least that works is {LEAST_BUDGET >> 20}M")
     packed = os.path.join(scratch, "packed")
-    done = subprocess.run([command, "pack", "--quiet", "--mode", args.mode, directory, packed], capture_output=True, text=True)
+    done = subprocess.run(
+        [command, "pack", "--quiet", "--mode", args.mode, directory, packed], capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise Stop(f"packing failed: {last_line(done.stderr)}")
     stored = sum(os.path.getsize(os.path.join(packed, f)) for f in os.listdir(packed) if f.endswith(".safetensors"))
@@ -192,7 +221,9 @@ def step_paged(directory, device, args, command, original, scratch, say):
     report, peak, status, said = run_worker(packed, device, args, prefix, budget)
     if report is None:
         raise Stop(explain_paged(status, said, budget))
-    say(f"[5/5] compressed low-memory inference: budget {size(budget)}, {len(report['tokens'])} tokens at {report['tokens_per_s']:.2f} tokens/s")
+    say(
+        f"[5/5] compressed low-memory inference: budget {size(budget)}, {len(report['tokens'])} tokens at {report['tokens_per_s']:.2f} tokens/s"
+    )
     counted = re.search(r"^codecllm: +peak +([0-9.]+) MiB$", said, re.MULTILINE)
     return {**report, "ram_bytes": peak.ram, "weights_bytes": peak.weights, "vram_bytes": peak.device, "budget_bytes": budget, "stored_bytes": stored,
             "counted_bytes": round(float(counted.group(1)) * (1 << 20)) if counted else None}  # fmt: skip
@@ -315,14 +346,20 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
     assert "was not built" in one_line(program("--model", SMALL, CWS_BUILD_DIR=str(tmp_path)))
     (tmp_path / "none").mkdir()
     assert "no .safetensors files" in one_line(program("--model", str(tmp_path / "none")))
-    assert "the least that works is 1M" in one_line(program("--model", SMALL, "--skip-baseline", "--budget", "100K", "--device", "cpu"))
+    assert "the least that works is 1M" in one_line(
+        program("--model", SMALL, "--skip-baseline", "--budget", "100K", "--device", "cpu")
+    )
     (tmp_path / "torch.py").write_text("raise ImportError('broken here')")
     said = one_line(program("--model", SMALL, PYTHONPATH=str(tmp_path)))
     assert "torch cannot be imported (broken here)" in said and "pip install torch" in said
 
 
 def test_an_unreachable_hub_is_said_in_one_line(tmp_path):
-    said = one_line(program("--model", "someone/some-model", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path)))
+    said = one_line(
+        program(
+            "--model", "someone/some-model", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path)
+        )
+    )
     assert "the hub cannot be reached" in said and "--model DIR" in said
 
 
@@ -330,7 +367,9 @@ def test_lines_for_what_cannot_be_made_to_happen_here():
     assert "--skip-baseline" in explain_baseline(-9, "")
     assert "--skip-baseline" in explain_baseline(1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate")
     assert "boom" in explain_baseline(1, "Traceback\nValueError: boom")
-    assert "is 700M" in explain_paged(1, "codecllm: the least budget that would have done is 700 MiB\nRuntimeError: x", 1 << 28)
+    assert "is 700M" in explain_paged(
+        1, "codecllm: the least budget that would have done is 700 MiB\nRuntimeError: x", 1 << 28
+    )
     assert "token" in explain_download("m", type("GatedRepoError", (Exception,), {})("403"))
     same = {"tokens": [1, 2, 3]}
     other = {"tokens": [1, 7]}

@@ -61,7 +61,9 @@ def check_row(row):
     if row["used"] != mode:
         wrong.append(f"{mode}: the tensor was stored as {row['used']}")
     if row["bits"] > MOST_OVER_BOUND * row["bound"]:
-        wrong.append(f"{mode}: {row['bits']:.3f} bits per weight is more than {MOST_OVER_BOUND} x the bound of {row['bound']:.3f}")
+        wrong.append(
+            f"{mode}: {row['bits']:.3f} bits per weight is more than {MOST_OVER_BOUND} x the bound of {row['bound']:.3f}"
+        )
     if mode == "lossless" and not row["exact"]:
         wrong.append("lossless: the decoded tensor is not the original: this is a bug, please report it")
     if mode == "q8" and row["relative_l2"] > MOST_Q8_ERROR:
@@ -75,19 +77,26 @@ def tensor_test(torch, codecllm, say):
     torch.manual_seed(1)
     gauss = torch.randn(SIZE, SIZE, device=device_of(torch)) * 0.02
     say(f"TEST 1: CompressedTensor, {SIZE} x {SIZE}, bf16, N(0, 0.02)")
-    say(f"  {'mode':<9} {'bits/weight':>11} {'bound':>7} {'x bound':>8} {'over int8':>9} {'over bf16':>9} {'rel. L2':>8} {'max error':>10}")
+    say(
+        f"  {'mode':<9} {'bits/weight':>11} {'bound':>7} {'x bound':>8} {'over int8':>9} {'over bf16':>9} {'rel. L2':>8} {'max error':>10}"
+    )
     wrong = []
     for mode in MODES:
         row = measure(torch, codecllm, gauss, mode)
         say(
             f"  {mode:<9} {row['bits']:>11.3f} {row['bound']:>7.3f} {row['bits'] / row['bound']:>8.4f} {row['over_int8']:>9.3f} "
-            f"{row['over_bf16']:>9.3f} {row['relative_l2']:>8.5f} {row['max_error']:>10.2e}" + ("  exact" if row["exact"] else "")
+            f"{row['over_bf16']:>9.3f} {row['relative_l2']:>8.5f} {row['max_error']:>10.2e}"
+            + ("  exact" if row["exact"] else "")
         )
         wrong += check_row(row)
     heavy = torch.distributions.StudentT(3.0).sample((SIZE, SIZE)) * 0.02
     row = measure(torch, codecllm, heavy, "q8")
-    say("  bound: order-0 entropy of the coded symbols (exponents, or quantised values) and the bits beside them; smaller needs another model")
-    say(f"  q8 does not reach 1.33 x int8 on Gaussian weights; on heavy-tailed ones (Student's t, 3 degrees of freedom) it gives {row['over_int8']:.3f}")
+    say(
+        "  bound: order-0 entropy of the coded symbols (exponents, or quantised values) and the bits beside them; smaller needs another model"
+    )
+    say(
+        f"  q8 does not reach 1.33 x int8 on Gaussian weights; on heavy-tailed ones (Student's t, 3 degrees of freedom) it gives {row['over_int8']:.3f}"
+    )
     if row["over_int8"] < 1.33:
         wrong.append(f"q8 on heavy tails: {row['over_int8']:.3f} x int8 is less than 1.33")
     return wrong
@@ -109,7 +118,10 @@ def linear_test(torch, codecllm, say):
         layer = codecllm.CompressedLinear.from_linear(linear, mode)
         weight = layer.compressed.decompress()
         with torch.no_grad():
-            check(f"{mode}: forward is the same to the bit", torch.equal(layer(x), torch.nn.functional.linear(x, weight, linear.bias)))
+            check(
+                f"{mode}: forward is the same to the bit",
+                torch.equal(layer(x), torch.nn.functional.linear(x, weight, linear.bias)),
+            )
         if mode == "lossless":
             with torch.no_grad():
                 check("lossless: the same as the nn.Linear it came from", torch.equal(layer(x), linear(x)))
@@ -120,11 +132,16 @@ def linear_test(torch, codecllm, say):
         buffer = io.BytesIO()
         torch.save(layer.state_dict(), buffer)
         buffer.seek(0)
-        other = codecllm.CompressedLinear.from_linear(torch.nn.Linear(SIZE, SIZE).to(x.device, torch.bfloat16), "lossless")
+        other = codecllm.CompressedLinear.from_linear(
+            torch.nn.Linear(SIZE, SIZE).to(x.device, torch.bfloat16), "lossless"
+        )
         other.load_state_dict(torch.load(buffer, weights_only=True))
         with torch.no_grad():
             check(f"{mode}: state_dict, saved and loaded, gives the same layer", torch.equal(other(x), layer(x)))
-        check(f"{mode}: {layer.compressed.nbytes:,} of {linear.weight.nbytes:,} bytes kept", layer.weight_packed.nbytes == layer.compressed.nbytes < linear.weight.nbytes)
+        check(
+            f"{mode}: {layer.compressed.nbytes:,} of {linear.weight.nbytes:,} bytes kept",
+            layer.weight_packed.nbytes == layer.compressed.nbytes < linear.weight.nbytes,
+        )
     return wrong
 
 

@@ -18,7 +18,9 @@ HANG_SECONDS = 900  # a program that takes longer hangs: far more than any needs
 def clean_environment(**more):
     """The environment without variables of ours and without a preloaded library."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CODEC_", "_CODECLLM")) and k != "LD_PRELOAD"}
-    env.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", PYTHONWARNINGS="ignore")
+    env.update(
+        HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", PYTHONWARNINGS="ignore"
+    )
     env.update({k: str(v) for k, v in more.items()})
     return env
 
@@ -42,7 +44,9 @@ def run(*command, env=None, check=True, timeout=HANG_SECONDS, **options):
 def build_dir():
     path = Path(os.environ.get("CWS_BUILD_DIR", ROOT / "build"))
     if not (path / "bin" / "codecllm").exists():
-        pytest.fail(f"{path}: no build; run 'cmake --preset release && cmake --build --preset release' or set CWS_BUILD_DIR")
+        pytest.fail(
+            f"{path}: no build; run 'cmake --preset release && cmake --build --preset release' or set CWS_BUILD_DIR"
+        )
     return path
 
 

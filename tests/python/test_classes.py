@@ -78,7 +78,13 @@ def test_special_values_survive(codecllm):
 
 def test_tensors_that_are_not_contiguous(codecllm):
     base = weights(120, 90, 2)
-    for t in (base[:, :, 0], base.transpose(0, 1), base[::3, 5:50:2], base[0, 0].expand(40, 2), base.permute(2, 0, 1)[1]):
+    for t in (
+        base[:, :, 0],
+        base.transpose(0, 1),
+        base[::3, 5:50:2],
+        base[0, 0].expand(40, 2),
+        base.permute(2, 0, 1)[1],
+    ):
         assert not t.is_contiguous()
         c = codecllm.CompressedTensor.compress(t)
         assert same(c.decompress(), t.contiguous()) and c.decompress().is_contiguous()
@@ -97,7 +103,9 @@ def test_quantised_modes(codecllm, dtype):
         d = c.decompress()
         assert d.dtype == dtype and ((d.float() - t).norm() / t.norm()).item() < most_error
         assert same(d, c.decompress()), "decoding is deterministic"
-    assert codecllm.CompressedTensor.compress(weights(10, 10), "q8").mode == "lossless", "small tensors are left as they are"
+    assert codecllm.CompressedTensor.compress(weights(10, 10), "q8").mode == "lossless", (
+        "small tensors are left as they are"
+    )
 
 
 def test_decompress_to_dtype_device_and_out(codecllm):
@@ -147,7 +155,12 @@ def test_damage_is_an_error_never_a_weight(codecllm):
             raised += 1
             assert "\n" not in str(why)
     assert raised > 195, "only bytes between the parts may go unseen"
-    for wrong in (torch.zeros(0, dtype=torch.uint8), torch.zeros(500, dtype=torch.uint8), c.packed[:-1], torch.zeros(10)):
+    for wrong in (
+        torch.zeros(0, dtype=torch.uint8),
+        torch.zeros(500, dtype=torch.uint8),
+        c.packed[:-1],
+        torch.zeros(10),
+    ):
         with pytest.raises(codecllm.Error):
             codecllm.CompressedTensor(wrong)
 
@@ -250,7 +263,9 @@ def test_linear_moves_and_casts(codecllm):
     exact = layer.weight
     assert layer.to("cpu") is layer
     layer.float()
-    assert layer.bias.dtype == torch.float32 and layer.weight.dtype == torch.float32 and layer.compressed.nbytes == stored
+    assert (
+        layer.bias.dtype == torch.float32 and layer.weight.dtype == torch.float32 and layer.compressed.nbytes == stored
+    )
     assert torch.equal(layer.weight, exact.float())
     x = torch.randn(3, 64)
     assert torch.equal(layer(x), F.linear(x, exact.float(), layer.bias))
@@ -265,7 +280,12 @@ def test_linear_moves_and_casts(codecllm):
 def test_embedding(codecllm):
     embedding = torch.nn.Embedding(3000, 64).bfloat16()
     layer = codecllm.CompressedEmbedding.from_embedding(embedding)
-    for indices in (torch.tensor([3, 2999, 3]), torch.tensor([[0], [7]]), torch.arange(3000), torch.empty(0, dtype=torch.long)):
+    for indices in (
+        torch.tensor([3, 2999, 3]),
+        torch.tensor([[0], [7]]),
+        torch.arange(3000),
+        torch.empty(0, dtype=torch.long),
+    ):
         assert torch.equal(layer(indices), embedding(indices))
     for wrong in (torch.tensor([3000]), torch.tensor([-1]), torch.arange(3001)):
         with pytest.raises(IndexError):
@@ -298,10 +318,17 @@ def test_compress_model(codecllm, capfd):
     report = codecllm.compress_model(net, embeddings=True, progress=False)
     assert capfd.readouterr() == ("", "")
     assert torch.equal(net(ids), want)
-    assert isinstance(net.first, codecllm.CompressedLinear) and net.again is net.first and type(net.lm_head) is torch.nn.Linear
+    assert (
+        isinstance(net.first, codecllm.CompressedLinear)
+        and net.again is net.first
+        and type(net.lm_head) is torch.nn.Linear
+    )
     assert net.tied.weight_packed is net.first.weight_packed, "a shared weight is kept once"
     assert isinstance(net.embed, codecllm.CompressedEmbedding)
-    assert set(report.kept) == {"lm_head", "attention.out_proj"} and "NonDynamicallyQuantizableLinear" in report.kept["attention.out_proj"]
+    assert (
+        set(report.kept) == {"lm_head", "attention.out_proj"}
+        and "NonDynamicallyQuantizableLinear" in report.kept["attention.out_proj"]
+    )
     assert report.model_bytes_before == before > report.model_bytes_after
     parsed = json.loads(report.to_json())
     assert parsed["stored_bytes"] == report.stored_bytes and len(parsed["layers"]) == len(report.layers) == 3
@@ -361,7 +388,12 @@ print(mapped())
 def test_files_in_the_safetensors_api(codecllm, command, tmp_path):
     import safetensors.torch
 
-    tensors = {"a.weight": weights(300, 40), "b": torch.arange(7), "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.5)}
+    tensors = {
+        "a.weight": weights(300, 40),
+        "b": torch.arange(7),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5),
+    }
     plain, packed = tmp_path / "plain.safetensors", tmp_path / "packed.safetensors"
     safetensors.torch.save_file(tensors, plain, {"who": "me"})
     codecllm.save_file(tensors, packed, {"who": "me"})
@@ -371,17 +403,33 @@ def test_files_in_the_safetensors_api(codecllm, command, tmp_path):
     for path in (plain, packed, unpacked):
         loaded = codecllm.load_file(path)
         assert set(loaded) == set(tensors) and all(same(loaded[k], tensors[k]) for k in tensors)
-        with codecllm.safe_open(path, framework="pt") as file, safetensors.safe_open(plain, framework="pt") as reference:
+        with (
+            codecllm.safe_open(path, framework="pt") as file,
+            safetensors.safe_open(plain, framework="pt") as reference,
+        ):
             assert sorted(file.keys()) == sorted(reference.keys()) and file.metadata() == {"who": "me"}
             a, b = file.get_slice("a.weight"), reference.get_slice("a.weight")
             assert a.get_shape() == b.get_shape() and a.get_dtype() == b.get_dtype()
-            for index in (..., slice(None), slice(10, 20), (slice(5, 200), slice(3, 9)), slice(-3, None), (slice(None), slice(1, 2))):
+            for index in (
+                ...,
+                slice(None),
+                slice(10, 20),
+                (slice(5, 200), slice(3, 9)),
+                slice(-3, None),
+                (slice(None), slice(1, 2)),
+            ):
                 assert same(a[index], b[index]), index
     with codecllm.safe_open(packed) as file:
         assert file.offset_keys()[0] == "b", "largest elements first, as safetensors orders them"
         a = file.get_slice("a.weight")
         w = tensors["a.weight"]
-        assert same(a[7], w[7]) and same(a[-1], w[-1]) and same(a[3, 5:9], w[3, 5:9]) and same(a[::50], w[::50]) and same(a[20:10], w[20:10])
+        assert (
+            same(a[7], w[7])
+            and same(a[-1], w[-1])
+            and same(a[3, 5:9], w[3, 5:9])
+            and same(a[::50], w[::50])
+            and same(a[20:10], w[20:10])
+        )
         assert same(file.get_slice("scalar")[...], tensors["scalar"])
         with pytest.raises(IndexError):
             a[300]
@@ -401,7 +449,21 @@ def outcome(call):
         return why
 
 
-NUMPY_INDEXES = (0, -1, 3, (2, 1), (slice(None), 2), ..., (1, ...), slice(0, 2), slice(0, 6, 2), (slice(1, 3), slice(0, 2)), (), 9, (0, 0, 0))
+NUMPY_INDEXES = (
+    0,
+    -1,
+    3,
+    (2, 1),
+    (slice(None), 2),
+    ...,
+    (1, ...),
+    slice(0, 2),
+    slice(0, 6, 2),
+    (slice(1, 3), slice(0, 2)),
+    (),
+    9,
+    (0, 0, 0),
+)
 
 
 @pytest.mark.parametrize("framework", ["np", "numpy", "pt", "torch"])
@@ -419,9 +481,18 @@ def test_safe_open_gives_what_safetensors_gives(codecllm, tmp_path, framework):
 
     def check(what, ours, theirs):
         if isinstance(theirs, Exception):
-            assert isinstance(ours, type(theirs)) and isinstance(ours, (codecllm.Error, IndexError)), (what, ours, theirs)
+            assert isinstance(ours, type(theirs)) and isinstance(ours, (codecllm.Error, IndexError)), (
+                what,
+                ours,
+                theirs,
+            )
         elif isinstance(theirs, numpy.ndarray):
-            assert type(ours) is numpy.ndarray and ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes(), what
+            assert (
+                type(ours) is numpy.ndarray
+                and ours.dtype == theirs.dtype
+                and ours.shape == theirs.shape
+                and ours.tobytes() == theirs.tobytes()
+            ), what
         elif isinstance(theirs, torch.Tensor):
             assert same(ours, theirs), what
         else:
@@ -432,7 +503,11 @@ def test_safe_open_gives_what_safetensors_gives(codecllm, tmp_path, framework):
         check("metadata", ours.metadata(), theirs.metadata())
         for name in (*tensors, "nothing"):
             check(name, outcome(lambda: ours.get_tensor(name)), outcome(lambda: theirs.get_tensor(name)))
-            check(name, outcome(lambda: ours.get_slice(name).get_shape()), outcome(lambda: theirs.get_slice(name).get_shape()))
+            check(
+                name,
+                outcome(lambda: ours.get_slice(name).get_shape()),
+                outcome(lambda: theirs.get_slice(name).get_shape()),
+            )
         for index in NUMPY_INDEXES:
             check(index, outcome(lambda: ours.get_slice("a")[index]), outcome(lambda: theirs.get_slice("a")[index]))
         check("bf16 rows", outcome(lambda: ours.get_slice("b")[0:1]), outcome(lambda: theirs.get_slice("b")[0:1]))
@@ -443,10 +518,17 @@ def test_safe_open_gives_what_safetensors_gives(codecllm, tmp_path, framework):
             check("all", outcome(ours.get_tensors), outcome(theirs.get_tensors))
     check("closed", outcome(lambda: ours.get_tensor("a")), outcome(lambda: theirs.get_tensor("a")))
     for bad in ({"framework": "xx"}, {"framework": framework, "device": "xx"}, {"framework": framework, "device": -1}):
-        check(bad, outcome(lambda: codecllm.safe_open(packed, **bad)), outcome(lambda: safetensors.safe_open(plain, **bad)))
+        check(
+            bad,
+            outcome(lambda: codecllm.safe_open(packed, **bad)),
+            outcome(lambda: safetensors.safe_open(plain, **bad)),
+        )
     codecllm.save_file({"i": tensors["i"], "a": tensors["a"]}, packed)
     with codecllm.safe_open(packed, framework, device=None) as ours:
-        assert {k: v.tolist() for k, v in ours.get_tensors().items()} == {"a": tensors["a"].tolist(), "i": tensors["i"].tolist()}
+        assert {k: v.tolist() for k, v in ours.get_tensors().items()} == {
+            "a": tensors["a"].tolist(),
+            "i": tensors["i"].tolist(),
+        }
     if framework in ("np", "numpy"):
         with pytest.raises(codecllm.Error, match="cuda:0.*not supported"):
             codecllm.safe_open(packed, framework, device="cuda:0")
@@ -485,7 +567,9 @@ def test_import_is_light_and_missing_things_have_a_line(codecllm, tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('broken here')")
     line = "try:\n    codecllm.{}\nexcept codecllm.Error as why:\n    print(why)"
-    code = f"import sys; sys.path[:0] = [{package!r}, {str(tmp_path)!r}]; import codecllm\n" + line.format("CompressedTensor")
+    code = f"import sys; sys.path[:0] = [{package!r}, {str(tmp_path)!r}]; import codecllm\n" + line.format(
+        "CompressedTensor"
+    )
     said = run(sys.executable, "-c", code).stdout
     assert "needs PyTorch" in said and "broken here" in said and said.count("\n") == 1
     code = f"import sys; sys.path.insert(0, {package!r}); import codecllm\n" + line.format("load_file('x')")
@@ -499,7 +583,11 @@ def test_import_is_light_and_missing_things_have_a_line(codecllm, tmp_path):
 def test_library_exports_only_its_interface(build_dir):
     lines = run("nm", "-D", "--defined-only", build_dir / "lib" / "libcws.so").stdout.split("\n")
     names = {line.split()[-1] for line in lines if line}
-    declared = {w.split("(")[0] for w in (ROOT / "store" / "abi.h").read_text().replace("*", " ").split() if w.startswith("codecllm_") and "(" in w}
+    declared = {
+        w.split("(")[0]
+        for w in (ROOT / "store" / "abi.h").read_text().replace("*", " ").split()
+        if w.startswith("codecllm_") and "(" in w
+    }
     assert names == declared
 
 
@@ -561,7 +649,9 @@ def test_codec_config(codecllm, transformers, command, bard, packed_bard, tmp_pa
 
 def test_from_pretrained_of_a_pipeline_folder(codecllm, transformers, command, bard, tmp_path):
     shutil.copytree(bard, tmp_path / "pipe" / "text_encoder")
-    (tmp_path / "pipe" / "model_index.json").write_text('{"_class_name": "Pipeline", "text_encoder": ["transformers", "LlamaForCausalLM"]}')
+    (tmp_path / "pipe" / "model_index.json").write_text(
+        '{"_class_name": "Pipeline", "text_encoder": ["transformers", "LlamaForCausalLM"]}'
+    )
     run(command, "pack", tmp_path / "pipe", tmp_path / "packed")
     model = codecllm.from_pretrained(tmp_path / "packed", subfolder="text_encoder", dtype="auto")
     plain = transformers.AutoModelForCausalLM.from_pretrained(bard, dtype="auto")
@@ -585,7 +675,9 @@ def test_saving_does_not_widen_what_it_replaces(codecllm, transformers, bard, tm
         codecllm.save_file({"a": weights(40, 50)}, path)
         assert path.stat().st_mode & 0o777 == 0o600
         os.umask(0o022)
-        model = transformers.AutoModelForCausalLM.from_pretrained(bard, dtype="auto", quantization_config=codecllm.CodecConfig(mode="q8"))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            bard, dtype="auto", quantization_config=codecllm.CodecConfig(mode="q8")
+        )
         model.save_pretrained(tmp_path / "saved")
         assert (tmp_path / "saved" / "model.safetensors").stat().st_mode & 0o777 == 0o644
         (tmp_path / "saved" / "model.safetensors").chmod(0o600)
@@ -644,7 +736,12 @@ def test_decoding_on_a_gpu(codecllm, build_dir, tmp_path):
     standin = build_dir / "standin"
     if not (standin / "libcuda.so.1").exists():
         pytest.skip("the stand-in for the driver was not built")
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "shim" / "python"), "LD_LIBRARY_PATH": str(standin), "XDG_CACHE_HOME": str(tmp_path)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "shim" / "python"),
+        "LD_LIBRARY_PATH": str(standin),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     lines = run(sys.executable, "-c", ON_THE_STAND_IN, env=env).stdout.splitlines()
     assert lines == ["said: no CUDA context is current in this thread", "lossless True", "q8 True", "q6 True"]
 

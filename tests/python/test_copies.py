@@ -59,7 +59,9 @@ print(json.dumps([logits(model), codecllm.stats()]))
 
 
 def environment(**more):
-    return clean_environment(PYTHONPATH=ROOT / "shim" / "python", OMP_NUM_THREADS="1", **more)  # the same sums, to the bit
+    return clean_environment(
+        PYTHONPATH=ROOT / "shim" / "python", OMP_NUM_THREADS="1", **more
+    )  # the same sums, to the bit
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,10 @@ def test_only_conflicting_keys_are_rewritten(boot):
         "backend:native": (backend, ["backend:native"]),
         "expandable_segments:True": (backend, ["expandable_segments:True"]),
         "expandable_segments:False": ("expandable_segments:False," + backend, []),
-        "max_split_size_mb:64, expandable_segments:True": ("max_split_size_mb:64," + backend, ["expandable_segments:True"]),
+        "max_split_size_mb:64, expandable_segments:True": (
+            "max_split_size_mb:64," + backend,
+            ["expandable_segments:True"],
+        ),
         "roundup_power2_divisions:[256:1,512:2],backend:native,garbage_collection_threshold:0.6": (
             "roundup_power2_divisions:[256:1,512:2],garbage_collection_threshold:0.6," + backend,
             ["backend:native"],
@@ -56,7 +59,10 @@ def test_the_allocator_is_set_where_there_is_a_gpu(gpu):
     done = run(sys.executable, "-c", PROGRAM.format(gpu=gpu), env=env)
     if gpu:
         assert done.stdout.split() == ["backend:cudaMallocAsync", "max_split_size_mb:64,backend:cudaMallocAsync"]
-        assert done.stderr.count("\n") == 1 and "PYTORCH_CUDA_ALLOC_CONF=backend:native,max_split_size_mb:64 is now" in done.stderr
+        assert (
+            done.stderr.count("\n") == 1
+            and "PYTORCH_CUDA_ALLOC_CONF=backend:native,max_split_size_mb:64 is now" in done.stderr
+        )
     else:
         assert done.stdout.split() == ["None", "backend:native,max_split_size_mb:64"]
         assert done.stderr == ""
@@ -79,7 +85,11 @@ print(json.dumps([codecllm.memory_stats(), codecllm.memory_stats("cuda:0")]))
 
 def test_memory_stats_tell_where_memory_goes(shim, build_dir):
     env = clean_environment(
-        PYTHONPATH=PACKAGE, CODEC_VRAM_BUDGET="40M", LD_PRELOAD=shim, LD_LIBRARY_PATH=build_dir / "standin", CODEC_HOST_BUDGET="64M",
+        PYTHONPATH=PACKAGE,
+        CODEC_VRAM_BUDGET="40M",
+        LD_PRELOAD=shim,
+        LD_LIBRARY_PATH=build_dir / "standin",
+        CODEC_HOST_BUDGET="64M",
         XDG_CACHE_HOME=build_dir / "standin" / "cache",
     )
     done = run(sys.executable, "-c", MEMORY, env=env, check=False)

@@ -86,7 +86,11 @@ def files(command, tmp_path_factory):
             where = tmp_path_factory.mktemp(name)
             saved({"w": t, "a.row": t[1].clone(), "none": t[:0].clone()}, where / "plain.safetensors", name)
             run(command, "pack", "--quiet", where / "plain.safetensors", where / "packed.safetensors")
-            made[name] = where / "plain.safetensors", where / "packed.safetensors", {"w": t, "a.row": t[1].clone(), "none": t[:0].clone()}
+            made[name] = (
+                where / "plain.safetensors",
+                where / "packed.safetensors",
+                {"w": t, "a.row": t[1].clone(), "none": t[:0].clone()},
+            )
         return made[name]
 
     return of
@@ -130,7 +134,9 @@ def test_compresses_in_memory(name, mode):
     t = sample(torch_dtype(name))
     c = codecllm.CompressedTensor.compress(t, mode)
     back = c.decompress()
-    assert back.dtype == t.dtype and back.shape == t.shape == c.shape and c.logical_nbytes == t.numel() * t.dtype.itemsize
+    assert (
+        back.dtype == t.dtype and back.shape == t.shape == c.shape and c.logical_nbytes == t.numel() * t.dtype.itemsize
+    )
     if c.mode == "lossless":
         assert same(back, t)
     else:
@@ -211,7 +217,13 @@ def test_plain_safetensors_under_the_shim(files, shim, rung):
             pass  # shown by the other tests
     assert len(paths) > 20
     environment = clean_environment(LD_PRELOAD=shim, CODEC_VRAM_BUDGET="1M", CODEC_PAGER=rung)
-    done = subprocess.run([sys.executable, "-c", SHIM, *map(str, paths)], env=environment, text=True, capture_output=True, timeout=HANG_SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-c", SHIM, *map(str, paths)],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=HANG_SECONDS,
+    )
     if "does not work here" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -55,7 +55,15 @@ def test_without_the_shim_a_packed_model_is_refused(packed_bard, tmp_path):
     """A program that reads a packed file as if it were plain must fail, not compute with compressed bytes."""
     import sys
 
-    done = run(sys.executable, bench_infer.ROOT + "/tools/examples/infer.py", "--model", packed_bard, "--device", "cpu", check=False)
+    done = run(
+        sys.executable,
+        bench_infer.ROOT + "/tools/examples/infer.py",
+        "--model",
+        packed_bard,
+        "--device",
+        "cpu",
+        check=False,
+    )
     assert done.returncode != 0
     assert "Error" in done.stderr
 
@@ -65,7 +73,15 @@ def test_sharded_model(command, tmp_path):
     import sys
 
     model, packed = tmp_path / "model", tmp_path / "packed"
-    run(sys.executable, bench_infer.ROOT + "/tools/examples/make_model.py", "--shape", "tiny", "--shard-gb", "0.0001", model)
+    run(
+        sys.executable,
+        bench_infer.ROOT + "/tools/examples/make_model.py",
+        "--shape",
+        "tiny",
+        "--shard-gb",
+        "0.0001",
+        model,
+    )
     run(command, "pack", model, packed)
     assert len(list(packed.glob("model-*-of-00003.safetensors"))) == 3
     expected = infer(model)

@@ -28,7 +28,9 @@ class Venv:
         self.path = path
         self.python = path / "bin" / "python"
         self.command = path / "bin" / "codecllm"
-        self.site = Path(run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").stdout.strip())
+        self.site = Path(
+            run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").stdout.strip()
+        )
 
     def probe(self, *arguments, **env):
         done = run(self.python, *arguments, env=clean_environment(**env))
@@ -64,7 +66,11 @@ def test_installs_library_command_and_pth(venv):
     assert (venv.site / "codecllm" / "libcws.so").exists()
     assert (venv.site / "codecllm.pth").exists()
     assert os.access(venv.command, os.X_OK)
-    package = run(venv.python, "-c", "import codecllm; print(codecllm.__version__, codecllm.shim_path(), codecllm.command_path(), sep='\\n')")
+    package = run(
+        venv.python,
+        "-c",
+        "import codecllm; print(codecllm.__version__, codecllm.shim_path(), codecllm.command_path(), sep='\\n')",
+    )
     version, shim, command = package.stdout.splitlines()
     assert Path(shim).samefile(venv.site / "codecllm" / "libcodecshim.so")
     assert Path(command).samefile(venv.command)
@@ -75,7 +81,9 @@ def test_installs_library_command_and_pth(venv):
 def test_needs_only_libraries_of_the_system(venv):
     for path in (venv.command, venv.site / "codecllm" / "libcodecshim.so", venv.site / "codecllm" / "libcws.so"):
         needed = {
-            line.split("[")[1].rstrip("]\n") for line in run("readelf", "-d", path).stdout.splitlines() if "(NEEDED)" in line
+            line.split("[")[1].rstrip("]\n")
+            for line in run("readelf", "-d", path).stdout.splitlines()
+            if "(NEEDED)" in line
         }
         assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
@@ -110,7 +118,9 @@ def test_a_python_that_passes_the_pth_file_by_is_paged_by_the_command(venv, scri
 
 def ends_with(venv, code, *arguments):
     """(exit status, standard error) of a program that fails."""
-    done = subprocess.run([str(venv.python), "-c", code, *map(str, arguments)], env=clean_environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [str(venv.python), "-c", code, *map(str, arguments)], env=clean_environment(), capture_output=True, text=True
+    )
     return done.returncode, done.stderr
 
 
@@ -136,7 +146,9 @@ def test_plain_loader_of_a_packed_file_is_told_so(venv, tmp_path):
 def test_other_reports_are_as_they_were(venv):
     for code in ("raise ValueError(3)", "raise SystemExit('over')", "raise KeyboardInterrupt", "1 +"):
         with_line, without = (
-            subprocess.run([str(venv.python), *more, "-c", code], env=clean_environment(), capture_output=True, text=True)
+            subprocess.run(
+                [str(venv.python), *more, "-c", code], env=clean_environment(), capture_output=True, text=True
+            )
             for more in ((), ("-S",))
         )
         assert (with_line.returncode, with_line.stderr) == (without.returncode, without.stderr), code
@@ -209,7 +221,16 @@ def test_pytest_under_the_library(venv, tmp_path):
     (tmp_path / "test_x.py").write_text(
         "def test_loaded():\n    assert 'libcodecshim.so' in open('/proc/self/maps').read()\n"
     )
-    done = run(venv.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, env=clean_environment(CODEC_VRAM_BUDGET="64M"))
+    done = run(
+        venv.python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        tmp_path,
+        env=clean_environment(CODEC_VRAM_BUDGET="64M"),
+    )
     assert "1 passed" in done.stdout
 
 
@@ -217,7 +238,9 @@ def test_pytest_under_the_library(venv, tmp_path):
 def test_a_bad_budget_ends_the_program_with_one_line(venv, value):
     done = run(venv.python, "-c", "print('ran')", env=clean_environment(CODEC_VRAM_BUDGET=value), check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"codecllm: CODEC_VRAM_BUDGET={value}: not understood") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith(f"codecllm: CODEC_VRAM_BUDGET={value}: not understood") and done.stderr.count("\n") == 1
+    )
 
 
 BUDGETS = ["2G", "2g", "512M", "64K", "1048576", "1.5G", ".5G", "2GiB", "2GB", "2Gi", "512B", "1T", "50%", "100%", "0:2G",
@@ -258,7 +281,10 @@ def test_a_path_with_a_space(venv, tmp_path):
     """LD_PRELOAD cannot hold one: the library is found through LD_LIBRARY_PATH, which keeps what it had."""
     shutil.copytree(venv.site / "codecllm", tmp_path / "with space" / "codecllm")
     path = f"import sys; sys.path.insert(0, {str(tmp_path / 'with space')!r}); import codecllm._boot; "
-    code = path + "import json, os; print(json.dumps([os.environ['LD_LIBRARY_PATH'], 'libcodecshim.so' in open('/proc/self/maps').read()]))"
+    code = (
+        path
+        + "import json, os; print(json.dumps([os.environ['LD_LIBRARY_PATH'], 'libcodecshim.so' in open('/proc/self/maps').read()]))"
+    )
     directories, loaded = venv.probe("-S", "-c", code, CODEC_VRAM_BUDGET="64M", LD_LIBRARY_PATH="/nowhere")
     assert loaded and directories == f"{tmp_path / 'with space' / 'codecllm'}:/nowhere"
 
@@ -302,7 +328,16 @@ def test_stats_under_the_library(venv, packed_bard):
 def test_an_unmodified_program_needs_only_the_variable(venv, bard, packed_bard):
     """The promise of the README: CODEC_VRAM_BUDGET=4M python infer.py."""
     pytest.importorskip("transformers")
-    arguments = [ROOT / "tools" / "examples" / "infer.py", "--prompt", "JULIET:", "--max-new-tokens", "16", "--device", "cpu", "--model"]
+    arguments = [
+        ROOT / "tools" / "examples" / "infer.py",
+        "--prompt",
+        "JULIET:",
+        "--max-new-tokens",
+        "16",
+        "--device",
+        "cpu",
+        "--model",
+    ]
     plain = run(venv.python, *arguments, bard)
     packed = run(venv.python, *arguments, packed_bard, env=clean_environment(CODEC_VRAM_BUDGET="4M", CODEC_STATS="1"))
     assert packed.stdout == plain.stdout

@@ -84,9 +84,15 @@ def test_a_picture_of_a_real_run(command, packed_bard, tmp_path):
     code = "import sys\nfrom safetensors import safe_open\nfor _ in range(2):\n with safe_open(sys.argv[1], 'pt') as f:\n  for k in f.keys(): f.get_tensor(k).double().sum()"
     env = clean_environment(CODEC_TRACE=trace)
     run(command, "run", "--budget", "2M", "--", sys.executable, "-c", code, packed_bard / "model.safetensors", env=env)
-    environment = clean_environment(PYTHONPATH=ROOT / "shim" / "python", MPLCONFIGDIR=tmp_path, PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
+    environment = clean_environment(
+        PYTHONPATH=ROOT / "shim" / "python",
+        MPLCONFIGDIR=tmp_path,
+        PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    )
     said = run(command, "plot", trace, "-o", picture, env=environment).stdout
-    assert re.fullmatch(r".*run\.png: \d+ tensors, [\d.]+ s, [\d.]+ MiB read, [\d.]+ % ready before they were needed\n", said)
+    assert re.fullmatch(
+        r".*run\.png: \d+ tensors, [\d.]+ s, [\d.]+ MiB read, [\d.]+ % ready before they were needed\n", said
+    )
     data = picture.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 20000
     done = run(command, "plot", trace, "-o", tmp_path / "none" / "x.png", env=environment, check=False)

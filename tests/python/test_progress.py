@@ -55,11 +55,16 @@ def screen(text):
 
 def test_bar_moves_and_goes_away(command, large, tmp_path):
     text = on_terminal(command, "pack", large, tmp_path / "out")
-    frames = re.findall(r"pack \[([#.]{24})\] +(\d+)%  [^\r]* of 381\.5 MiB  (\d+) MB/s  [\d:-]+ left  model\.safetensors", text)
+    frames = re.findall(
+        r"pack \[([#.]{24})\] +(\d+)%  [^\r]* of 381\.5 MiB  (\d+) MB/s  [\d:-]+ left  model\.safetensors", text
+    )
     assert len(frames) >= 2, text[-2000:]
     percents = [int(f[1]) for f in frames]
     assert percents == sorted(percents) and percents[-1] > percents[0]
-    assert all(bar.count("#") == int(percent) * 24 // 100 or abs(bar.count("#") - int(percent) * 0.24) <= 1 for bar, percent, _ in frames)
+    assert all(
+        bar.count("#") == int(percent) * 24 // 100 or abs(bar.count("#") - int(percent) * 0.24) <= 1
+        for bar, percent, _ in frames
+    )
     left = screen(text)
     assert len(left) == 1 and left[0].startswith("codecllm: "), left
 
@@ -72,5 +77,7 @@ def test_bar_fits_a_narrow_terminal(command, large, tmp_path):
 
 def test_no_bar_where_it_would_do_harm(command, large, tmp_path):
     assert "\r" not in on_terminal(command, "pack", large, tmp_path / "dumb", term="dumb").replace("\r\n", "\n")
-    done = subprocess.run([command, "pack", large, tmp_path / "piped"], capture_output=True, env=clean_environment(TERM="xterm"))
+    done = subprocess.run(
+        [command, "pack", large, tmp_path / "piped"], capture_output=True, env=clean_environment(TERM="xterm")
+    )
     assert done.returncode == 0 and b"\r" not in done.stderr and done.stderr.count(b"\n") == 1

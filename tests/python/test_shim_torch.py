@@ -214,13 +214,18 @@ def test_damage_is_sigbus_with_a_line(under, rung):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
-    done = under("same(load_file(os.path.join(packed, name)), load_file(os.path.join(plain, name)))", rung, status=-signal.SIGBUS)
+    done = under(
+        "same(load_file(os.path.join(packed, name)), load_file(os.path.join(plain, name)))", rung, status=-signal.SIGBUS
+    )
     lines = [line for line in done.stderr.splitlines() if "codecllm" in line and "checksum" in line]
     assert lines and "model.layers" in lines[0] and str(path) in lines[0] and "offset" in lines[0]
 
 
 def test_settings_that_are_wrong(under):
-    done = under("try: load_file(os.path.join(packed, name))\nexcept Exception as why: print(type(why), why)", CODEC_POLICY="best")
+    done = under(
+        "try: load_file(os.path.join(packed, name))\nexcept Exception as why: print(type(why), why)",
+        CODEC_POLICY="best",
+    )
     assert done.stderr.count("CODEC_POLICY=best: not understood") == 1 and "rror" in done.stdout
     done = under("load_file(os.path.join(packed, name))", CODEC_BUDGET="1G", CODEC_VERBOSE="1")
     assert "CODEC_BUDGET: no such setting" in done.stderr
@@ -233,7 +238,12 @@ def test_silent_and_inert_until_a_store_is_mapped(under, shim):
     assert "codecllm" not in done.stderr
     raw = (under.model / "model.safetensors").stat().st_size
     code = "import os, sys; print(os.path.getsize(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, under.model / "model.safetensors"], env=clean_environment(LD_PRELOAD=shim), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, under.model / "model.safetensors"],
+        env=clean_environment(LD_PRELOAD=shim),
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == str(raw) and done.stderr == ""
 
 
@@ -244,7 +254,9 @@ def test_layouts_of_directories(under, rung, command, bard, tmp_path):
     shutil.copytree(bard, left)
     (pipe / "unet").mkdir()
     shutil.copy(bard / "model.safetensors", pipe / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    (left / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}')
+    (left / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}'
+    )
     shutil.copytree(bard, cut)
     (cut / "weights").mkdir()
     (cut / "model.safetensors").rename(cut / "weights" / "part.safetensors")

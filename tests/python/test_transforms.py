@@ -40,7 +40,9 @@ def with_bias(m, x):
 
 def forward_ad(m, x):
     with torch.autograd.forward_ad.dual_level():
-        return tuple(torch.autograd.forward_ad.unpack_dual(m(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))))
+        return tuple(
+            torch.autograd.forward_ad.unpack_dual(m(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))))
+        )
 
 
 def backward(call):
@@ -114,8 +116,12 @@ CASES = {
     "vmap of vmap": lambda m, x: vmap(vmap(m))(torch.stack([x, x + 1])),
     "grad of the bias": lambda m, x: grad(with_bias(m, x))({"bias": m.bias}),
     "grad of the bias for each sample": lambda m, x: vmap(lambda z: grad(with_bias(m, z))({"bias": m.bias}))(x),
-    "vmap over biases": lambda m, x: vmap(lambda b: functional_call(m, {"bias": b}, (x,)))(torch.stack([m.bias, m.bias + 1])),
-    "jvp of the bias": lambda m, x: jvp(lambda b: functional_call(m, {"bias": b}, (x,)), (m.bias,), (torch.ones_like(m.bias),)),
+    "vmap over biases": lambda m, x: vmap(lambda b: functional_call(m, {"bias": b}, (x,)))(
+        torch.stack([m.bias, m.bias + 1])
+    ),
+    "jvp of the bias": lambda m, x: jvp(
+        lambda b: functional_call(m, {"bias": b}, (x,)), (m.bias,), (torch.ones_like(m.bias),)
+    ),
     "a copy in a transform": lambda m, x: jacrev(copy.deepcopy(m))(x),
     "autograd's jacobian": lambda m, x: torch.autograd.functional.jacobian(m, x),
     "autograd's jacobian, vectorized": lambda m, x: torch.autograd.functional.jacobian(m, x, vectorize=True),

@@ -74,7 +74,13 @@ class Sampler(threading.Thread):
 
     def __init__(self, pid, exact=False):
         super().__init__(daemon=True)
-        self.pid, self.exact, self.interval_s, self.peak_bytes, self.samples = pid, exact, 0.05 if exact else 0.002, 0, 0
+        self.pid, self.exact, self.interval_s, self.peak_bytes, self.samples = (
+            pid,
+            exact,
+            0.05 if exact else 0.002,
+            0,
+            0,
+        )
         self.over = threading.Event()
 
     def run(self):

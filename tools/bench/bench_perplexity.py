@@ -26,7 +26,11 @@ if os.path.exists(os.path.join(BUILD, "lib", "libcws.so")):  # the build of this
 
 
 def find_command():
-    for path in (os.path.join(BUILD, "bin", "codecllm"), os.path.join(os.path.dirname(sys.executable), "codecllm"), shutil.which("codecllm")):
+    for path in (
+        os.path.join(BUILD, "bin", "codecllm"),
+        os.path.join(os.path.dirname(sys.executable), "codecllm"),
+        shutil.which("codecllm"),
+    ):
         if path and os.access(path, os.X_OK):
             return path
     sys.exit("bench_perplexity.py: the codecllm command was not found; build it, or pip install .")
@@ -96,7 +100,9 @@ def main():
         change, worst = value / plain - 1, max(e for _, _, e in rows)
         fine = abs(change) <= MOST_CHANGE.get(mode, 0.0)
         wrong += not fine
-        print(f"{mode:<9} {bits:>11.3f} {total:>11.5f} {worst:>12.5f} {value:>10.4f} {100 * change:>+8.3f} %{'' if fine else '  TOO MUCH'}")
+        print(
+            f"{mode:<9} {bits:>11.3f} {total:>11.5f} {worst:>12.5f} {value:>10.4f} {100 * change:>+8.3f} %{'' if fine else '  TOO MUCH'}"
+        )
         if args.tensors:
             for name, used, e in rows:
                 print(f"    {name:<48} {used:<9} {e:.5f}")

@@ -23,9 +23,15 @@ def parse_arguments():
     parser.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="default: %(default)s")
     parser.add_argument("--min-new-tokens", type=int, default=0, metavar="N", help="go on past an end of text")
     parser.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of torch (default: its own choice)")
-    parser.add_argument("--attention", default=None, metavar="NAME", help="transformers' attn_implementation (default: the model's)")
-    parser.add_argument("--seed", type=int, default=0, help="of torch, for models with random parts (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of torch (default: its own choice)"
+    )
+    parser.add_argument(
+        "--attention", default=None, metavar="NAME", help="transformers' attn_implementation (default: the model's)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of torch, for models with random parts (default: %(default)s)"
+    )
     parser.add_argument("--logits", metavar="FILE", help="write the logits of the prompt as raw bytes, for comparison")
     parser.add_argument("--report", metavar="FILE", help="write tokens and timings as JSON")
     return parser.parse_args()

@@ -75,7 +75,9 @@ def write_shard(path, tensors, generator):
             if len(shape) == 1:
                 values = torch.ones(shape, dtype=torch.bfloat16)
             else:
-                values = torch.empty(shape, dtype=torch.float32).normal_(0, 0.02, generator=generator).to(torch.bfloat16)
+                values = (
+                    torch.empty(shape, dtype=torch.float32).normal_(0, 0.02, generator=generator).to(torch.bfloat16)
+                )
             file.write(memoryview(values.view(torch.uint8).numpy()).cast("B"))
 
 
@@ -108,7 +110,9 @@ def main():
     parser = argparse.ArgumentParser(description="Make a model directory with random weights.")
     parser.add_argument("out", metavar="DIR")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b", help="default: %(default)s")
-    parser.add_argument("--shard-gb", type=float, default=0, metavar="N", help="shards of at most N GB (default: one file)")
+    parser.add_argument(
+        "--shard-gb", type=float, default=0, metavar="N", help="shards of at most N GB (default: one file)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--tokenizer", default=os.path.join(root, "tests", "models", "bard"), metavar="DIR")
     args = parser.parse_args()
@@ -138,7 +142,10 @@ def main():
     write_json(os.path.join(args.out, "config.json"), config(shape, args.tokenizer))
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(os.path.join(args.tokenizer, name), os.path.join(args.out, name))
-    print(f"{args.out}: {args.shape}, {total / 2e9:.2f} G parameters, {total / 1e9:.2f} GB, {len(shards)} file(s)", file=sys.stderr)
+    print(
+        f"{args.out}: {args.shape}, {total / 2e9:.2f} G parameters, {total / 1e9:.2f} GB, {len(shards)} file(s)",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

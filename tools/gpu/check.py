@@ -40,14 +40,22 @@ class DeviceMemory:
     @staticmethod
     def now():
         if shutil.which("nvidia-smi") is None:
-            sys.exit("check.py: there is no nvidia-smi, which tells how much device memory is in use; this check needs a GPU")
-        text = subprocess.run(["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+            sys.exit(
+                "check.py: there is no nvidia-smi, which tells how much device memory is in use; this check needs a GPU"
+            )
+        text = subprocess.run(
+            ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+        )
         return int(text.stdout.split()[0]) if text.returncode == 0 and text.stdout.split() else 0
 
     def __enter__(self):
         self.before = self.now()
         self.process = subprocess.Popen(
-            ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "50"], stdout=subprocess.PIPE, text=True
+            ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "50"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.thread = threading.Thread(target=self._read)
         self.thread.start()
@@ -76,10 +84,28 @@ def run(arguments, name, model, budget, tokens, strict=False):
         )  # fmt: skip
     if strict:
         environment["CODEC_STRICT"] = "1"
-    command = [sys.executable, os.path.join(ROOT, "tools", "examples", "infer.py"), "--model", model, "--device", "cuda", "--prompt", "ROMEO: what is it that you want?"]
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "tools", "examples", "infer.py"),
+        "--model",
+        model,
+        "--device",
+        "cuda",
+        "--prompt",
+        "ROMEO: what is it that you want?",
+    ]
     if arguments.attention:
         command += ["--attention", arguments.attention]
-    command += ["--max-new-tokens", str(tokens), "--min-new-tokens", str(tokens), "--logits", raw + ".logits", "--report", raw + ".json"]
+    command += [
+        "--max-new-tokens",
+        str(tokens),
+        "--min-new-tokens",
+        str(tokens),
+        "--logits",
+        raw + ".logits",
+        "--report",
+        raw + ".json",
+    ]
     if arguments.cold:
         drop_from_page_cache(model)
     for old in (raw + ".logits", raw + ".json"):
@@ -88,10 +114,18 @@ def run(arguments, name, model, budget, tokens, strict=False):
     begin = time.time()
     with DeviceMemory() as memory, open(stem + ".log", "w") as log:
         try:
-            code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=arguments.limit).returncode
+            code = subprocess.run(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=arguments.limit
+            ).returncode
         except subprocess.TimeoutExpired:
             code = "timeout"
-    result = {"name": name, "code": code, "wall_s": time.time() - begin, "peak_mib": memory.peak, "budget": budget or "-"}
+    result = {
+        "name": name,
+        "code": code,
+        "wall_s": time.time() - begin,
+        "peak_mib": memory.peak,
+        "budget": budget or "-",
+    }
     if code == 0:
         with open(raw + ".json") as file:
             result.update(json.load(file))
@@ -113,7 +147,15 @@ def drop_from_page_cache(directory):
 
 def offload_speed(model):
     """Tokens per second of accelerate's cpu_offload from the plain directory, 8 tokens; what it said where it failed."""
-    command = [sys.executable, os.path.join(ROOT, "tools", "gpu", "program.py"), "offload", "--model", model, "--tokens", "8"]
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "tools", "gpu", "program.py"),
+        "offload",
+        "--model",
+        model,
+        "--tokens",
+        "8",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     found = [line.split()[2] for line in done.stderr.splitlines() if line.startswith("figure tokens_per_s ")]
     return found[-1] if found else f"failed with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
@@ -142,7 +184,11 @@ def model_of(arguments, name):
     packed = os.path.join(arguments.work, name + ".packed")
     if not os.path.isdir(packed):
         begin = time.time()
-        subprocess.run([os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         print(f"{name}: packed in {time.time() - begin:.1f} s", flush=True)
     size = sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors"))
     return plain, packed, size
@@ -151,7 +197,15 @@ def model_of(arguments, name):
 def row(result, plain):
     same = "-"
     if result is not plain:
-        same = "FAILED" if result["code"] != 0 else "no run" if plain["code"] != 0 else "same" if (result["tokens"], result["logits"]) == (plain["tokens"], plain["logits"]) else "DIFFERS"
+        same = (
+            "FAILED"
+            if result["code"] != 0
+            else "no run"
+            if plain["code"] != 0
+            else "same"
+            if (result["tokens"], result["logits"]) == (plain["tokens"], plain["logits"])
+            else "DIFFERS"
+        )
     speed = result.get("tokens_per_s", 0)
     share = speed / plain["tokens_per_s"] if plain.get("tokens_per_s") else 0
     return (f"{result['name']:<24} {result['budget']:>8} {same:>8} {result['peak_mib']:>8} {speed:>9.2f} {share:>6.2f} "
@@ -169,7 +223,11 @@ def main():
     parser.add_argument("--attention", default="eager", help="as infer.py's; '' for the model's default")
     parser.add_argument("--limit", type=int, default=150, help="seconds for a run")
     parser.add_argument("--unpacked", action="store_true", help="run from the plain directory under the shim, too")
-    parser.add_argument("--strict", action="store_true", help="run with CODEC_STRICT=1, too: no kernel touches a weight that it did not name")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="run with CODEC_STRICT=1, too: no kernel touches a weight that it did not name",
+    )
     parser.add_argument("--offload", action="store_true", help="time accelerate's cpu_offload beside")
     parser.add_argument("--cold", action="store_true", help="start each run with the model out of the page cache")
     arguments = parser.parse_args()
@@ -177,7 +235,9 @@ def main():
     os.makedirs(arguments.work, exist_ok=True)
     failed = False
     print(f"link: {link_speed()} GB/s", flush=True)
-    table = [f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} {'wall s':>7}"]
+    table = [
+        f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} {'wall s':>7}"
+    ]
     for name in arguments.models.split(","):
         plain_dir, packed_dir, _ = model_of(arguments, name)
         plain = run(arguments, name + "-plain", plain_dir, None, arguments.tokens)
@@ -190,11 +250,20 @@ def main():
             print(table[-1], flush=True)
             failed |= "same" not in table[-1]
             if arguments.unpacked:
-                table.append(row(run(arguments, f"{name}-{budget}-unpacked", plain_dir, budget, arguments.tokens), plain))
+                table.append(
+                    row(run(arguments, f"{name}-{budget}-unpacked", plain_dir, budget, arguments.tokens), plain)
+                )
                 print(table[-1], flush=True)
                 failed |= "same" not in table[-1]
         if arguments.strict:
-            table.append(row(run(arguments, f"{name}-{budgets[0]}-strict", packed_dir, budgets[0], arguments.tokens, strict=True), plain))
+            table.append(
+                row(
+                    run(
+                        arguments, f"{name}-{budgets[0]}-strict", packed_dir, budgets[0], arguments.tokens, strict=True
+                    ),
+                    plain,
+                )
+            )
             print(table[-1], flush=True)
             failed |= "same" not in table[-1]
         if arguments.offload:

@@ -155,8 +155,19 @@ def turns(args):
                 warm.add(what)
             loop_ms = loop()
             moments, results = work[what](int(count))
-            sha = hashlib.sha256(b"".join(result.cpu().contiguous().view(torch.uint8).numpy().tobytes() for result in results)).hexdigest()
-            print(json.dumps({"ms": [1e3 * (b - a) for a, b in zip(moments, moments[1:])], "digest": sha[:24], "loop_ms": loop_ms}), flush=True)
+            sha = hashlib.sha256(
+                b"".join(result.cpu().contiguous().view(torch.uint8).numpy().tobytes() for result in results)
+            ).hexdigest()
+            print(
+                json.dumps(
+                    {
+                        "ms": [1e3 * (b - a) for a, b in zip(moments, moments[1:])],
+                        "digest": sha[:24],
+                        "loop_ms": loop_ms,
+                    }
+                ),
+                flush=True,
+            )
 
 
 def offload(args):
@@ -238,7 +249,13 @@ def growing(args):
     """A cache of keys and values that grows until it takes --cache-mb: weights must give way."""
     model = load_model(args)
     config = model.config
-    kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    kv_bytes = (
+        2
+        * 2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (config.hidden_size // config.num_attention_heads)
+    )
     steps, length = 12, 64
     sequences = max(1, int(args.cache_mb * 2**20 / (kv_bytes * steps * length)))
     cache = None
@@ -296,10 +313,14 @@ def graph(args):
     ids = prompt(args)
     cache = StaticCache(config=model.config, max_cache_len=128)
     with torch.inference_mode():
-        out = model(ids, use_cache=True, past_key_values=cache, cache_position=torch.arange(ids.shape[1], device=args.device))
+        out = model(
+            ids, use_cache=True, past_key_values=cache, cache_position=torch.arange(ids.shape[1], device=args.device)
+        )
         token = out.logits[:, -1:].argmax(-1)
         position = torch.tensor([ids.shape[1]], device=args.device)
-        step = lambda: model(token, use_cache=True, past_key_values=cache, cache_position=position, position_ids=position[None])  # noqa: E731
+        step = lambda: model(
+            token, use_cache=True, past_key_values=cache, cache_position=position, position_ids=position[None]
+        )  # noqa: E731
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -415,7 +436,9 @@ def random_walk(args):
                 tensors[name] = weight.cpu().to(args.device)
                 del weight
             elif kind == 7:
-                kept.append((f"{step} {name} big", (torch.ones(chance.randrange(1, 64) << 18, device=args.device) * step).sum()))
+                kept.append(
+                    (f"{step} {name} big", (torch.ones(chance.randrange(1, 64) << 18, device=args.device) * step).sum())
+                )
             elif kind == 8 and cuda:
                 captured = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(captured, stream=stream):
@@ -428,7 +451,9 @@ def random_walk(args):
                 del captured, out  # not while the next one is captured: PyTorch's cudaMallocAsync backend refuses that
             else:
                 sums = []
-                worker = threading.Thread(target=lambda: sums.append(weight.view(torch.int16).sum(dtype=torch.int64).cpu()))
+                worker = threading.Thread(
+                    target=lambda: sums.append(weight.view(torch.int16).sum(dtype=torch.int64).cpu())
+                )
                 worker.start()
                 worker.join()
                 kept.append((f"{step} {name} thread", sums[0]))
@@ -455,7 +480,9 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--context", type=int, default=2048, help="turns: tokens of each of the four prompts of a prefill")
+    parser.add_argument(
+        "--context", type=int, default=2048, help="turns: tokens of each of the four prompts of a prefill"
+    )
     parser.add_argument("--attention", default="", help="turns: transformers' attn_implementation")
     parser.add_argument("--cache-mb", type=float, default=64)
     parser.add_argument("--hog-mb", type=float, default=4096)

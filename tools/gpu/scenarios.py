@@ -59,16 +59,31 @@ def environment(arguments, budget, backend="backend:cudaMallocAsync"):
 class Run:
     """What one program did: exit status, facts (stdout), figures, talk (stderr)."""
 
-    def __init__(self, arguments, name, model, budget, scenario, options, interrupt=False, backend="backend:cudaMallocAsync", pin=None):
+    def __init__(
+        self,
+        arguments,
+        name,
+        model,
+        budget,
+        scenario,
+        options,
+        interrupt=False,
+        backend="backend:cudaMallocAsync",
+        pin=None,
+    ):
         environment_of_run = environment(arguments, int(budget or 0), backend)
-        if arguments.device == "cuda" and scenario == "random_walk":  # what PyTorch refuses with this backend is not ours
+        if (
+            arguments.device == "cuda" and scenario == "random_walk"
+        ):  # what PyTorch refuses with this backend is not ours
             environment_of_run["PYTORCH_ALLOC_CONF"] = backend
         if pin:
             environment_of_run["CODEC_PIN"] = pin
         command = [sys.executable, PROGRAM, scenario, "--model", model, "--device", arguments.device, *options]
         begin = time.monotonic()
         self.name = name
-        process = subprocess.Popen(command, env=environment_of_run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+        process = subprocess.Popen(
+            command, env=environment_of_run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
         try:
             if interrupt:
                 first = process.stdout.readline()
@@ -94,7 +109,11 @@ class Run:
 
 def reason(run):
     """The lines on stderr that say why a program ended, without the counters at its end."""
-    said = [line for line in run.talk.splitlines() if "Error" in line or (line.startswith("codecllm: ") and not line.startswith("codecllm:  "))]
+    said = [
+        line
+        for line in run.talk.splitlines()
+        if "Error" in line or (line.startswith("codecllm: ") and not line.startswith("codecllm:  "))
+    ]
     return " / ".join(line for line in said[-4:] if "paging of" not in line)
 
 
@@ -119,9 +138,21 @@ def make_model(arguments, shape):
     packed = plain + ".packed"
     if not os.path.isdir(packed):
         if not os.path.isdir(plain):
-            subprocess.run([sys.executable, os.path.join(ROOT, "tools", "examples", "make_model.py"), "--shape", shape, plain], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed], check=True, stderr=subprocess.DEVNULL)
-    return plain, packed, sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors"))
+            subprocess.run(
+                [sys.executable, os.path.join(ROOT, "tools", "examples", "make_model.py"), "--shape", shape, plain],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        subprocess.run(
+            [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
+    return (
+        plain,
+        packed,
+        sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors")),
+    )
 
 
 def damage(arguments, packed, kind):
@@ -160,14 +191,20 @@ def errors(arguments, plain, packed, size):
 
     def interrupted():
         run = Run(arguments, "interrupted", packed, budget, "interrupted", [], interrupt=True)
-        return run, None if run.code in (1, -2, 130) and "KeyboardInterrupt" in run.talk else f"exit {run.code} on SIGINT"
+        return run, None if run.code in (
+            1,
+            -2,
+            130,
+        ) and "KeyboardInterrupt" in run.talk else f"exit {run.code} on SIGINT"
 
     def convert():
         run = Run(arguments, "convert", packed, budget, "convert", [])
         same = compare(Run(arguments, "convert plain", plain, None, "convert", []), run)
         # What does not fit may be PyTorch's own (OutOfMemoryError) or a workspace of cuBLAS (RuntimeError: CUBLAS_STATUS_ALLOC_FAILED).
         return run, same if run.code == 0 else loud(run, "codecllm", "dtype") and (
-            loud(run, "codecllm", "CODEC_VRAM_BUDGET", "least") or (loud(run, "OutOfMemoryError") and loud(run, "CUBLAS_STATUS_ALLOC_FAILED")))
+            loud(run, "codecllm", "CODEC_VRAM_BUDGET", "least")
+            or (loud(run, "OutOfMemoryError") and loud(run, "CUBLAS_STATUS_ALLOC_FAILED"))
+        )
 
     def too_much():
         run = Run(arguments, "too much", packed, budget, "too_much", ["--hog-mb", str(budget // MIB)])
@@ -180,7 +217,15 @@ def errors(arguments, plain, packed, size):
 
     def pinned():
         # The weight that it reaches so (the first matrix by name), and what may come before it in other shapes: all would not fit.
-        run = Run(arguments, "hidden pointer pinned", packed, budget, "hidden", [], pin="lm_head.weight,model.embed_tokens.weight")
+        run = Run(
+            arguments,
+            "hidden pointer pinned",
+            packed,
+            budget,
+            "hidden",
+            [],
+            pin="lm_head.weight,model.embed_tokens.weight",
+        )
         return run, compare(Run(arguments, "hidden pointer plain", plain, None, "hidden", []), run)
 
     def graph_too_large():
@@ -188,12 +233,36 @@ def errors(arguments, plain, packed, size):
         return run, loud(run, "codecllm")
 
     def reduce_overhead():
-        run = Run(arguments, "reduce-overhead native", packed, 1.5 * size + 256 * MIB, "reduce_overhead", [], backend="backend:native")
+        run = Run(
+            arguments,
+            "reduce-overhead native",
+            packed,
+            1.5 * size + 256 * MIB,
+            "reduce_overhead",
+            [],
+            backend="backend:native",
+        )
         return run, compare(Run(arguments, "reduce-overhead plain", plain, None, "reduce_overhead", []), run)
 
-    everywhere = [lambda: damaged("truncated", "model.safetensors"), lambda: damaged("corrupt", "model.safetensors", 'tensor "', "offset"), interrupted, convert]
-    return everywhere if arguments.device != "cuda" else [
-        reduce_overhead, *everywhere, too_much, lambda: hidden([]), lambda: hidden(["--write"]), pinned, graph_too_large]
+    everywhere = [
+        lambda: damaged("truncated", "model.safetensors"),
+        lambda: damaged("corrupt", "model.safetensors", 'tensor "', "offset"),
+        interrupted,
+        convert,
+    ]
+    return (
+        everywhere
+        if arguments.device != "cuda"
+        else [
+            reduce_overhead,
+            *everywhere,
+            too_much,
+            lambda: hidden([]),
+            lambda: hidden(["--write"]),
+            pinned,
+            graph_too_large,
+        ]
+    )
 
 
 def same(arguments, name):
@@ -213,8 +282,11 @@ def shape_of(arguments, scenario):
 def check(arguments):
     """The table's rows. Runs of different scenarios go beside each other: none of them times anything, and each has its own process."""
     wanted = arguments.only.split(",") if arguments.only else None
-    names = [name for name, (scenario, _, _, needs_gpu) in SAME.items()
-             if (arguments.device == "cuda" or not needs_gpu) and (not wanted or scenario in wanted)]
+    names = [
+        name
+        for name, (scenario, _, _, needs_gpu) in SAME.items()
+        if (arguments.device == "cuda" or not needs_gpu) and (not wanted or scenario in wanted)
+    ]
     cases = [functools.partial(same, arguments, name) for name in names]
     for shape in {shape_of(arguments, SAME[name][0]) for name in names}:  # before anyone else would make them, too
         make_model(arguments, shape)
@@ -224,7 +296,14 @@ def check(arguments):
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for done in concurrent.futures.as_completed([pool.submit(case) for case in cases]):
             run, wrong, *seconds = done.result()
-            rows.append((run.name, "as it should be" if wrong is None else "WRONG: " + wrong, f"{run.seconds:.1f}", f"{seconds[0]:.1f}" if seconds else "-"))
+            rows.append(
+                (
+                    run.name,
+                    "as it should be" if wrong is None else "WRONG: " + wrong,
+                    f"{run.seconds:.1f}",
+                    f"{seconds[0]:.1f}" if seconds else "-",
+                )
+            )
             print(" | ".join(rows[-1]), flush=True)
     return rows
 
@@ -245,7 +324,14 @@ def stress(arguments):
         without = Run(arguments, f"walk {seed} plain", plain, None, "random_walk", options)
         paged = Run(arguments, f"walk {seed}", packed, budget, "random_walk", options)
         wrong = compare(without, paged)
-        rows.append((f"walk {seed} {shape} {budget / MIB:.0f}M", "as it should be" if wrong is None else "WRONG: " + wrong, f"{paged.seconds:.1f}", f"{without.seconds:.1f}"))
+        rows.append(
+            (
+                f"walk {seed} {shape} {budget / MIB:.0f}M",
+                "as it should be" if wrong is None else "WRONG: " + wrong,
+                f"{paged.seconds:.1f}",
+                f"{without.seconds:.1f}",
+            )
+        )
         print(" | ".join(rows[-1]), flush=True)
     return rows
 
@@ -260,7 +346,12 @@ def main():
     parser.add_argument("--only", help="scenarios by name, comma-separated; 'errors' for the promised errors")
     parser.add_argument("--stress", type=float, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
-    parser.add_argument("--jobs", type=int, default=max(1, min(4, (os.cpu_count() or 1) // 4)), help="scenarios beside each other (%(default)s here)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=max(1, min(4, (os.cpu_count() or 1) // 4)),
+        help="scenarios beside each other (%(default)s here)",
+    )
     parser.add_argument("--limit", type=float, default=120, help="seconds for a run")
     arguments = parser.parse_args()
     os.makedirs(arguments.out, exist_ok=True)
@@ -268,7 +359,9 @@ def main():
     open(os.path.join(arguments.out, "runs.log"), "w").close()
     rows = stress(arguments) if arguments.stress else check(arguments)
     width = max((len(row[0]) for row in rows), default=4)
-    table = [f"{'run':<{width}}  {'paged s':>8}  {'plain s':>8}  result"] + [f"{n:<{width}}  {s:>8}  {p:>8}  {r}" for n, r, s, p in rows]
+    table = [f"{'run':<{width}}  {'paged s':>8}  {'plain s':>8}  result"] + [
+        f"{n:<{width}}  {s:>8}  {p:>8}  {r}" for n, r, s, p in rows
+    ]
     print("\n".join(table))
     with open(os.path.join(arguments.out, "scenarios.txt"), "w") as file:
         file.write("\n".join(table) + "\n")

@@ -26,9 +26,26 @@ class Worker:
     def __init__(self, arguments, name, model, budget):
         self.name, self.ms, self.means, self.loops = name, {}, {}, []
         self.log = open(os.path.join(arguments.out, f"{name}.log"), "w")
-        command = [sys.executable, scenarios.PROGRAM, "turns", "--model", model, "--device", arguments.device, "--context", str(arguments.context), "--attention", arguments.attention]
+        command = [
+            sys.executable,
+            scenarios.PROGRAM,
+            "turns",
+            "--model",
+            model,
+            "--device",
+            arguments.device,
+            "--context",
+            str(arguments.context),
+            "--attention",
+            arguments.attention,
+        ]
         self.process = subprocess.Popen(
-            command, env=scenarios.environment(arguments, budget), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+            command,
+            env=scenarios.environment(arguments, budget),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
         )
 
     def answer(self):
@@ -62,7 +79,9 @@ def ratios(worker, plain, what):
 def table(workers, kinds):
     plain, lines = workers[0], []
     for what, words in kinds.items():
-        lines.append(f"{words:<28} {'ms':>9} {'of plain time':>14} {'middle half':>16} {'share of speed':>15} {'python loop ms':>15}")
+        lines.append(
+            f"{words:<28} {'ms':>9} {'of plain time':>14} {'middle half':>16} {'share of speed':>15} {'python loop ms':>15}"
+        )
         for worker in workers:
             line = f"{worker.name:<28} {statistics.median(worker.ms[what]):>9.3f}"
             if worker is not plain:

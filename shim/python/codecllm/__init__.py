@@ -111,7 +111,9 @@ def __getattr__(name):
         try:
             import torch  # noqa: F401
         except ImportError as why:
-            raise Error(f"codecllm.{name} needs PyTorch, which cannot be imported ({why}); install it: pip install torch") from None
+            raise Error(
+                f"codecllm.{name} needs PyTorch, which cannot be imported ({why}); install it: pip install torch"
+            ) from None
         return getattr(import_module("codecllm." + _WITH_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

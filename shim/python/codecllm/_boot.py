@@ -161,7 +161,9 @@ def boot():
         return _off(f"{shim} is missing; install the package again")
     preload, directory = shim, None
     if ":" in shim or (" " in shim and ";" in shim):
-        return _off(f"neither LD_PRELOAD nor LD_LIBRARY_PATH can hold the path {shim}; install into one without colon and semicolon")
+        return _off(
+            f"neither LD_PRELOAD nor LD_LIBRARY_PATH can hold the path {shim}; install into one without colon and semicolon"
+        )
     if " " in shim:  # LD_PRELOAD cannot hold it: the library is named alone, and found through LD_LIBRARY_PATH
         directory, preload = os.path.split(shim)
     if not _is_interpreter():

@@ -155,7 +155,9 @@ class Store:
         if path is not None:
             code = self._lib.codecllm_open(os.fsencode(path), ctypes.byref(handle), ctypes.byref(err))
         else:
-            code = self._lib.codecllm_open_memory(address, nbytes, b"compressed tensor", ctypes.byref(handle), ctypes.byref(err))
+            code = self._lib.codecllm_open_memory(
+                address, nbytes, b"compressed tensor", ctypes.byref(handle), ctypes.byref(err)
+            )
         _check(code, err)
         self._handle = handle.value
         self._by_name: Optional[Dict[str, Info]] = None
@@ -210,7 +212,10 @@ class Store:
     def entropy(self, index: int) -> Tuple[float, float]:
         """(bits per symbol of order-0 entropy, bits per weight stored beside it uncoded) of a coded tensor."""
         bits, plain, err = ctypes.c_double(), ctypes.c_double(), _CError()
-        _check(self._lib.codecllm_entropy(self.handle, index, ctypes.byref(bits), ctypes.byref(plain), ctypes.byref(err)), err)
+        _check(
+            self._lib.codecllm_entropy(self.handle, index, ctypes.byref(bits), ctypes.byref(plain), ctypes.byref(err)),
+            err,
+        )
         return bits.value, plain.value
 
     def extract(self, index: int) -> "Block":
@@ -279,7 +284,9 @@ def unpack(address: int, nbytes: int, to: int, to_nbytes: int, jobs: int = 0) ->
     _check(library().codecllm_unpack(address, nbytes, jobs, to, to_nbytes, ctypes.byref(err)), err)
 
 
-def _job(sources: Sequence[Source], metadata: Optional[Mapping[str, str]], mode: str, jobs: int, keep: List[Any]) -> _CJob:
+def _job(
+    sources: Sequence[Source], metadata: Optional[Mapping[str, str]], mode: str, jobs: int, keep: List[Any]
+) -> _CJob:
     """keep: holds what the job points to."""
     inputs = (_CInput * max(len(sources), 1))()
     for slot, s in zip(inputs, sources):
@@ -305,7 +312,11 @@ def pack_memory(sources: Iterable[Source], mode: str, jobs: int = 0) -> Block:
 
 
 def pack_file(
-    path: "os.PathLike[str] | str", sources: Iterable[Source], metadata: Optional[Mapping[str, str]], mode: str, jobs: int = 0
+    path: "os.PathLike[str] | str",
+    sources: Iterable[Source],
+    metadata: Optional[Mapping[str, str]],
+    mode: str,
+    jobs: int = 0,
 ) -> None:
     """The tensors as a packed file, which appears whole or not at all."""
     keep: List[Any] = []

@@ -9,7 +9,16 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 import torch
 
 from codecllm import Error, _library
-from codecllm.tensor import TENSOR_NAME, CompressedTensor, block_tensor, dtype_name, file_shape, host_source, torch_dtype, torch_shape
+from codecllm.tensor import (
+    TENSOR_NAME,
+    CompressedTensor,
+    block_tensor,
+    dtype_name,
+    file_shape,
+    host_source,
+    torch_dtype,
+    torch_shape,
+)
 
 Path = Union[str, "os.PathLike[str]"]
 Device = Union[str, int, torch.device, None]
@@ -33,7 +42,11 @@ def _error_class(also: type = Exception) -> type:
     except ImportError:
         SafetensorError = Error
     bases = [Error] + [c for c in (SafetensorError, also) if not issubclass(Error, c)]
-    return type("PackedFileError", tuple(bases), {"__module__": __name__, "__doc__": "A packed file cannot be used as it was asked for."})
+    return type(
+        "PackedFileError",
+        tuple(bases),
+        {"__module__": __name__, "__doc__": "A packed file cannot be used as it was asked for."},
+    )
 
 
 def _numpy_type(info: _library.Info) -> Any:
@@ -95,14 +108,20 @@ class PackedFile:
     def __init__(self, path: Path, framework: str = "pt", device: Device = "cpu"):
         self._path = os.fspath(path)
         if framework not in _FRAMEWORKS:
-            raise _error_class()(f"{self._path}: framework {framework!r} is not supported for packed files; use 'pt' or 'np'")
+            raise _error_class()(
+                f"{self._path}: framework {framework!r} is not supported for packed files; use 'pt' or 'np'"
+            )
         self.framework = _FRAMEWORKS[framework]
         try:
-            self._device = torch.device("cpu" if device is None else f"cuda:{device}" if type(device) is int else device)
+            self._device = torch.device(
+                "cpu" if device is None else f"cuda:{device}" if type(device) is int else device
+            )
         except (RuntimeError, TypeError):
             raise _error_class()(f"{self._path}: device {device!r} is invalid") from None
         if self.framework == "np" and self._device.type != "cpu":
-            raise _error_class()(f"{self._path}: device {device!r} is not supported for framework {framework!r}, whose arrays are on the CPU")
+            raise _error_class()(
+                f"{self._path}: device {device!r} is not supported for framework {framework!r}, whose arrays are on the CPU"
+            )
         self._store: Optional[_library.Store] = _library.Store(path)
 
     def __enter__(self) -> "PackedFile":
@@ -271,4 +290,13 @@ def _named_class(directory: Path, transformers: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-__all__ = ["CompressedTensor", "PackedFile", "PackedSlice", "TENSOR_NAME", "from_pretrained", "load_file", "safe_open", "save_file"]
+__all__ = [
+    "CompressedTensor",
+    "PackedFile",
+    "PackedSlice",
+    "TENSOR_NAME",
+    "from_pretrained",
+    "load_file",
+    "safe_open",
+    "save_file",
+]

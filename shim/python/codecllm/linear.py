@@ -29,7 +29,9 @@ class _Times(torch.autograd.Function):
     one. A derivative is another product with w."""
 
     @staticmethod
-    def forward(x: torch.Tensor, bias: Optional[torch.Tensor], packed: torch.Tensor, layer: "_Compressed", transposed: bool) -> torch.Tensor:
+    def forward(
+        x: torch.Tensor, bias: Optional[torch.Tensor], packed: torch.Tensor, layer: "_Compressed", transposed: bool
+    ) -> torch.Tensor:
         w = layer.decoded(packed)
         return F.linear(x, w, bias) if transposed else x.matmul(w.to(x.dtype))
 
@@ -43,7 +45,11 @@ class _Times(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         (packed,) = ctx.saved_tensors
-        of_x = _Times.apply(g, None, packed, ctx.layer, not ctx.transposed).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        of_x = (
+            _Times.apply(g, None, packed, ctx.layer, not ctx.transposed).to(ctx.dtype)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         of_bias = g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[1] else None
         return of_x, of_bias, None, None, None
 
@@ -56,7 +62,13 @@ class _Times(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, x: torch.Tensor, bias: Optional[torch.Tensor], packed: torch.Tensor, layer: "_Compressed", transposed: bool
+        info: Any,
+        in_dims: Any,
+        x: torch.Tensor,
+        bias: Optional[torch.Tensor],
+        packed: torch.Tensor,
+        layer: "_Compressed",
+        transposed: bool,
     ) -> Any:
         """As torch batches nn.Linear, so that the bits are the same."""
         if in_dims[2] is not None:
@@ -78,7 +90,9 @@ class _Compressed(nn.Module):
         super().__init__()
         self.register_buffer("weight_packed", weight.packed)
         self._compressed: Optional[CompressedTensor] = weight
-        self.compute_dtype: torch.dtype = weight.dtype  #: of the decoded weight; .half() and the like change it, never what is stored
+        self.compute_dtype: torch.dtype = (
+            weight.dtype
+        )  #: of the decoded weight; .half() and the like change it, never what is stored
         self.mode = mode  #: that plain weights are compressed with when they are loaded
 
     @property
@@ -104,7 +118,9 @@ class _Compressed(nn.Module):
         if is_recorded() or packed.is_meta:
             return torch.ops.codecllm.decode(packed, self._shape(), self.compute_dtype)
         known = self._compressed
-        return (known if known is not None and known.packed is packed else CompressedTensor(packed)).decompress(dtype=self.compute_dtype)
+        return (known if known is not None and known.packed is packed else CompressedTensor(packed)).decompress(
+            dtype=self.compute_dtype
+        )
 
     def _weight_for_call(self) -> torch.Tensor:
         if self._is_recorded():
@@ -146,7 +162,9 @@ class _Compressed(nn.Module):
             state_dict.pop(key, None)
             missing_keys.append(key)
             return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self._compressed = None
         if key in state_dict:
             self.compute_dtype = self.compressed.dtype if self.compute_dtype == new.dtype else self.compute_dtype
@@ -169,7 +187,9 @@ class CompressedLinear(_Compressed):
 
     def __init__(self, weight: CompressedTensor, bias: Optional[torch.Tensor] = None, mode: Optional[str] = None):
         if weight.dim() != 2 or not weight.dtype.is_floating_point:
-            raise Error(f"the weight of a linear layer has 2 dimensions and a float dtype, not shape {tuple(weight.shape)} and {weight.dtype}")
+            raise Error(
+                f"the weight of a linear layer has 2 dimensions and a float dtype, not shape {tuple(weight.shape)} and {weight.dtype}"
+            )
         super().__init__(weight, mode or weight.mode)
         self.out_features, self.in_features = weight.shape
         if bias is not None and not isinstance(bias, nn.Parameter):

@@ -54,18 +54,29 @@ class CompressionReport:
 
     def to_json(self) -> str:
         """One JSON object: the fields, the layers, and logical_bytes, stored_bytes, ratio."""
-        return json.dumps({**asdict(self), "logical_bytes": self.logical_bytes, "stored_bytes": self.stored_bytes, "ratio": self.ratio})
+        return json.dumps(
+            {
+                **asdict(self),
+                "logical_bytes": self.logical_bytes,
+                "stored_bytes": self.stored_bytes,
+                "ratio": self.ratio,
+            }
+        )
 
     def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers] + [9])
-        lines = [f"{'layer':<{width}}  {'mode':<8}  {'shape':>14}  {'bytes':>12}  {'packed':>12}  {'ratio':>6}  {'bits/w':>6}"]
+        lines = [
+            f"{'layer':<{width}}  {'mode':<8}  {'shape':>14}  {'bytes':>12}  {'packed':>12}  {'ratio':>6}  {'bits/w':>6}"
+        ]
         for x in self.layers:
             lines.append(
                 f"{x.name:<{width}}  {x.mode:<8}  {'x'.join(map(str, x.shape)):>14}  {x.logical_bytes:>12,}  {x.stored_bytes:>12,}  "
                 f"{x.ratio:>6.3f}  {x.bits_per_weight:>6.2f}"
             )
         lines += [f"kept: {name}: {why}" for name, why in self.kept.items()]
-        lines.append(f"{len(self.layers)} layers: {_mib(self.logical_bytes)} -> {_mib(self.stored_bytes)}, ratio {self.ratio:.3f}")
+        lines.append(
+            f"{len(self.layers)} layers: {_mib(self.logical_bytes)} -> {_mib(self.stored_bytes)}, ratio {self.ratio:.3f}"
+        )
         lines.append(
             f"whole model: {_mib(self.model_bytes_before)} -> {_mib(self.model_bytes_after)}, ratio "
             f"{self.model_bytes_before / max(self.model_bytes_after, 1):.3f}, {self.seconds:.1f} s"
@@ -79,7 +90,9 @@ def _mib(n: int) -> str:
 
 def model_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers; what is shared counts once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
+    }
     return sum(storages.values())
 
 
@@ -123,7 +136,9 @@ class _Progress:
             try:
                 from tqdm import tqdm
 
-                self.bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="Compressing", file=sys.stderr)
+                self.bar = tqdm(
+                    total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="Compressing", file=sys.stderr
+                )
             except ImportError:
                 pass
 
@@ -140,7 +155,9 @@ class _Progress:
             self.bar.close()
 
 
-def _candidates(model: nn.Module, skip: Sequence[str], embeddings: bool, kept: Dict[str, str]) -> Iterator[Tuple[str, nn.Module]]:
+def _candidates(
+    model: nn.Module, skip: Sequence[str], embeddings: bool, kept: Dict[str, str]
+) -> Iterator[Tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         linear, embedding = isinstance(module, nn.Linear), isinstance(module, nn.Embedding) and embeddings
         if not linear and not embedding:
@@ -202,7 +219,15 @@ def compress_model(
                 new = CompressedEmbedding(packed, module.padding_idx, mode)
             set_module(model, name, new.train(module.training))
             report.layers.append(
-                Layer(name, packed.mode, tuple(packed.shape), packed.logical_nbytes, packed.nbytes, packed.ratio, packed.bits_per_weight)
+                Layer(
+                    name,
+                    packed.mode,
+                    tuple(packed.shape),
+                    packed.logical_nbytes,
+                    packed.nbytes,
+                    packed.ratio,
+                    packed.bits_per_weight,
+                )
             )
             if uses[id(weight)] > 1:
                 shared[id(weight)] = packed
@@ -226,4 +251,6 @@ def _explain_tied(model: nn.Module, compressed: List[Any], report: CompressionRe
     tied = getattr(model, "_tied_weights_keys", None)
     names = {layer.name + ".weight" for layer in report.layers}
     for name in sorted(names & set(tied or ())):
-        report.kept[name.rpartition(".")[0]] = "compressed, but tied to a weight that was not: it takes memory twice; add it to skip"
+        report.kept[name.rpartition(".")[0]] = (
+            "compressed, but tied to a weight that was not: it takes memory twice; add it to skip"
+        )

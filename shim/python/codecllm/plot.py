@@ -48,7 +48,9 @@ class Trace:
 
     end: float = 0.0
     tensors: Dict[str, int] = field(default_factory=dict)  #: bytes of each
-    changes: List[Tuple[float, str, int]] = field(default_factory=list)  #: (time, tensor, bytes more in memory), in order
+    changes: List[Tuple[float, str, int]] = field(
+        default_factory=list
+    )  #: (time, tensor, bytes more in memory), in order
     memory: List[Tuple[float, int, int]] = field(default_factory=list)  #: (time, weights, of these written)
     read: List[Tuple[float, int]] = field(default_factory=list)  #: (time, stored bytes)
     waited: List[float] = field(default_factory=list)  #: a use found the weight missing
@@ -160,16 +162,34 @@ def draw(trace: Trace, title: str, path: str) -> None:
     lost = f"; {trace.lost} events were lost" if trace.lost else ""
     figure.suptitle(f"{title}: {len(names)} tensors, {end:.2f} s{lost}", fontsize=13)
 
-    picture = heat.imshow(rows, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1, extent=(0, end, len(names), 0))
+    picture = heat.imshow(
+        rows, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1, extent=(0, end, len(names), 0)
+    )
     figure.colorbar(picture, ax=heat, label="share of the tensor in memory", pad=0.01)
     step = max(1, -(-len(names) // LABELS_MOST))
     heat.set_yticks([i + 0.5 for i in range(0, len(names), step)], names[::step], fontsize=6)
-    heat.set_title("Each row is a tensor. Blue: its weights are decoded, in memory. White: only the compressed file has them.", fontsize=10, loc="left")
+    heat.set_title(
+        "Each row is a tensor. Blue: its weights are decoded, in memory. White: only the compressed file has them.",
+        fontsize=10,
+        loc="left",
+    )
 
     times = [at for at, _, _ in trace.memory]
-    memory.step(times, [weights / MIB for _, weights, _ in trace.memory], where="post", color="tab:blue", label="decoded weights")
+    memory.step(
+        times,
+        [weights / MIB for _, weights, _ in trace.memory],
+        where="post",
+        color="tab:blue",
+        label="decoded weights",
+    )
     if any(fixed for _, _, fixed in trace.memory):
-        memory.step(times, [fixed / MIB for _, _, fixed in trace.memory], where="post", color="tab:red", label="cannot be dropped")
+        memory.step(
+            times,
+            [fixed / MIB for _, _, fixed in trace.memory],
+            where="post",
+            color="tab:red",
+            label="cannot be dropped",
+        )
     memory.set(ylabel="MiB", ylim=(0, None))
     memory.set_title("Memory that the decoded weights take", fontsize=10, loc="left")
     memory.legend(fontsize=8, loc="lower right")
@@ -177,14 +197,22 @@ def draw(trace: Trace, title: str, path: str) -> None:
     bins, edges = 120, [end * i / 120 for i in range(121)]
     link.stairs([v / 1e6 for v in per_second(trace.read, end, bins)], edges, fill=True, color="tab:green")
     link.set(ylabel="MB/s", ylim=(0, None))
-    link.set_title(f"Compressed bytes read: {sum(size for _, size in trace.read) / MIB:.1f} MiB in all", fontsize=10, loc="left")
+    link.set_title(
+        f"Compressed bytes read: {sum(size for _, size in trace.read) / MIB:.1f} MiB in all", fontsize=10, loc="left"
+    )
 
     ready = [bisect.bisect(trace.ready, b) - bisect.bisect(trace.ready, a) for a, b in zip(edges, edges[1:])]
     waited = [bisect.bisect(trace.waited, b) - bisect.bisect(trace.waited, a) for a, b in zip(edges, edges[1:])]
-    hits.stairs([r + w for r, w in zip(ready, waited)], edges, fill=True, color="tab:orange", label="the program had to wait")
+    hits.stairs(
+        [r + w for r, w in zip(ready, waited)], edges, fill=True, color="tab:orange", label="the program had to wait"
+    )
     hits.stairs(ready, edges, fill=True, color="tab:gray", label="ready before it was needed")
     hits.set(ylabel="pieces", xlabel="seconds since the first event", xlim=(0, end), ylim=(0, None))
-    hits.set_title(f"Hit rate: {100 * trace.share_ready():.1f} % of the pieces were ready before the program needed them", fontsize=10, loc="left")
+    hits.set_title(
+        f"Hit rate: {100 * trace.share_ready():.1f} % of the pieces were ready before the program needed them",
+        fontsize=10,
+        loc="left",
+    )
     hits.legend(fontsize=8, loc="upper right")
 
     for axes in (heat, memory, link, hits):

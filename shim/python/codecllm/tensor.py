@@ -24,7 +24,7 @@ TENSOR_NAME = "tensor"  # of the one tensor in the store that a CompressedTensor
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """"BF16" for torch.bfloat16. Raises codecllm.Error for a dtype that safetensors files cannot hold here."""
+    """ "BF16" for torch.bfloat16. Raises codecllm.Error for a dtype that safetensors files cannot hold here."""
     try:
         return NAMES[dtype]
     except KeyError:
@@ -44,7 +44,9 @@ def torch_shape(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
     if name != "F4":
         return shape
     if not shape or shape[-1] % 2:
-        raise Error(f"a tensor of F4 with shape {list(shape)} is none in torch, where two share a byte: the last dimension must be even")
+        raise Error(
+            f"a tensor of F4 with shape {list(shape)} is none in torch, where two share a byte: the last dimension must be even"
+        )
     return (*shape[:-1], shape[-1] // 2)
 
 
@@ -171,7 +173,9 @@ class CompressedTensor:
         if out is not None:
             with torch.no_grad():
                 return out if decoded is out else out.copy_(decoded)
-        return decoded.to(device=self.packed.device if device is None else device, dtype=self.dtype if dtype is None else dtype)
+        return decoded.to(
+            device=self.packed.device if device is None else device, dtype=self.dtype if dtype is None else dtype
+        )
 
     def _decoded(self, out: Optional[torch.Tensor], jobs: int) -> torch.Tensor:
         decoded = self._decode_on_gpu(out) if self.packed.is_cuda else None
@@ -196,7 +200,9 @@ class CompressedTensor:
             if self._gpu is False:
                 return None
             with torch.cuda.device(self.packed.device):
-                fits = out is not None and (out.device, out.dtype) == (self.packed.device, self.dtype) and takes_bytes(out)
+                fits = (
+                    out is not None and (out.device, out.dtype) == (self.packed.device, self.dtype) and takes_bytes(out)
+                )
                 if fits and out.data_ptr() % 16 == 0:
                     decoded = out
                 else:
@@ -236,7 +242,9 @@ class CompressedTensor:
         what is stored beside them uncoded. Raises codecllm.Error when the tensor is stored in another way."""
         packed = self.packed.to("cpu")
         store = _library.Store(address=packed.data_ptr(), nbytes=packed.numel())
-        return sum(store.entropy(0)) * store.info(0).elems / max(self.numel(), 1)  # two elements of the file make one float4_e2m1fn_x2
+        return (
+            sum(store.entropy(0)) * store.info(0).elems / max(self.numel(), 1)
+        )  # two elements of the file make one float4_e2m1fn_x2
 
     def to(self, device: Union[torch.device, str]) -> "CompressedTensor":
         """The same on another device: only the compressed bytes move."""

@@ -15,7 +15,9 @@ try:
 except ImportError as _why:
     from codecllm import Error as _Error
 
-    raise _Error(f"CodecConfig needs transformers 5 or later, which cannot be imported ({_why}); install it: pip install 'transformers>=5'") from None
+    raise _Error(
+        f"CodecConfig needs transformers 5 or later, which cannot be imported ({_why}); install it: pip install 'transformers>=5'"
+    ) from None
 
 import torch
 from torch import nn
@@ -112,7 +114,11 @@ class CodecQuantizer(HfQuantizer):
             if sources[0] in file.offset_keys():
                 packed = file.get_compressed(sources[0])
                 same = packed.shape == weight.shape and packed.dtype == weight.dtype
-                return packed if same and (packed.mode != "lossless" or self.quantization_config.mode == "lossless") else None
+                return (
+                    packed
+                    if same and (packed.mode != "lossless" or self.quantization_config.mode == "lossless")
+                    else None
+                )
         return None
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -170,7 +176,9 @@ class _Save:
     def __call__(self, save_directory: "str | os.PathLike[str]", *args: Any, **kwargs: Any) -> None:
         model = self.model
         if kwargs.get("state_dict") is not None or kwargs.get("push_to_hub"):
-            raise Error("save_pretrained of a compressed model takes neither state_dict nor push_to_hub; save it, then upload the directory")
+            raise Error(
+                "save_pretrained of a compressed model takes neither state_dict nor push_to_hub; save it, then upload the directory"
+            )
         type(model).save_pretrained(model, save_directory, *args, **kwargs)
         save_file(stored_tensors(model), os.path.join(save_directory, "model.safetensors"), {"format": "pt"})
 
