@@ -16,7 +16,10 @@ int codecllm_abi(void)
 
 int codecllm_open(const char *path, struct cws_store **out, struct cws_error *err)
 {
-    return cws_store_open(path, out, err);
+    struct cws_options options;
+    *out = NULL;
+    int code = cws_options_from_env(&options, err);
+    return code ? code : cws_store_open(path, options.io, out, err);
 }
 
 int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err)

@@ -1,5 +1,6 @@
 /* abi.h - what libcws.so exports: stores in files and in memory, for programs that load a library (Python's ctypes). Thin: each function
- * checks its arguments and calls the one behind it (store.h, writer.h, symbols.h), whose contract holds.
+ * checks its arguments and calls the one behind it (store.h, writer.h, symbols.h), whose contract holds. codecllm_open() reads the CODEC_*
+ * variables (options.h); a value that is not understood is CWS_E_USAGE.
  *
  * Functions return 0 or a code of error.h and then fill *err with the line for a person. Structs are read and filled by both sides: fields
  * are only ever appended, and CODECLLM_ABI counts the changes. Sizes are bytes. Strings are UTF-8 with a NUL.

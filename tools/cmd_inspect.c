@@ -15,6 +15,7 @@
 
 struct inspect {
     const char *tensor; /* --tensor */
+    enum cws_io_engine io;
     bool json;
     int worst;            /* enum cws_exit */
     size_t files, found;  /* stores shown; of them with the tensor */
@@ -200,7 +201,7 @@ static void inspect_store(struct inspect *job, const char *path)
     struct cws_error err = {0};
     struct cws_store *store;
     struct cws_inspect_totals sum = {0};
-    if (cws_store_open(path, &store, &err)) {
+    if (cws_store_open(path, job->io, &store, &err)) {
         int status = err.code == CWS_E_TRUNCATED || err.code == CWS_E_CORRUPT ? CWS_EXIT_FINDING : CWS_EXIT_FAILURE;
         cws_say_error(path, NULL, &err);
         job->worst = status > job->worst ? status : job->worst;
@@ -257,6 +258,7 @@ static int run_inspect(int argc, char **argv)
     static const struct option longs[] = {
         {"json", no_argument, NULL, 'J'}, {"tensor", required_argument, NULL, 't'}, {NULL, 0, NULL, 0}};
     struct inspect job = {0};
+    struct cws_options options;
     struct cws_error err = {0};
     int c;
     while ((c = getopt_long(argc, argv, ":t:", longs, NULL)) != -1) {
@@ -269,6 +271,13 @@ static int run_inspect(int argc, char **argv)
     }
     if (argc - optind != 1)
         return cws_say_usage("inspect", "needs one packed file or directory");
+    if (job.tensor) { /* the only case that reads more than the index */
+        if (cws_options_from_env(&options, &err)) {
+            cws_say_line("%s", err.message);
+            return CWS_EXIT_FAILURE;
+        }
+        job.io = options.io;
+    }
     const char *path = argv[optind];
     int directory = cws_path_is_directory(path, &err);
     if (directory < 0)

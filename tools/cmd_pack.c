@@ -41,7 +41,7 @@ static int interrupted(const struct pack *job, struct cws_error *err)
 static int measure_store(const char *path, uint64_t *elems, uint64_t *tensor_bytes, struct cws_error *err)
 {
     struct cws_store *store;
-    int rc = cws_store_open(path, &store, err);
+    int rc = cws_store_open(path, CWS_IO_AUTO, &store, err);
     if (rc)
         return rc;
     for (size_t i = 0; i < cws_store_tensor_count(store); i++) {

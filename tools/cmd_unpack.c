@@ -19,6 +19,7 @@
 struct unpack {
     const char *in, *out;
     unsigned jobs;
+    enum cws_io_engine io;
     bool quiet;
     const volatile int *cancel;
     struct cws_progress progress;
@@ -36,7 +37,7 @@ static int interrupted(const struct unpack *job, struct cws_error *err)
 static int look_at_store(struct unpack *job, const char *path, uint64_t *logical, struct cws_error *err)
 {
     struct cws_store *store;
-    int rc = cws_store_open(path, &store, err);
+    int rc = cws_store_open(path, job->io, &store, err);
     if (rc)
         return rc;
     *logical = cws_store_logical_bytes(store);
@@ -51,7 +52,7 @@ static int look_at_store(struct unpack *job, const char *path, uint64_t *logical
 static int unpack_store(struct unpack *job, const char *in, const char *out, uint64_t logical, struct cws_error *err)
 {
     cws_progress_item(&job->progress, in, logical);
-    int rc = cws_unpack_file(in, out, job->jobs, cws_progress_update, &job->progress, job->cancel, err);
+    int rc = cws_unpack_file(in, out, job->io, job->jobs, cws_progress_update, &job->progress, job->cancel, err);
     return rc == -ECANCELED ? interrupted(job, err) : rc;
 }
 
@@ -164,6 +165,7 @@ static int run_unpack(int argc, char **argv)
     static const struct option longs[] = {
         {"jobs", required_argument, NULL, 'j'}, {"quiet", no_argument, NULL, 'q'}, {NULL, 0, NULL, 0}};
     struct unpack job = {.begin_s = cws_now_s()};
+    struct cws_options options;
     struct cws_error err = {0};
     int c;
     while ((c = getopt_long(argc, argv, ":j:q", longs, NULL)) != -1) {
@@ -179,6 +181,11 @@ static int run_unpack(int argc, char **argv)
     }
     if (argc - optind != 2)
         return cws_say_usage("unpack", "needs an input and an output");
+    if (cws_options_from_env(&options, &err)) {
+        cws_say_line("%s", err.message);
+        return CWS_EXIT_FAILURE;
+    }
+    job.io = options.io;
     job.in = argv[optind];
     job.out = argv[optind + 1];
     job.cancel = cws_interrupt_flag();

@@ -13,6 +13,7 @@
 
 struct verify {
     unsigned jobs;
+    enum cws_io_engine io;
     bool quiet;
     int worst; /* enum cws_exit */
     const char *path;
@@ -81,7 +82,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
     struct cws_store *store;
     v->path = path;
     v->faults = 0;
-    if (cws_store_open(path, &store, &err)) {
+    if (cws_store_open(path, v->io, &store, &err)) {
         if (in_directory && err.code == CWS_E_NOT_STORE)
             cws_say_line("%s: not packed, not checked", path);
         else
@@ -147,6 +148,8 @@ static int run_verify(int argc, char **argv)
     static const struct option longs[] = {
         {"jobs", required_argument, NULL, 'j'}, {"quiet", no_argument, NULL, 'q'}, {NULL, 0, NULL, 0}};
     struct verify v = {0};
+    struct cws_options options;
+    struct cws_error err = {0};
     int c;
     while ((c = getopt_long(argc, argv, ":j:q", longs, NULL)) != -1) {
         switch (c) {
@@ -161,9 +164,14 @@ static int run_verify(int argc, char **argv)
     }
     if (optind == argc)
         return cws_say_usage("verify", "needs a packed file or directory");
+    if (cws_options_from_env(&options, &err)) {
+        cws_say_line("%s", err.message);
+        return CWS_EXIT_FAILURE;
+    }
+    v.io = options.io;
     v.cancel = cws_interrupt_flag();
     for (; optind < argc && !__atomic_load_n(v.cancel, __ATOMIC_RELAXED); optind++) {
-        struct cws_error err = {0};
+        err = (struct cws_error){0};
         int directory = cws_path_is_directory(argv[optind], &err);
         if (directory < 0)
             note(&v, cws_say_error(argv[optind], NULL, &err));

@@ -90,7 +90,7 @@ static void add_tensors(json_t *names, const char *path, bool is_store)
     struct cws_error err;
     if (is_store) {
         struct cws_store *store;
-        if (cws_store_open(path, &store, &err))
+        if (cws_store_open(path, CWS_IO_AUTO, &store, &err))
             return;
         for (size_t i = 0; i < cws_store_tensor_count(store); i++)
             json_object_set_new_nocheck(names, cws_store_tensor(store, i)->name, json_true());

@@ -81,8 +81,9 @@ int cws_stores_cannot_tell(const char *path, int errnum)
  * when it is found twice. */
 static int open_store(int fd, const char *path, struct cws_store **out, struct cws_error *err)
 {
-    int code = cws_store_open_fd(fd, path, out, err);
-    return code == CWS_E_CORRUPT ? cws_store_open_fd(fd, path, out, err) : code;
+    enum cws_io_engine io = cws_shim_options()->io;
+    int code = cws_store_open_fd(fd, path, io, out, err);
+    return code == CWS_E_CORRUPT ? cws_store_open_fd(fd, path, io, out, err) : code;
 }
 
 /* --- what is about to be loaded ------------------------------------------------------------------ */

@@ -44,8 +44,9 @@ static int unpack_into(const struct cws_store *s, struct unpacking *u, const str
     return u->error.code;
 }
 
-int cws_unpack_file(const char *in_path, const char *out_path, unsigned jobs, void (*progress)(void *arg, uint64_t done, uint64_t total),
-                    void *arg, const volatile int *cancel, struct cws_error *err)
+int cws_unpack_file(const char *in_path, const char *out_path, enum cws_io_engine io, unsigned jobs,
+                    void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg, const volatile int *cancel,
+                    struct cws_error *err)
 {
     struct cws_store *s;
     struct unpacking u = {.out = {.fd = -1}};
@@ -57,7 +58,7 @@ int cws_unpack_file(const char *in_path, const char *out_path, unsigned jobs, vo
         .progress_arg = arg,
         .cancel = cancel,
     };
-    int code = cws_store_open(in_path, &s, err);
+    int code = cws_store_open(in_path, io, &s, err);
     if (code)
         return code;
     pthread_mutex_init(&u.lock, NULL);

@@ -10,6 +10,7 @@
 #define CWS_WRITER_H
 #include "store/codec/codec.h"
 #include "store/base/error.h"
+#include "store/base/options.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -68,8 +69,8 @@ CWS_MUST_CHECK int cws_pack_tensors_to_memory(const struct cws_memory_model *mod
                                               uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
 
 /* Writes the logical file. For a lossless store it is the packed file to the bit. Verifies every chunk and content
- * hash as it goes. */
-CWS_MUST_CHECK int cws_unpack_file(const char *in_path, const char *out_path, unsigned jobs,
+ * hash as it goes. io: how the store is read, as cws_store_open() takes it. */
+CWS_MUST_CHECK int cws_unpack_file(const char *in_path, const char *out_path, enum cws_io_engine io, unsigned jobs,
                                    void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                                    const volatile int *cancel, struct cws_error *err);
 

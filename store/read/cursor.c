@@ -35,11 +35,8 @@ struct cws_store_cursor {
 
 int cws_store_cursor_create(const struct cws_store *s, unsigned depth, struct cws_store_cursor **out, struct cws_error *err)
 {
-    struct cws_options options;
+    int code = 0;
     *out = NULL;
-    int code = cws_options_from_env(&options, err);
-    if (code)
-        return code;
     struct cws_store_cursor *c = calloc(1, sizeof *c);
     if (!c)
         return cws_fail(err, -ENOMEM, "%s: not enough memory for a cursor", s->path);
@@ -58,7 +55,7 @@ int cws_store_cursor_create(const struct cws_store *s, unsigned depth, struct cw
         cws_fail(err, code, "%s: not enough memory for a cursor", s->path);
     } else {
         struct cws_reader_options how = {
-            .engine = options.io,
+            .engine = s->io,
             .slots = c->depth,
             .extent_bytes = s->stored_max + (size_t)GAP_MAX,
             .file_bytes = s->trailer.file_bytes,

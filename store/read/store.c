@@ -106,7 +106,8 @@ static int read_trailer(struct cws_store *s, struct cws_error *err)
 }
 
 /* Takes over fd; memory: of `bytes` bytes instead, and fd is -1. */
-static int open_owned(int fd, const uint8_t *memory, uint64_t bytes, const char *path, struct cws_store **out, struct cws_error *err)
+static int open_owned(int fd, const uint8_t *memory, uint64_t bytes, const char *path, enum cws_io_engine io,
+                      struct cws_store **out, struct cws_error *err)
 {
     struct cws_store *s = calloc(1, sizeof *s);
     char *name = strdup(path);
@@ -122,6 +123,7 @@ static int open_owned(int fd, const uint8_t *memory, uint64_t bytes, const char 
     s->memory = memory;
     s->opened.st_size = (off_t)bytes;
     s->path = name;
+    s->io = io;
     int code = read_trailer(s, err);
     if (!code)
         code = cws_store_load(s, err);
@@ -133,14 +135,14 @@ static int open_owned(int fd, const uint8_t *memory, uint64_t bytes, const char 
     return 0;
 }
 
-int cws_store_open(const char *path, struct cws_store **out, struct cws_error *err)
+int cws_store_open(const char *path, enum cws_io_engine io, struct cws_store **out, struct cws_error *err)
 {
     *out = NULL;
     /* Not blocking: a FIFO would wait for a writer for ever. */
     int fd = cws_os_openat(AT_FDCWD, path, O_RDONLY | O_NONBLOCK, 0);
     if (fd < 0)
         return cws_fail_errno(err, -fd, "%s: cannot open", path);
-    return open_owned(fd, NULL, 0, path, out, err);
+    return open_owned(fd, NULL, 0, path, io, out, err);
 }
 
 /* Not a duplicate where that can be: whoever has fd may set O_DIRECT at any time, and every read would go by single blocks. */
@@ -150,7 +152,7 @@ static int open_again(int fd)
     return own < 0 ? cws_os_dup(fd) : own;
 }
 
-int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err)
+int cws_store_open_fd(int fd, const char *path, enum cws_io_engine io, struct cws_store **out, struct cws_error *err)
 {
     *out = NULL;
     int own = open_again(fd);
@@ -165,7 +167,7 @@ int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct c
                         path);
     if (own < 0)
         return cws_fail_errno(err, -own, "%s: cannot duplicate the descriptor", path);
-    return open_owned(own, NULL, 0, path, out, err);
+    return open_owned(own, NULL, 0, path, io, out, err);
 }
 
 int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err)
@@ -174,7 +176,7 @@ int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, st
     *out = NULL;
     if (bytes > INT64_MAX)
         return cws_fail(err, CWS_E_RANGE, "%s: a store cannot have %" PRIu64 " bytes", name, bytes);
-    return open_owned(-1, data && bytes ? data : &nothing, bytes, name, out, err);
+    return open_owned(-1, data && bytes ? data : &nothing, bytes, name, CWS_IO_AUTO, out, err);
 }
 
 void cws_store_retain(struct cws_store *s)

@@ -10,6 +10,7 @@
 #define CWS_STORE_H
 #include "store/codec/codec.h"
 #include "store/base/error.h"
+#include "store/base/options.h"
 #include "store/format/format.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -35,12 +36,15 @@ struct cws_tensor_info { /* valid as long as the store is open; do not modify */
  * (any other file, directory, pipe), or -errno. Never allocates: the shim asks it at every open. */
 int cws_store_probe_fd(int fd);
 
-/* Opens a store. The descriptor form opens the file behind fd again
- * (duplicates fd where that is refused), so fd may be closed, and may have O_DIRECT. Everything of docs/format.md is validated here but the
- * chunks' contents. Errors: CWS_E_NOT_STORE, _VERSION, _FEATURE, _TRUNCATED, _CORRUPT, -errno; *out = NULL then.
- * `path` in the fd form is for messages only. */
-CWS_MUST_CHECK int cws_store_open(const char *path, struct cws_store **out, struct cws_error *err);
-CWS_MUST_CHECK int cws_store_open_fd(int fd, const char *path, struct cws_store **out, struct cws_error *err);
+/* Opens a store. The descriptor form opens the file behind fd again (duplicates fd where that is refused), so fd may be
+ * closed, and may have O_DIRECT. Everything of docs/format.md is validated here but the chunks' contents.
+ *   io    how every cursor of this store reads: `io` of options.h, which the program parses once; nothing of the
+ *         environment is read in here. CWS_IO_AUTO: the best that the kernel grants
+ *   path  in the fd form for messages only
+ * Errors: CWS_E_NOT_STORE, _VERSION, _FEATURE, _TRUNCATED, _CORRUPT, -errno; *out = NULL then. */
+CWS_MUST_CHECK int cws_store_open(const char *path, enum cws_io_engine io, struct cws_store **out, struct cws_error *err);
+CWS_MUST_CHECK int cws_store_open_fd(int fd, const char *path, enum cws_io_engine io, struct cws_store **out,
+                                     struct cws_error *err);
 /* Opens a store that lies in memory: nothing is copied but its index, and chunks are decoded from where they are. The memory stays the
  * caller's; it must not change until the last close. `name` stands for the path, in messages. Errors as above, without -errno but -ENOMEM. */
 CWS_MUST_CHECK int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out,

@@ -78,7 +78,7 @@ static inline void make_store(void)
     struct cws_pack_options options = {0};
     struct cws_error err = {0};
     sample_save(in, plain.data, plain.size);
-    if (cws_pack_file(in, out, &options, NULL, &err) || cws_store_open(out, &store, &err)) {
+    if (cws_pack_file(in, out, &options, NULL, &err) || cws_store_open(out, CWS_IO_AUTO, &store, &err)) {
         fprintf(stderr, "%s\n", err.message);
         abort();
     }

@@ -65,7 +65,7 @@ static void make_store(uint64_t seed)
     struct cws_error err = {0};
     sample_save(sample_path("s.safetensors"), plain.data, plain.size);
     CHECK(!cws_pack_file(sample_path("s.safetensors"), sample_path("s.store"), &options, NULL, &err));
-    CHECK(!cws_store_open(sample_path("s.store"), &store, &err));
+    CHECK(!cws_store_open(sample_path("s.store"), CWS_IO_AUTO, &store, &err));
 }
 
 struct slot { /* one range of a thread and what must be in it */

@@ -186,7 +186,7 @@ static void test_a_corrupt_tensor_is_named(void **state)
     file.data[cws_store_tensor(store, 3)->chunks[1].offset + 100] ^= 1;
     sample_save(path, file.data, file.size);
     free(file.data);
-    assert_int_equal(cws_store_open(path, &broken, &err), 0);
+    assert_int_equal(cws_store_open(path, CWS_IO_AUTO, &broken, &err), 0);
     struct fixture *f = open_gpu(256 * MIB, 64 * MIB, true);
     assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(3), f->stream, &f->at[3]), 0);
     assert_true(cws_gpu_bind(f->gpu, f->at[3], tensor_bytes(3), f->stream, broken, cws_store_tensor(broken, 3)->begin));

@@ -54,7 +54,7 @@ static int group_setup(void **state)
     free(data);
     free(plain.data);
     path = sample_path("gpu.json");
-    if (cws_pack_file(in, out, &(struct cws_pack_options){0}, NULL, &err) || cws_store_open(out, &store, &err))
+    if (cws_pack_file(in, out, &(struct cws_pack_options){0}, NULL, &err) || cws_store_open(out, CWS_IO_AUTO, &store, &err))
         fail_msg("%s", err.message);
     return 0;
 }

@@ -23,10 +23,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct cws_error err = {0};
     if (size > 1 << 17)
         return 0;
-    if (fd < 0) {
-        setenv("CODEC_IO", "preadv", 1); /* a ring for each input is slow */
+    if (fd < 0)
         fd = memfd_create("store", 0);
-    }
     uint8_t *file = malloc(size + 1);
     if (!file || fd < 0)
         abort();
@@ -36,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (ftruncate(fd, 0) || pwrite(fd, file, size, 0) != (ssize_t)size)
         abort();
     free(file);
-    int code = cws_store_open_fd(fd, "f", &s, &err);
+    int code = cws_store_open_fd(fd, "f", CWS_IO_PREADV, &s, &err); /* a ring for each input is slow */
     if ((code == 0) != (s != NULL) || (code && (err.code != code || !err.message[0])))
         abort();
     if (code)

@@ -79,14 +79,17 @@ static int clean_up(void **state)
     return 0;
 }
 
-static struct cws_store *open_store(const char *path)
+static struct cws_store *open_with(const char *path, enum cws_io_engine io)
 {
     struct cws_store *s = NULL;
     struct cws_error err = {0};
-    if (cws_store_open(path, &s, &err))
+    if (cws_store_open(path, io, &s, &err))
         fail_msg("%s", err.message);
     return s;
 }
+
+static struct cws_store *open_store(const char *path) { return open_with(path, CWS_IO_AUTO); }
+
 static uint8_t *map_store(struct cws_store *s, size_t len, int prot, uint64_t offset)
 {
     void *at = NULL;
@@ -176,9 +179,8 @@ static void a_forked_child_makes_no_ring(void **state)
     int status = -1;
     if (cws_reader_probe_uring())
         skip();
-    setenv("CODEC_IO", "uring", 1);
     start_pager(MIB);
-    struct cws_store *s = open_store(packed);
+    struct cws_store *s = open_with(packed, CWS_IO_URING);
     uint8_t *at = map_store(s, original_bytes, PROT_READ, 0);
     cws_store_close(s);
     assert_memory_equal(at, original, original_bytes);
@@ -192,7 +194,6 @@ static void a_forked_child_makes_no_ring(void **state)
     assert_int_equal(status, 0);
     unmap_view(at, original_bytes);
     stop_pager();
-    unsetenv("CODEC_IO");
 }
 
 static size_t broken_offset;

@@ -51,7 +51,7 @@ static uint8_t *map_store(struct cws_store **out)
 {
     void *at = NULL;
     struct cws_error err = {0};
-    if (cws_store_open(packed, out, &err) || cws_view_map(*out, NULL, original.size, PROT_READ | PROT_WRITE, 0, 0, &at, &err))
+    if (cws_store_open(packed, CWS_IO_AUTO, out, &err) || cws_view_map(*out, NULL, original.size, PROT_READ | PROT_WRITE, 0, 0, &at, &err))
         fail_msg("%s", err.message);
     return at;
 }

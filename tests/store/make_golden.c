@@ -289,7 +289,7 @@ static void make_golden(const char *name, struct bytes f, enum cws_mode mode)
     const char *in = sample_path(name), *out = in_directory("golden", name, ".cws");
     sample_save(in, f.data, f.size);
     check(cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 1, .mode = mode}, NULL, &err), &err);
-    check(cws_unpack_file(out, in_directory("golden", name, ".safetensors"), 1, NULL, NULL, NULL, &err), &err);
+    check(cws_unpack_file(out, in_directory("golden", name, ".safetensors"), CWS_IO_AUTO, 1, NULL, NULL, NULL, &err), &err);
     free(f.data);
 }
 

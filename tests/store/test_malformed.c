@@ -24,7 +24,7 @@ static int judge(const char *path, int *code)
     struct cws_store *s;
     struct cws_error err = {0};
     unsigned faults = 0;
-    *code = cws_store_open(path, &s, &err);
+    *code = cws_store_open(path, CWS_IO_AUTO, &s, &err);
     if (*code) {
         assert_null(s);
         assert_int_equal(*code, err.code);
@@ -97,7 +97,7 @@ static void check_golden(const char *path, const char *name)
     struct cws_store *s;
     struct cws_store_cursor *c;
     struct cws_error err;
-    assert_int_equal(0, cws_store_open(path, &s, &err));
+    assert_int_equal(0, cws_store_open(path, CWS_IO_AUTO, &s, &err));
     assert_int_equal(0, cws_store_cursor_create(s, 1, &c, &err));
     assert_int_equal(want.size, cws_store_logical_bytes(s));
     uint8_t *got = malloc(want.size);

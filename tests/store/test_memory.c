@@ -154,7 +154,7 @@ static void memory_and_file_are_the_same_store(void **state)
         assert_int_equal(result.stored_bytes, bytes);
         assert_memory_equal(file.data, data, bytes);
         if (mode == CWS_MODE_LOSSLESS) { /* and the same as of the plain file */
-            assert_int_equal(0, cws_unpack_file(from_memory, plain, 1, NULL, NULL, NULL, &err));
+            assert_int_equal(0, cws_unpack_file(from_memory, plain, CWS_IO_AUTO, 1, NULL, NULL, NULL, &err));
             assert_int_equal(0, cws_pack_file(plain, from_file, &o, NULL, &err));
             struct bytes again = sample_load(from_file);
             assert_int_equal(bytes, again.size);

@@ -31,14 +31,16 @@ enum { LESS = 1 };
 static struct bytes model, packed; /* the logical file; its store */
 static const char *store_path;
 
-static struct cws_store *open_store(const char *path)
+static struct cws_store *open_with(const char *path, enum cws_io_engine io)
 {
     struct cws_store *s;
     struct cws_error err = {0};
-    if (cws_store_open(path, &s, &err))
+    if (cws_store_open(path, io, &s, &err))
         fail_msg("%s", err.message);
     return s;
 }
+
+static struct cws_store *open_store(const char *path) { return open_with(path, CWS_IO_AUTO); }
 
 static struct cws_store_cursor *cursor(const struct cws_store *s, unsigned depth)
 {
@@ -64,13 +66,9 @@ static void check_range(struct cws_store_cursor *c, uint64_t begin, uint64_t end
 static void reads_any_range(void **state)
 {
     (void)state;
-    static const char *const engines[] = {"preadv", "uring", NULL};
+    static const enum cws_io_engine engines[] = {CWS_IO_PREADV, CWS_IO_URING, CWS_IO_AUTO};
     for (unsigned k = 0; k < 3; k++) {
-        if (engines[k])
-            setenv("CODEC_IO", engines[k], 1);
-        else
-            unsetenv("CODEC_IO");
-        struct cws_store *s = open_store(store_path);
+        struct cws_store *s = open_with(store_path, engines[k]);
         for (unsigned depth = 1; depth <= 7; depth += 3) {
             struct cws_store_cursor *c;
             struct cws_error err = {0};
@@ -93,7 +91,6 @@ static void reads_any_range(void **state)
         }
         cws_store_close(s);
     }
-    unsetenv("CODEC_IO");
 }
 
 static void small_reads_keep_the_chunk(void **state)
@@ -165,7 +162,7 @@ static void probe_tells_stores_from_other_files(void **state)
     assert_int_equal(77, lseek(fd, 0, SEEK_CUR));
     struct cws_store *s;
     struct cws_error err;
-    assert_int_equal(0, cws_store_open_fd(fd, "by descriptor", &s, &err));
+    assert_int_equal(0, cws_store_open_fd(fd, "by descriptor", CWS_IO_AUTO, &s, &err));
     close(fd);
     struct cws_store_cursor *c = cursor(s, 1);
     check_range(c, 0, model.size);
@@ -179,17 +176,17 @@ static void probe_tells_stores_from_other_files(void **state)
     sample_save(other, model.data, model.size);
     fd = open(other, O_RDONLY);
     assert_int_equal(0, cws_store_probe_fd(fd));
-    assert_int_equal(CWS_E_NOT_STORE, cws_store_open_fd(fd, other, &s, &err));
+    assert_int_equal(CWS_E_NOT_STORE, cws_store_open_fd(fd, other, CWS_IO_AUTO, &s, &err));
     assert_null(s);
     close(fd);
     sample_save(other, "short", 5);
     fd = open(other, O_RDONLY);
     assert_int_equal(0, cws_store_probe_fd(fd));
     close(fd);
-    assert_int_equal(CWS_E_NOT_STORE, cws_store_open(other, &s, &err));
-    assert_int_equal(CWS_E_NOT_STORE, cws_store_open("/dev/null", &s, &err));
-    assert_int_equal(CWS_E_NOT_STORE, cws_store_open("/tmp", &s, &err));
-    assert_int_equal(-ENOENT, cws_store_open("/nonexistent/x", &s, &err));
+    assert_int_equal(CWS_E_NOT_STORE, cws_store_open(other, CWS_IO_AUTO, &s, &err));
+    assert_int_equal(CWS_E_NOT_STORE, cws_store_open("/dev/null", CWS_IO_AUTO, &s, &err));
+    assert_int_equal(CWS_E_NOT_STORE, cws_store_open("/tmp", CWS_IO_AUTO, &s, &err));
+    assert_int_equal(-ENOENT, cws_store_open("/nonexistent/x", CWS_IO_AUTO, &s, &err));
     assert_int_equal(0, pipe(pipes));
     assert_int_equal(0, cws_store_probe_fd(pipes[0]));
     close(pipes[0]);
@@ -218,7 +215,7 @@ static int open_bytes(const void *data, size_t size, struct cws_error *err)
     const char *path = sample_path("damaged");
     sample_save(path, data, size);
     *err = (struct cws_error){0};
-    int code = cws_store_open(path, &s, err);
+    int code = cws_store_open(path, CWS_IO_AUTO, &s, err);
     if (!code)
         cws_store_close(s);
     else
@@ -409,7 +406,7 @@ static void a_descriptor_with_o_direct_is_read_right(void **state)
     struct cws_store *s;
     struct cws_error err = {0};
     assert_int_equal(1, cws_store_probe_fd(fd));
-    assert_int_equal(0, cws_store_open_fd(fd, "direct", &s, &err));
+    assert_int_equal(0, cws_store_open_fd(fd, "direct", CWS_IO_AUTO, &s, &err));
     for (unsigned depth = 1; depth < 9; depth += 7) {
         struct cws_store_cursor *c = cursor(s, depth);
         check_range(c, 0, model.size);
@@ -476,10 +473,9 @@ static void many_threads_read_one_store(void **state)
 static void a_forked_child_reads_with_the_parents_cursor(void **state)
 {
     (void)state;
-    static const char *const engines[] = {"", "preadv", "uring"};
-    struct cws_store *s = open_store(store_path);
+    static const enum cws_io_engine engines[] = {CWS_IO_AUTO, CWS_IO_PREADV, CWS_IO_URING};
     for (size_t i = 0; i < (cws_reader_probe_uring() ? 2 : 3); i++) {
-        setenv("CODEC_IO", engines[i], 1);
+        struct cws_store *s = open_with(store_path, engines[i]);
         for (unsigned depth = 1; depth < 6; depth += 4) {
             struct cws_store_cursor *c = cursor(s, depth);
             check_range(c, 0, model.size);
@@ -496,12 +492,11 @@ static void a_forked_child_reads_with_the_parents_cursor(void **state)
             check_range(c, 0, model.size);
             assert_int_equal(child, waitpid(child, &status, 0));
             if (status)
-                fail_msg("CODEC_IO=%s, depth %u: status %#x", engines[i], depth, (unsigned)status);
+                fail_msg("engine %d, depth %u: status %#x", (int)engines[i], depth, (unsigned)status);
             cws_store_cursor_destroy(c);
         }
+        cws_store_close(s);
     }
-    unsetenv("CODEC_IO");
-    cws_store_close(s);
 }
 
 /* A timer forks in the middle of reads: the child inherits slots that are being filled, and must not take them for the chunk that was

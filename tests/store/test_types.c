@@ -44,7 +44,7 @@ static void they_come_back_in_every_mode(void **state)
             assert_int_equal(13, result.tensor_count);
             assert_int_equal(2, result.unknown_types);
             assert_string_equal("I4", result.unknown_type);
-            assert_int_equal(0, cws_store_open(out, &s, &err));
+            assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
             assert_int_equal(mode == CWS_MODE_LOSSLESS || how ? CWS_INCOMPAT_TYPES : CWS_INCOMPAT_TYPES | CWS_INCOMPAT_LOSSY,
                              cws_store_trailer(s)->incompat);
             assert_int_equal(0, cws_store_verify(s, 2, no_fault, NULL, NULL, &err));
@@ -52,7 +52,7 @@ static void they_come_back_in_every_mode(void **state)
                 if (cws_store_tensor(s, i)->record->codec != CWS_CODEC_QUANT) /* "usual", where it is asked for */
                     check_bytes(s, cws_store_tensor(s, i), model.data + cws_store_tensor(s, i)->begin);
             if (!cws_store_is_lossy(s)) {
-                assert_int_equal(0, cws_unpack_file(out, back, 2, NULL, NULL, NULL, &err));
+                assert_int_equal(0, cws_unpack_file(out, back, CWS_IO_AUTO, 2, NULL, NULL, NULL, &err));
                 struct bytes same = sample_load(back);
                 assert_int_equal(model.size, same.size);
                 assert_memory_equal(model.data, same.data, model.size);
@@ -86,7 +86,7 @@ static void each_has_the_codec_that_suits_it(void **state)
     sample_save(in, model.data, model.size);
     free(model.data);
     assert_int_equal(0, cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 1}, NULL, &err));
-    assert_int_equal(0, cws_store_open(out, &s, &err));
+    assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
         const struct cws_tensor_info *t = cws_store_tensor_find(s, expected[i].name);
         assert_non_null(t);
@@ -108,7 +108,7 @@ static void casting_leaves_them_alone(void **state)
     struct cws_error err = {0};
     sample_save(in, model.data, model.size);
     assert_int_equal(0, cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 2, .convert = true, .dtype = CWS_F32}, NULL, &err));
-    assert_int_equal(0, cws_store_open(out, &s, &err));
+    assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
     uint64_t header_bytes;
     memcpy(&header_bytes, model.data, 8);
     const uint8_t *at = model.data + 8 + header_bytes; /* "usual", the only one that is cast, lies behind the others */
@@ -134,7 +134,7 @@ static void each_can_be_taken_out(void **state)
     struct cws_error err = {0};
     sample_save(in, model.data, model.size);
     assert_int_equal(0, cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 2}, NULL, &err));
-    assert_int_equal(0, cws_store_open(out, &s, &err));
+    assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
     for (size_t i = 0; i < cws_store_tensor_count(s); i++) {
         const struct cws_tensor_info *t = cws_store_tensor(s, i);
         struct cws_memory_tensor m = {.name = "tensor", .dtype = t->dtype, .shape = t->shape, .ndim = t->ndim, .packed = s, .packed_index = i};

@@ -58,7 +58,7 @@ static void pack(const char *in, const char *out, const struct cws_pack_options 
 static void unpack(const char *in, const char *out, unsigned jobs)
 {
     struct cws_error err = {0};
-    if (cws_unpack_file(in, out, jobs, NULL, NULL, NULL, &err))
+    if (cws_unpack_file(in, out, CWS_IO_AUTO, jobs, NULL, NULL, NULL, &err))
         fail_msg("%s", err.message);
 }
 
@@ -138,7 +138,7 @@ static void no_size_makes_a_plain_file(void **state)
             pack(in, out, &(struct cws_pack_options){.jobs = 1});
             struct cws_store *s;
             struct cws_error err;
-            assert_int_equal(0, cws_store_open(out, &s, &err));
+            assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
             const struct cws_trailer *t = cws_store_trailer(s);
             assert_true(t->front_bytes + sizeof data != t->file_bytes);
             const struct cws_chunk_record *c = &cws_store_tensor(s, 0)->chunks[0];
@@ -177,7 +177,7 @@ static void lossy_stores_verify_and_say_so(void **state)
         pack(in, out, &(struct cws_pack_options){.jobs = 3, .mode = (enum cws_mode)mode});
         struct cws_store *s;
         struct cws_error err;
-        assert_int_equal(0, cws_store_open(out, &s, &err));
+        assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
         assert_true(cws_store_is_lossy(s));
         assert_int_equal(0, cws_store_verify(s, 2, no_fault, NULL, NULL, &err));
         cws_store_close(s);
@@ -200,7 +200,7 @@ static void excluded_tensors_stay_as_they_are(void **state)
     pack(in, out, &(struct cws_pack_options){.jobs = 2, .mode = CWS_MODE_Q8, .exclude = globs, .convert = true, .dtype = CWS_BF16});
     struct cws_store *s;
     struct cws_error err;
-    assert_int_equal(0, cws_store_open(out, &s, &err));
+    assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
     const struct cws_tensor_info *t = cws_store_tensor_find(s, "a.first");
     assert_int_equal(CWS_CODEC_RAW, t->record->codec);
     assert_int_equal(CWS_F32, t->dtype);
@@ -348,7 +348,7 @@ static void a_converted_file_is_a_right_safetensors_file(void **state)
         pack(in, out, &(struct cws_pack_options){.jobs = 2, .convert = true, .dtype = types[k]});
         struct cws_store *s;
         struct cws_error err;
-        assert_int_equal(0, cws_store_open(out, &s, &err));
+        assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
         uint64_t header_bytes;
         const char *text = (const char *)cws_store_header(s, &header_bytes) + 8;
         assert_int_equal(0, header_bytes % 8);
@@ -404,8 +404,8 @@ static void bad_names_are_refused(void **state)
     refused(CWS_E_USAGE, in, "/dev/null", "not a regular file");
     refused(CWS_E_INPUT, "/dev/null", target, "not a regular file");
     refused(CWS_E_INPUT, "/", target, "not a regular file");
-    assert_int_equal(CWS_E_USAGE, cws_unpack_file(out, out, 1, NULL, NULL, NULL, &err));
-    assert_int_equal(CWS_E_NOT_STORE, cws_unpack_file(in, target, 1, NULL, NULL, NULL, &err));
+    assert_int_equal(CWS_E_USAGE, cws_unpack_file(out, out, CWS_IO_AUTO, 1, NULL, NULL, NULL, &err));
+    assert_int_equal(CWS_E_NOT_STORE, cws_unpack_file(in, target, CWS_IO_AUTO, 1, NULL, NULL, NULL, &err));
     same_file(target, (struct bytes){(uint8_t *)"keep me", 7});
     char name[300];
     memset(name, 'n', sizeof name);
@@ -496,7 +496,7 @@ static void outputs_have_the_permissions_of_their_input(void **state)
             assert_int_equal(0, stat(inputs[verb % 3], &st));
             umask(cases[i].umask);
             int code = verb == 0   ? cws_pack_file(in, out, &o, NULL, &err)
-                       : verb == 1 ? cws_unpack_file(store, out, 1, look_at_the_temporary, &seen, NULL, &err)
+                       : verb == 1 ? cws_unpack_file(store, out, CWS_IO_AUTO, 1, look_at_the_temporary, &seen, NULL, &err)
                        : verb == 2 ? cws_copy_file(in, out, &err)
                                    : cws_write_file(out, "text", 4, &st, &err);
             umask(0022);
@@ -593,7 +593,7 @@ static void cancelling_leaves_everything_as_it_was(void **state)
         same_file(out, (struct bytes){(uint8_t *)"earlier", 7});
         assert_int_equal(files, files_in_directory());
         cancel_now = 1;
-        assert_int_equal(-ECANCELED, cws_unpack_file(store, out, jobs, NULL, NULL, &cancel_now, &err));
+        assert_int_equal(-ECANCELED, cws_unpack_file(store, out, CWS_IO_AUTO, jobs, NULL, NULL, &cancel_now, &err));
         same_file(out, (struct bytes){(uint8_t *)"earlier", 7});
         assert_int_equal(files, files_in_directory());
     }
@@ -677,7 +677,7 @@ static int do_pack(const char *in, const char *out, unsigned jobs, struct cws_er
 
 static int do_unpack(const char *in, const char *out, unsigned jobs, struct cws_error *err)
 {
-    return cws_unpack_file(in, out, jobs, NULL, NULL, NULL, err);
+    return cws_unpack_file(in, out, CWS_IO_AUTO, jobs, NULL, NULL, NULL, err);
 }
 
 static int do_copy(const char *in, const char *out, unsigned jobs, struct cws_error *err)
@@ -690,7 +690,7 @@ static int do_verify(const char *in, const char *out, unsigned jobs, struct cws_
 {
     struct cws_store *s;
     (void)out;
-    int code = cws_store_open(in, &s, err);
+    int code = cws_store_open(in, CWS_IO_AUTO, &s, err);
     if (code)
         return code;
     struct cws_error why = {0};

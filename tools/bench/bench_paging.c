@@ -95,13 +95,14 @@ int main(int argc, char **argv)
     static const char *const rungs[] = {"uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"};
     static const unsigned percents[] = {0, 50, 25};
     struct cws_store *store;
+    struct cws_options options;
     struct cws_error err = {0};
     unsigned passes = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 3;
     if (argc < 2 || passes < 1) {
         fprintf(stderr, "usage: bench_paging STORE [PASSES [RUNG [cold]]]\n");
         return 2;
     }
-    if (cws_store_open(argv[1], &store, &err)) {
+    if (cws_options_from_env(&options, &err) || cws_store_open(argv[1], options.io, &store, &err)) {
         fprintf(stderr, "bench_paging: %s\n", err.message);
         return 2;
     }

@@ -129,18 +129,10 @@ static int source_of(struct cws_store *store, struct store_source **out, struct 
 int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, int flags, uint64_t offset, void **out_addr,
                  struct cws_error *err)
 {
-    struct cws_options options;
     struct store_source *s;
-    int code = 0;
     *out_addr = NULL;
     struct cws_guard guard = cws_guard_begin();
-    if (!atomic_load(&cws_pager.running)) {
-        code = cws_options_from_env(&options, err);
-        if (!code)
-            code = cws_pager_start(&options, err);
-    }
-    if (!code)
-        code = source_of(store, &s, err);
+    int code = source_of(store, &s, err);
     if (!code) {
         code = cws_view_map_source(&s->base, hint, length, prot, flags, offset, out_addr, err);
         cws_source_release(&s->base); /* the view has its own */

@@ -1,6 +1,6 @@
 /* view.h - a view: the logical file of a store as memory, filled when touched, inside a budget.
  *
- * One process-wide pager (created by the first view) owns budget, policy, worker threads and counters. A view is a
+ * One process-wide pager (cws_pager_start) owns budget, policy, worker threads and counters. A view is a
  * page-aligned private mapping; it is cut into blocks (page-aligned, same size for all views of the process). The unit of
  * fault, dirtiness and eviction is a block; a block has one state, one lock and one generation (block.h). README.md in
  * this folder has states, lock ranks, rungs and the eviction essay.
@@ -53,7 +53,7 @@ struct cws_pager_stats {
 void cws_pager_copies_are_elsewhere(void);
 void cws_pager_stats_get(struct cws_pager_stats *out);
 
-/* Maps logical bytes [offset, offset + length) of the store as a private mapping.
+/* Maps logical bytes [offset, offset + length) of the store as a private mapping. The pager must be running.
  *   offset  multiple of the page size; length > 0; bytes past the logical end inside the last page read as zero,
  *           whole pages past it are refused (CWS_E_RANGE)
  *   prot    PROT_READ or PROT_READ|PROT_WRITE (others: CWS_E_UNSUPPORTED)
