@@ -1,3 +1,4 @@
+/* say.c - lines on stderr, and error codes as errno. */
 #include "say.h"
 #include "store/base/sys.h"
 

@@ -1,4 +1,5 @@
-/* shim.c - activation, when the library is loaded. */
+/* shim.c - the library's constructor: finds the real functions, decides whether the shim is active, and adopts stores
+ * that the program inherited as descriptors. */
 #include "shim/cuda/state.h"
 #include "shim/libc/file_table.h"
 #include "shim/libc/hooks.h"
@@ -20,7 +21,7 @@ static void fork_child(void)
     cws_files_fork_child();
 }
 
-/* A program that is started with a store as its standard input, say, finds a descriptor that nobody has looked at. */
+/* A program may be started with a store as its standard input, or on another descriptor that no hook has seen. */
 static void adopt_inherited(void)
 {
     enum { LOOK_AT = 256 };

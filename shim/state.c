@@ -1,3 +1,4 @@
+/* state.c - the options and the few facts that every hook asks for. */
 #include "state.h"
 #include "say.h"
 

@@ -1,3 +1,4 @@
+/* access.c - computes and sets the permissions of output directories. */
 #include "access.h"
 #include "store/base/file_mode.h"
 

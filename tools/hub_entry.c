@@ -1,3 +1,4 @@
+/* hub_entry.c - finds the snapshot of a model in the cache of the Hugging Face Hub. */
 #include "hub_entry.h"
 #include "model_dir.h"
 

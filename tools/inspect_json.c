@@ -1,3 +1,4 @@
+/* inspect_json.c - writes what `inspect` knows as JSON. */
 #include "inspect_json.h"
 #include "say.h"
 #include "store/read/symbols.h"

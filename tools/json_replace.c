@@ -1,3 +1,4 @@
+/* json_replace.c - finds one value in JSON text and replaces it. */
 #include "json_replace.h"
 
 #include <errno.h>

@@ -1,3 +1,5 @@
+/* json_text.c - checks and reads JSON as Python's json module takes it. Jansson refuses NaN and large numbers, so the
+ * text is checked here, and jansson gets it with every number blanked. */
 #include "json_text.h"
 
 #include <errno.h>

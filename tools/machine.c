@@ -1,3 +1,4 @@
+/* machine.c - reads what the machine offers from /proc, the processor and the CUDA driver. */
 #include "machine.h"
 
 #include <dlfcn.h>

@@ -1,3 +1,4 @@
+/* model_dir.c - walks over a model directory and sorts its files by kind. */
 #include "model_dir.h"
 #include "store/read/store.h"
 #include "say.h"

@@ -1,3 +1,4 @@
+/* model_index.c - compares the indexes of shards in a model directory with the files there. */
 #include "model_index.h"
 #include "store/pack/input.h"
 #include "store/read/store.h"

@@ -1,3 +1,5 @@
+/* output_dir.c - makes a directory under a temporary name, renames it when it is complete, and removes what killed runs
+ * left. */
 #include "output_dir.h"
 #include "store/base/file_mode.h"
 #include "model_dir.h"

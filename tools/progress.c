@@ -1,3 +1,4 @@
+/* progress.c - draws the progress bar, and counts signals that ask the command to stop. */
 #include "progress.h"
 #include "say.h"
 
@@ -13,8 +14,9 @@ static struct cws_progress *current; /* the bar that is on the terminal, or NULL
 static volatile int interrupted;
 static long first_ms; /* of CLOCK_MONOTONIC, when the first signal came; 0 before */
 
-/* Signals that come as close as this are one wish: timeout(1), batch systems and a shell's kill of a job send to the process and to its group. */
-#define ONE_WISH_MS 300
+/* Signals closer together than this count as one: timeout(1), batch systems and a shell's kill of a job send one to the
+ * process and one to its group. */
+#define SAME_SIGNAL_MS 300
 
 static unsigned terminal_columns(void)
 {
@@ -110,7 +112,7 @@ static void on_interrupt(int signo)
     long ms = (long)now.tv_sec * 1000 + now.tv_nsec / 1000000 + 1, before = 0;
     if (__atomic_compare_exchange_n(&first_ms, &before, ms, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
         __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED); /* lock-free: safe in a handler, seen by all threads */
-    } else if (ms - before > ONE_WISH_MS) { /* asked again: end at once, as if there were no handler */
+    } else if (ms - before > SAME_SIGNAL_MS) { /* asked again: end at once, as if there were no handler */
         signal(signo, SIG_DFL);
         raise(signo);
     }

@@ -1,3 +1,4 @@
+/* say.c - prints lines for a person, and forms sizes, times and names. */
 #include "say.h"
 #include "progress.h"
 #include "verbs.h"

@@ -1,3 +1,4 @@
+/* table.c - collects cells of text and prints them in aligned columns. */
 #include "table.h"
 #include "store/base/utf8.h"
 

@@ -1,3 +1,4 @@
+/* torch_allocator.c - reads and changes the variables that choose PyTorch's allocator. */
 #include "torch_allocator.h"
 
 #include "say.h"

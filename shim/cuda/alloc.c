@@ -1,5 +1,5 @@
-/* alloc.c - allocations: ordered ones of CWS_GPU_RANGE_MIN and more are ranges, all others the driver's own, and counted; small ordered ones are
- * kept when they are freed (small.c). */
+/* alloc.c - allocations of device memory. Ordered ones of CWS_GPU_RANGE_MIN and more are ranges of the manager. All
+ * others are the driver's own and are counted; small ordered ones are kept when they are freed (small.c). */
 #include "capture.h"
 #include "plain.h"
 #include "small.h"

@@ -1,4 +1,5 @@
-/* capture.c - streams that capture: nothing runs on them, so nothing is made resident, recorded or waited for. */
+/* capture.c - streams that capture a graph. Nothing runs on them, so nothing is made resident, recorded or waited
+ * for. */
 #include "capture.h"
 #include "device.h"
 
@@ -24,7 +25,7 @@ static bool asks_capturing(CUstream stream)
 
 bool cws_cuda_is_capturing_slow(CUstream stream) { return asks_capturing(stream); }
 
-/* The manager marks the stream's progress a last time: before the stream captures. */
+/* Before a stream captures, the manager marks its progress for the last time. */
 static void announce(CUstream stream)
 {
     CUresult ignored;
@@ -36,7 +37,7 @@ static void announce(CUstream stream)
 static void note(CUstream stream)
 {
     pthread_mutex_lock(&lock);
-    atomic_fetch_add(&cws_cuda_captures, 1); /* where there is no place for it, for good: streams are asked, then */
+    atomic_fetch_add(&cws_cuda_captures, 1); /* if the table is full the count stays up for good: then each stream is asked */
     for (int i = 0; i < CAPTURING_MAX; i++) {
         if (!capturing[i].stream) {
             capturing[i].stream = stream;
@@ -47,7 +48,8 @@ static void note(CUstream stream)
     pthread_mutex_unlock(&lock);
 }
 
-/* `origin` captures no more; nor may others, whose streams are asked. Another thread's own stream cannot be asked from here. */
+/* `origin` does not capture any more. Others may have ended too, so their streams are asked. Another thread's
+ * CU_STREAM_PER_THREAD cannot be asked from here. */
 static void forget_ended(CUstream origin)
 {
     pthread_mutex_lock(&lock);

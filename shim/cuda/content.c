@@ -1,3 +1,5 @@
+/* content.c - finds the tensor of a store that equals some bytes in host memory: by size, then by hash, then by every
+ * byte. */
 #include "content.h"
 #include "store/format/content_hash.h"
 #include "shim/libc/stores.h"
@@ -64,7 +66,7 @@ static void keep_locked(struct cws_store *store, void *arg)
 
 static bool has_size(const struct kept *k, uint64_t bytes) { return bsearch(&bytes, k->sizes, k->size_count, sizeof bytes, by_size) != NULL; }
 
-/* The same bytes? What cannot be read is another matter: it is said when somebody needs it. */
+/* Are the bytes the same? A tensor that cannot be read is not; the error is reported when the tensor is needed. */
 static bool is_equal(const struct cws_store *store, const struct cws_tensor_info *t, const char *from)
 {
     struct cws_error err = {0};

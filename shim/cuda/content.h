@@ -1,5 +1,6 @@
-/* content.h - a tensor's bytes that come to the device from anywhere in host memory (a loader that reads the file, a model that comes back from
- * the host) are known again, so that such a copy binds like one from the file's mapping. */
+/* content.h - recognizes a tensor of a store by its bytes in host memory, wherever they lie (a loader that reads the
+ * file, a model that comes back from the host), so that a copy of them to the device binds like one from the file's
+ * mapping. */
 #ifndef CWS_SHIM_CUDA_CONTENT_H
 #define CWS_SHIM_CUDA_CONTENT_H
 #include "store/read/store.h"

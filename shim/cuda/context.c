@@ -1,4 +1,4 @@
-/* context.c - what the program says about the progress of its streams. */
+/* context.c - hooks that tell how far streams have come: a stream is destroyed, a context is synchronized. */
 #include "capture.h"
 #include "small.h"
 
@@ -39,7 +39,7 @@ CUresult cws_do_cuCtxSynchronize(cws_fn_cuCtxSynchronize real, CUstream own)
     return result;
 }
 
-/* These are seen only for what they answer: a kernel's error comes out here. */
+/* These are hooked only for their results: an error of a kernel shows here. */
 CUresult cws_do_cuStreamSynchronize(cws_fn_cuStreamSynchronize real, CUstream own, CUstream stream)
 {
     (void)own;

@@ -1,5 +1,5 @@
-/* copy.c - copies of one run of bytes. The first one into a range, from a view of a store that nobody wrote to, binds the range
- * instead of copying. */
+/* copy.c - copies of one run of bytes. The first copy into a range, from a view of a store that nobody wrote to, binds
+ * the range instead of copying. */
 #include "capture.h"
 #include "copy.h"
 #include "uvm/cuda/file.h"
@@ -50,7 +50,7 @@ static void note_bound(struct cws_store *store, uint64_t offset, const struct cw
         pin(gpu, c);
 }
 
-/* What lets it pay to look at the source: it fills a range. */
+/* Is it worth looking at the source? Only if the copy fills a range. */
 static bool fills_range(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     CUdeviceptr base;
@@ -86,7 +86,7 @@ static bool is_settled(const struct cws_cuda_copy *c)
     return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST && cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS;
 }
 
-/* Takes the store. */
+/* Takes over the reference to the store. */
 static bool bind_source(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct cws_store *store, uint64_t offset)
 {
     bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);
@@ -96,7 +96,7 @@ static bool bind_source(const struct cws_cuda_copy *c, struct cws_gpu *gpu, stru
     return bound;
 }
 
-/* A copy from memory that a tensor was read or copied to binds, too. */
+/* Binds a copy from memory that a tensor was read or copied to. */
 static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     struct cws_store *store;
@@ -106,7 +106,7 @@ static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     return bind_source(c, gpu, store, offset);
 }
 
-/* True: the range holds these bytes from now on. */
+/* True: the range is bound and holds these bytes from now on. */
 static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     struct cws_store *store;

@@ -1,5 +1,5 @@
-/* copy_box.c - copies of rectangles and boxes, and batches. Where host memory of a view takes part, they run in groups of rows, or
- * one by one. */
+/* copy_box.c - copies of rectangles and boxes, and batches of copies. Where host memory of a view takes part, they run
+ * in groups of rows, or one by one. */
 #include "uvm/host/view.h"
 #include "copy.h"
 #include "shim/say.h"
@@ -179,7 +179,7 @@ static CUresult one_of_batch(const struct cws_cuda_copy *c, size_t at, size_t by
     return ((cws_fn_cuMemcpyAsync)c->real)(c->to + at, c->from + at, bytes, c->stream);
 }
 
-/* Copies of a batch have no order among them, so they may as well be made one by one. */
+/* Copies of a batch have no order among them, so they may be made one by one. */
 static CUresult run_singly(const struct batch *b, size_t *out_failed)
 {
     void *real = b->own == CU_STREAM_PER_THREAD ? (void *)CWS_CUDA_REAL(cuMemcpyAsync_ptsz) : (void *)CWS_CUDA_REAL(cuMemcpyAsync);
@@ -196,7 +196,7 @@ static CUresult run_singly(const struct batch *b, size_t *out_failed)
     return CUDA_SUCCESS;
 }
 
-/* True: run_singly has to do it. Else *list names its ranges. */
+/* True: the batch has to run one copy at a time (run_singly). Else *list names its ranges. */
 static bool list_batch(const struct batch *b, struct cws_cuda_list *list)
 {
     for (size_t i = 0; i < b->count; i++) {

@@ -1,4 +1,5 @@
-/* devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled by fork. */
+/* devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled in a forked
+ * child. */
 #include "store/cuda/decoder.h"
 #include "uvm/host/view.h"
 #include "device.h"
@@ -300,7 +301,7 @@ static void say_stats(int ordinal, const struct cws_gpu_stats *s)
     say_mib("least budget", s->least_budget_bytes);
 }
 
-/* The managers stay as they are: other threads may still launch, and at exit nothing is as bad as a crash. */
+/* At exit the managers stay open: other threads may still launch, and would crash without them. */
 static void at_exit(void)
 {
     struct cws_gpu_stats s;

@@ -1,4 +1,5 @@
-/* graph.c - graphs: what an executable graph names is found when it is made and when it is changed, and held at each launch of it. */
+/* graph.c - CUDA graphs: finds the addresses that an executable graph names when it is made or changed, and holds their
+ * ranges at each launch of it. */
 #include "capture.h"
 #include "layout.h"
 #include "use.h"
@@ -79,7 +80,7 @@ static void add_kernel(const CUDA_KERNEL_NODE_PARAMS *p, CUkernel kernel, struct
 
 static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list);
 
-/* False: what it names cannot be found out. */
+/* False: the addresses that it names cannot be found out. */
 static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *list)
 {
     union {
@@ -133,7 +134,7 @@ static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list)
     return whole;
 }
 
-/* What a graph names. NULL: no memory. */
+/* The addresses that a graph names. NULL: no memory. */
 static struct named *name_all(CUgraph graph)
 {
     struct named *n = create_named();
@@ -225,7 +226,7 @@ CUresult cws_do_cuGraphLaunch(cws_fn_cuGraphLaunch real, CUstream own, CUgraphEx
     return result;
 }
 
-/* Nothing runs, but what a node copies may be looked at. */
+/* Nothing runs, but the driver may look at the memory that a node copies. */
 CUresult cws_do_cuGraphUpload(cws_fn_cuGraphUpload real, CUstream own, CUgraphExec exec, CUstream stream)
 {
     struct cws_cuda_use use = {.count = 0};
@@ -249,7 +250,7 @@ CUresult cws_do_cuGraphExecDestroy(cws_fn_cuGraphExecDestroy real, CUstream own,
 
 /* --- changes ---------------------------------------------------------------------------------------------- */
 
-/* The whole of it is replaced. */
+/* The whole graph is replaced. */
 static CUresult replace(CUresult result, CUgraphExec exec, CUgraph graph)
 {
     if (result != CUDA_SUCCESS)

@@ -1,5 +1,5 @@
-/* launch.c - kernels: every aligned word of the parameters that is an address of a range is one, as a conservative collector would
- * have it. */
+/* launch.c - kernel launches: finds the ranges that a kernel's parameters point to. Every aligned word that is an
+ * address of a range counts as a pointer, as in a conservative garbage collector. */
 #include "capture.h"
 #include "layout.h"
 #include "shim/say.h"

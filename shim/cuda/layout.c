@@ -1,6 +1,7 @@
-/* layout.c - the cache of parameter layouts: open addressing by the function's handle, grown by publishing a larger table. A reader may
- * be anywhere, so tables and layouts that are replaced stay; an unload only makes entries be checked again, and what turns out the
- * same is used on, so what is left behind is small. */
+/* layout.c - the cache of parameter layouts of kernels. It has a hash table of its own, because each launch reads it
+ * without a lock: open addressing by the function's handle, grown by publishing a larger table. A reader may be
+ * anywhere, so tables and layouts that are replaced are never freed. An unload only makes entries be checked again, and
+ * what turns out the same is used on, so what is left behind is small. */
 #include "layout.h"
 
 #include <pthread.h>

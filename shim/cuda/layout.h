@@ -1,5 +1,5 @@
-/* layout.h - where in a kernel's parameters a pointer may lie. Cached by function, looked up without a lock: this is on the way of
- * every launch. Any thread. */
+/* layout.h - where in a kernel's parameters a pointer may lie. Cached by function and looked up without a lock, because
+ * each launch does it. Threads: any. */
 #ifndef CWS_SHIM_CUDA_LAYOUT_H
 #define CWS_SHIM_CUDA_LAYOUT_H
 #include "use.h"

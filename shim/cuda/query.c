@@ -1,4 +1,5 @@
-/* query.c - what is answered about memory: how much there is, and where a range begins although nothing may be mapped there. */
+/* query.c - questions about device memory: how much there is, and where an allocation begins although nothing may be
+ * mapped there. */
 #include "uvm/host/view.h"
 #include "device.h"
 #include "shim/say.h"
@@ -108,7 +109,7 @@ CUresult cws_do_cuPointerGetAttribute(cws_fn_cuPointerGetAttribute real, CUstrea
     return answer(data, which, address, &e);
 }
 
-/* This form answers NULL for what there is not, and succeeds. */
+/* This call gives NULL for attributes that do not apply, and succeeds. */
 CUresult cws_do_cuPointerGetAttributes(cws_fn_cuPointerGetAttributes real, CUstream own, unsigned count, CUpointer_attribute *which,
                                        void **data, CUdeviceptr address)
 {

@@ -1,4 +1,4 @@
-/* resolve.c - from names and addresses of the driver's functions to hooks, and to the real functions. */
+/* resolve.c - from names and addresses of the driver's functions to our hooks, and to the real functions. */
 #include "hooks.h"
 #include "state.h"
 

@@ -1,4 +1,4 @@
-/* set.c - memset, and the reads and writes that streams do themselves. */
+/* set.c - memset, and single words that a stream writes or waits for. */
 #include "use.h"
 
 #define SET(symbol, order, parameters, call)                                                                                 \

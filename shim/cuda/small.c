@@ -1,5 +1,6 @@
-/* small.c - ordered allocations below CWS_GPU_RANGE_MIN: one that a stream freed is kept, and the next one of its size on that stream is that. Stream order makes it right, and
- * no call goes to the driver, whose locks the loader holds while it maps and unmaps. A model's step makes some thousands of them. */
+/* small.c - the cache of small allocations: ordered ones below CWS_GPU_RANGE_MIN. One that a stream freed is kept, and
+ * the next one of its size on that stream gets it. Stream order makes that right, and no call goes to the driver, whose
+ * locks the loader holds while it maps and unmaps. A model's step makes some thousands of such allocations. */
 #include "capture.h"
 #include "small.h"
 #include "store/base/map.h"
@@ -13,7 +14,7 @@ enum {
     FINE = 1 << FINE_LOG,
     MOST_LOG = 20,
     CLASSES = FINE / UNIT + 8 * (MOST_LOG - FINE_LOG),
-    STREAMS = 16,         /* that are remembered at a time; others' blocks go to the driver */
+    STREAMS = 16,         /* with kept blocks; those of others go back to the driver */
     KEPT_MOST = 8 << 20,  /* bytes for a stream */
 };
 _Static_assert(CWS_GPU_RANGE_MIN == 1u << MOST_LOG, "the largest class ends there");
@@ -22,7 +23,7 @@ struct block { /* that the driver gave out through cws_small_alloc and did not g
     CUdeviceptr at;
     struct cws_gpu *gpu;
     unsigned class;
-    bool kept;          /* nobody has it; in the list of its class */
+    bool kept;          /* the program has freed it; in the list of its class */
     struct block *next; /* in the list */
 };
 
@@ -53,7 +54,7 @@ static size_t class_bytes(unsigned class)
     return (size_t)(9 + beyond % 8) << (beyond / 8 + FINE_LOG - 3);
 }
 
-/* Not where one handle means another stream in each thread. */
+/* No block is kept for CU_STREAM_PER_THREAD, which is another stream in each thread. */
 static bool can_keep(CUstream stream) { return stream != CU_STREAM_PER_THREAD; }
 static CUstream same_name(CUstream stream) { return stream == CU_STREAM_LEGACY ? NULL : stream; }
 
@@ -174,7 +175,7 @@ enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep,
 
 /* --- back to the driver ---------------------------------------------------------------------------- */
 
-/* Where the stream rests, the driver has them when this returns. */
+/* Gives back all blocks kept for the stream. If the stream is idle, the driver has them when this returns. */
 static void empty(struct place *p, CUstream stream)
 {
     bool rests = CWS_CUDA_REAL(cuStreamQuery)(stream) == CUDA_SUCCESS;

@@ -1,6 +1,6 @@
-/* tensor_map.c - tensor maps. A kernel gets one by value and its copy engine reads memory at the address inside. Drivers keep that
- * address as it is, so the scan of a launch's parameters finds it, as it finds one in a copy to the device; where that is not so, what the
- * map names stays. */
+/* tensor_map.c - tensor maps. A kernel gets one by value, and its copy engine reads memory at the address inside.
+ * Drivers keep that address as it is, so the scan of a launch's parameters finds it, as it finds one in a copy to the
+ * device. Where that is not so, the range that the map names stays resident. */
 #include "uvm/cuda/manager.h"
 #include "device.h"
 #include "shim/say.h"

@@ -1,4 +1,5 @@
-/* use.c - addresses that a call names, held while it is made; pointers that hide; what is said about an illegal address. */
+/* use.c - holds the ranges that a call names while the call is made, pins ranges whose pointers are hidden, and says
+ * what may be wrong after an illegal address. */
 #include "capture.h"
 #include "use.h"
 #include "shim/say.h"

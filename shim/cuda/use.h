@@ -1,4 +1,5 @@
-/* use.h - the addresses of managed memory that a call names, in use while it is made; what is said when it fails. Threads: any. */
+/* use.h - holding the ranges that a call of the driver names while the call is made, and the line about one that
+ * failed. Threads: any. */
 #ifndef CWS_SHIM_CUDA_USE_H
 #define CWS_SHIM_CUDA_USE_H
 #include "device.h"
@@ -70,7 +71,7 @@ void cws_cuda_explain(CUresult result);
 CUresult cws_cuda_refuse_forked(void);
 /* Are the `bytes` at from host memory that can be read here? */
 bool cws_cuda_is_host(CUdeviceptr from);
-/* A small copy is on its way to the device: the ranges that its content points to are pinned. */
+/* Before a small copy to the device: pins the ranges that its content points to. */
 void cws_cuda_scan_copy(const void *from, size_t bytes);
 #define CWS_CUDA_SCAN_BYTES (64u << 10)
 

@@ -1,4 +1,4 @@
-/* buffers.c - calls that write out of, or receive into, the memory of views. */
+/* buffers.c - hooks of system calls that send from, or receive into, the memory of views. */
 #include "buffers.h"
 #include "store/base/guard.h"
 #include "hooks.h"

@@ -1,3 +1,4 @@
+/* file_table.c - which descriptors are stores, and reads of their logical bytes through a window of decoded ones. */
 #include "file_table.h"
 #include "uvm/host/lock.h"
 #include "store/base/sys.h"

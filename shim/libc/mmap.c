@@ -113,7 +113,7 @@ static bool map_tracked(void *addr, size_t len, int prot, int flags, int fd, off
     return f != NULL;
 }
 
-/* What was to be mapped over a view could not be: the range is free, as after munmap. */
+/* Mapping over a view failed: the range is free, as after munmap. */
 static void free_unused(void *addr, size_t len, bool unused)
 {
     int saved = errno;
@@ -209,7 +209,7 @@ int cws_hook_msync(void *addr, size_t len, int flags)
     return CWS_UNLIKELY(cws_view_overlaps(addr, len)) ? 0 : CWS_REAL(msync)(addr, len, flags);
 }
 
-/* To keep a view in memory is what the budget forbids. */
+/* The budget does not allow a view to be kept in memory. */
 static int refuse_lock(const char *call)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;

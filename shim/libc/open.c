@@ -22,7 +22,7 @@ static int fail(int code)
 /* The mode argument exists only with these flags. */
 static bool takes_mode(int flags) { return (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE; }
 
-/* Also of a thread that is being cancelled. */
+/* Closes fd, also in a thread that is being cancelled. */
 static void close_for_sure(int fd)
 {
     struct cws_guard guard = cws_guard_begin();
@@ -30,7 +30,7 @@ static void close_for_sure(int fd)
     cws_guard_end(&guard);
 }
 
-/* What was opened, looked at: fd, or -1 with errno, fd closed then. */
+/* Looks at what was opened. Returns fd, or -1 with errno, and then fd is closed. */
 static int opened(int fd, const char *path, int flags)
 {
     int code = 0;
@@ -116,7 +116,7 @@ CWS_SAME(creat64, creat);
 
 /* --- truncating by path ------------------------------------------------------------------------ */
 
-/* To nothing is what O_TRUNC does. Any other size is one of the logical file, to which the real one cannot be cut. By descriptor,
+/* truncate to 0 is what O_TRUNC does. Any other size is one of the logical file, to which the real one cannot be cut. By descriptor,
  * a store is never open for writing. */
 int cws_hook_truncate(const char *path, off_t bytes)
 {

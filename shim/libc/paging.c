@@ -1,3 +1,4 @@
+/* paging.c - starts the pager when the first store is mapped, and writes its counters when the program ends. */
 #include "paging.h"
 #include "hooks.h"
 #include "shim/say.h"

@@ -1,4 +1,4 @@
-/* paging.h - the pager's start, and its counters for the program's user. */
+/* paging.h - starting the pager, and its counters for the user. */
 #ifndef CWS_SHIM_LIBC_PAGING_H
 #define CWS_SHIM_LIBC_PAGING_H
 #include <stddef.h>

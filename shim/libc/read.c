@@ -67,7 +67,7 @@ static bool pread_store(int fd, const struct iovec *parts, int count, off_t offs
     return true;
 }
 
-/* Is fd a store? Then errno says why the call cannot be had. */
+/* Is fd a store? Then errno says why the call is refused. */
 static bool refused(int fd, int why)
 {
     if (!cws_file_is_tracked(fd))

@@ -1,3 +1,4 @@
+/* resolve.c - finds the real functions of the C library behind our hooks. */
 #include "hooks.h"
 
 #include <dlfcn.h>

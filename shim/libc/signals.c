@@ -1,5 +1,5 @@
-/* signals.c - chaining SIGSEGV and SIGBUS. While our handler is installed, the program's action is kept here: sigaction
- * shows it its own, and a fault that is not a view's is passed to it as the kernel would have. */
+/* signals.c - our SIGSEGV and SIGBUS handler before the program's. While ours is installed, the program's action is
+ * kept here: sigaction shows it its own, and a fault that is not a view's is passed to it as the kernel would have. */
 #include "signals.h"
 #include "uvm/host/signal_stack.h"
 #include "store/base/sys.h"

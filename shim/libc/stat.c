@@ -1,4 +1,5 @@
-/* stat.c - a store has the size of its logical file, and as many blocks, as if it had no holes. */
+/* stat.c - hooks of stat and its kin: a store has the size of its logical file, and as many blocks as if it had no
+ * holes. */
 #include "file_table.h"
 #include "hooks.h"
 #include "shim/state.h"

@@ -1,3 +1,6 @@
+/* stores.c - the open stores of the process, shared by descriptors and views, and what is known of files that were
+ * asked about by path. The latter is a cache of fixed size in which a collision replaces: no map, so that nothing is
+ * allocated for a stat. */
 #include "stores.h"
 #include "hooks.h"
 #include "shim/say.h"
@@ -212,7 +215,7 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
     return 1;
 }
 
-/* Takes those out of the list that nothing uses any more. */
+/* Takes the stores that nothing uses any more out of the list, and returns them. */
 static struct cws_shared *collect_locked(bool views_ended)
 {
     struct cws_shared *dead = NULL;

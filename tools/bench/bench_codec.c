@@ -1,4 +1,4 @@
-/* bench_codec - the codec's speed and size beside zstd's, one core, same bytes. Not installed.
+/* bench_codec.c - the codec's speed and size beside zstd's, one core, same bytes. Not installed.
  *   bench_codec MODEL.safetensors | --gaussian N  [--tensors] [--parts] [--lossless] [--encoder NAME] [--no-19] [--repeat R]
  * Decoding is timed with what a reader does: XXH3 of the stored bytes, validation, decode. Packing is timed with what the
  * writer does but I/O: sample, count, code, encode, XXH3, content hash. In processor time, so what else runs on the machine is

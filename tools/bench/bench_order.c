@@ -1,4 +1,5 @@
-/* bench_order.c - what the order of uses (uvm/policy/order.h) costs a use, for models of many weights: a mixture of experts, whose uses are surprises, and a plain cycle.
+/* bench_order.c - what the order of uses (uvm/policy/order.h) costs per use, for models of many weights: a mixture of
+ * experts, whose uses are surprises, and a plain cycle.
  *   bench_order */
 #include "uvm/policy/order.h"
 

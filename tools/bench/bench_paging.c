@@ -1,4 +1,4 @@
-/* bench_paging - speed of views of a packed store: cyclic scans at several budgets, on every rung that works here, with and without readahead.
+/* bench_paging.c - speed of views of a packed store: cyclic scans at several budgets, on every rung that works here, with and without readahead.
  *
  *   bench_paging STORE [PASSES [RUNG [cold]]]    default 3 passes, every rung; the first pass is reported apart, with the mapping: it reads the file
  *

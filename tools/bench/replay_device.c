@@ -1,5 +1,6 @@
-/* The CUDA manager's policy as it is (uvm/policy/order.h), or Belady's rule in its place, in a model of everything around it: a launching thread that runs ahead, a device that
- * works in order, one link, and the loader of uvm/cuda/loader.c, whose limits and choices this follows. Times in microseconds. */
+/* replay_device.c - simulates the CUDA manager: its policy as it is (uvm/policy/order.h), or Belady's rule in its
+ * place, in a model of everything around it. That is a launching thread that runs ahead, a device that works in order,
+ * one link, and the loader of uvm/cuda/loader.c, whose limits and choices this follows. Times are in microseconds. */
 #include "uvm/policy/order.h"
 #include "replay.h"
 

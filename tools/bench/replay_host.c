@@ -1,4 +1,5 @@
-/* The host pager's policy as it is (uvm/policy/policy.h), without readahead; and the bound that holds for everything. */
+/* replay_host.c - simulates the host pager: its policy as it is (uvm/policy/policy.h), without readahead, and the bound
+ * that holds for every policy. */
 #include "uvm/policy/policy.h"
 #include "replay.h"
 

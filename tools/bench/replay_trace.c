@@ -1,3 +1,4 @@
+/* replay_trace.c - makes traces of uses: from the shapes of models, or from what CODEC_TRACE recorded. */
 #include "replay.h"
 
 #include <errno.h>

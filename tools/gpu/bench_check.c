@@ -1,4 +1,5 @@
-/* Every dtype, codec, lane length and odd size in one launch, compared with the reference decoder; then corrupt chunks. */
+/* bench_check.c - bench_decode check: every dtype, codec, lane length and odd size in one launch, compared with the
+ * reference decoder; then corrupt chunks. */
 #include "bench.h"
 
 #define GUARD 64u

@@ -1,4 +1,5 @@
-/* Addresses: one large reservation each for ranges and for the frames' aliases; a piece of it is used again for pieces of its size. */
+/* arena.c - addresses for ranges and for aliases of frames: one large reservation each, made at the start. A piece that
+ * was freed is given out again for a range of the same size. */
 #include "state.h"
 
 #include <errno.h>

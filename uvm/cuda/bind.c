@@ -1,4 +1,5 @@
-/* Copies from a store to the device do not copy: the range learns where its bytes come from. */
+/* bind.c - binding: when the program copies a tensor of a store or of a file into a range, nothing is copied. The range
+ * notes where its bytes come from, and is filled before its first use. */
 #include "state.h"
 
 #include <stdlib.h>
@@ -10,7 +11,7 @@ static const struct cws_tensor_info *tensor_of(const struct cws_store *store, ui
     return t && t->begin == offset && t->end - t->begin == bytes ? t : NULL;
 }
 
-/* A range with memory gives it up. Only what was used before can have any. */
+/* Takes a range's memory away: only a range that was used before has any. True: it has none now. */
 static bool unmap_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     cws_gpu_uses_wait_locked(gpu, r);
@@ -33,7 +34,7 @@ static bool unmap_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     return result == CUDA_SUCCESS;
 }
 
-/* The range that exactly these bytes of the program are copied to, free to be bound; or NULL. Drops `lock`. */
+/* The range that the copy fills exactly, if it can be bound now; or NULL. Drops `lock`. */
 static struct cws_gpu_range *target_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
 {
     struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, to);

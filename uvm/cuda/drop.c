@@ -1,8 +1,9 @@
-/* A range on its way out: it is unmapped, then its content is hashed through the alias. Only if it is still what the store says is the frame given up;
- * else the range is mapped again and kept: the program wrote to it, and nothing else has these bytes. */
+/* drop.c - eviction of a bound range. The range is unmapped and its content is hashed through the frame's alias. If the
+ * hash is the source's, the frame is free. If not, the program wrote to the range, nothing else has these bytes, and so
+ * it is mapped again and stays. */
 #include "state.h"
 
-/* On a stream of its own, the job read where it lies: behind decodes, or behind copies to the device, a drop would wait for them. */
+/* Hashing has a stream of its own, and its job is read from host memory: on the stream of decodes or of copies an eviction would wait for them. */
 CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdeviceptr alias, size_t bytes)
 {
     const struct cws_driver *d = gpu->driver;
@@ -24,7 +25,7 @@ static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
     return result == CUDA_SUCCESS ? gpu->driver->event_record(drop->done, gpu->drop_stream) : result;
 }
 
-/* The caller knows that nobody holds it and that its uses are done. */
+/* The caller has made sure that nobody holds the range and that its uses are done. */
 bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     if (gpu->drop_count == CWS_GPU_DROPS)

@@ -1,3 +1,4 @@
+/* file.c - ordinary safetensors files as sources: finds the file behind a mapping, and reads one tensor of it. */
 #include "file.h"
 #include "store/format/content_hash.h"
 #include "store/base/os.h"
@@ -63,7 +64,7 @@ static bool same_file(const struct cws_gpu_file *f, const struct stat *st)
            f->changed.tv_nsec == st->st_mtim.tv_nsec;
 }
 
-/* The file by its name, if that is still the one that is mapped; else through the mapping itself, which the kernel does not allow everybody. */
+/* Opens the file by its name, if that is still the mapped one, else through the mapping itself, which needs a privilege. */
 static int open_mapped(const struct cws_mapping *m, struct stat *st)
 {
     char alias[96];
@@ -80,7 +81,7 @@ static int open_mapped(const struct cws_mapping *m, struct stat *st)
     return -1;
 }
 
-/* Takes fd if it succeeds. NULL: it cannot be told now what the file is. */
+/* Owns fd if it succeeds. NULL: what the file is could not be found out now. */
 static struct cws_gpu_file *create_file(const char *path, int fd, const struct stat *st)
 {
     struct cws_gpu_file *f = calloc(1, sizeof *f + strlen(path) + 1);

@@ -1,5 +1,6 @@
-/* Physical memory and the budget. A frame is as large as the range it is for; it is mapped once at its alias, where it is decoded into and
- * hashed, and stays created when its range is dropped, because creating and releasing cost more than mapping. */
+/* frame.c - frames, which are the physical memory of ranges, and the budget that all of them share. A frame has the
+ * size of its range. It has a second address for its whole life, the alias, where it is decoded into and hashed. A
+ * frame outlives the eviction of its range, because creating and releasing cost more than mapping. */
 #include "state.h"
 
 #include <stdlib.h>
@@ -44,14 +45,14 @@ static uint64_t room_locked(const struct cws_gpu *gpu)
     return used < gpu->config.budget_bytes ? gpu->config.budget_bytes - used : 0;
 }
 
-/* What was made room for in pools is counted when they have taken it. */
+/* Room that was granted to a pool does not count towards the peak until the pool has taken it. */
 static void note_peak_locked(struct cws_gpu *gpu)
 {
     uint64_t used = cws_gpu_used_locked(gpu) - gpu->pool_granted_bytes;
     gpu->used_peak = used > gpu->used_peak ? used : gpu->used_peak;
 }
 
-/* Something grew that nobody made room for: the loader finds it. */
+/* Wakes the loader if memory that nobody made room for has outgrown the budget. */
 static void check_budget_locked(struct cws_gpu *gpu)
 {
     note_peak_locked(gpu);
@@ -365,7 +366,7 @@ void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *fr
     gpu->mapped_idle_bytes += (uint64_t)frame->granules * CWS_GPU_GRANULE;
 }
 
-/* A freed range whose memory nobody uses any more gives it up. */
+/* Takes the memory of a freed range whose uses are all done. */
 static bool release_cached_locked(struct cws_gpu *gpu)
 {
     for (struct cws_list *l = gpu->cached.next; l != &gpu->cached; l = l->next) {

@@ -1,6 +1,6 @@
-/* A range on its way in: batches of its chunks are copied to staging in device memory and decoded from there into the frame's alias; when all of
- * them were checked, the frame is mapped at the range. Staging is a ring of slots, used and done in turn, so copies of one batch run beside
- * the decoding of the one before. */
+/* load.c - loading of one range. Batches of its chunks are copied to staging memory on the device and decoded from
+ * there through the frame's alias. When all of them were checked, the frame is mapped at the range. Staging is a ring
+ * of slots, so that the copy of one batch runs beside the decoding of the one before. */
 #include "state.h"
 
 #include <inttypes.h>
@@ -262,7 +262,7 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu)
 
 /* --- end ------------------------------------------------------------------------------------------- */
 
-/* What the device says of each chunk of a batch, against what the store says. */
+/* Compares the device's results for each chunk of a batch with what the store has. */
 static void check_results(struct cws_gpu *gpu, const struct cws_gpu_slot *slot)
 {
     struct cws_gpu_load *load = slot->load;

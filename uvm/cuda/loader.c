@@ -1,17 +1,18 @@
-/* The loader: one thread that decides what is dropped and loaded, for launches that wait first, then ahead of them. */
+/* loader.c - the loader thread. It decides which range is loaded and which is evicted: first for launches that wait,
+ * then ahead of them. */
 #include "state.h"
 
 #include <sys/prctl.h>
 #include <time.h>
 
-/* Bytes of the budget that nothing has. */
+/* Bytes of the budget that are not used. */
 static uint64_t free_bytes_locked(const struct cws_gpu *gpu)
 {
     uint64_t used = cws_gpu_used_locked(gpu);
     return used < gpu->config.budget_bytes ? gpu->config.budget_bytes - used : 0;
 }
 
-/* slack: what every pool keeps beyond what is in use. */
+/* slack: bytes that every pool may keep unused. */
 static void trim_to_locked(struct cws_gpu *gpu, uint64_t slack)
 {
     struct {
@@ -53,7 +54,8 @@ static void trim_slack_locked(struct cws_gpu *gpu)
     gpu->trim_at_ns = now + gpu->trim_wait_ns;
 }
 
-/* Drops something, or sees that something is being dropped already. `have`: bytes on their way out that are not spoken for. */
+/* Evicts one range if `have`, the bytes of evictions in flight that no load has claimed, is less than `need`. True: something was evicted, or its
+ * eviction started; it may have dropped `lock`. */
 static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, uint64_t need)
 {
     if (have >= need)
@@ -79,7 +81,7 @@ static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t gran
     return cws_gpu_frame_create_locked(gpu, granules);
 }
 
-/* Nothing moves any more and nothing will: what a launch waits for cannot be had. */
+/* No load or eviction is in flight and none can start: a launch waits for what will not come. */
 static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     return gpu->running_uses <= gpu->stuck_uses && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
@@ -118,7 +120,7 @@ static bool serve_rooms_locked(struct cws_gpu *gpu)
     return moved;
 }
 
-/* Other memory grew past what was made room for (a pool in pieces, a graph): weights give way. */
+/* Memory that is not paged (a pool, a graph) took more than room was made for: weights are evicted. */
 static bool shrink_locked(struct cws_gpu *gpu)
 {
     uint64_t used = cws_gpu_used_locked(gpu), budget = gpu->config.budget_bytes;
@@ -175,7 +177,7 @@ static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
         if (frame)
             return cws_gpu_load_start_locked(gpu, r, frame, true);
         wanted += cws_gpu_span(r);
-        r->named++; /* whoever waits for it may go, and another thread free it */
+        r->named++; /* the launch that waits for it may give up, and another thread may free it */
         bool again = room_for_demand_locked(gpu, r, wanted);
         cws_gpu_range_unname_locked(gpu, r);
         if (again)
@@ -227,7 +229,7 @@ static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
     return false;
 }
 
-/* Until `work` is signalled, or for so long. */
+/* Waits until `work` is signalled, but no longer than this. */
 static void wait_locked(struct cws_gpu *gpu, uint64_t ns)
 {
     uint64_t at = cws_gpu_now_ns() + ns;

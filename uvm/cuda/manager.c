@@ -1,4 +1,4 @@
-/* Open, close, and what is said about it. */
+/* manager.c - opening and closing the manager of a device, its counters, and the check of its invariants. */
 #include "state.h"
 #include "nvtx.h"
 
@@ -288,7 +288,7 @@ static const char *check_locked(struct cws_gpu *gpu)
     if (fixed != gpu->fixed_bytes || idle != gpu->mapped_idle_bytes || bound != gpu->bound_bytes || resident != gpu->resident_bytes || kept != gpu->kept_bytes)
         return "an account disagrees with the ranges";
     if (frames > gpu->frame_bytes)
-        return "I2: frames are miscounted"; /* frames on their way into a range, or out of one, have no place for a moment */
+        return "I2: frames are miscounted"; /* not while a frame moves into a range or out of one: for a moment it is in neither */
     if (gpu->frame_bytes + gpu->granted_bytes + gpu->ring_bytes > gpu->config.budget_bytes)
         return "I4: the budget is exceeded";
     return NULL;

@@ -35,7 +35,7 @@ struct cws_gpu_config {
                                       * for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
     const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
-    void (*release)(const struct cws_gpu *gpu); /* before pools are trimmed, from a thread of the manager's: whoever keeps memory of theirs that nobody uses gives it back; NULL: nobody */
+    void (*release)(const struct cws_gpu *gpu); /* before pools are trimmed, from a thread of the manager's: the owner gives back pool memory that it keeps unused; NULL: nobody keeps any */
     void (*say)(const char *line);   /* one line for the user; any thread */
 };
 
@@ -123,8 +123,10 @@ void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
 
 /* --- what is said to the program and the user ------------------------------------------------------ */
 
-/* cuMemGetInfo for the program: free = budget - what cannot be dropped + opened_bytes, at most total = budget. opened_bytes: logical bytes of opened stores
- * that are not bound yet. */
+/* What cuMemGetInfo answers: total = budget + opened_bytes, free = the budget that is not taken by memory which cannot be
+ * evicted + opened_bytes. Weights that are resident count as free.
+ *   opened_bytes  logical bytes of opened stores that are not bound yet: the program plans with what is free,
+ *                 and they will take only what the budget gives */
 void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_bytes, size_t *total_bytes);
 
 struct cws_gpu_stats { /* bytes now, unless it says otherwise */

@@ -1,3 +1,5 @@
+/* mapping.c - asks the kernel which file lies behind an address of this process: PROCMAP_QUERY where there is one, else
+ * the text of /proc/self/maps. */
 #include "mapping.h"
 #include "store/base/os.h"
 

@@ -1,5 +1,6 @@
-/* The side of NVTX version 3 that a program has, written from the description in its headers: the profiler's library is given a function that hands out tables
- * of pointers to function pointers, one table per module, and stores its own functions through those that it knows. */
+/* nvtx.c - the program's side of NVTX version 3, written from the description in its headers. The profiler's library
+ * gets a function that returns one table per module, of pointers to function pointers. It stores its own functions
+ * through those that it knows. */
 #include "nvtx.h"
 
 #include <dlfcn.h>

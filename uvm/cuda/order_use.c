@@ -1,4 +1,5 @@
-/* The order of uses (order.h) of the bound ranges of a device. */
+/* order_use.c - the ranges of a device as nodes of the replacement policy (uvm/policy/order.h): tells it of uses, and
+ * asks it what to load and what to evict. */
 #include "state.h"
 
 void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
@@ -23,7 +24,7 @@ void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r) {
 
 static uint64_t room_for_weights(const struct cws_gpu *gpu)
 {
-    uint64_t taken = cws_gpu_undroppable_locked(gpu); /* not what is granted: most of that is for weights on their way */
+    uint64_t taken = cws_gpu_undroppable_locked(gpu); /* not what is granted: most of that is for loads in flight */
     return taken < gpu->config.budget_bytes ? gpu->config.budget_bytes - taken : 0;
 }
 
@@ -47,7 +48,7 @@ static bool is_done(void *gpu, struct cws_order_node *n)
     return cws_gpu_uses_done_locked(gpu, CWS_LIST_OF(n, struct cws_gpu_range, order), true);
 }
 
-/* A launch waits for a better victim than those that are done, but not for long: what runs may itself wait for that launch. */
+/* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that launch. */
 static bool has_waited_locked(struct cws_gpu *gpu)
 {
     const uint64_t most_ns = 2000000;

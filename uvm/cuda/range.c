@@ -1,4 +1,5 @@
-/* Allocations of the program. */
+/* range.c - ranges, which are the program's allocations: made, freed, kept for the next one of the same size, and moved
+ * from state to state. */
 #include "state.h"
 
 #include <stdlib.h>
@@ -78,7 +79,7 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     cws_gpu_range_set_locked(gpu, r, CWS_RANGE_CACHED);
 }
 
-/* Memory of a freed range of this size whose last uses come before the new ones by themselves. */
+/* A freed range of this size whose last uses come before the new ones in stream order. */
 static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
 {
     gpu->look_round++;

@@ -1,5 +1,6 @@
-/* The largest sets of bound ranges that launches named: room for the largest one is kept free of what cannot be dropped, so that a shortage shows at an allocation and
- * not at a launch. A set is forgotten with the first of its ranges that ends or is written to. */
+/* set.c - the largest sets of bound ranges that one launch named. Room for the largest one is kept free of what cannot
+ * be evicted, so that a shortage shows at an allocation and not at a launch. A set is forgotten when the first of its
+ * ranges ends or is written to. */
 #include "state.h"
 
 static void find_largest_locked(struct cws_gpu *gpu)

@@ -1,6 +1,6 @@
-/* Compressed bytes in pinned host memory. Fetcher threads read a tensor's chunks, check them and leave them there: for good while the host
- * budget lasts, in the order in which tensors were bound; those that came too late are read again for each load. (On a cyclic scan nothing that
- * replaces does better than what stays.) They give way to what has no file to come back from (spill.c). */
+/* source.c - compressed bytes in pinned host memory, and the fetcher threads that read them from stores and check them.
+ * What was bound first stays there while the host budget lasts. All else is read again for each load, because on a
+ * cyclic scan no replacement does better. All of it gives way to content that no file can give back (spill.c). */
 #include "store/base/memory_limit.h"
 #include "state.h"
 
@@ -62,7 +62,7 @@ struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws
     s->tensor = tensor;
     s->plain = has_host_chunks(tensor);
     s->refs = 1;
-    s->state = CWS_SOURCE_READY; /* nothing is wanted yet */
+    s->state = CWS_SOURCE_READY; /* nobody needs its bytes yet */
     cws_store_retain(store);
     cws_list_add_before(&gpu->sources, &s->link);
     return s;
@@ -88,7 +88,7 @@ struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct
 
 const char *cws_gpu_source_path(const struct cws_gpu_source *s) { return s->file ? cws_gpu_file_path(s->file) : cws_store_path(s->store); }
 
-/* The driver takes its time to free pinned memory, so a fetcher does it. */
+/* Freeing pinned memory takes the driver long, so a fetcher does it. */
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes)
 {
     struct cws_gpu_garbage *g = host; /* the list lies in what it lists */
@@ -246,7 +246,8 @@ static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *hos
                     : cws_store_fetch(f->cursor, s->tensor, 0, chunk_count(s), host, err);
 }
 
-/* What is bound early is wanted early; what a launch waits for goes first. What does not fit the host budget is read only when it is to be loaded. */
+/* The source to read next: first one that a launch waits for, then in the order of binding. What does not fit the host budget is read only when it is
+ * to be loaded. */
 static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
 {
     enum { LOOK_AT = 64 }; /* thousands may be waiting for room that there is not */

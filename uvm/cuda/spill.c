@@ -1,7 +1,8 @@
-/* Content that no source gives back (written weights, allocations of the program) goes to pinned host memory when nothing else can be dropped, and comes back when it is
- * used. The copy is compared with what lies on the device before the memory is given on, and again when it is back: by the hash, of the host's bytes and of the device's.
- * It is kept then, while host memory lasts: what was written once and is only read from then on is not copied out again.
- * Where host memory is short, or anything fails, the range stays. All of this is the loader's work, one range at a time. */
+/* spill.c - spilling: content that no source can give back (weights that were written to, the program's own data) goes
+ * to pinned host memory when nothing else can be evicted, and comes back when it is used. Its hash is compared before
+ * the device memory is given away, and again when it is back. The copy is kept while host memory lasts: what is only
+ * read from then on is not copied out again. Where host memory is short, or anything fails, the range stays. The loader
+ * does all of this, one range at a time. */
 #include "state.h"
 
 #include <string.h>
@@ -54,7 +55,7 @@ static bool has_hash(const void *host, size_t bytes, struct cws_hash128 hash)
     return sum.lo == hash.lo && sum.hi == hash.hi;
 }
 
-/* The copy that was kept is what lies on the device. */
+/* Is the copy that was kept what lies on the device? *hash: of the device's bytes. */
 static bool is_kept(struct cws_gpu *gpu, const struct cws_gpu_range *r, const void *host, struct cws_hash128 *hash)
 {
     return move_and_hash(gpu, r, r->frame->alias, NULL, NULL, hash) == CUDA_SUCCESS && hash->lo == r->spill_hash.lo && hash->hi == r->spill_hash.hi &&
@@ -80,7 +81,7 @@ static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_range *r, void **
     return good;
 }
 
-/* r is a candidate whose uses are done. It stays if anything fails. */
+/* Spills r, whose uses are done. If anything fails it stays on the device. */
 static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     enum cws_range_state before = r->state;
@@ -124,7 +125,8 @@ static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     pthread_cond_broadcast(&gpu->changed);
 }
 
-/* Is a the better one to go? What is not expected again, else what is needed last; the next launch may well name again what the last one did. */
+/* Is `a` the better one to spill? One that is not expected again is best, else the one that is needed last. The next launch may well name again
+ * what the last one did. */
 static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_range *a, const struct cws_gpu_range *b)
 {
     bool a_last = a->source && gpu->order.last == &a->order, b_last = b->source && gpu->order.last == &b->order;
@@ -151,7 +153,7 @@ bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
     return true;
 }
 
-/* Its host memory can be given up. */
+/* May its host memory be given up? */
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     if (r->spill)

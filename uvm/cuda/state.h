@@ -46,10 +46,10 @@ enum {
     CWS_GPU_STREAMS = 256,     /* streams of the program that are followed at a time */
     CWS_GPU_EVENTS = 64,       /* marks in flight on a stream */
     CWS_GPU_MARK_EVERY = 16,   /* uses between two marks */
-    CWS_GPU_SLOTS = 8,         /* batches of chunks on their way at a time, at most */
+    CWS_GPU_SLOTS = 8,         /* batches of chunks in flight, at most */
     CWS_GPU_SLOT_CHUNKS = 64,  /* chunks of a batch */
-    CWS_GPU_LOADS = 12,        /* ranges being loaded at a time */
-    CWS_GPU_DROPS = 32,        /* ranges being dropped at a time */
+    CWS_GPU_LOADS = 12,        /* loads in flight */
+    CWS_GPU_DROPS = 32,        /* evictions in flight */
     CWS_GPU_MANAGERS = 16,     /* of a process */
     CWS_GPU_SETS = 32,         /* largest sets of ranges that are remembered; bits of cws_gpu_range.sets */
     CWS_GPU_FETCHERS = 3,      /* threads that read stores */
@@ -148,7 +148,7 @@ struct cws_gpu_slot { /* one batch: staging in device memory and its control blo
     uint32_t timed;              /* bit per moment that was recorded */
 };
 
-struct cws_gpu_load { /* a range on its way in; belongs to the loader */
+struct cws_gpu_load { /* a range that is being loaded; belongs to the loader */
     struct cws_gpu_range *range;
     struct cws_gpu_source *source;
     uint64_t next_chunk;   /* to be issued */
@@ -158,7 +158,7 @@ struct cws_gpu_load { /* a range on its way in; belongs to the loader */
     uint64_t begin_ns;
 };
 
-struct cws_gpu_drop { /* a range on its way out; belongs to the loader */
+struct cws_gpu_drop { /* a range that is being evicted; belongs to the loader */
     struct cws_gpu_range *range;
     CUdeviceptr device_result;
     struct cws_gpu_hash_job *job;     /* pinned, which a kernel reads at the same address */
@@ -323,7 +323,7 @@ CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r);
 void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to);
 /* Ends a range that is not mapped: its address may be used again, once no use names it. */
 void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
-/* One use less has it in its list. */
+/* One use fewer has the range in its list. */
 void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* The program freed a mapped range: its memory waits for the next allocation of its size. */

@@ -1,4 +1,5 @@
-/* How far the program's streams have come: tickets are counted per stream, and an event is recorded behind every few of them. */
+/* stream.c - how far the program's streams have come. Each use gets a number on its stream, and an event is recorded
+ * behind every few of them. */
 #include "state.h"
 
 #include <string.h>
@@ -6,7 +7,7 @@
 
 static CUstream same_name(CUstream handle) { return handle == CU_STREAM_LEGACY ? NULL : handle; }
 
-/* Who calls, where it matters: one handle names another stream in each thread. Never the same for two threads, also when one has ended. */
+/* A number for the calling thread, where it matters: CU_STREAM_PER_THREAD names another stream in each. No two threads ever have the same number. */
 static uint64_t owner_of(CUstream handle)
 {
     static _Atomic uint64_t threads;
@@ -33,7 +34,7 @@ static void take_marks_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, boo
     }
 }
 
-/* Takes in the marks that were passed. `wait`: at least one. */
+/* Notes which marks the stream has passed. `wait`: waits until it has passed one more. */
 static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait)
 {
     if (!wait && s->looked == gpu->look_round)
@@ -49,7 +50,7 @@ static void look_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s, bool wait
         s->used = false;
 }
 
-/* A place whose stream has nothing under way: should that stream come again, it takes another. */
+/* A place whose stream has no work in flight. If that stream comes again, it takes another place. */
 static struct cws_gpu_stream *idle_place_locked(struct cws_gpu *gpu)
 {
     gpu->look_round++;
@@ -119,7 +120,7 @@ static bool mark_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
     return true;
 }
 
-/* Behind all uses of a stream, for the last time that this can be done. */
+/* Records a mark behind all uses of a stream. It is the last chance to do so. */
 static void mark_or_wait_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
 {
     if (mark_locked(gpu, s) || cws_gpu_stream_captures_locked(gpu, s))

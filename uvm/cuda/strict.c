@@ -1,4 +1,5 @@
-/* One use at a time, and afterwards no weight is left mapped: a kernel that reaches one without naming it faults at once, whatever the budget. For tests of programs. */
+/* strict.c - strict mode, for tests of programs: one use at a time, and after it every weight is unmapped. A kernel
+ * that reads a weight without naming it faults at once, whatever the budget. */
 #include "state.h"
 
 void cws_gpu_strict_enter(struct cws_gpu *gpu)

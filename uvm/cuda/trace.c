@@ -1,5 +1,6 @@
-/* What the trace says of a device. Host times come from the threads that do the work; times of copies and decoding from the device's own clock, by
- * events that exist only where a trace was running when the manager was opened. */
+/* trace.c - what CODEC_TRACE records of a device. Host times come from the threads that do the work. Times of copies
+ * and decoding come from the device's clock, by events that exist only if a trace was running when the manager was
+ * opened. */
 #include "state.h"
 
 #include <stdio.h>
@@ -20,7 +21,7 @@ static void describe(const struct cws_gpu_range *r, enum cws_trace_kind kind, co
 
 /* --- uses --------------------------------------------------------------------------------------------- */
 
-/* A range comes again that was used in this round already, and about as many were as in the round before. */
+/* Does a new round begin? A range is used that this round has used already, and the round is about as long as the one before. */
 static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_range *r, const struct cws_gpu *gpu)
 {
     bool again = r->order.last_tick > t->round_tick && gpu->order.last != &r->order;
@@ -47,7 +48,7 @@ void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_ran
     cws_trace_mark_slow(&what);
 }
 
-/* What is not there, of what the launch names: the first of it, and the bytes. */
+/* The ranges of a launch that are not resident: the first of them, and their bytes. */
 static const struct cws_gpu_range *missing(const struct cws_gpu_use *use, uint64_t *out_bytes)
 {
     const struct cws_gpu_range *first = NULL;

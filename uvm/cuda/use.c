@@ -1,11 +1,12 @@
-/* Uses: what a launch or a copy names is made ready before it is queued. The common case, everything is there, takes one lock. */
+/* use.c - uses: makes the ranges that a launch or a copy names ready before it is queued, and holds them until it was.
+ * The common case, in which all of them are resident, takes one lock. */
 #include "state.h"
 #include "nvtx.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* How many uses of which manager this thread has open: one line per manager that it ever met, in a process of a few. */
+/* How many uses this thread has open, per manager: one entry for each that it ever met. A process has few. */
 static _Thread_local struct {
     const struct cws_gpu *gpu;
     unsigned count;
@@ -65,7 +66,7 @@ static uint64_t set_bytes(const struct cws_gpu_use *use)
     return bytes;
 }
 
-/* Of these, what does not count as undroppable yet. */
+/* Of these, the bytes that do not count as undroppable yet. */
 static uint64_t set_new_bytes(const struct cws_gpu_use *use)
 {
     uint64_t bytes = 0;
@@ -96,7 +97,7 @@ static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
     use->ranges = use->few;
 }
 
-/* A fresh range gets memory, in this thread. */
+/* Gives a fresh range memory, in this thread. */
 static CUresult make_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
     uint64_t bytes = cws_gpu_span(r);

@@ -1,3 +1,4 @@
+/* block.c - the state word of a block: which transitions are legal, and waiting until a block is not busy. */
 #include "block.h"
 
 #include "lock.h"

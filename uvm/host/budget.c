@@ -1,4 +1,5 @@
-/* Budget, eviction, decoder slots and the count of busy blocks. */
+/* budget.c - the budget of views: reserving room for a block, evicting others for it, decoder slots, and the count of
+ * busy blocks. */
 #include "pager.h"
 
 #include <inttypes.h>
@@ -37,7 +38,7 @@ void cws_busy_wait_locked(struct cws_block *b)
     }
 }
 
-/* Drops one clean block. Drops the lock meanwhile. False: its pages could not be dropped, all is as it was, but it is the last one to be picked next. */
+/* Evicts one clean block, and drops the lock meanwhile. False: its pages could not be dropped, so it stays, and is picked last from now on. */
 static bool evict_locked(struct cws_block *b)
 {
     struct cws_pager *p = &cws_pager;

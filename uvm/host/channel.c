@@ -1,3 +1,5 @@
+/* channel.c - the table of userfaultfd descriptors: makes one for a view, or shares one, and closes it with its last
+ * view. */
 #include "channel.h"
 #include "pager.h"
 
@@ -12,7 +14,7 @@ static struct cws_channel *find_free(void)
     return NULL;
 }
 
-/* The one with the least to do, or NULL. */
+/* The channel with the fewest views, or NULL. */
 static struct cws_channel *find_least(void)
 {
     struct cws_channel *least = NULL;

@@ -1,4 +1,4 @@
-/* Filling a block: ABSENT -> FILLING -> CLEAN or WRITTEN, or FAILED. */
+/* fill.c - filling a block after a fault, a hold or a guess: ABSENT -> FILLING -> CLEAN or WRITTEN, or FAILED. */
 #include "pager.h"
 
 #include <inttypes.h>

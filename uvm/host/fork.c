@@ -1,4 +1,5 @@
-/* fork: the child must read the right bytes or crash, never zeros. README.md "fork" tells the whole story.
+/* fork.c - views across fork(): the child must read the right bytes or crash, never zeros. README.md, "fork", tells the
+ * whole story.
  *
  * prepare  nothing becomes busy any more, and what is busy ends; the pager lock is then held across the fork, so the child inherits sound states. View memory
  *          of the userfault rungs, which a raw fork does not inherit, is made inheritable.

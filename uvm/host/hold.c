@@ -1,4 +1,4 @@
-/* Holding: pages that stay while the kernel reads or writes them. */
+/* hold.c - holds: makes pages present and keeps them, while the kernel reads or writes them in a system call. */
 #include "pager.h"
 
 size_t cws_view_hold_max(void)

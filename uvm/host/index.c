@@ -1,4 +1,6 @@
-/* The set of views: an entry for each contiguous piece of a view, sorted by address; entries never overlap. Writers hold both locks with signals blocked; readers without a lock (cws_view_overlaps) check a sequence number. */
+/* index.c - from an address to its view: an entry for each contiguous piece of a view, sorted by address, none
+ * overlapping. Writers hold both locks with signals blocked. cws_view_overlaps takes no lock: it checks a sequence
+ * number. */
 #include "pager.h"
 
 #include <sched.h>

@@ -1,3 +1,4 @@
+/* lock.c - the futex lock, and the check of lock ranks in builds with CWS_INJECT. */
 #include "lock.h"
 
 #include "store/base/sys.h"

@@ -1,4 +1,4 @@
-/* The pager's life, options and counters. */
+/* pager.c - start and end of the pager, its choice of a rung, its options and its counters. */
 #include "pager.h"
 
 #include <fcntl.h>

@@ -177,10 +177,10 @@ static inline void cws_view_unuse_locked(struct cws_view *v)
 bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch);
 /* Bytes became or are no longer written; warns once past the budget. */
 void cws_budget_written_locked(uint64_t bytes);
-/* Block state changes that touch the busy count. End wakes whoever faulted meanwhile. */
+/* Block state changes that touch the busy count. End wakes threads that faulted meanwhile. */
 void cws_busy_begin_locked(struct cws_block *b, enum cws_block_state to);
 void cws_busy_end_locked(struct cws_block *b, enum cws_block_state to);
-/* Waits until the block is not busy (and no fork is on its way). Drops the lock while it waits. */
+/* Waits until the block is not busy and no fork is under way. Drops the lock while it waits. */
 void cws_busy_wait_locked(struct cws_block *b);
 /* A free decoder. Drops the lock while it waits. */
 unsigned cws_slot_take_locked(void);

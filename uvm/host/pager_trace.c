@@ -1,4 +1,5 @@
-/* What the trace says of blocks of views. No lock is needed: sources answer from what never changes. */
+/* pager_trace.c - what CODEC_TRACE records of blocks of views. No lock is needed: sources answer from what never
+ * changes. */
 #include "pager.h"
 
 static void describe(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why, struct cws_trace_what *out)

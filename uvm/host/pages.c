@@ -1,3 +1,5 @@
+/* pages.c - the memory of views: mapping it, which of its pages are mapped, present or locked, and with which
+ * protection. */
 #include "pager.h"
 
 #include <stdlib.h>

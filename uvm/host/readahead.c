@@ -1,6 +1,7 @@
-/* Readahead: who reads a tensor block after block gets the next ones decoded by the workers. The pager sees only faults, so a stream is
- * the interval that was asked for ahead; the next fault inside it or right behind it proves the guess right and doubles the window. At the
- * end of a tensor the guess goes on in the tensor that was needed after it last time. */
+/* readahead.c - readahead: when a program reads a tensor block after block, the workers decode the next ones. The pager
+ * sees only faults. So a stream is the interval that was asked for ahead, and the next fault inside it or right behind
+ * it proves the guess right and doubles the window. At the end of a tensor the guess goes on in the tensor that was
+ * needed after it last time. */
 #include "pager.h"
 
 enum { WINDOW_FIRST = 2, WINDOW_MAX = 8, HOPS_MAX = 4 };

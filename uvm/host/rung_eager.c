@@ -1,4 +1,5 @@
-/* The eager rung: no fault is ever caught. Every block is decoded when the view is made, and nothing is dropped. */
+/* rung_eager.c - the eager rung: no fault is ever caught. Every block is decoded when the view is made, and nothing is
+ * evicted. */
 #include "pager.h"
 
 static int probe(const struct cws_rung *self, struct cws_error *err)

@@ -1,5 +1,6 @@
-/* The sigsegv rung: absent blocks are PROT_NONE, the faulting thread decodes in the signal handler into fresh pages and moves them into place, which is
- * atomic. Clean pages are read-only. It is private anonymous memory throughout (/dev/zero's, see pager.h), so a forked child has its own right copy. */
+/* rung_sigsegv.c - the sigsegv rung: absent blocks are PROT_NONE. The faulting thread decodes in the signal handler
+ * into fresh pages and moves them into place, which is atomic. Clean pages are read-only. All of it is private
+ * anonymous memory (/dev/zero's, see pager.h), so a forked child has its own right copy. */
 #include "pager.h"
 
 static int probe(const struct cws_rung *self, struct cws_error *err)

@@ -1,5 +1,6 @@
-/* The three userfaultfd rungs: they differ in where the descriptor comes from, and in whether the kernel's own accesses fault. The descriptor
- * is that of the view's channel (channel.h), registered for missing and write-protect faults; blocks are published by UFFDIO_COPY with write protection. */
+/* rung_uffd.c - the three userfaultfd rungs. They differ in where the descriptor comes from, and in whether the
+ * kernel's own accesses fault. The descriptor is that of the view's channel (channel.h), registered for missing and
+ * write-protect faults. UFFDIO_COPY publishes a block with write protection. */
 #include "pager.h"
 
 #include <fcntl.h>
@@ -47,7 +48,7 @@ static int create_user(void) { return (int)CWS_SYSCALL(SYS_userfaultfd, O_CLOEXE
 
 static uint64_t features; /* what the kernel has of the ones we want; set by probe */
 
-/* The handshake works once per descriptor, so what there is was asked with another one. */
+/* UFFDIO_API works once per descriptor, so the kernel's features were asked for with another one (probe). */
 static int handshake(int fd, uint64_t want, uint64_t *out_have)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = want};

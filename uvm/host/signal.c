@@ -1,4 +1,5 @@
-/* SIGSEGV on view memory: the sigsegv rung's fault path, and every forked child's. The faulting thread does the work itself, on a stack of ours. */
+/* signal.c - SIGSEGV on the memory of a view: how the sigsegv rung, and every forked child, catches faults. The
+ * faulting thread does the work itself, on a stack of ours. */
 #include "pager.h"
 #include "signal_stack.h"
 
@@ -41,7 +42,7 @@ static bool fault_was_write(const void *ucontext, bool guess)
 #endif
 }
 
-/* How often this thread's last fault was of no use: the same address, and the page was as it should be. */
+/* How often in a row this thread faulted at the same address although the page was as it should be. */
 static __thread struct {
     const void *addr;
     unsigned times, repairs;

@@ -27,7 +27,7 @@ int cws_signal_stacks_make(void);
 /* In a forked child, whose only thread is not in a handler: all stacks are free, whoever had them in the parent. */
 void cws_signal_stacks_reset(void);
 
-/* Calls fn(arg) on a stack of the pool, and waits until one is free: whoever has one waits for nobody who waits for one. Without a pool, or on a
+/* Calls fn(arg) on a stack of the pool, and waits until one is free: a thread that has one never waits for a thread that waits for one. Without a pool, or on a
  * machine other than x86-64 and aarch64: on the caller's stack. */
 void cws_signal_stack_call(void (*fn)(void *), void *arg);
 

@@ -1,4 +1,4 @@
-/* A store as a source: one cursor per decoder slot, shared by all views of the store. */
+/* store_source.c - a store as the source of a view: one cursor per decoder slot, shared by all views of the store. */
 #include "pager.h"
 
 #include <stdlib.h>
@@ -110,7 +110,7 @@ static int source_of(struct cws_store *store, struct store_source **out, struct 
     struct store_source *s = sources;
     while (s && s->store != store)
         s = s->next;
-    /* One whose last reference is on its way out is not revived. */
+    /* A source whose last reference is being released is not used again. */
     unsigned refs = s ? atomic_load(&s->base.refs) : 0;
     while (refs && !atomic_compare_exchange_weak(&s->base.refs, &refs, refs + 1))
         ;
@@ -141,7 +141,7 @@ int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, i
     return code;
 }
 
-/* Which store's bytes a stretch of a view is, as long as nobody wrote to it. */
+/* The store and the offset whose bytes a part of a view shows, as long as nobody wrote to it. */
 static bool is_unwritten_locked(const struct cws_view *v, size_t from, size_t to)
 {
     for (uint32_t b = cws_block_of(v, from); b <= cws_block_of(v, to - 1); b++) {

@@ -1,5 +1,5 @@
-/* Views: map, munmap, protect, advise, remap. What changes pages claims their blocks first (CHANGING), so that no fill, eviction or fault is at work on
- * them; README.md has the order of locks. */
+/* view.c - the calls on views: map, munmap, protect, advise and remap. Whoever changes pages claims their blocks first
+ * (CHANGING), so that no fill, eviction or fault is at work on them. README.md has the order of locks. */
 #include "pager.h"
 
 #include <inttypes.h>
@@ -133,7 +133,7 @@ static bool claimed_already(uint8_t *addr, const struct cws_piece *piece, uint32
     return false;
 }
 
-/* Claims everything of [addr, end), so that nothing is at work there. -ENOMEM: nothing is claimed. */
+/* Claims all blocks of [addr, end), so that no other thread works on them. -ENOMEM: nothing is claimed. */
 static int unmap_prepare(uint8_t *addr, uint8_t *end)
 {
     struct cws_piece piece;
@@ -172,7 +172,7 @@ static void release_piece_locked(const struct cws_piece *piece, struct cws_view 
     struct cws_view *v = piece->view;
     for (uint32_t i = cws_block_of(v, piece->from); i <= cws_block_of(v, piece->to - 1); i++)
         forget_pages_locked(v, i);
-    cws_pager.rung->wake(v, piece->from, piece->to); /* who faulted there finds out for himself */
+    cws_pager.rung->wake(v, piece->from, piece->to); /* threads that faulted there try again, and find that it is gone */
     if (v->mapped_pages == 0 && !v->ending) {
         v->ending = true;
         v->next_ending = *ending;
@@ -199,7 +199,7 @@ static int unmap_views(uint8_t *addr, size_t len, bool reserve)
     int code = unmap_prepare(addr, end);
     if (code)
         return code;
-    /* From here to the cut nobody may believe in the views: the address can be somebody else's the moment it is free. */
+    /* From here to the cut no thread may take the range for a view's: the address can be another mapping's as soon as it is free. */
     cws_lock_take(&p->lock);
     code = unmap_raw(addr, len, reserve);
     for (uint8_t *at = addr; !code && at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
@@ -491,7 +491,7 @@ static int nothing_part(struct cws_view *v, uint32_t block, size_t from, size_t 
     return 0;
 }
 
-/* Piece by piece, so that the budget holds. */
+/* MADV_POPULATE_*: piece by piece, so that the budget holds. */
 static int populate(uint8_t *addr, size_t len, bool for_write)
 {
     for (size_t done = 0; done < len;) {

@@ -1,5 +1,6 @@
-/* Workers: each waits for fault messages of all views and serves what it reads itself, so a fault costs one thread switch, not two. When no
- * message waits it decodes ahead. A worker never touches view memory, never allocates, and takes no lock but the pager's. */
+/* workers.c - the worker threads of the userfaultfd rungs. Each waits for fault messages of all views and serves what
+ * it reads itself, so a fault costs one thread switch, not two. When no message waits it decodes ahead. A worker never
+ * touches view memory, never allocates, and takes no lock but the pager's. */
 #include "pager.h"
 
 #include <linux/userfaultfd.h>

@@ -1,3 +1,4 @@
+/* history.c - predicts the next use: finds the longest stretch of the past that ended as the present does. */
 #include "history.h"
 #include "order.h"
 
@@ -83,7 +84,7 @@ static uint64_t is_ahead(const struct cws_history *h, const struct cws_order_nod
     return 0;
 }
 
-/* The last use was none of the order: as if it had not been. */
+/* The last use was out of order: it is ignored. */
 static void take_back(struct cws_history *h)
 {
     const struct cws_history_use *last = use_at(h, --h->end);
@@ -92,7 +93,7 @@ static void take_back(struct cws_history *h)
     h->before_jump = 0;
 }
 
-/* What seemed to be left out comes after all: the use before this one was out of order. */
+/* The use that seemed to be left out comes after all: so the one before this was out of order. */
 static bool is_back(const struct cws_history *h, const struct cws_order_node *n) { return h->before_jump > h->begin && use_at(h, h->before_jump)->node == n; }
 
 bool cws_history_expects(const struct cws_history *h, const struct cws_order_node *n) { return is_ahead(h, n) || is_back(h, n); }

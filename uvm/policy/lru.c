@@ -1,4 +1,5 @@
-/* lru: the least recently asked for goes first. The baseline: a cyclic scan that does not fit gets no hit at all. */
+/* lru.c - the policy "lru" for views: the block that was asked for longest ago goes first. It is the baseline: a cyclic
+ * scan that does not fit gets no hit at all. */
 #include "policy.h"
 
 static void on_fill(struct cws_policy *p, struct cws_policy_node *n, bool prefetched)

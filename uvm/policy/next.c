@@ -1,6 +1,6 @@
-/* next: made for a program that walks over its weights again and again, like a transformer. On such a walk the block that was used last is
- * the one whose next use is farthest away, so recency is no guide: what matters is that a part of the walk stays, spread evenly so that the fetches
- * are spread too.
+/* next.c - the policy "next" for views: made for a program that walks over its weights again and again, as a
+ * transformer does. On such a walk the block that was used last is the one whose next use is farthest away, so recency
+ * is no guide. What matters is that a part of the walk stays, spread evenly so that the fetches are spread too.
  *
  *   kept    keepers. They stay until rotated out. A block becomes one when it is filled, at the rate (room for keepers) / (bytes that compete
  *           for it), counted in the order of the fills: every second or every fifth of them, so evenly over the walk whatever its order is.

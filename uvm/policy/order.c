@@ -1,4 +1,6 @@
-/* A program that generates text walks over its weights again and again. What is needed last is dropped first.
+/* order.c - the replacement policies of the CUDA manager: keeps the order of the uses to come, and picks what to load
+ * and what to evict. A program that generates text walks over its weights again and again. What is needed last is
+ * evicted first.
  *
  * On a cyclic scan that rule alone keeps a prefix of the cycle and streams the rest in one stretch, in which the link is busy and before which
  * it is idle. So keepers are chosen: what comes most often in a period first, else evenly over it, as many bytes as fit beside the window through which the others stream. */
@@ -7,7 +9,7 @@
 #include <stdlib.h>
 
 #define SMALL_BYTES ((uint64_t)4 << 20)    /* such a node costs as many calls as a large one */
-#define ON_ITS_WAY_BYTES ((uint64_t)32 << 20) /* in and out, beside the window's two nodes */
+#define IN_FLIGHT_BYTES ((uint64_t)32 << 20) /* loads and evictions, beside the window's two nodes */
 
 #define NODE_OF(link, member) CWS_LIST_OF(link, struct cws_order_node, member)
 
@@ -127,7 +129,7 @@ static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
     o->coming_bytes += n->bytes;
 }
 
-/* As far as a period goes, and a walk twice over everything that is not too many for that. */
+/* Uses that the window foresees: a period, or two walks over all nodes if they are not too many for that. */
 static uint64_t reach(const struct cws_order *o, uint64_t period)
 {
     enum { MOST = 4096 };
@@ -196,7 +198,7 @@ static void note_stray(struct cws_order *o, struct cws_order_node *n)
     line_update(o, n);
 }
 
-/* Lately, so that it may well do so again: a stack that holds an address holds it for a while. */
+/* Did n stray lately? Then it may well do so again: a stack that holds an address holds it for a while. */
 static bool has_strayed(const struct cws_order *o, const struct cws_order_node *n)
 {
     enum { STAYS = 96 }; /* uses */
@@ -206,7 +208,7 @@ static bool has_strayed(const struct cws_order *o, const struct cws_order_node *
     return false;
 }
 
-/* What such nodes take of the room, beside keepers and what streams. */
+/* The room that such nodes take, beside keepers and the window. */
 static uint64_t strayed_bytes(const struct cws_order *o)
 {
     uint64_t bytes = 0;
@@ -299,11 +301,11 @@ static void foresee(struct cws_order *o)
 /* --- keepers ----------------------------------------------------------------------------------------- */
 
 /* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for one node in use and one that is
- * on its way, and beside them for those whose memory is not back yet: dropping one takes a while. With less, launches wait for memory; with more there are fewer hits
+ * being loaded, and beside them for those whose memory is not free yet: an eviction takes a while. With less, launches wait for memory; with more there are fewer hits
  * (tools/replay_policy shows these, tools/gpu/turns.py the time of a token). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
-    uint64_t window = 2 * most + ON_ITS_WAY_BYTES;
+    uint64_t window = 2 * most + IN_FLIGHT_BYTES;
     *out_larger = 0;
     for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;
@@ -335,7 +337,7 @@ static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
     return most;
 }
 
-/* How often each comes in a period. */
+/* Counts how often each node comes in a period. */
 static void count_uses(struct cws_order *o)
 {
     uint64_t end = o->at + 1 + cws_history_look(&o->history);
@@ -375,7 +377,7 @@ static void spread(struct cws_order *o, uint32_t comes, uint64_t *keep)
     free(sorted);
 }
 
-/* What comes most often stays, as far as there is room. */
+/* Chooses keepers: nodes that come most often first, as far as there is room. */
 static void spread_by_use(struct cws_order *o, uint64_t keep)
 {
     for (uint32_t below = UINT32_MAX;;) {
@@ -499,7 +501,7 @@ static bool lru_is_nearly_as_good(const struct cws_order *o, const struct cws_or
 const struct cws_order_ops cws_order_next = {"next", true, true, next_goes_before, next_is_nearly_as_good};
 const struct cws_order_ops cws_order_lru = {"lru", false, false, lru_goes_before, lru_is_nearly_as_good};
 
-/* May it be dropped for a node whose next use is at `until`? */
+/* May n be evicted for a node whose next use is at `until`? */
 static bool is_fair_price(const struct cws_order_node *n, uint64_t until)
 {
     return until == 0 || (n->next_at > until && !n->ahead);

@@ -1,3 +1,4 @@
+/* policy.c - the two lists of blocks that every policy for views is made of, and their accounts. */
 #include "policy.h"
 
 static struct cws_policy_list *list_of(struct cws_policy *p, unsigned place)
