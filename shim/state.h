@@ -10,7 +10,8 @@
 
 extern bool cws_shim_is_active; /* written by cws_shim_activate only */
 static inline bool cws_shim_active(void) { return __builtin_expect(cws_shim_is_active, 0); }
-/* From the constructor: reads the options of the environment. A wrong one is said at the first store: this program may never open one. */
+/* From the constructor: reads the options of the environment. A wrong one is said at the first store: this program may
+ * never open one. */
 void cws_shim_activate(void);
 
 /* Before a store is opened: 0, or -EINVAL when a CODEC_* variable has a value that is not understood (one line says
@@ -22,8 +23,8 @@ const struct cws_options *cws_shim_options(void);
 bool cws_shim_pager_started(void);
 void cws_shim_note_pager(void);
 
-/* True between vfork and exec: this process borrows the memory of its parent, so it must not note in it what it does to its
- * own descriptors. */
+/* True between vfork and exec: this process borrows the memory of its parent, so it must not note in it what it does to
+ * its own descriptors. */
 bool cws_shim_is_borrowed(void);
 /* In the constructor, and in the child of fork(): the memory is this process's own. */
 void cws_shim_note_owner(void);

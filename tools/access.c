@@ -17,8 +17,8 @@ static bool lies_in(const char *path, const char *directory)
     return strncmp(path, directory, len) == 0 && (path[len] == '/' || path[len] == '\0');
 }
 
-/* Which of owner (0700), group (0070) and others (0007) of `file` may search the directory `dir`. A member of the file's
- * group may be one of the directory's group or not: both must be let in. */
+/* Which of owner (0700), group (0070) and others (0007) of `file` may search the directory `dir`. A member of the
+ * file's group may be one of the directory's group or not: both must be let in. */
 static mode_t let_in(const struct stat *dir, const struct stat *file)
 {
     mode_t out = 0;

@@ -1,4 +1,5 @@
-/* cmd_inspect.c - codecllm inspect: what is in a store. Read-only; decodes nothing unless a tensor's symbols are asked for. */
+/* cmd_inspect.c - codecllm inspect: what is in a store. Read-only; decodes nothing unless a tensor's symbols are asked
+ * for. */
 #include "store/read/store.h"
 #include "inspect_json.h"
 #include "model_dir.h"

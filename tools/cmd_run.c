@@ -1,5 +1,5 @@
-/* cmd_run.c - codecllm run: the shim under a program, without installing anything. Ends by becoming the program, so its exit
- * status is the program's; 126 and 127 as env(1) has them. */
+/* cmd_run.c - codecllm run: the shim under a program, without installing anything. Ends by becoming the program, so its
+ * exit status is the program's; 126 and 127 as env(1) has them. */
 #include "store/base/options.h"
 #include "model_dir.h"
 #include "say.h"
@@ -16,8 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Where the library may lie, seen from the directory of this command: a build tree or an installation prefix, a relocated pair
- * of files, and the Python package of the environment that the command was installed into. */
+/* Where the library may lie, seen from the directory of this command: a build tree or an installation prefix, a
+ * relocated pair of files, and the Python package of the environment that the command was installed into. */
 static const char *const places[] = {
     "../lib/libcodecshim.so",
     "libcodecshim.so",
@@ -69,8 +69,8 @@ static bool put_in_front(const char *variable, const char *entry)
     return done;
 }
 
-/* Puts the library in front of what LD_PRELOAD has. That cannot hold a path with a space: such a library is named alone, and found through
- * LD_LIBRARY_PATH. May cut `shim` in two. 0 or an exit status. */
+/* Puts the library in front of what LD_PRELOAD has. That cannot hold a path with a space: such a library is named
+ * alone, and found through LD_LIBRARY_PATH. May cut `shim` in two. 0 or an exit status. */
 static int preload(char *shim)
 {
     if (strpbrk(shim, ":;") && strpbrk(shim, " :")) {

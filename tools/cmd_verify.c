@@ -1,4 +1,5 @@
-/* cmd_verify.c - codecllm verify: every checksum, every chunk decoded, content hashes compared. Findings are data (stdout). */
+/* cmd_verify.c - codecllm verify: every checksum, every chunk decoded, content hashes compared. Findings are data
+ * (stdout). */
 #include "store/read/store.h"
 #include "model_index.h"
 #include "progress.h"

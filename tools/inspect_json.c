@@ -125,7 +125,8 @@ static json_t *json_tensor_symbols(const struct cws_store *store, const struct c
     return out;
 }
 
-/* Its lines behind the first are moved right by `indent`. `open`: without the brace that ends it. Takes the reference; NULL: no memory. */
+/* Its lines behind the first are moved right by `indent`. `open`: without the brace that ends it. Takes the reference;
+ * NULL: no memory. */
 static void print_value(struct cws_inspect_json *out, json_t *value, int indent, bool open)
 {
     char *text = value ? json_dumps(value, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;

@@ -21,8 +21,8 @@ void cws_inspect_add(const struct cws_store *store, struct cws_inspect_totals *s
 const char *cws_inspect_codec_label(size_t i);                          /* i < CWS_INSPECT_CODECS; static */
 const char *cws_inspect_codec_name(const struct cws_tensor_info *t);    /* "split", "q8", ...; static */
 
-/* Prints {"files": [...], "totals": ...}, or {"tensors": [...]}, on stdout, item by item: a store may have millions of tensors. Starts zeroed; nothing
- * is printed where there is no item. */
+/* Prints {"files": [...], "totals": ...}, or {"tensors": [...]}, on stdout, item by item: a store may have millions of
+ * tensors. Starts zeroed; nothing is printed where there is no item. */
 struct cws_inspect_json {
     size_t items;
     bool failed;

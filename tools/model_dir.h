@@ -40,8 +40,8 @@ CWS_MUST_CHECK int cws_model_dir_scan(const char *root, bool say_left_out, struc
                                       struct cws_error *err);
 void cws_model_dir_free(struct cws_model_dir *dir);
 
-/* What a person named as an input: 1 a directory, 0 a regular file; otherwise -errno or CWS_E_USAGE (a pipe, a device) with
- * the path in the line. */
+/* What a person named as an input: 1 a directory, 0 a regular file; otherwise -errno or CWS_E_USAGE (a pipe, a device)
+ * with the path in the line. */
 CWS_MUST_CHECK int cws_path_is_directory(const char *path, struct cws_error *err);
 
 /* "a/b" in fresh memory; ends the process with a line when there is none. */

@@ -71,7 +71,8 @@ static const char marker_text[] = "codecllm makes a directory here. When no code
 
 enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* of a long name, so that the other fits into 255 bytes */
 
-/* Removes what stands at name in the directory `at`, and nothing on another file system or behind a link. 0 or -1 with errno. */
+/* Removes what stands at name in the directory `at`, and nothing on another file system or behind a link. 0 or -1 with
+ * errno. */
 static int remove_tree(int at, const char *name, dev_t device, unsigned depth)
 {
     struct stat st;
@@ -158,7 +159,8 @@ static void remove_stale(const char *parent, const char *prefix)
         closedir(handle);
 }
 
-/* Makes and locks the marker in d->outer, and the tree. 0, or -1 with errno; EAGAIN: another run took it for a left-over. */
+/* Makes and locks the marker in d->outer, and the tree. 0, or -1 with errno; EAGAIN: another run took it for a
+ * left-over. */
 static int fill_temporary(struct cws_output_dir *d)
 {
     struct stat st;
@@ -259,8 +261,9 @@ void cws_output_dir_abort(struct cws_output_dir *d)
     forget(d);
 }
 
-/* Gives the tree its permissions and its place. rename(2) takes the place of nothing or of an empty directory, and of nothing
- * else; it asks for write permission on the directory itself, since that gets another parent. 0 or -1 with errno. */
+/* Gives the tree its permissions and its place. rename(2) takes the place of nothing or of an empty directory, and of
+ * nothing else; it asks for write permission on the directory itself, since that gets another parent. 0 or -1 with
+ * errno. */
 static int put_in_place(struct cws_output_dir *d)
 {
     struct stat st, there;

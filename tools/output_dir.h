@@ -1,7 +1,7 @@
-/* output_dir.h - a directory that appears whole or not at all: made under a temporary name beside the final one and renamed
- * at the end. Nothing in it existed before, so nothing is written through a link. Nobody but its owner can enter it before it
- * has its name. A kill leaves ".NAME.partial-XXXXXX", which the next run for the same output removes: a marker in it is locked
- * with flock, so that a living one is never taken for a left-over. Threads: one. */
+/* output_dir.h - a directory that appears whole or not at all: made under a temporary name beside the final one and
+ * renamed at the end. Nothing in it existed before, so nothing is written through a link. Nobody but its owner can
+ * enter it before it has its name. A kill leaves ".NAME.partial-XXXXXX", which the next run for the same output
+ * removes: a marker in it is locked with flock, so that a living one is never taken for a left-over. Threads: one. */
 #ifndef CWS_OUTPUT_DIR_H
 #define CWS_OUTPUT_DIR_H
 #include "store/base/error.h"
@@ -15,12 +15,12 @@ struct cws_output_dir {
     struct stat like; /* the input */
 };
 
-/* Checks that `out` can become the output for the directory `in` (it does not exist or is empty; it is no symbolic link; it
- * does not lie inside `in`) and makes the temporary directory. On an error nothing was made.
- * CWS_E_USAGE: the line says what to do; -errno. */
+/* Checks that `out` can become the output for the directory `in` (it does not exist or is empty; it is no symbolic
+ * link; it does not lie inside `in`) and makes the temporary directory. On an error nothing was made. CWS_E_USAGE: the
+ * line says what to do; -errno. */
 CWS_MUST_CHECK int cws_output_dir_begin(const char *in, const char *out, struct cws_output_dir *d, struct cws_error *err);
-/* Gives the directory the permissions of the input, less the umask and those of an empty directory that it replaces, and its
- * name. On an error it is removed, as by abort. Frees *d. */
+/* Gives the directory the permissions of the input, less the umask and those of an empty directory that it replaces,
+ * and its name. On an error it is removed, as by abort. Frees *d. */
 CWS_MUST_CHECK int cws_output_dir_commit(struct cws_output_dir *d, struct cws_error *err);
 /* Removes the temporary directory with all that is in it. Frees *d. */
 void cws_output_dir_abort(struct cws_output_dir *d);

@@ -26,7 +26,8 @@ void cws_progress_end(struct cws_progress *p);
 /* Takes the bar off the terminal before something else is printed there. */
 void cws_progress_erase(void);
 
-/* SIGINT, SIGTERM and SIGHUP set the flag; one that comes a third of a second later or more ends the process as usual. Idempotent. */
+/* SIGINT, SIGTERM and SIGHUP set the flag; one that comes a third of a second later or more ends the process as usual.
+ * Idempotent. */
 const volatile int *cws_interrupt_flag(void);
 
 #endif

@@ -22,8 +22,8 @@ struct cws_size_text {
 };
 struct cws_size_text cws_size_text(uint64_t bytes);
 
-/* "2.10 s, 409 MB/s" (10^6 bytes); below a tenth of a second only "0.02 s": a rate of that would say how long the start of
- * threads took. */
+/* "2.10 s, 409 MB/s" (10^6 bytes); below a tenth of a second only "0.02 s": a rate of that would say how long the start
+ * of threads took. */
 struct cws_time_text {
     char text[48];
 };

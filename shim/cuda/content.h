@@ -11,8 +11,9 @@ void cws_cuda_content_keep(struct cws_store *store);
 /* Is there a tensor of this size? Quick: asked before anything is read. */
 bool cws_cuda_content_has(size_t bytes);
 
-/* The tensor, of a store that this process has open or bound memory to, whose bytes are exactly these: *store, with a reference for the caller, and its logical
- * offset. The content hash leads to it, the bytes themselves are compared. Reads `bytes` bytes at `from` when a tensor has that size: they must be the program's, in
- * ordinary host memory. Threads: any. */
+/* The tensor, of a store that this process has open or bound memory to, whose bytes are exactly these: *store, with a
+ * reference for the caller, and its logical offset. The content hash leads to it, the bytes themselves are compared.
+ * Reads `bytes` bytes at `from` when a tensor has that size: they must be the program's, in ordinary host memory.
+ * Threads: any. */
 bool cws_cuda_content_find(const void *from, size_t bytes, struct cws_store **store, uint64_t *offset);
 #endif

@@ -31,8 +31,8 @@ static bool is_pinned(const char *name)
     return false;
 }
 
-/* A weight that CODEC_PIN names is on the device from now on: it may be that no launch ever names it. Where it does not fit, a line says so, and the kernel
- * that reaches it fails as without CODEC_PIN. */
+/* A weight that CODEC_PIN names is on the device from now on: it may be that no launch ever names it. Where it does not
+ * fit, a line says so, and the kernel that reaches it fails as without CODEC_PIN. */
 static void pin(struct cws_gpu *gpu, const struct cws_cuda_copy *c)
 {
     struct cws_gpu_use use;
@@ -73,8 +73,8 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     return bound;
 }
 
-/* Is this host memory, and what is there now what the copy would bring? Work of the device may still have to write to pinned memory: all that
- * the copy comes after is awaited. */
+/* Is this host memory, and what is there now what the copy would bring? Work of the device may still have to write to
+ * pinned memory: all that the copy comes after is awaited. */
 static bool is_settled(const struct cws_cuda_copy *c)
 {
     unsigned type = 0;

@@ -17,10 +17,12 @@ struct cws_cuda_copy {
     CUstream stream;
 };
 
-/* Binds it, or does it with its ranges held, host memory of views held piece by piece, and pointers in its content seen. */
+/* Binds it, or does it with its ranges held, host memory of views held piece by piece, and pointers in its content
+ * seen. */
 CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c);
 
-/* For copies of other shapes: runs `call` with the view memory [addr, addr + bytes) held; bytes <= cws_view_hold_max(). */
+/* For copies of other shapes: runs `call` with the view memory [addr, addr + bytes) held; bytes <=
+ * cws_view_hold_max(). */
 CUresult cws_cuda_with_view(const void *addr, size_t bytes, bool for_write, CUresult (*call)(void *arg), void *arg);
 
 #endif

@@ -1,7 +1,7 @@
 /* device.h - the manager of each device.
  *
- * A device is managed from the first allocation of a program whose current context is the device's primary one. Other contexts pass
- * by, after one line. Threads: any, for every function. */
+ * A device is managed from the first allocation of a program whose current context is the device's primary one. Other
+ * contexts pass by, after one line. Threads: any, for every function. */
 #ifndef CWS_SHIM_CUDA_DEVICE_H
 #define CWS_SHIM_CUDA_DEVICE_H
 #include "hooks.h"
@@ -31,8 +31,8 @@ struct cws_cuda_parts {
 void cws_cuda_fork_child(void);
 void cws_cuda_set_parts(const struct cws_cuda_parts *parts);
 
-/* The manager of the current context's device, opened now if need be. NULL: not managed, *out_result is what an allocation should answer:
- * CUDA_SUCCESS (pass it on), or an error (a line was said). */
+/* The manager of the current context's device, opened now if need be. NULL: not managed, *out_result is what an
+ * allocation should answer: CUDA_SUCCESS (pass it on), or an error (a line was said). */
 struct cws_gpu *cws_cuda_manager(CUresult *out_result);
 /* The same, if it is open. */
 struct cws_gpu *cws_cuda_manager_if_open(void);
@@ -41,7 +41,8 @@ const struct cws_driver *cws_cuda_driver(void);
 /* The context is about to end; NULL: the primary one of the device. */
 void cws_cuda_close(CUcontext context, CUdevice device);
 
-/* Addresses that a manager ever gave out are in [low, high): one compare turns almost every word of a launch's parameters away. */
+/* Addresses that a manager ever gave out are in [low, high): one compare turns almost every word of a launch's
+ * parameters away. */
 extern _Atomic CUdeviceptr cws_cuda_low, cws_cuda_high;
 void cws_cuda_note_range(CUdeviceptr base, size_t bytes);
 static inline bool cws_cuda_is_near(CUdeviceptr address)

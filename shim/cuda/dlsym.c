@@ -1,8 +1,8 @@
 /* dlsym.c - replaces dlsym, so that a look-up of a function of the CUDA driver finds our hook. The export carries no
  * version, so it answers for every one that the C libraries gave dlsym.
  *
- * Names that are not cu[A-Z]... go on by a jump, not a call: RTLD_NEXT and RTLD_DEFAULT mean "as seen from the return address", so
- * the real dlsym has to find the caller's there. */
+ * Names that are not cu[A-Z]... go on by a jump, not a call: RTLD_NEXT and RTLD_DEFAULT mean "as seen from the return
+ * address", so the real dlsym has to find the caller's there. */
 #include "hooks.h"
 
 #include <dlfcn.h>

@@ -3,12 +3,14 @@
 
 #include <pthread.h>
 
-/* Set while a body runs on this thread: a call that the real driver makes to one of its own exports is not the program's. */
+/* Set while a body runs on this thread: a call that the real driver makes to one of its own exports is not the
+ * program's. */
 static __thread bool inside __attribute__((tls_model("initial-exec")));
 static __thread int cancel_state __attribute__((tls_model("initial-exec"))); /* the program's, meanwhile */
 
-/* The common way in. False: pass the call on, or answer *result where `forked`. Inside, the thread is not cancelled: a launch that waits for memory would
- * leave the manager locked. What waited happens at the next cancellation point behind the call (at once, where the thread asked for that). */
+/* The common way in. False: pass the call on, or answer *result where `forked`. Inside, the thread is not cancelled: a
+ * launch that waits for memory would leave the manager locked. What waited happens at the next cancellation point
+ * behind the call (at once, where the thread asked for that). */
 static inline bool enter(bool *forked)
 {
     int state = atomic_load_explicit(&cws_cuda_state, memory_order_acquire);

@@ -1,9 +1,9 @@
 /* hooks.h - the replaced functions of the CUDA driver: entry points, bodies, pointers to the real ones.
  *
- * The program reaches an entry point cws_hook_NAME (exported as NAME) by dlsym, by cuGetProcAddress or by being linked with
- * -lcuda. The entry point (entry.c) calls the body cws_do_NAME, with the real function and the stream that NULL stands for, or
- * passes straight to the real function: when paging is off, and when the driver itself or a body called it.
- * Nothing here may be called from a signal handler. Threads: any. */
+ * The program reaches an entry point cws_hook_NAME (exported as NAME) by dlsym, by cuGetProcAddress or by being linked
+ * with -lcuda. The entry point (entry.c) calls the body cws_do_NAME, with the real function and the stream that NULL
+ * stands for, or passes straight to the real function: when paging is off, and when the driver itself or a body called
+ * it. Nothing here may be called from a signal handler. Threads: any. */
 #ifndef CWS_SHIM_CUDA_HOOKS_H
 #define CWS_SHIM_CUDA_HOOKS_H
 #include "store/base/driver.h"

@@ -49,7 +49,8 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
     }
 }
 
-/* A launch with unknown parameters did not fit: the manager's line says what is missing, this one why so much was asked for. */
+/* A launch with unknown parameters did not fit: the manager's line says what is missing, this one why so much was asked
+ * for. */
 static void say_unknown(CUfunction function)
 {
     typedef CUresult (*name_of)(const char **name, void *function);

@@ -74,8 +74,8 @@ static uint32_t list_words(struct cws_cuda_layout *out, const size_t *offsets, c
     return count;
 }
 
-/* cudaLaunchKernel passes a CUkernel where cuLaunchKernel takes a CUfunction, and each query refuses the other's handles. No parameters at all
- * is believed only of a handle that the driver knows. */
+/* cudaLaunchKernel passes a CUkernel where cuLaunchKernel takes a CUfunction, and each query refuses the other's
+ * handles. No parameters at all is believed only of a handle that the driver knows. */
 static struct cws_cuda_layout *make(CUfunction function)
 {
     size_t *offsets = malloc(2 * PARAMS_MAX * sizeof *offsets), *sizes = offsets + PARAMS_MAX;

@@ -1,5 +1,5 @@
-/* plain.c - allocations that the program takes from the driver itself: their sizes, by address or handle. Such calls are rare
- * and slow, so one lock does. */
+/* plain.c - allocations that the program takes from the driver itself: their sizes, by address or handle. Such calls
+ * are rare and slow, so one lock does. */
 #include "plain.h"
 #include "store/base/map.h"
 

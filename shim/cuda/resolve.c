@@ -123,8 +123,9 @@ static bool is_symbol_of(const char *symbol, const char *name)
     return !*rest || strcmp(rest, "_ptsz") == 0 || strcmp(rest, "_ptds") == 0;
 }
 
-/* Drivers so far answer with the address of the exported symbol, which says exactly what the function is: an address that is none of
- * ours is then a version with other parameters. For a driver that does not do so, the name has to do. */
+/* Drivers so far answer with the address of the exported symbol, which says exactly what the function is: an address
+ * that is none of ours is then a version with other parameters. For a driver that does not do so, the name has to
+ * do. */
 void *cws_cuda_substitute(void *real, const char *name, int version, unsigned long long flags)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;

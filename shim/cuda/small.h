@@ -3,15 +3,16 @@
 #define CWS_SHIM_CUDA_SMALL_H
 #include "device.h"
 
-/* cuMemAllocAsync for 0 < bytes < CWS_GPU_RANGE_MIN on a stream that does not capture; order: what `stream` is. What an earlier allocation of
- * about this size left on this stream, or the driver's, which is `real`. */
+/* cuMemAllocAsync for 0 < bytes < CWS_GPU_RANGE_MIN on a stream that does not capture; order: what `stream` is. What an
+ * earlier allocation of about this size left on this stream, or the driver's, which is `real`. */
 CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes, CUstream stream, CUstream order);
 enum cws_small_end {
     CWS_SMALL_NOT_OURS,    /* not known here, or not any more: the driver is to free it */
     CWS_SMALL_KEPT,        /* freed: there is nothing more to do */
     CWS_SMALL_FREED_TWICE, /* nothing happened */
 };
-/* It is freed in the order of a stream. current: the manager of the current context, where there is more than one, else NULL. */
+/* It is freed in the order of a stream. current: the manager of the current context, where there is more than one, else
+ * NULL. */
 enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep, const struct cws_gpu *current);
 /* Before the stream is destroyed: what it freed goes back to the driver. */
 void cws_small_stream_gone(CUstream stream);

@@ -32,8 +32,8 @@ struct cws_file {
     uint64_t serial;             /* no other file of this process has or had it */
     struct cws_file *next, **at; /* all files; table_lock */
 
-    /* A read with its move of the offset, and what follows. Held as long as a read takes, so it is waited for outside of any guard
-     * (enter). 0 free, 1 held, 2 held and waited for. */
+    /* A read with its move of the offset, and what follows. Held as long as a read takes, so it is waited for outside
+     * of any guard (enter). 0 free, 1 held, 2 held and waited for. */
     _Atomic uint32_t lock;
     bool failed;          /* the line was written: a program that tries again does not need it again */
     struct cws_store_cursor *cursor;
@@ -145,8 +145,8 @@ struct cws_file *cws_file_get(int fd)
     int saved = errno;
     struct cws_guard guard = cws_guard_begin();
     struct cws_file *f = get_unchecked(fd);
-    /* Closed behind our back (by a direct system call, or inside the C library) and used again for something else? A call that fails
-     * for another reason tells nothing, and the real bytes must not be shown. */
+    /* Closed behind our back (by a direct system call, or inside the C library) and used again for something else? A
+     * call that fails for another reason tells nothing, and the real bytes must not be shown. */
     if (f && (CWS_REAL(fstat)(fd, &st) != 0 ? errno == EBADF : st.st_ino != f->ino || st.st_dev != f->dev)) {
         cws_file_put(f);
         cws_file_forget(fd);
@@ -309,7 +309,8 @@ static bool kernel_can_write(uint8_t *data, size_t bytes)
     return true;
 }
 
-/* Where the kernel would answer EFAULT, decoding into the memory would raise a signal, with the file's lock held. 0 or -EFAULT. */
+/* Where the kernel would answer EFAULT, decoding into the memory would raise a signal, with the file's lock held. 0 or
+ * -EFAULT. */
 static int check_writable(void *data, size_t bytes)
 {
     uintptr_t page = (uintptr_t)data & ~(uintptr_t)(CWS_PAGE_BYTES - 1);
@@ -321,8 +322,8 @@ static int check_writable(void *data, size_t bytes)
     return good ? 0 : -EFAULT;
 }
 
-/* Copies from the window. The memory of a view is held meanwhile: it may be read-only, and its faults need not come here. Returns how
- * much was copied, or -errno. */
+/* Copies from the window. The memory of a view is held meanwhile: it may be read-only, and its faults need not come
+ * here. Returns how much was copied, or -errno. */
 static ssize_t copy_window(const struct cws_file *f, uint64_t at, void *data, size_t bytes, bool into_view)
 {
     size_t part = f->window_end - at < bytes ? f->window_end - at : bytes, max = cws_view_hold_max();
@@ -337,7 +338,8 @@ static ssize_t copy_window(const struct cws_file *f, uint64_t at, void *data, si
     return (ssize_t)part;
 }
 
-/* At most PIECE_BYTES or so, which lie inside the file. Returns how much was read: less where the pages of a view end, or -errno. */
+/* At most PIECE_BYTES or so, which lie inside the file. Returns how much was read: less where the pages of a view end,
+ * or -errno. */
 static ssize_t read_piece_locked(struct cws_file *f, void *data, size_t bytes, uint64_t offset)
 {
     struct cws_error err = {0};
@@ -366,8 +368,8 @@ static ssize_t read_piece_locked(struct cws_file *f, void *data, size_t bytes, u
     return done ? (ssize_t)done : code;
 }
 
-/* A read of a descriptor: inside a guard, with a reference and the lock of the file, all of which are given up for a moment when a
- * signal waits. Its handler may then do what it likes, also leave for good. */
+/* A read of a descriptor: inside a guard, with a reference and the lock of the file, all of which are given up for a
+ * moment when a signal waits. Its handler may then do what it likes, also leave for good. */
 struct reading {
     int fd;
     uint64_t serial;    /* 0: any file */
@@ -498,8 +500,8 @@ bool cws_file_preadv(int fd, const struct iovec *parts, int count, off_t offset,
     return true;
 }
 
-/* The offset moves first, by what the read will give: what comes between two pieces (another thread, a handler) finds it as behind
- * the whole read, and goes on there. What could not be read is given back, if nobody did. */
+/* The offset moves first, by what the read will give: what comes between two pieces (another thread, a handler) finds
+ * it as behind the whole read, and goes on there. What could not be read is given back, if nobody did. */
 static ssize_t readv_entered(struct reading *r, const struct iovec *parts, int count, size_t total)
 {
     off_t at = CWS_REAL(lseek)(r->fd, 0, SEEK_CUR);

@@ -4,7 +4,8 @@
  * redirections and attributes for NAME do not touch its definition. Off_t, stat and their 64-bit names are the same
  * types on the 64-bit systems this project runs on, so one definition carries both names (CWS_SAME).
  * A real function is called as CWS_REAL(name)(...). Any thread, also before our constructor has run and in signal
- * handlers; a symbol that the C library lacks fails with ENOSYS, because no program linked against it can have called it. */
+ * handlers; a symbol that the C library lacks fails with ENOSYS, because no program linked against it can have called
+ * it. */
 #ifndef CWS_SHIM_HOOKS_H
 #define CWS_SHIM_HOOKS_H
 #include <signal.h>

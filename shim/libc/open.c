@@ -1,6 +1,7 @@
 /* open.c - open, close and dup: which descriptors are stores. A store opened for reading is shown as its logical file.
  * One opened for writing with O_TRUNC is replaced, as any file is; without O_TRUNC it is refused with EROFS, because a
- * program that changes a few bytes in place would change them in a file whose layout it does not know. So is truncate(). */
+ * program that changes a few bytes in place would change them in a file whose layout it does not know. So is
+ * truncate(). */
 #include "file_table.h"
 #include "hooks.h"
 #include "shim/state.h"
@@ -116,8 +117,8 @@ CWS_SAME(creat64, creat);
 
 /* --- truncating by path ------------------------------------------------------------------------ */
 
-/* truncate to 0 is what O_TRUNC does. Any other size is one of the logical file, to which the real one cannot be cut. By descriptor,
- * a store is never open for writing. */
+/* truncate to 0 is what O_TRUNC does. Any other size is one of the logical file, to which the real one cannot be cut.
+ * By descriptor, a store is never open for writing. */
 int cws_hook_truncate(const char *path, off_t bytes)
 {
     int code = 0;
@@ -127,9 +128,10 @@ int cws_hook_truncate(const char *path, off_t bytes)
 }
 CWS_SAME(truncate64, truncate);
 
-/* --- closing: forgotten first, so that another thread that gets the number next is not taken for a store ----------- */
+/* --- closing: forgotten first, so that no other thread's new descriptor of that number is taken for a store --- */
 
-/* The program does not know our descriptors, so to it the number is not open. A child after vfork closes in a table of its own. */
+/* The program does not know our descriptors, so to it the number is not open. A child after vfork closes in a table of
+ * its own. */
 static bool is_guarded(int fd) { return cws_own_fd_is(fd) && !cws_shim_is_borrowed(); }
 
 int cws_hook_close(int fd)
@@ -197,7 +199,8 @@ static int duplicated(int from, int to)
     return to;
 }
 
-/* Does one of the two stand for a store? Then a duplicate is made and noted in one guard; otherwise there is most likely nothing to note. */
+/* Does one of the two stand for a store? Then a duplicate is made and noted in one guard; otherwise there is most
+ * likely nothing to note. */
 static bool is_any_tracked(int from, int to) { return cws_files_any() && (cws_file_is_tracked(from) || cws_file_is_tracked(to)); }
 
 int cws_hook_dup(int fd)

@@ -61,7 +61,8 @@ int cws_shim_start_pager(void)
             cws_shim_say("%s", err.message);
             code = -cws_shim_errno(code);
         } else {
-            /* After the pager's own child handler, which may install ours and puts back the mask of the thread that forked. */
+            /* After the pager's own child handler, which may install ours and puts back the mask of the thread that
+             * forked. */
             pthread_atfork(NULL, NULL, cws_signal_unblock);
             stats_pid = getpid();
             cws_options_unknown(say_unknown, NULL);

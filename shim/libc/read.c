@@ -1,6 +1,6 @@
-/* read.c - reads: the logical bytes of a store, and reads of other files into views. What a store cannot offer (the kernel
- * copying the file's bytes by itself) fails with the error that callers fall back from: EINVAL for sendfile and splice, EXDEV
- * for copy_file_range, EOPNOTSUPP for reflinks. */
+/* read.c - reads: the logical bytes of a store, and reads of other files into views. What a store cannot offer (the
+ * kernel copying the file's bytes by itself) fails with the error that callers fall back from: EINVAL for sendfile and
+ * splice, EXDEV for copy_file_range, EOPNOTSUPP for reflinks. */
 #include "buffers.h"
 #include "file_table.h"
 #include "hooks.h"
@@ -49,7 +49,7 @@ static ssize_t read_held(struct cws_transfer t, const struct iovec *parts, int c
     return cws_buffers_run(&t, parts, count);
 }
 
-/* --- from stores: true, and *out is the result with errno; false: the descriptor is no store's, the call is passed on ------------ */
+/* --- from stores: true, and *out is the result with errno; false: no store's descriptor, the call passes ----- */
 
 static bool read_store(int fd, const struct iovec *parts, int count, ssize_t *out)
 {

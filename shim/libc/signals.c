@@ -26,14 +26,16 @@ static struct {
 static atomic_bool installed;
 static atomic_flag writing = ATOMIC_FLAG_INIT;
 
-/* Bit signo - 1: the program's action for that other signal has signals[i] in its mask, which the kernel was not told. */
+/* Bit signo - 1: the program's action for that other signal has signals[i] in its mask, which the kernel was not
+ * told. */
 static _Atomic uint64_t masked[CHAINED];
 
 void cws_hook_signal_entry(int signo, siginfo_t *info, void *context) __attribute__((visibility("hidden")));
 
 static int index_of(int signo) { return signo == SIGSEGV ? 0 : signo == SIGBUS ? 1 : -1; }
 
-/* Writers: one at a time, with every signal blocked, also that of a cancellation, so that none waits for a thread it has interrupted. */
+/* Writers: one at a time, with every signal blocked, also that of a cancellation, so that none waits for a thread it
+ * has interrupted. */
 static struct cws_signal_mask write_begin(void)
 {
     struct cws_signal_mask saved = cws_signals_block();
@@ -67,7 +69,7 @@ CWS_ON_PROGRAM_STACK static void get_action(int which, struct sigaction *out)
     } while (before != after || (before & 1));
 }
 
-/* --- the masks of other signals' handlers: a fault whose signal is blocked ends the process ------------------------ */
+/* --- the masks of other signals' handlers: a fault whose signal is blocked ends the process ----------- */
 
 enum { SIGNALS = 64 };
 
@@ -142,8 +144,8 @@ static cws_signal_handler without_mask(int signo, cws_signal_handler result)
 
 /* --- ours ---------------------------------------------------------------------------------------- */
 
-/* The kernel is to choose the stack, and to go on with interrupted calls, as the program asks. Where it does not ask, faults of views get the alternate
- * stack, since the other one may be full. */
+/* The kernel is to choose the stack, and to go on with interrupted calls, as the program asks. Where it does not ask,
+ * faults of views get the alternate stack, since the other one may be full. */
 static int flags_for(const struct sigaction *program)
 {
     int flags = program->sa_flags & (SA_ONSTACK | SA_RESTART);
@@ -203,8 +205,9 @@ CWS_ON_PROGRAM_STACK static struct cws_signal_next next_of(int signo, const sigi
     return cws_signal_next_of(&r.action, signo, context);
 }
 
-/* The program's handler runs where the kernel has put the frame, which is the stack that its action asks for (install_ours), with nothing of ours on it but
- * this function's frame, if that. Ours runs with every signal blocked; the program's with what was blocked before and what it asked for. */
+/* The program's handler runs where the kernel has put the frame, which is the stack that its action asks for
+ * (install_ours), with nothing of ours on it but this function's frame, if that. Ours runs with every signal blocked;
+ * the program's with what was blocked before and what it asked for. */
 CWS_SIGNAL_ENTRY(cws_hook_signal_entry, cws_hook_signal_arrived);
 
 CWS_ON_PROGRAM_STACK void cws_hook_signal_arrived(int signo, siginfo_t *info, void *context)
@@ -312,7 +315,7 @@ cws_signal_handler cws_hook_sigset(int signo, cws_signal_handler handler_)
     return handler_ == SIG_HOLD ? before.sa_handler : set_handler(signo, handler_, 0);
 }
 
-/* --- the mask: a fault whose signal is blocked ends the process, so these two stay open while we need them ---------- */
+/* --- the mask: a fault whose signal is blocked ends the process, so these two stay open while we need them --- */
 
 static const sigset_t *opened(int how, const sigset_t *set, sigset_t *copy)
 {

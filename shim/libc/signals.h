@@ -3,8 +3,8 @@
 #ifndef CWS_SHIM_HOOK_SIGNAL_H
 #define CWS_SHIM_HOOK_SIGNAL_H
 
-/* Installs our handler if the pager needs it and it is not installed. What the program had, or sets later, is what we chain
- * to, and what it is told when it asks. Keeps errno. */
+/* Installs our handler if the pager needs it and it is not installed. What the program had, or sets later, is what we
+ * chain to, and what it is told when it asks. Keeps errno. */
 void cws_signal_refresh(void);
 
 /* If it is installed: lets both signals through to this thread, which may have blocked them before. */

@@ -1,5 +1,6 @@
 /* stdio.c - FILE on a store. Its buffer is filled inside the C library, behind our hooks, so a store gets a FILE of
- * fopencookie's with our reads below it. Such a FILE has no descriptor as far as the C library knows; fileno() is ours, too. */
+ * fopencookie's with our reads below it. Such a FILE has no descriptor as far as the C library knows; fileno() is ours,
+ * too. */
 #include "uvm/host/view.h"
 #include "buffers.h"
 #include "file_table.h"
@@ -166,8 +167,8 @@ FILE *cws_hook_fopen(const char *path, const char *mode)
 CWS_SAME(fopen64, fopen);
 CWS_SAME(_IO_fopen, fopen);
 
-/* The same FILE must go on to exist, so it cannot become one of ours: a store is refused, and the stream closed, as POSIX has
- * it when freopen fails. */
+/* The same FILE must go on to exist, so it cannot become one of ours: a store is refused, and the stream closed, as
+ * POSIX has it when freopen fails. */
 FILE *cws_hook_freopen(const char *path, const char *mode, FILE *file)
 {
     if (!cws_shim_active() || !path)
@@ -213,7 +214,7 @@ int cws_hook_fileno(FILE *file)
 }
 CWS_SAME(fileno_unlocked, fileno);
 
-/* --- buffers in views: a large request goes past the FILE's buffer straight to the kernel --------------------------- */
+/* --- buffers in views: a large request goes past the FILE's buffer straight to the kernel ------------- */
 
 typedef size_t (*transfer)(void *data, size_t bytes, FILE *file);
 

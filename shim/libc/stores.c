@@ -36,16 +36,16 @@ static void drop(const struct cws_guard *guard)
     cws_guard_end(guard);
 }
 
-/* What is known of files by identity, so that a program that asks for the size of the same file again and again does not
- * make us open it again and again. Direct-mapped: a collision costs one look into a file. */
+/* What is known of files by identity, so that a program that asks for the size of the same file again and again does
+ * not make us open it again and again. Direct-mapped: a collision costs one look into a file. */
 struct known {
     struct stat st;
     uint64_t logical_bytes; /* 0: not a store */
 };
 enum { KNOWN_COUNT = 256 };
 static struct known known[KNOWN_COUNT];
-/* Beside each entry of a file that is no store, a hash of its identity: found without a lock, so that a program pays nothing more to ask
- * for the size of other files. */
+/* Beside each entry of a file that is no store, a hash of its identity: found without a lock, so that a program pays
+ * nothing more to ask for the size of other files. */
 static _Atomic uint64_t plain_tags[KNOWN_COUNT];
 
 static bool same_file(const struct stat *a, const struct stat *b)
@@ -80,8 +80,8 @@ int cws_stores_cannot_tell(const char *path, int errnum)
     return -errnum;
 }
 
-/* A parser without memory may drop the end of a word (store/format/safetensors.c), so that a sound file looks damaged: that is believed
- * when it is found twice. */
+/* A parser without memory may drop the end of a word (store/format/safetensors.c), so that a sound file looks damaged:
+ * that is believed when it is found twice. */
 static int open_store(int fd, const char *path, struct cws_store **out, struct cws_error *err)
 {
     enum cws_io_engine io = cws_shim_options()->io;
@@ -277,8 +277,8 @@ static struct known *slot_of(const struct stat *st)
     return &known[(key >> 32) % KNOWN_COUNT];
 }
 
-/* A program may be told an error for want of these, which may be there again the next moment. What it may not be told is the real
- * size of a store. */
+/* A program may be told an error for want of these, which may be there again the next moment. What it may not be told
+ * is the real size of a store. */
 static bool is_passing(int errnum)
 {
     return errnum == ENOMEM || errnum == EMFILE || errnum == ENFILE || errnum == EIO || errnum == EAGAIN || errnum == EINTR;
@@ -378,8 +378,8 @@ static int replace_by_empty(const char *path, const struct stat *st)
     }
     if (fd < 0)
         return -errno;
-    /* The owner first: it takes set-id bits away. Only root can give a file away; a program that cannot gets its own file,
-     * as it would after a rename. */
+    /* The owner first: it takes set-id bits away. Only root can give a file away; a program that cannot gets its own
+     * file, as it would after a rename. */
     int owner = fchown(fd, st->st_uid, st->st_gid);
     int code = 0;
     if ((owner != 0 && errno != EPERM) || fchmod(fd, st->st_mode & 07777) != 0 || rename(fresh, path) != 0) {

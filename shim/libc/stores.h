@@ -1,8 +1,8 @@
 /* stores.h - which files are stores: by path, by descriptor, by identity; open ones are shared.
  *
  * An identity is device, inode, size and both times: what stat tells of a file's content without reading it.
- * Threads: any. What opens a store allocates, so it may not be called from a signal handler that interrupted malloc. No lock of ours is
- * held where a signal handler can run (store/base/guard.h). */
+ * Threads: any. What opens a store allocates, so it may not be called from a signal handler that interrupted malloc. No
+ * lock of ours is held where a signal handler can run (store/base/guard.h). */
 #ifndef CWS_SHIM_STORES_H
 #define CWS_SHIM_STORES_H
 #include "store/read/store.h"
@@ -23,17 +23,19 @@ struct cws_shared {
 /* Could this be a store? Answered from the result of stat alone. */
 bool cws_stores_plausible(const struct stat *st);
 
-/* Does the file start as every store does? 1, 0 or -errno. One short read at the place that the program will read next anyway. */
+/* Does the file start as every store does? 1, 0 or -errno. One short read at the place that the program will read next
+ * anyway. */
 int cws_stores_has_front(int fd);
 
-/* Is the open file, whose fstat is st and which has the front of a store, one? Inside a guard. 1, *out holds a use of it: cws_stores_release(). 0: no. -errno: it is, and
- * cannot be opened (one line was written). `path` is for messages. */
+/* Is the open file, whose fstat is st and which has the front of a store, one? Inside a guard. 1, *out holds a use of
+ * it: cws_stores_release(). 0: no. -errno: it is, and cannot be opened (one line was written). `path` is for
+ * messages. */
 int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out);
 void cws_stores_release(struct cws_shared *shared);
 
-/* The logical size of the store at (dir, path), whose stat is st; 0: not a store that could be opened; -errno: no memory, descriptor
- * or answer to find out with (a line was written, for the first of them). Remembered by identity. flags: AT_SYMLINK_NOFOLLOW or 0.
- * Keeps errno. */
+/* The logical size of the store at (dir, path), whose stat is st; 0: not a store that could be opened; -errno: no
+ * memory, descriptor or answer to find out with (a line was written, for the first of them). Remembered by identity.
+ * flags: AT_SYMLINK_NOFOLLOW or 0. Keeps errno. */
 int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags);
 
 /* What a look at a file failed with, said: "PATH: cannot tell whether it is a packed model: WHY". Returns -errnum. */
@@ -43,8 +45,8 @@ int cws_stores_cannot_tell(const char *path, int errnum);
 void cws_stores_note_mapped(struct cws_shared *shared);
 /* Logical bytes of it were bound to device memory. */
 void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes);
-/* Logical bytes of all stores that the process has opened or asked the size of, and that are not bound yet: what a program that plans where a
- * model goes is about to load. */
+/* Logical bytes of all stores that the process has opened or asked the size of, and that are not bound yet: what a
+ * program that plans where a model goes is about to load. */
 uint64_t cws_stores_unbound_bytes(void);
 
 /* Calls visit, with a lock held that no other function here may be called under, for each store that is open. */
@@ -53,14 +55,17 @@ void cws_stores_each(void (*visit)(struct cws_store *store, void *arg), void *ar
 /* The process has no view now: what was kept for views only is closed. */
 void cws_stores_drop_unmapped(void);
 
-/* Before (dir, path) is opened in a way that truncates it: when it is a store that this process uses, an empty file takes its
- * place in the directory, so that descriptors and views keep the old one. 0, or -errno (a line was written). */
+/* Before (dir, path) is opened in a way that truncates it: when it is a store that this process uses, an empty file
+ * takes its place in the directory, so that descriptors and views keep the old one. 0, or -errno (a line was
+ * written). */
 int cws_stores_spare(int dir, const char *path);
 
-/* Is this descriptor (writable, or O_PATH), opened by `path`, one of a whole store, which can be replaced but not changed in place? 0: no.
- * -EROFS: yes; another -errno: it could not be found out (a line was written in both cases). Keeps errno. */
+/* Is this descriptor (writable, or O_PATH), opened by `path`, one of a whole store, which can be replaced but not
+ * changed in place? 0: no. -EROFS: yes; another -errno: it could not be found out (a line was written in both cases).
+ * Keeps errno. */
 int cws_stores_check_writable(int fd, const char *path);
-/* The same of a file that is about to be changed by its path. What opening it would fail with is left to the program's call. */
+/* The same of a file that is about to be changed by its path. What opening it would fail with is left to the program's
+ * call. */
 int cws_stores_check_path_writable(const char *path);
 
 /* Around fork(). */

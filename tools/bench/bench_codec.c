@@ -1,10 +1,11 @@
 /* bench_codec.c - the codec's speed and size beside zstd's, one core, same bytes. Not installed.
- *   bench_codec MODEL.safetensors | --gaussian N  [--tensors] [--parts] [--lossless] [--encoder NAME] [--no-19] [--repeat R]
- * Decoding is timed with what a reader does: XXH3 of the stored bytes, validation, decode. Packing is timed with what the
- * writer does but I/O: sample, count, code, encode, XXH3, content hash. In processor time, so what else runs on the machine is
- * seen in the caches only: the best of R runs is shown, but for packing the median of R runs, each beside one of zstd -3.
- * Chunks are packed to where the writer's are: a few buffers that are used again and again; zstd, which packs the whole at once,
- * cannot. */
+ *   bench_codec MODEL.safetensors | --gaussian N  [--tensors] [--parts] [--lossless] [--encoder NAME] [--no-19]
+ *                                                 [--repeat R]
+ * Decoding is timed with what a reader does: XXH3 of the stored bytes, validation, decode. Packing is timed with what
+ * the writer does but I/O: sample, count, code, encode, XXH3, content hash. In processor time, so what else runs on the
+ * machine is seen in the caches only: the best of R runs is shown, but for packing the median of R runs, each beside
+ * one of zstd -3. Chunks are packed to where the writer's are: a few buffers that are used again and again; zstd, which
+ * packs the whole at once, cannot. */
 #include "store/format/checksum.h"
 #include "store/codec/codec.h"
 #include "store/format/content_hash.h"
@@ -195,7 +196,8 @@ static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_pla
     }
 }
 
-/* keep: the stored bytes stay in the arena, one after the other; else they go where the writer's do, to one of a few buffers. */
+/* keep: the stored bytes stay in the arena, one after the other; else they go where the writer's do, to one of a few
+ * buffers. */
 static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint8_t *sample, bool keep, size_t *arena_used)
 {
     const struct tensor *t = &tensors[index];
@@ -352,8 +354,8 @@ static double median(double *values, int count)
     return values[count / 2];
 }
 
-/* Packs `repeat` times, each beside zstd -3 on the same bytes, for what shares the machine slows both: medians of the time and of
- * the ratio of the two. */
+/* Packs `repeat` times, each beside zstd -3 on the same bytes, for what shares the machine slows both: medians of the
+ * time and of the ratio of the two. */
 static void pack_beside(struct packed *k, enum cws_mode mode, const uint8_t *all, int repeat, double *out_seconds, double *out_factor)
 {
     size_t bound = ZSTD_compressBound(total_bytes);

@@ -1,5 +1,5 @@
-/* bench_hooks.c - what the shim costs a program that has no store open: nanoseconds per call of the hooked functions, best of
- * several rounds. Run it plain and under LD_PRELOAD=libcodecshim.so, with and without CODEC_VRAM_BUDGET. */
+/* bench_hooks.c - what the shim costs a program that has no store open: nanoseconds per call of the hooked functions,
+ * best of several rounds. Run it plain and under LD_PRELOAD=libcodecshim.so, with and without CODEC_VRAM_BUDGET. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>

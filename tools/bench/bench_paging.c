@@ -1,10 +1,12 @@
-/* bench_paging.c - speed of views of a packed store: cyclic scans at several budgets, on every rung that works here, with and without readahead.
+/* bench_paging.c - speed of views of a packed store: cyclic scans at several budgets, on every rung that works here,
+ * with and without readahead.
  *
- *   bench_paging STORE [PASSES [RUNG [cold]]]    default 3 passes, every rung; the first pass is reported apart, with the mapping: it reads the file
+ *   bench_paging STORE [PASSES [RUNG [cold]]]    default 3 passes, every rung; the first pass is reported apart, with
+ *                                                the mapping: it reads the file
  *
- * A touch sums every 64th byte (a program that does little with its weights: the pager's own limit). GB/s are logical; "us/MiB" is the processor time of the
- * later passes, the program's and the kernel's, for each MiB decoded: what does not depend on who else uses the machine. Cold: the file is dropped from the
- * page cache before each pass. */
+ * A touch sums every 64th byte (a program that does little with its weights: the pager's own limit). GB/s are logical;
+ * "us/MiB" is the processor time of the later passes, the program's and the kernel's, for each MiB decoded: what does
+ * not depend on who else uses the machine. Cold: the file is dropped from the page cache before each pass. */
 #include "store/read/store.h"
 #include "uvm/host/view.h"
 

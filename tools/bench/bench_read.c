@@ -1,5 +1,5 @@
-/* bench_read.c - how fast a file is read in extents of a chunk's size: engine, direct or through the page cache, extents in
- * flight. This is where the cursor's queue depths come from.
+/* bench_read.c - how fast a file is read in extents of a chunk's size: engine, direct or through the page cache,
+ * extents in flight. This is where the cursor's queue depths come from.
  *
  *   bench_read FILE [EXTENT_BYTES]        default: 90112, a stored chunk of 256 KiB bf16
  *

@@ -265,7 +265,8 @@ static int use(struct device *d, struct range *r, struct clocks *c, struct repla
     return 0;
 }
 
-/* Of each place in the trace the next one with the same range, and the first one of each range. False: out of memory. */
+/* Of each place in the trace the next one with the same range, and the first one of each range. False: out of
+ * memory. */
 static bool know_all(struct device *d)
 {
     d->again = malloc((d->trace->use_count + 1) * sizeof *d->again);

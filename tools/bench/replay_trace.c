@@ -155,7 +155,8 @@ static json_t *parse(char *text, size_t end, json_error_t *why)
     return json_loads(text, 0, why);
 }
 
-/* The events of a trace. One of a program that was killed is not closed; one that was cut otherwise ends behind its last whole line. */
+/* The events of a trace. One of a program that was killed is not closed; one that was cut otherwise ends behind its
+ * last whole line. */
 static json_t *load_events(const char *path, struct cws_error *err)
 {
     size_t end = 0;

@@ -1,5 +1,6 @@
 /* bench_decode.c - the GPU decoders: right, and how fast. Not installed.
- *   bench_decode check [--rounds N] [--nvrtc 1]                    against the reference decoder, odd sizes, corrupt chunks
+ *   bench_decode check [--rounds N] [--nvrtc 1]                    against the reference decoder, odd sizes, corrupt
+ *                                                                  chunks
  *   bench_decode time [--weights N] [--lanes SYMBOLS] [--image FILE --warps N | --nvrtc 1] [--waves N] [--label TEXT]
  * --nvrtc 1: with kernels that NVRTC compiles now, whatever the build has.
  * Exit 0: fine; 1: a finding; 2: it could not run. */

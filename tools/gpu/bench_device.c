@@ -48,7 +48,8 @@ void bench_clear(const struct bench *b, CUdeviceptr p, size_t bytes)
 
 void bench_upload(const struct bench *b, CUdeviceptr to, const void *from, size_t bytes)
 {
-    /* On the stream: one that does not block is not ordered behind a plain copy, which may end before the bytes are there. */
+    /* On the stream: one that does not block is not ordered behind a plain copy, which may end before the bytes are
+     * there. */
     bench_driver(b, b->driver.copy_in_async(to, from, bytes, b->stream), "copy to the device");
     bench_driver(b, b->driver.stream_sync(b->stream), "copy to the device");
 }

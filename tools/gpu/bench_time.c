@@ -118,8 +118,8 @@ static void decode_set(struct bench *b, const struct field *f, const struct cws_
                             f->results + set * chunks * sizeof(struct cws_gpu_result), cws_content_key, &err), &err);
 }
 
-/* Seconds of one launch over `chunks` jobs: the best of five rounds of at least 16 launches. One launch more goes ahead of what is timed:
- * the device is busy with it while the host begins, whose own delay would count as decoding else. */
+/* Seconds of one launch over `chunks` jobs: the best of five rounds of at least 16 launches. One launch more goes ahead
+ * of what is timed: the device is busy with it while the host begins, whose own delay would count as decoding else. */
 static double time_decode(struct bench *b, struct field *f, unsigned all, unsigned chunks)
 {
     struct cws_error err;

@@ -3,7 +3,8 @@
  * it is mapped again and stays. */
 #include "state.h"
 
-/* Hashing has a stream of its own, and its job is read from host memory: on the stream of decodes or of copies an eviction would wait for them. */
+/* Hashing has a stream of its own, and its job is read from host memory: on the stream of decodes or of copies an
+ * eviction would wait for them. */
 CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdeviceptr alias, size_t bytes)
 {
     const struct cws_driver *d = gpu->driver;

@@ -64,7 +64,8 @@ static bool same_file(const struct cws_gpu_file *f, const struct stat *st)
            f->changed.tv_nsec == st->st_mtim.tv_nsec;
 }
 
-/* Opens the file by its name, if that is still the mapped one, else through the mapping itself, which needs a privilege. */
+/* Opens the file by its name, if that is still the mapped one, else through the mapping itself, which needs a
+ * privilege. */
 static int open_mapped(const struct cws_mapping *m, struct stat *st)
 {
     char alias[96];
@@ -73,7 +74,8 @@ static int open_mapped(const struct cws_mapping *m, struct stat *st)
         int fd = cws_os_openat(AT_FDCWD, i ? alias : m->path, O_RDONLY | O_NONBLOCK, 0);
         if (fd < 0)
             continue;
-        /* st_dev of some file systems is not what maps shows: the inode has to do there, and the content hash is taken from the mapping. */
+        /* st_dev of some file systems is not what maps shows: the inode has to do there, and the content hash is taken
+         * from the mapping. */
         if (cws_os_fstat(fd, st) == 0 && st->st_ino == m->inode && S_ISREG(st->st_mode))
             return fd;
         cws_os_close(fd);

@@ -1,4 +1,5 @@
-/* file.h - ordinary safetensors files as sources of device memory: a copy to the device whose source lies in a private mapping of one binds (manager.h), uncompressed.
+/* file.h - ordinary safetensors files as sources of device memory: a copy to the device whose source lies in a private
+ * mapping of one binds (manager.h), uncompressed.
  * Threads: any. */
 #ifndef CWS_GPU_FILE_H
 #define CWS_GPU_FILE_H
@@ -7,11 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* An open file and its header. It has a descriptor of its own: what becomes of the program's, of its mapping, and of the file's name does not matter. */
+/* An open file and its header. It has a descriptor of its own: what becomes of the program's, of its mapping, and of
+ * the file's name does not matter. */
 struct cws_gpu_file;
 
-/* Which bytes of which file [memory, memory + bytes) is: all of it in one private mapping of a regular file that is a valid safetensors file, exactly one tensor, and no page of
- * it written to (mapping.h). NULL: not that, or it cannot be told. The caller releases it. */
+/* Which bytes of which file [memory, memory + bytes) is: all of it in one private mapping of a regular file that is a
+ * valid safetensors file, exactly one tensor, and no page of it written to (mapping.h). NULL: not that, or it cannot be
+ * told. The caller releases it. */
 struct cws_gpu_file *cws_gpu_file_of(const void *memory, size_t bytes, uint64_t *out_offset);
 void cws_gpu_file_release(struct cws_gpu_file *file); /* NULL is fine */
 const char *cws_gpu_file_path(const struct cws_gpu_file *file);
@@ -20,7 +23,8 @@ const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset
 /* For source.c: */
 struct cws_gpu_file *cws_gpu_file_retain(struct cws_gpu_file *file);
 struct cws_tensor_info;
-/* The tensor at `offset` as if it were one of a store: chunks that are stored as they are, with the content hashes of `now`. NULL: no memory. One block, for free(). */
+/* The tensor at `offset` as if it were one of a store: chunks that are stored as they are, with the content hashes of
+ * `now`. NULL: no memory. One block, for free(). */
 struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes, const uint8_t *now);
 CWS_MUST_CHECK int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to, struct cws_error *err);
 #endif

@@ -182,8 +182,9 @@ void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes)
 
 /* --- pools ----------------------------------------------------------------------------------------- */
 
-/* Takes the bytes out of what the pool has and nobody uses, if they fit: each piece that it grew by may end in a rest that is too small for any allocation. What is freed
- * meanwhile is not counted, so this errs to the safe side, mostly: a pool can be in more pieces than that, which shows when it is asked again. */
+/* Takes the bytes out of what the pool has and nobody uses, if they fit: each piece that it grew by may end in a rest
+ * that is too small for any allocation. What is freed meanwhile is not counted, so this errs to the safe side, mostly:
+ * a pool can be in more pieces than that, which shows when it is asked again. */
 static bool take_slack_locked(struct cws_gpu *gpu, CUmemoryPool pool, uint64_t bytes)
 {
     for (unsigned i = 0; i < gpu->pool_count; i++) {

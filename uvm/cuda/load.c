@@ -7,7 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The control block of a slot, the same in pinned host memory and on the device: table, results (sent as zeros, for the kernel adds to them), jobs. */
+/* The control block of a slot, the same in pinned host memory and on the device: table, results (sent as zeros, for the
+ * kernel adds to them), jobs. */
 #define TABLE_BYTES ((sizeof(struct cws_gpu_table) + 127) / 128 * 128)
 #define JOBS_BYTES (CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_job))
 #define RESULTS_BYTES ((CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_result) + 127) / 128 * 128)
@@ -19,8 +20,9 @@
 
 /* --- staging ------------------------------------------------------------------------------------- */
 
-/* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less. A copy of 8 MiB takes as long as the loader may
- * need to see that the one before is done: a few large slots are better than more small ones. Returns all that it takes. */
+/* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less.
+ * A copy of 8 MiB takes as long as the loader may need to see that the one before is done: a few large slots are better
+ * than more small ones. Returns all that it takes. */
 static uint64_t plan(const struct cws_gpu_config *config, uint64_t budget, unsigned *slot_count, uint64_t *slot_bytes)
 {
     enum { SLOTS_MIN = 4, PART = 32 };

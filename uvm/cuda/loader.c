@@ -35,8 +35,8 @@ static void trim_to_locked(struct cws_gpu *gpu, uint64_t slack)
 
 static void trim_pools_locked(struct cws_gpu *gpu) { trim_to_locked(gpu, 0); }
 
-/* While weights are paged, memory that pools have and do not use (PyTorch tells them to keep all that they ever had) is better used for weights. Where it
- * does not come free, or is taken again soon, that is tried seldom. */
+/* While weights are paged, memory that pools have and do not use (PyTorch tells them to keep all that they ever had) is
+ * better used for weights. Where it does not come free, or is taken again soon, that is tried seldom. */
 static void trim_slack_locked(struct cws_gpu *gpu)
 {
     const uint64_t first_ns = 100000000, most_ns = 60000000000, keep = (uint64_t)8 << 20, much = (uint64_t)24 << 20;
@@ -54,8 +54,8 @@ static void trim_slack_locked(struct cws_gpu *gpu)
     gpu->trim_at_ns = now + gpu->trim_wait_ns;
 }
 
-/* Evicts one range if `have`, the bytes of evictions in flight that no load has claimed, is less than `need`. True: something was evicted, or its
- * eviction started; it may have dropped `lock`. */
+/* Evicts one range if `have`, the bytes of evictions in flight that no load has claimed, is less than `need`. True:
+ * something was evicted, or its eviction started; it may have dropped `lock`. */
 static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, uint64_t need)
 {
     if (have >= need)
@@ -129,8 +129,8 @@ static bool shrink_locked(struct cws_gpu *gpu)
     return cws_gpu_release_idle_locked(gpu, 1) || drop_for_locked(gpu, 0, gpu->drop_bytes, used - budget);
 }
 
-/* Memory for a range that a launch waits for; no frame of its size lies idle. True: something moved, and what is wanted has to be looked at again. `wanted`: bytes, with
- * those before it. Drops `lock`. */
+/* Memory for a range that a launch waits for; no frame of its size lies idle. True: something moved, and what is wanted
+ * has to be looked at again. `wanted`: bytes, with those before it. Drops `lock`. */
 static bool room_for_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, uint64_t wanted)
 {
     enum { REFUSALS = 50 };
@@ -188,8 +188,8 @@ static bool serve_demand_locked(struct cws_gpu *gpu, bool *unmet)
     return false;
 }
 
-/* Loads what comes next, as far as there is memory or something that is needed later. Returns whether something moved; *pending: more could be done
- * once the device has come further. */
+/* Loads what comes next, as far as there is memory or something that is needed later. Returns whether something moved;
+ * *pending: more could be done once the device has come further. */
 static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
 {
     enum { AHEAD = 6, LOOK_AT = 64 };
@@ -238,8 +238,8 @@ static void wait_locked(struct cws_gpu *gpu, uint64_t ns)
         pthread_cond_timedwait(&gpu->work, &gpu->lock, &until);
 }
 
-/* Something of ours runs on the device: asks for it, without the lock, at growing intervals. No longer than it is worth waiting before the program's streams are
- * looked at again. */
+/* Something of ours runs on the device: asks for it, without the lock, at growing intervals. No longer than it is worth
+ * waiting before the program's streams are looked at again. */
 static void wait_for_device_locked(struct cws_gpu *gpu)
 {
     enum { FIRST_NS = 20000, MOST_NS = 60000, TOGETHER_NS = 200000 };
@@ -261,7 +261,8 @@ struct patience {
     unsigned waits; /* since then */
 };
 
-/* Nothing can be done now. `pending`: it could, when the program's streams have come further; they can only be asked. */
+/* Nothing can be done now. `pending`: it could, when the program's streams have come further; they can only be
+ * asked. */
 static void be_patient_locked(struct cws_gpu *gpu, struct patience *p, bool pending)
 {
     enum { FIRST_NS = 20000, MOST_NS = 200000, WAITS = 500 };

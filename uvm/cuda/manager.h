@@ -1,17 +1,19 @@
-/* manager.h - the residency manager over a CUDA device: allocations of the program whose content lies in a store are decoded into
- * device memory before a kernel that names them is launched, and dropped again so that the process stays inside a budget.
+/* manager.h - the residency manager over a CUDA device: allocations of the program whose content lies in a store are
+ * decoded into device memory before a kernel that names them is launched, and dropped again so that the process stays
+ * inside a budget.
  *
- * Who calls: the shim, from the hooks of the driver's functions, with the program's context current. The manager calls the
- * driver only through its table. state.h has the states, the lock order and the invariants.
+ * Who calls: the shim, from the hooks of the driver's functions, with the program's context current. The manager calls
+ * the driver only through its table. state.h has the states, the lock order and the invariants.
  *
  *   range    one allocation made here: reserved address space in 2 MiB steps, out of one arena per device
  *   binding  "the bytes of this range are those of that tensor of that store"
  *   use      a range is named by a launch or a copy: between cws_gpu_begin and cws_gpu_end it is mapped and held;
  *            after that the stream's progress tells when it may be unmapped
  *
- * Threads: all functions may be called from any thread, none from a signal handler or a forked child (see cws_gpu_fork_child).
- * Results are CUresult values to hand to the program, unless a function says otherwise; where one is not CUDA_SUCCESS for a reason of
- * ours, one line was given to config.say first. */
+ * Threads: all functions may be called from any thread, none from a signal handler or a forked child (see
+ * cws_gpu_fork_child).
+ * Results are CUresult values to hand to the program, unless a function says otherwise; where one is not CUDA_SUCCESS
+ * for a reason of ours, one line was given to config.say first. */
 #ifndef CWS_GPU_H
 #define CWS_GPU_H
 #include "store/base/driver.h"
@@ -39,24 +41,27 @@ struct cws_gpu_config {
     void (*say)(const char *line);   /* one line for the user; any thread */
 };
 
-/* The manager of `device`, whose context must be current and outlive it. Starts its threads. 0 or an error code (line in err). */
+/* The manager of `device`, whose context must be current and outlive it. Starts its threads. 0 or an error code (line
+ * in err). */
 CWS_MUST_CHECK int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cws_gpu **out, struct cws_error *err);
-/* Stops the threads and gives everything back to the driver. The program must not use its ranges any more. NULL is fine. */
+/* Stops the threads and gives everything back to the driver. The program must not use its ranges any more. NULL is
+ * fine. */
 void cws_gpu_close(struct cws_gpu *gpu);
 /* In a forked child, where the context does not work: forgets everything without a call to the driver. */
 void cws_gpu_fork_child(struct cws_gpu *gpu);
 
 /* --- allocations ------------------------------------------------------------------------------- */
 
-/* A range of `bytes` bytes (> 0) in the order of `stream`. CUDA_ERROR_OUT_OF_MEMORY, and nothing changed: what cannot be dropped, the
- * request and the largest set that a launch has named do not fit the budget together; the line names the least budget that would do.
- * No memory lies behind it until it is used or bound. */
+/* A range of `bytes` bytes (> 0) in the order of `stream`. CUDA_ERROR_OUT_OF_MEMORY, and nothing changed: what cannot
+ * be dropped, the request and the largest set that a launch has named do not fit the budget together; the line names
+ * the least budget that would do. No memory lies behind it until it is used or bound. */
 CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdeviceptr *out);
-/* The same while `expected` bytes of weights are about to be loaded: a request of more than half of the budget, and of no more than these, is not refused. Loaders make
- * and free one without using it, to warm their allocator up; a launch that names it fails as one that needs too much. */
+/* The same while `expected` bytes of weights are about to be loaded: a request of more than half of the budget, and of
+ * no more than these, is not refused. Loaders make and free one without using it, to warm their allocator up; a launch
+ * that names it fails as one that needs too much. */
 CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expected, CUstream stream, CUdeviceptr *out);
-/* Frees a range by its first address. in_order: as cuMemFreeAsync, what is queued on `stream` may still use it; else as cuMemFree. CUDA_ERROR_INVALID_VALUE: no
- * range begins there. */
+/* Frees a range by its first address. in_order: as cuMemFreeAsync, what is queued on `stream` may still use it; else as
+ * cuMemFree. CUDA_ERROR_INVALID_VALUE: no range begins there. */
 CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order);
 
 /* Is this an address of the arena? (A freed or unused one is, too.) The first question of every hook. */
@@ -64,20 +69,23 @@ bool cws_gpu_owns(const struct cws_gpu *gpu, CUdeviceptr address);
 /* The range that `address` lies in: its first address and its size as asked for. False: none. */
 bool cws_gpu_extent(struct cws_gpu *gpu, CUdeviceptr address, CUdeviceptr *out_base, size_t *out_bytes);
 
-/* The program is about to take `bytes` of device memory from the driver itself, outside of ranges (cuMemAlloc, an array): makes room and keeps it until
- * cws_gpu_room_used, which is due where this succeeds. CUDA_ERROR_OUT_OF_MEMORY as for cws_gpu_alloc. */
+/* The program is about to take `bytes` of device memory from the driver itself, outside of ranges (cuMemAlloc, an
+ * array): makes room and keeps it until cws_gpu_room_used, which is due where this succeeds. CUDA_ERROR_OUT_OF_MEMORY
+ * as for cws_gpu_alloc. */
 CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes);
 /* It has taken `taken` bytes of them (0: the call failed; more than it said is counted, too). */
 void cws_gpu_room_used(struct cws_gpu *gpu, size_t bytes, size_t taken);
 /* It gave back what it had taken. */
 void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes);
-/* The same for memory from a pool (NULL: the device's current one), which grows in steps of its own: the pools are asked, before where the allocation may not fit
- * what they have, and after where one was to grow. *room is for cws_gpu_pool_used, which is due in any case where this succeeds. */
+/* The same for memory from a pool (NULL: the device's current one), which grows in steps of its own: the pools are
+ * asked, before where the allocation may not fit what they have, and after where one was to grow. *room is for
+ * cws_gpu_pool_used, which is due in any case where this succeeds. */
 CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room);
 void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room);
 /* Memory may have gone back from a pool to the driver. */
 void cws_gpu_pools_changed(struct cws_gpu *gpu);
-/* A memory pool that the process allocates from, to be counted and trimmed; the device's current pool is known from the start. */
+/* A memory pool that the process allocates from, to be counted and trimmed; the device's current pool is known from the
+ * start. */
 void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool);
 void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool);
 
@@ -90,30 +98,34 @@ struct cws_gpu_use { /* caller's storage; private */
     struct cws_gpu_range *few[CWS_GPU_USE_FEW];
 };
 
-/* Makes every range that contains one of the addresses ready for work that is about to be queued on `stream`, and holds it. Addresses outside
- * the arena, or in no range, are passed over. Bound ranges are loaded (this may block), fresh ones get memory (undefined content). Errors, nothing held then:
- * CUDA_ERROR_OUT_OF_MEMORY (the ranges do not fit the budget together), CUDA_ERROR_OPERATING_SYSTEM = 304 (a tensor cannot be read; the line names it).
- * A use that is begun inside another one of the same thread is fine while both fit; where they do not it fails with CUDA_ERROR_OUT_OF_MEMORY and a line, and so it does where
- * several threads each hold what another one waits for.
+/* Makes every range that contains one of the addresses ready for work that is about to be queued on `stream`, and holds
+ * it. Addresses outside the arena, or in no range, are passed over. Bound ranges are loaded (this may block), fresh
+ * ones get memory (undefined content). Errors, nothing held then: CUDA_ERROR_OUT_OF_MEMORY (the ranges do not fit the
+ * budget together), CUDA_ERROR_OPERATING_SYSTEM = 304 (a tensor cannot be read; the line names it). A use that is begun
+ * inside another one of the same thread is fine while both fit; where they do not it fails with
+ * CUDA_ERROR_OUT_OF_MEMORY and a line, and so it does where several threads each hold what another one waits for.
  * Call cws_gpu_end, in the same thread, with the same use after the work was queued (or was not), always. */
 CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use);
 void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
 
-/* A host-to-device copy is about to be queued: [source, source + bytes) to [to, to + bytes), to in the arena. `store` and `offset` say which
- * logical bytes of which store the source is known to equal (the caller has checked that nobody wrote to them; the manager takes its own reference).
+/* A host-to-device copy is about to be queued: [source, source + bytes) to [to, to + bytes), to in the arena. `store`
+ * and `offset` say which logical bytes of which store the source is known to equal (the caller has checked that nobody
+ * wrote to them; the manager takes its own reference).
  * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset);
 
-/* The same for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read here. Whether the range can be bound is seen
- * only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
+/* The same for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read
+ * here. Whether the range can be bound is seen only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
 struct cws_gpu_file;
 bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file, uint64_t offset, const void *now);
 
-/* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in each thread that names it, here as in
- * cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of the driver mean that by NULL.) */
+/* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in
+ * each thread that names it, here as in cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of
+ * the driver mean that by NULL.) */
 void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream);            /* before cuStreamDestroy */
-/* The stream is about to capture, or to join a capture. Not needed for what is right: nothing is recorded on a stream that captures, and a use that was noted on it counts as
- * running until the capture ends and the stream is used again. Called before, it tells the manager early that the uses until now are done. */
+/* The stream is about to capture, or to join a capture. Not needed for what is right: nothing is recorded on a stream
+ * that captures, and a use that was noted on it counts as running until the capture ends and the stream is used again.
+ * Called before, it tells the manager early that the uses until now are done. */
 void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream);
 /* Everything that was queued so far is done: cuCtxSynchronize returned. Cheap; helps the manager to know. */
 void cws_gpu_synchronized(struct cws_gpu *gpu);
@@ -123,8 +135,8 @@ void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
 
 /* --- what is said to the program and the user ------------------------------------------------------ */
 
-/* What cuMemGetInfo answers: total = budget + opened_bytes, free = the budget that is not taken by memory which cannot be
- * evicted + opened_bytes. Weights that are resident count as free.
+/* What cuMemGetInfo answers: total = budget + opened_bytes, free = the budget that is not taken by memory which cannot
+ * be evicted + opened_bytes. Weights that are resident count as free.
  *   opened_bytes  logical bytes of opened stores that are not bound yet: the program plans with what is free,
  *                 and they will take only what the budget gives */
 void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_bytes, size_t *total_bytes);
@@ -148,7 +160,8 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
 };
 void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out);
 
-/* Recomputes the invariants of state.h under the lock; NULL, or what does not hold (static text). For tests and debug builds. */
+/* Recomputes the invariants of state.h under the lock; NULL, or what does not hold (static text). For tests and debug
+ * builds. */
 const char *cws_gpu_check(struct cws_gpu *gpu);
 /* Waits until nothing is being loaded or dropped. For tests. */
 void cws_gpu_settle(struct cws_gpu *gpu);

@@ -48,7 +48,8 @@ static bool is_done(void *gpu, struct cws_order_node *n)
     return cws_gpu_uses_done_locked(gpu, CWS_LIST_OF(n, struct cws_gpu_range, order), true);
 }
 
-/* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that launch. */
+/* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that
+ * launch. */
 static bool has_waited_locked(struct cws_gpu *gpu)
 {
     const uint64_t most_ns = 2000000;

@@ -246,8 +246,8 @@ static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *hos
                     : cws_store_fetch(f->cursor, s->tensor, 0, chunk_count(s), host, err);
 }
 
-/* The source to read next: first one that a launch waits for, then in the order of binding. What does not fit the host budget is read only when it is
- * to be loaded. */
+/* The source to read next: first one that a launch waits for, then in the order of binding. What does not fit the host
+ * budget is read only when it is to be loaded. */
 static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
 {
     enum { LOOK_AT = 64 }; /* thousands may be waiting for room that there is not */

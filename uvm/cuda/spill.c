@@ -7,8 +7,8 @@
 
 #include <string.h>
 
-/* Launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden pointers reach. A written weight goes whenever
- * nothing else can: the launch would fail. */
+/* Launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden
+ * pointers reach. A written weight goes whenever nothing else can: the launch would fail. */
 enum { UNUSED_LONG = 1024 };
 
 static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_range *r)
@@ -32,7 +32,8 @@ uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
     return bytes;
 }
 
-/* The hash of a range's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits for it. */
+/* The hash of a range's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits for
+ * it. */
 static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r, CUdeviceptr alias, void *out, const void *in, struct cws_hash128 *hash)
 {
     const struct cws_driver *d = gpu->driver;
@@ -125,8 +126,8 @@ static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     pthread_cond_broadcast(&gpu->changed);
 }
 
-/* Is `a` the better one to spill? One that is not expected again is best, else the one that is needed last. The next launch may well name again
- * what the last one did. */
+/* Is `a` the better one to spill? One that is not expected again is best, else the one that is needed last. The next
+ * launch may well name again what the last one did. */
 static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_range *a, const struct cws_gpu_range *b)
 {
     bool a_last = a->source && gpu->order.last == &a->order, b_last = b->source && gpu->order.last == &b->order;

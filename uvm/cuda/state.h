@@ -9,9 +9,10 @@
  *         trace.c what CODEC_TRACE records                   nvtx.c ranges for a profiler
  *         loader.c the thread that loads and drops           load.c, drop.c its two sequences
  *
- * Locks, in this order: `strict` (strict.c), `slow` (one launch at a time waits for memory), `lock` (everything in struct cws_gpu and below that does not say otherwise).
- * Driver calls that take long (create, map, set access, unmap, copies, launches, waits) are made without `lock`; event_record, event_query and pool_get
- * are made under it. Only the loader thread loads and drops; memory for fresh ranges is mapped by the thread that needs it.
+ * Locks, in this order: `strict` (strict.c), `slow` (one launch at a time waits for memory), `lock` (everything in
+ * struct cws_gpu and below that does not say otherwise). Driver calls that take long (create, map, set access, unmap,
+ * copies, launches, waits) are made without `lock`; event_record, event_query and pool_get are made under it. Only the
+ * loader thread loads and drops; memory for fresh ranges is mapped by the thread that needs it.
  *
  * States of a range (suffix _locked: the caller holds `lock`)
  *
@@ -22,12 +23,15 @@
  *   any, when the program frees it --> CACHED (memory stays, for the next allocation of this size) or gone
  *
  * Invariants (cws_gpu_check)
- *   I1  A range is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED. LOADING, MAKING, SPILLING and DROPPING belong to one thread.
+ *   I1  A range is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED. LOADING, MAKING, SPILLING and DROPPING
+ *       belong to one thread.
  *   I2  A frame has exactly one place: a range, or the idle list. frame_bytes is the sum of all frames.
  *   I3  A range is dropped only with no holds, and after all of its uses are done on their streams.
- *   I4  frame_bytes + granted_bytes + ring_bytes + other_bytes <= budget, except after other_bytes grew by itself (pools).
- *   A range that is freed while uses name it is found by no address any more and lives on, RESERVED, until the last of them ends: a launch may name a range only by a stray word.
- *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the content. */
+ *   I4  frame_bytes + granted_bytes + ring_bytes + other_bytes <= budget, except after other_bytes grew by itself
+ *       (pools). A range that is freed while uses name it is found by no address any more and lives on, RESERVED, until
+ *       the last of them ends: a launch may name a range only by a stray word.
+ *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the
+ *       content. */
 #ifndef CWS_GPU_STATE_H
 #define CWS_GPU_STATE_H
 #include "store/format/content_hash.h"
@@ -299,11 +303,13 @@ struct cws_gpu_range *cws_gpu_range_at_locked(const struct cws_gpu *gpu, CUdevic
 /* frame.c */
 uint64_t cws_gpu_used_locked(const struct cws_gpu *gpu);
 uint64_t cws_gpu_undroppable_locked(const struct cws_gpu *gpu);
-/* For the line that says that the budget is too small for something: the least that would do, as far as can be known. `need`: for that itself; `fresh` of it: new bytes
- * that cannot be dropped later. Beside those there must be room for what launches will name: the largest set that one did, or the largest weight. */
+/* For the line that says that the budget is too small for something: the least that would do, as far as can be known.
+ * `need`: for that itself; `fresh` of it: new bytes that cannot be dropped later. Beside those there must be room for
+ * what launches will name: the largest set that one did, or the largest weight. */
 uint64_t cws_gpu_least_budget_locked(struct cws_gpu *gpu, uint64_t need, uint64_t fresh);
 void cws_gpu_recount_pools_locked(struct cws_gpu *gpu);
-/* Bytes of the budget, granted at once or after the loader made room. Drops `lock` while it waits. False: they cannot be had. */
+/* Bytes of the budget, granted at once or after the loader made room. Drops `lock` while it waits. False: they cannot
+ * be had. */
 bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes);
 /* A frame out of granted bytes, or NULL (then the grant is gone, too). Drops `lock`. */
 struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t granules);
@@ -311,7 +317,8 @@ struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t 
 void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame);
 struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t granules); /* takes one of that size; NULL: none */
 void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame);
-/* Gives up idle frames and then cached ranges whose uses are done, until `bytes` are free. Drops `lock`. Whether anything was given up. */
+/* Gives up idle frames and then cached ranges whose uses are done, until `bytes` are free. Drops `lock`. Whether
+ * anything was given up. */
 bool cws_gpu_release_idle_locked(struct cws_gpu *gpu, uint64_t bytes);
 /* Maps a frame at a range, or unmaps it. No lock. */
 CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
@@ -331,12 +338,14 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what could be spilled; looks through all ranges */
-/* Tries to spill what is needed last, as far as that is known. False: nothing can be now; what is spillable can later, when its uses are done or fetchers have made room in host memory. */
+/* Tries to spill what is needed last, as far as that is known. False: nothing can be now; what is spillable can later,
+ * when its uses are done or fetchers have made room in host memory. */
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
-/* strict.c; nothing happens where config.strict is not set. enter before a use begins; leave when it ended or could not begin. drop in the loader thread: `lock` is dropped in it. */
+/* strict.c; nothing happens where config.strict is not set. enter before a use begins; leave when it ended or could not
+ * begin. drop in the loader thread: `lock` is dropped in it. */
 void cws_gpu_strict_enter(struct cws_gpu *gpu);
 void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued);
 bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu);
@@ -348,14 +357,16 @@ void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /*
 /* use.c */
 /* A launch waits for the range, or not any more. */
 void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool demand);
-/* Uses that the calling thread has begun and not ended. While it waits for memory they count as stuck: what they hold is not to be hoped for. */
+/* Uses that the calling thread has begun and not ended. While it waits for memory they count as stuck: what they hold
+ * is not to be hoped for. */
 unsigned cws_gpu_uses_open(const struct cws_gpu *gpu);
 
 /* stream.c */
 struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle); /* NULL: too many */
 void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle);
 bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s); /* asks the driver; calling thread: as for marks */
-/* After uses of the calling thread's own stream were noted: no other thread can put a mark behind them. Other streams: nothing. */
+/* After uses of the calling thread's own stream were noted: no other thread can put a mark behind them. Other streams:
+ * nothing. */
 void cws_gpu_stream_mark_own_locked(struct cws_gpu *gpu, CUstream handle);
 /* Are all uses of the range done? mark: where that is not known yet, put a mark behind them. */
 bool cws_gpu_uses_done_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool mark);
@@ -366,7 +377,8 @@ void cws_gpu_streams_close(struct cws_gpu *gpu);
 
 /* source.c */
 struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor); /* NULL: no memory */
-/* Of an ordinary file; takes its own reference, and `tensor` (cws_gpu_file_describe) where it succeeds. NULL: no memory. */
+/* Of an ordinary file; takes its own reference, and `tensor` (cws_gpu_file_describe) where it succeeds. NULL: no
+ * memory. */
 struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file, struct cws_tensor_info *tensor);
 const char *cws_gpu_source_path(const struct cws_gpu_source *s);
 void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
@@ -377,8 +389,8 @@ void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes); /* pinned memory that host_bytes counts: a fetcher frees it */
 /* The only range that the source has will not be loaded from it any more. */
 void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
-/* Bytes of the host budget that what has no other place can have: those that are free, those of compressed bytes that can be read from their file again, and those of
- * copies of what is on the device. */
+/* Bytes of the host budget that what has no other place can have: those that are free, those of compressed bytes that
+ * can be read from their file again, and those of copies of what is on the device. */
 uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu);
 /* Are so many free? If not, compressed bytes and copies are given up; the loader is woken when they are freed. */
 bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes);
@@ -395,7 +407,8 @@ struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cw
 /* What to drop for a range whose next use is at the place `until` (0: now), or NULL. Its uses may not be done yet. */
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
 
-/* trace.c. Nothing happens where no trace runs. Functions that return bool begin a span of the calling thread, for cws_trace_end. */
+/* trace.c. Nothing happens where no trace runs. Functions that return bool begin a span of the calling thread, for
+ * cws_trace_end. */
 void cws_gpu_trace_open(struct cws_gpu *gpu); /* the streams are there */
 void cws_gpu_trace_close(struct cws_gpu *gpu);
 void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r); /* before the order hears of it */
@@ -425,7 +438,8 @@ static inline void cws_gpu_wake_locked(struct cws_gpu *gpu)
     gpu->work_due = true;
     pthread_cond_signal(&gpu->work);
 }
-/* loader.c, load.c, drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything moved. */
+/* loader.c, load.c, drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything
+ * moved. */
 void *cws_gpu_loader_main(void *gpu);
 uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget); /* of staging, with such a budget */
 CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);

@@ -7,7 +7,8 @@
 
 static CUstream same_name(CUstream handle) { return handle == CU_STREAM_LEGACY ? NULL : handle; }
 
-/* A number for the calling thread, where it matters: CU_STREAM_PER_THREAD names another stream in each. No two threads ever have the same number. */
+/* A number for the calling thread, where it matters: CU_STREAM_PER_THREAD names another stream in each. No two threads
+ * ever have the same number. */
 static uint64_t owner_of(CUstream handle)
 {
     static _Atomic uint64_t threads;
@@ -91,8 +92,8 @@ struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handl
     return empty;
 }
 
-/* An event that is recorded on a stream that captures becomes a part of the graph and is never reached. The legacy stream answers with an error while another one
- * captures, and recording on it would end that capture. */
+/* An event that is recorded on a stream that captures becomes a part of the graph and is never reached. The legacy
+ * stream answers with an error while another one captures, and recording on it would end that capture. */
 bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s)
 {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;

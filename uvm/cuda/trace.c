@@ -21,7 +21,8 @@ static void describe(const struct cws_gpu_range *r, enum cws_trace_kind kind, co
 
 /* --- uses --------------------------------------------------------------------------------------------- */
 
-/* Does a new round begin? A range is used that this round has used already, and the round is about as long as the one before. */
+/* Does a new round begin? A range is used that this round has used already, and the round is about as long as the one
+ * before. */
 static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_range *r, const struct cws_gpu *gpu)
 {
     bool again = r->order.last_tick > t->round_tick && gpu->order.last != &r->order;

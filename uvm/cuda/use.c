@@ -189,8 +189,8 @@ static void say_set_locked(struct cws_gpu *gpu, const struct cws_gpu_use *use, u
                 (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((least + (1 << 20) - 1) >> 20));
 }
 
-/* Something has to be loaded or made. One launch at a time does this, and those that wait for their turn hold nothing: two that hold halves of
- * what the other needs would never end. */
+/* Something has to be loaded or made. One launch at a time does this, and those that wait for their turn hold nothing:
+ * two that hold halves of what the other needs would never end. */
 static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
     CUresult result = CUDA_SUCCESS;

@@ -1,7 +1,8 @@
 /* block.h - the state of one block: a word that is state, generation and lock at once. No I/O.
  *
- * FILLING, EVICTING and CHANGING are busy: exactly one thread, the one that made the transition, owns the block and its pages; everybody else waits on
- * the word. All other states belong to the pager lock. README.md has the diagram; block_may() in block.c is the list.
+ * FILLING, EVICTING and CHANGING are busy: exactly one thread, the one that made the transition, owns the block and its
+ * pages; everybody else waits on the word. All other states belong to the pager lock. README.md has the diagram;
+ * block_may() in block.c is the list.
  * Threads: the caller holds the pager lock, but cws_block_word and the wait. */
 #ifndef CWS_BLOCK_H
 #define CWS_BLOCK_H
@@ -50,8 +51,8 @@ static inline uint32_t cws_block_generation(const struct cws_block *b)
     return atomic_load_explicit(&b->word, memory_order_relaxed) / CWS_BLOCK_GENERATION_ONE;
 }
 
-/* Makes a transition; aborts with a line when the diagram has none such. Leaving a busy state wakes the waiters and returns whether
- * PENDING was set (it is cleared): the caller then wakes the faulting threads. */
+/* Makes a transition; aborts with a line when the diagram has none such. Leaving a busy state wakes the waiters and
+ * returns whether PENDING was set (it is cleared): the caller then wakes the faulting threads. */
 bool cws_block_set(struct cws_block *b, enum cws_block_state to);
 /* Somebody faulted on a busy block. */
 void cws_block_set_pending(struct cws_block *b);

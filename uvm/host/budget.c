@@ -38,7 +38,8 @@ void cws_busy_wait_locked(struct cws_block *b)
     }
 }
 
-/* Evicts one clean block, and drops the lock meanwhile. False: its pages could not be dropped, so it stays, and is picked last from now on. */
+/* Evicts one clean block, and drops the lock meanwhile. False: its pages could not be dropped, so it stays, and is
+ * picked last from now on. */
 static bool evict_locked(struct cws_block *b)
 {
     struct cws_pager *p = &cws_pager;

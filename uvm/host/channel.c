@@ -24,7 +24,8 @@ static struct cws_channel *find_least(void)
     return least;
 }
 
-/* The program's other threads may fault on the view's address before the view is in the index: the worker wakes them, and they try again. */
+/* The program's other threads may fault on the view's address before the view is in the index: the worker wakes them,
+ * and they try again. */
 static int start(struct cws_channel *c, int (*create)(void))
 {
     int fd = create();

@@ -4,7 +4,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Decodes bytes [begin, end) of the view (page multiples) to the start of the slot's staging. Zeros behind the end of the source. */
+/* Decodes bytes [begin, end) of the view (page multiples) to the start of the slot's staging. Zeros behind the end of
+ * the source. */
 static int decode(struct cws_view *v, unsigned slot, size_t begin, size_t end, struct cws_error *err)
 {
     int code = cws_slot_need(slot, end - begin);

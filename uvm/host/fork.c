@@ -85,7 +85,8 @@ static void protect_block(struct cws_view *v, size_t begin, size_t end, enum cws
     }
 }
 
-/* Pages that somebody dropped by a raw madvise would read as zeros now. Without a pagemap to tell, all may be missing. */
+/* Pages that somebody dropped by a raw madvise would read as zeros now. Without a pagemap to tell, all may be
+ * missing. */
 static bool lacks_pages(const struct cws_view *v, size_t begin, size_t end)
 {
     size_t from, to;

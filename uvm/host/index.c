@@ -26,7 +26,8 @@ static void entry_copy(struct entry *to, struct entry *from)
     atomic_store_explicit(&to->view, atomic_load_explicit(&from->view, memory_order_relaxed), memory_order_release);
 }
 
-/* Between these two, stores to the entries are releases and readers load them with acquire: a reader that saw one of them sees the odd number too. */
+/* Between these two, stores to the entries are releases and readers load them with acquire: a reader that saw one of
+ * them sees the odd number too. */
 static void change_begin(void) { atomic_fetch_add_explicit(&sequence, 1, memory_order_acq_rel); }
 static void change_end(void) { atomic_fetch_add_explicit(&sequence, 1, memory_order_release); }
 

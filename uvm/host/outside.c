@@ -1,14 +1,15 @@
 /* outside.c - weights that the program copies out of views, into memory of its own that no budget bounds.
  *
- * Nothing tells who reads a page, so copies are seen by what they leave behind: anonymous memory of the process outside of
- * views that grows, while weights are read for the first time or shortly after, by as much as was read. That is what a loader
- * does that stacks the experts of a layer, or converts to another dtype. (transformers reads all experts of a model before
- * it stacks the first ones, so a growth at each read cannot be asked for.) A first pass through a model reads all weights,
- * too, but its activations are small beside them.
+ * Nothing tells who reads a page, so copies are seen by what they leave behind: anonymous memory of the process outside
+ * of views that grows, while weights are read for the first time or shortly after, by as much as was read. That is what
+ * a loader does that stacks the experts of a layer, or converts to another dtype. (transformers reads all experts of a
+ * model before it stacks the first ones, so a growth at each read cannot be asked for.) A first pass through a model
+ * reads all weights, too, but its activations are small beside them.
  *
- *   phase   begins with a block that is filled for the first time; ends when nothing was decoded for PHASE_SECONDS, or when
- *           everything was decoded PHASE_ROUNDS times since the last such block: the program computes by then
- *   copied  the least of what the phase has read for the first time and what memory outside has grown by since it began */
+ *   phase   begins with a block that is filled for the first time; ends when nothing was decoded for PHASE_SECONDS, or
+ *           when everything was decoded PHASE_ROUNDS times since the last such block: the program computes by then
+ *   copied  the least of what the phase has read for the first time and what memory outside has grown by since it
+ * began */
 #include "pager.h"
 
 #include <inttypes.h>
@@ -24,7 +25,8 @@ enum {
 #define SAMPLE_BYTES_LEAST ((uint64_t)2 << 20)
 #define WARN_BYTES_LEAST ((uint64_t)16 << 20) /* imports and threads of a program take as much */
 
-/* Anonymous memory of the process that is no view's, from statm ("size resident shared ..." in pages). False: not known. */
+/* Anonymous memory of the process that is no view's, from statm ("size resident shared ..." in pages). False: not
+ * known. */
 static bool outside_locked(uint64_t *out)
 {
     struct cws_pager *p = &cws_pager;

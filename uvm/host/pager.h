@@ -1,7 +1,9 @@
-/* pager.h - the inside of uvm/: the one pager, its views, and what the modules offer each other. Only uvm/ and its tests include it.
+/* pager.h - the inside of uvm/: the one pager, its views, and what the modules offer each other. Only uvm/ and its
+ * tests include it.
  *
- * Suffix _locked: the caller holds the pager lock. "May drop the lock" is said where it is so. Every thread that calls in here has its signals
- * blocked (store/base/guard.h), but for the contract functions of view.h, which do it themselves. */
+ * Suffix _locked: the caller holds the pager lock. "May drop the lock" is said where it is so. Every thread that calls
+ * in here has its signals blocked (store/base/guard.h), but for the contract functions of view.h, which do it
+ * themselves. */
 #ifndef CWS_PAGER_H
 #define CWS_PAGER_H
 #include "store/base/trace.h"
@@ -79,8 +81,8 @@ struct cws_outside { /* pager lock. What outside.c knows; bytes */
     bool off;                /* nothing is looked at any more */
 };
 
-/* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN blocks.
- * resident + in_flight <= budget, unless nothing that is resident may be dropped. */
+/* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN
+ * blocks. resident + in_flight <= budget, unless nothing that is resident may be dropped. */
 struct cws_pager {
     struct cws_lock views_lock, lock;
     _Atomic bool running; /* changed under the views lock */
@@ -123,14 +125,16 @@ static inline size_t cws_block_end(const struct cws_view *v, uint32_t block)
 }
 static inline uint32_t cws_block_of(const struct cws_view *v, size_t at) { return (uint32_t)(at / v->block_bytes); }
 
-/* Fresh memory for pages of a view, or to be moved into one: private, without swap reserved; `more` are further MAP_ flags, `offset` is where in the view it
- * belongs, so that neighbours of one protection are one mapping. Result as of cws_sys_mmap. On the sigsegv rung it is a private mapping of
- * /dev/zero: anonymous memory like any, but smaps shows a name, by which views can be told from outside where userfaultfd does not mark them. */
+/* Fresh memory for pages of a view, or to be moved into one: private, without swap reserved; `more` are further MAP_
+ * flags, `offset` is where in the view it belongs, so that neighbours of one protection are one mapping. Result as of
+ * cws_sys_mmap. On the sigsegv rung it is a private mapping of /dev/zero: anonymous memory like any, but smaps shows a
+ * name, by which views can be told from outside where userfaultfd does not mark them. */
 long cws_view_memory(void *addr, size_t len, int prot, int more, size_t offset);
 
 /* The attributes of the page at byte `at`. */
 unsigned cws_page_attr(const struct cws_view *v, size_t at);
-/* The next run of mapped pages with equal protection in [at, end): true, [*out_begin, *out_end) and *out_prot; false: none is left. */
+/* The next run of mapped pages with equal protection in [at, end): true, [*out_begin, *out_end) and *out_prot; false:
+ * none is left. */
 bool cws_page_run(const struct cws_view *v, size_t at, size_t end, size_t *out_begin, size_t *out_end, int *out_prot);
 size_t cws_pages_mapped_bytes(const struct cws_view *v, size_t begin, size_t end);
 /* The views lock is held. Allocates the attribute array if there is none: 0 or -ENOMEM. */
@@ -150,7 +154,8 @@ struct cws_piece {
 };
 /* The caller holds both locks. -ENOMEM: too many views. */
 CWS_MUST_CHECK int cws_index_insert_locked(struct cws_view *v);
-/* [addr, addr + len) belongs to no view any more. Never called where it needs an entry more than there are (can_cut). */
+/* [addr, addr + len) belongs to no view any more. Never called where it needs an entry more than there are
+ * (can_cut). */
 void cws_index_cut_locked(const void *addr, size_t len);
 /* False: all entries are taken, and the range lies inside one, which would become two. */
 bool cws_index_can_cut_locked(const void *addr, size_t len);
@@ -173,7 +178,8 @@ static inline void cws_view_unuse_locked(struct cws_view *v)
 
 /* --- budget (budget.c) ------------------------------------------------------------------------------- */
 
-/* Reserves `bytes` of the budget, dropping clean blocks. May drop the lock. False, only for_prefetch: no room worth it. */
+/* Reserves `bytes` of the budget, dropping clean blocks. May drop the lock. False, only for_prefetch: no room worth
+ * it. */
 bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch);
 /* Bytes became or are no longer written; warns once past the budget. */
 void cws_budget_written_locked(uint64_t bytes);
@@ -202,15 +208,16 @@ uint64_t cws_outside_bytes_locked(void);
 enum cws_fill_why { CWS_FILL_FAULT, CWS_FILL_WRITE_FAULT, CWS_FILL_HOLD, CWS_FILL_AHEAD };
 
 /* Decodes and publishes one block. The caller uses the view and holds no lock.
- * 0: the block was filled, or is no longer ABSENT for another reason: look again; for AHEAD also when there was no room, or it failed: that is said when
- * the program asks for the block.
- * Else the code of the failed decode: the block is FAILED, the line was written to stderr. */
+ * 0: the block was filled, or is no longer ABSENT for another reason: look again; for AHEAD also when there was no
+ * room, or it failed: that is said when the program asks for the block. Else the code of the failed decode: the block
+ * is FAILED, the line was written to stderr. */
 int cws_fill(struct cws_view *v, uint32_t block, enum cws_fill_why why, struct cws_error *err);
 /* A write to a CLEAN block was announced: it becomes WRITTEN and writable. */
 void cws_make_written_locked(struct cws_view *v, uint32_t block);
-/* Decodes [begin, end) (byte offsets in the view, in this block) again. `replace`: the caller owns the block (CHANGING) and all pages are put back; else it was
- * CLEAN or WRITTEN, if it still is it is claimed, and missing pages are put back. The state stays. No lock is held. On failure the line was written to
- * stderr, and the missing pages raise SIGBUS; with `replace` nothing has changed, or all of [begin, end) raises SIGBUS. */
+/* Decodes [begin, end) (byte offsets in the view, in this block) again. `replace`: the caller owns the block (CHANGING)
+ * and all pages are put back; else it was CLEAN or WRITTEN, if it still is it is claimed, and missing pages are put
+ * back. The state stays. No lock is held. On failure the line was written to stderr, and the missing pages raise
+ * SIGBUS; with `replace` nothing has changed, or all of [begin, end) raises SIGBUS. */
 int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, bool replace, struct cws_error *err);
 
 /* --- readahead (readahead.c), workers (workers.c) ---------------------------------------------------- */
@@ -225,7 +232,7 @@ void cws_workers_stop(void);
 /* A fault message of a uffd rung was read for byte `at` of view v, which the caller uses. */
 void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect);
 
-/* --- the trace (pager_trace.c): spans and marks of a block, and the counters. Nothing where CODEC_TRACE is not set --- */
+/* --- the trace (pager_trace.c): spans and marks of a block, and the counters. Nothing without CODEC_TRACE ---- */
 
 bool cws_block_trace_begin_slow(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why);
 void cws_block_trace_mark_slow(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind);

@@ -5,10 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Set from before mlockall(MCL_FUTURE) to behind munlockall: new memory of the process is locked, and so would pages of views be. */
+/* Set from before mlockall(MCL_FUTURE) to behind munlockall: new memory of the process is locked, and so would pages of
+ * views be. */
 static _Atomic bool future_is_locked;
 
-/* Memory that is locked as it is mapped: without access nothing is made present; then it is unlocked, and may have its protection. */
+/* Memory that is locked as it is mapped: without access nothing is made present; then it is unlocked, and may have its
+ * protection. */
 static long unlocked_memory(void *addr, size_t len, int prot, int flags, int fd, size_t offset)
 {
     long at = cws_sys_mmap(addr, len, PROT_NONE, flags & ~MAP_POPULATE, fd, offset);

@@ -1,5 +1,6 @@
-/* rung.h - how faults of view memory are caught and answered: one table per rung. Callers own the block (it is busy) or hold the pager lock.
- * Ranges are byte offsets in the view; runs of unmapped pages inside are left alone, whatever is there now. */
+/* rung.h - how faults of view memory are caught and answered: one table per rung. Callers own the block (it is busy) or
+ * hold the pager lock. Ranges are byte offsets in the view; runs of unmapped pages inside are left alone, whatever is
+ * there now. */
 #ifndef CWS_RUNG_H
 #define CWS_RUNG_H
 #include "store/base/error.h"
@@ -21,8 +22,9 @@ struct cws_rung {
     int (*open)(struct cws_view *v, struct cws_error *err);
     /* After the last page is unmapped. */
     void (*close)(struct cws_view *v);
-    /* Makes [begin, end) present at once from `from` (slot staging + some offset) and with the right protection: writable as the program asked, or
-     * never. missing_only: pages that are there stay. Consumes the staging if it likes. Wakes who faulted. 0 or -errno. */
+    /* Makes [begin, end) present at once from `from` (slot staging + some offset) and with the right protection:
+     * writable as the program asked, or never. missing_only: pages that are there stay. Consumes the staging if it
+     * likes. Wakes who faulted. 0 or -errno. */
     int (*publish)(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only);
     /* Makes [begin, end) absent. 0, or -errno: all pages are as they were. */
     CWS_MUST_CHECK int (*drop)(struct cws_view *v, size_t begin, size_t end);
@@ -32,7 +34,8 @@ struct cws_rung {
     void (*poison)(struct cws_view *v, size_t begin, size_t end);
     /* Lets threads that faulted in [begin, end) try again. */
     void (*wake)(struct cws_view *v, size_t begin, size_t end);
-    /* Applies the program's protection to [begin, end), whose block is in `state` (enum cws_block_state). 0 or -errno. */
+    /* Applies the program's protection to [begin, end), whose block is in `state` (enum cws_block_state). 0 or
+     * -errno. */
     int (*protect)(struct cws_view *v, size_t begin, size_t end, int prot, unsigned state);
     int (*create_uffd)(void); /* userfault rungs: descriptor or -errno */
 };

@@ -179,8 +179,8 @@ static int allow_piece(const struct piece *p, size_t at, size_t len, size_t *out
     return rc;
 }
 
-/* Does [begin, end), which is one run of mapped pages as far as we know. Pages that are there already or that were unmapped behind our
- * back are skipped. 0 or -errno. */
+/* Does [begin, end), which is one run of mapped pages as far as we know. Pages that are there already or that were
+ * unmapped behind our back are skipped. 0 or -errno. */
 static int do_run(const struct piece *p, size_t begin, size_t end, piece_fn *fn)
 {
     bool skipped = false;

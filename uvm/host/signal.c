@@ -48,8 +48,8 @@ static __thread struct {
     unsigned times, repairs;
 } useless __attribute__((tls_model("initial-exec")));
 
-/* The page is as it should be: somebody else served it a moment ago. If that goes on, something outside has changed the mapping: it is put right, and
- * when that does not help the fault is handed on rather than served for ever. */
+/* The page is as it should be: somebody else served it a moment ago. If that goes on, something outside has changed the
+ * mapping: it is put right, and when that does not help the fault is handed on rather than served for ever. */
 static bool stale_locked(struct cws_view *v, size_t at, int prot, enum cws_block_state state)
 {
     if (useless.addr != v->base + at) {
@@ -78,7 +78,8 @@ static bool serve_locked(struct cws_view *v, size_t at, const void *ucontext)
     unsigned attr = cws_page_attr(v, at);
     if (v->unmapped || !(attr & CWS_ATTR_MAPPED) || state == CWS_GONE)
         return true; /* unmapped meanwhile: the next try shows what is there now */
-    /* Where a read would not have faulted it was a write, or a read that somebody served meanwhile: that may be done again, a refusal ends the program. */
+    /* Where a read would not have faulted it was a write, or a read that somebody served meanwhile: that may be done
+     * again, a refusal ends the program. */
     bool write = fault_was_write(ucontext, state != CWS_ABSENT && (attr & PROT_WRITE));
     if (!(attr & (write ? PROT_WRITE : PROT_READ)) || state == CWS_FAILED)
         return false;

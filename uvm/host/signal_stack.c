@@ -6,7 +6,8 @@
 #include <linux/futex.h>
 #include <string.h>
 
-/* A decode takes about 11 KiB where it uses AVX-512, and sanitizers several times that. Pages that nobody touched cost nothing. */
+/* A decode takes about 11 KiB where it uses AVX-512, and sanitizers several times that. Pages that nobody touched cost
+ * nothing. */
 #define STACK_BYTES ((size_t)128 << 10)
 
 static uint8_t *_Atomic pool;     /* guard, stack, guard, stack, ..., guard; NULL: none */

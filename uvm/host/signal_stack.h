@@ -1,8 +1,9 @@
 /* signal_stack.h - stacks of our own for the work of a SIGSEGV handler.
  *
- * The kernel calls a handler on the stack of the thread that faulted, or on the alternate one that the program gave it, which may be small (8 KiB
- * with SIGSTKSZ of old). So nothing but the kernel's frame and at most CWS_SIGNAL_ROOM bytes of ours lies there: a handler begins with
- * CWS_SIGNAL_ENTRY, calls cws_view_signal, and leaves to the program's handler by cws_signal_go_on. The work is done on a stack of a pool.
+ * The kernel calls a handler on the stack of the thread that faulted, or on the alternate one that the program gave it,
+ * which may be small (8 KiB with SIGSTKSZ of old). So nothing but the kernel's frame and at most CWS_SIGNAL_ROOM bytes
+ * of ours lies there: a handler begins with CWS_SIGNAL_ENTRY, calls cws_view_signal, and leaves to the program's
+ * handler by cws_signal_go_on. The work is done on a stack of a pool.
  * Threads: any. Everything but the making of the pool is for signal handlers with all signals blocked. */
 #ifndef CWS_SIGNAL_STACK_H
 #define CWS_SIGNAL_STACK_H
@@ -20,15 +21,15 @@ enum {
 /* For functions that run on the program's stack: small frames in every build. */
 #define CWS_ON_PROGRAM_STACK __attribute__((noinline, no_sanitize("address", "thread", "undefined")))
 
-/* Makes the pool where there is none yet: before a handler that uses it is installed, and one at a time. It stays until the process ends; a forked child
- * has its own copy. 0, or -errno: there is none. Async-signal-safe. */
+/* Makes the pool where there is none yet: before a handler that uses it is installed, and one at a time. It stays until
+ * the process ends; a forked child has its own copy. 0, or -errno: there is none. Async-signal-safe. */
 int cws_signal_stacks_make(void);
 
 /* In a forked child, whose only thread is not in a handler: all stacks are free, whoever had them in the parent. */
 void cws_signal_stacks_reset(void);
 
-/* Calls fn(arg) on a stack of the pool, and waits until one is free: a thread that has one never waits for a thread that waits for one. Without a pool, or on a
- * machine other than x86-64 and aarch64: on the caller's stack. */
+/* Calls fn(arg) on a stack of the pool, and waits until one is free: a thread that has one never waits for a thread
+ * that waits for one. Without a pool, or on a machine other than x86-64 and aarch64: on the caller's stack. */
 void cws_signal_stack_call(void (*fn)(void *), void *arg);
 
 /* --- passing on to the program's handler -------------------------------------------------------------- */
@@ -48,8 +49,9 @@ _Noreturn void cws_signal_no_room(int signo, const siginfo_t *info, const void *
 
 _Static_assert(offsetof(ucontext_t, uc_stack.ss_sp) == 16 && offsetof(ucontext_t, uc_stack.ss_size) == 32, "the entry reads them");
 
-/* CWS_SIGNAL_ENTRY(entry, target): defines `entry` to give to sigaction, with SA_SIGINFO and all signals in sa_mask. It goes on to `target`, of the same type, unless
- * this is an alternate stack with less than CWS_SIGNAL_ROOM bytes left below the kernel's frame. Until that is known it touches no stack. */
+/* CWS_SIGNAL_ENTRY(entry, target): defines `entry` to give to sigaction, with SA_SIGINFO and all signals in sa_mask. It
+ * goes on to `target`, of the same type, unless this is an alternate stack with less than CWS_SIGNAL_ROOM bytes left
+ * below the kernel's frame. Until that is known it touches no stack. */
 #define CWS_SIGNAL_DECLARE(entry, target)                                                       \
     void entry(int, siginfo_t *, void *) __attribute__((visibility("hidden")));                 \
     void target(int, siginfo_t *, void *) __attribute__((visibility("hidden"), used, noinline))

@@ -1,6 +1,8 @@
-/* source.h - where the bytes of a view come from. The pager knows nothing of stores: store_source.c binds one, tests bind patterns.
+/* source.h - where the bytes of a view come from. The pager knows nothing of stores: store_source.c binds one, tests
+ * bind patterns.
  *
- * A source is the bytes [0, bytes) cut into regions (tensors), in order, not overlapping; what no region covers belongs to none. */
+ * A source is the bytes [0, bytes) cut into regions (tensors), in order, not overlapping; what no region covers belongs
+ * to none. */
 #ifndef CWS_SOURCE_H
 #define CWS_SOURCE_H
 #include "store/base/error.h"
@@ -14,9 +16,9 @@
 struct cws_source;
 
 struct cws_source_ops {
-    /* Writes bytes [begin, end) of the source to dst. `slot` < cws_pager_slots(): calls with the same slot never overlap, calls
-     * with different ones may. Runs in workers and inside fault handlers: no malloc, no stdio, no lock that a thread which
-     * touches a view may hold. 0, or a code with one line that names file, region and offset. */
+    /* Writes bytes [begin, end) of the source to dst. `slot` < cws_pager_slots(): calls with the same slot never
+     * overlap, calls with different ones may. Runs in workers and inside fault handlers: no malloc, no stdio, no lock
+     * that a thread which touches a view may hold. 0, or a code with one line that names file, region and offset. */
     int (*fill)(struct cws_source *s, unsigned slot, uint64_t begin, uint64_t end, void *dst, struct cws_error *err);
     /* The region that holds byte `offset`, or CWS_NO_REGION. As restricted as fill; called with the pager lock held. */
     uint32_t (*region_at)(struct cws_source *s, uint64_t offset);
@@ -32,7 +34,8 @@ struct cws_source_ops {
     void (*destroy)(struct cws_source *s);
 };
 
-/* The owner fills ops, bytes, regions (and successor: `regions` entries of CWS_NO_REGION, or NULL for no learning) and sets refs to 1. */
+/* The owner fills ops, bytes, regions (and successor: `regions` entries of CWS_NO_REGION, or NULL for no learning) and
+ * sets refs to 1. */
 struct cws_source {
     const struct cws_source_ops *ops;
     uint64_t bytes;

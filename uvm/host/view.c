@@ -122,7 +122,8 @@ static void end_view(struct cws_view *v)
     free(v);
 }
 
-/* Has an earlier piece of [addr, piece) the block, too? Between two pieces of one view there may lie pieces of others. */
+/* Has an earlier piece of [addr, piece) the block, too? Between two pieces of one view there may lie pieces of
+ * others. */
 static bool claimed_already(uint8_t *addr, const struct cws_piece *piece, uint32_t block)
 {
     struct cws_piece p;
@@ -188,8 +189,8 @@ static int unmap_raw(uint8_t *addr, size_t len, bool reserve)
     return at < 0 && at > -4096 ? (int)at : 0;
 }
 
-/* munmap for a range that touches views. The views lock is held. `reserve`: something is about to be mapped there, so the range is not free in
- * between, or another thread's memory would come to lie in it and be replaced. */
+/* munmap for a range that touches views. The views lock is held. `reserve`: something is about to be mapped there, so
+ * the range is not free in between, or another thread's memory would come to lie in it and be replaced. */
 static int unmap_views(uint8_t *addr, size_t len, bool reserve)
 {
     struct cws_pager *p = &cws_pager;
@@ -199,7 +200,8 @@ static int unmap_views(uint8_t *addr, size_t len, bool reserve)
     int code = unmap_prepare(addr, end);
     if (code)
         return code;
-    /* From here to the cut no thread may take the range for a view's: the address can be another mapping's as soon as it is free. */
+    /* From here to the cut no thread may take the range for a view's: the address can be another mapping's as soon as
+     * it is free. */
     cws_lock_take(&p->lock);
     code = unmap_raw(addr, len, reserve);
     for (uint8_t *at = addr; !code && at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
@@ -386,7 +388,8 @@ static int protect_part(struct cws_view *v, uint32_t block, size_t from, size_t 
     return code;
 }
 
-/* Walks over [addr, addr + len): pieces of views go to `ours` block by block, all else to `raw`. Goes on after an error, returns the first. */
+/* Walks over [addr, addr + len): pieces of views go to `ours` block by block, all else to `raw`. Goes on after an
+ * error, returns the first. */
 static int walk(uint8_t *addr, size_t len, range_fn *ours, raw_fn *raw, int argument)
 {
     uint8_t *end = addr + len;

@@ -63,7 +63,8 @@ void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect)
         p->rung->wake(v, cws_block_begin(v, block), cws_block_end(v, block));
         break;
     }
-    /* What the block became while the fill looked elsewhere needs no more: the faulting thread tries again when it is woken. */
+    /* What the block became while the fill looked elsewhere needs no more: the faulting thread tries again when it is
+     * woken. */
     cws_lock_drop(&p->lock);
 }
 

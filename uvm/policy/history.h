@@ -1,8 +1,9 @@
-/* history.h - which use comes next: where the present is the end of a long stretch that was there before, what came after that; else what came the last time after the same
- * two uses.
+/* history.h - which use comes next: where the present is the end of a long stretch that was there before, what came
+ * after that; else what came the last time after the same two uses.
  *
- * A program that makes tokens repeats itself with one period, however its models and their rounds are nested. A long stretch tells a draft model's fourth round from its
- * first, which no fixed number of last uses does, and a single use out of order does not end it. Short stretches are chance, as of routed experts: there what was used a moment ago
+ * A program that makes tokens repeats itself with one period, however its models and their rounds are nested. A long
+ * stretch tells a draft model's fourth round from its first, which no fixed number of last uses does, and a single use
+ * out of order does not end it. Short stretches are chance, as of routed experts: there what was used a moment ago
  * tells more.
  *
  * Nodes are the caller's, and are compared by address. Threads: the caller serialises. */

@@ -2,13 +2,15 @@
  * transformer does. On such a walk the block that was used last is the one whose next use is farthest away, so recency
  * is no guide. What matters is that a part of the walk stays, spread evenly so that the fetches are spread too.
  *
- *   kept    keepers. They stay until rotated out. A block becomes one when it is filled, at the rate (room for keepers) / (bytes that compete
- *           for it), counted in the order of the fills: every second or every fifth of them, so evenly over the walk whatever its order is.
+ *   kept    keepers. They stay until rotated out. A block becomes one when it is filled, at the rate (room for keepers)
+ *           / (bytes that compete for it), counted in the order of the fills: every second or every fifth of them, so
+ *           evenly over the walk whatever its order is.
  *   window  the others: a queue. Demand and readahead stream through it; its newest are the ones in use.
  *
- * The first fill of a block counts against all bytes of all views. What is asked for again after it was dropped is surely part of a walk: such fills
- * take what room is left (a part of the views may never be touched). When the room is full, one keeper in ROTATE is exchanged, the oldest first,
- * in the time of one walk: hits are invisible, and this is how keepers that nobody uses any more are found out, at the price of one hit in ROTATE. */
+ * The first fill of a block counts against all bytes of all views. What is asked for again after it was dropped is
+ * surely part of a walk: such fills take what room is left (a part of the views may never be touched). When the room is
+ * full, one keeper in ROTATE is exchanged, the oldest first, in the time of one walk: hits are invisible, and this is
+ * how keepers that nobody uses any more are found out, at the price of one hit in ROTATE. */
 #include "policy.h"
 
 enum { ROTATE = 64 };

@@ -2,8 +2,9 @@
  * and what to evict. A program that generates text walks over its weights again and again. What is needed last is
  * evicted first.
  *
- * On a cyclic scan that rule alone keeps a prefix of the cycle and streams the rest in one stretch, in which the link is busy and before which
- * it is idle. So keepers are chosen: what comes most often in a period first, else evenly over it, as many bytes as fit beside the window through which the others stream. */
+ * On a cyclic scan that rule alone keeps a prefix of the cycle and streams the rest in one stretch, in which the link
+ * is busy and before which it is idle. So keepers are chosen: what comes most often in a period first, else evenly over
+ * it, as many bytes as fit beside the window through which the others stream. */
 #include "order.h"
 
 #include <stdlib.h>
@@ -158,7 +159,8 @@ static void extend(struct cws_order *o)
     }
 }
 
-/* Does it come again at a distance that was seen before? Two are known, for what is used in every round of a draft model and again after the target's. */
+/* Does it come again at a distance that was seen before? Two are known, for what is used in every round of a draft
+ * model and again after the target's. */
 static void learn_gap(struct cws_order_node *n, uint64_t gap)
 {
     enum { DOUBT_MAX = 12, SURPRISE = 4 };
@@ -177,8 +179,9 @@ static void learn_gap(struct cws_order_node *n, uint64_t gap)
 
 static bool nearly(uint64_t a, uint64_t b) { return (a > b ? a - b : b - a) <= b / 16; }
 
-/* A use in the middle of a repetition that has no place there, as when a kernel's parameters hold what the stack had before: the order goes on without it. Not so if others like it follow
- * (the program does something else), or if it comes a period after the last one (the program does something more). */
+/* A use in the middle of a repetition that has no place there, as when a kernel's parameters hold what the stack had
+ * before: the order goes on without it. Not so if others like it follow (the program does something else), or if it
+ * comes a period after the last one (the program does something more). */
 static bool is_stray(struct cws_order *o, const struct cws_order_node *n)
 {
     uint64_t period = cws_history_look(&o->history);
@@ -300,8 +303,9 @@ static void foresee(struct cws_order *o)
 
 /* --- keepers ----------------------------------------------------------------------------------------- */
 
-/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What streams needs room for one node in use and one that is
- * being loaded, and beside them for those whose memory is not free yet: an eviction takes a while. With less, launches wait for memory; with more there are fewer hits
+/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What
+ * streams needs room for one node in use and one that is being loaded, and beside them for those whose memory is not
+ * free yet: an eviction takes a while. With less, launches wait for memory; with more there are fewer hits
  * (tools/replay_policy shows these, tools/gpu/turns.py the time of a token). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
@@ -312,7 +316,8 @@ static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room
     return room > window && *out_larger <= room - window ? room - window : 0;
 }
 
-/* The size above which a node stays, so that as much as possible can stay: a model's few large tensors would need a window of their size. */
+/* The size above which a node stays, so that as much as possible can stay: a model's few large tensors would need a
+ * window of their size. */
 static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
 {
     uint64_t largest = 0, most = 0, larger, best;
@@ -347,8 +352,9 @@ static void count_uses(struct cws_order *o)
         o->window[place % o->window_room].node->comes++;
 }
 
-/* Multiples of the golden ratio, modulo one: the nodes with the lowest ranks, however many, lie evenly over the order in which nodes were added, as a walk mostly goes. A rank
- * belongs to the node alone, so a plan for a little more room, or after a use that nobody expected, is the old one and a node more or less. */
+/* Multiples of the golden ratio, modulo one: the nodes with the lowest ranks, however many, lie evenly over the order
+ * in which nodes were added, as a walk mostly goes. A rank belongs to the node alone, so a plan for a little more room,
+ * or after a use that nobody expected, is the old one and a node more or less. */
 static uint32_t rank(const struct cws_order_node *n) { return n->id * 2654435769u; }
 
 static int by_rank(const void *a, const void *b)
@@ -357,7 +363,8 @@ static int by_rank(const void *a, const void *b)
     return one < other ? -1 : one > other;
 }
 
-/* Of the nodes that come `comes` times and are no keepers yet, those that are first by rank, as far as *keep bytes go. Without memory to sort them none. */
+/* Of the nodes that come `comes` times and are no keepers yet, those that are first by rank, as far as *keep bytes go.
+ * Without memory to sort them none. */
 static void spread(struct cws_order *o, uint32_t comes, uint64_t *keep)
 {
     struct cws_order_node **sorted = malloc(o->coming_count * sizeof *sorted);
@@ -443,8 +450,8 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
     room -= strayed < room ? strayed : room;
     if (!o->foreseen)
         foresee(o);
-    /* A plan needs a whole cycle: the walk came back to where it stands, and is a repetition or met nearly all there is. (Else one use out of order can make a short
-     * circuit.) */
+    /* A plan needs a whole cycle: the walk came back to where it stands, and is a repetition or met nearly all there
+     * is. (Else one use out of order can make a short circuit.) */
     bool cycle = o->last && o->last->next_at != UINT64_MAX && (o->periodic || o->coming_bytes >= o->bytes / 8 * 7);
     if (cycle && o->ops->has_keepers && plan_is_stale(o, room, cws_history_look(&o->history)))
         choose_keepers(o, room);
@@ -464,8 +471,8 @@ static uint64_t distance(const struct cws_order *o, const struct cws_order_node 
     return n->next_at == UINT64_MAX ? UINT64_MAX : n->next_at - o->at;
 }
 
-/* The next launch may well name it again (two kernels of one product), and the order that is learned does not count such repetitions. What comes again after
- * others is in the order, if that foresees it at all. */
+/* The next launch may well name it again (two kernels of one product), and the order that is learned does not count
+ * such repetitions. What comes again after others is in the order, if that foresees it at all. */
 static bool is_recent(const struct cws_order *o, const struct cws_order_node *n)
 {
     if (n->stray_at && has_strayed(o, n))
@@ -479,8 +486,8 @@ static bool next_goes_before(const struct cws_order *o, const struct cws_order_n
     return a->next_at != b->next_at ? a->next_at > b->next_at : a->last_tick < b->last_tick;
 }
 
-/* The program runs ahead of the device, so what should go is often still in use. To wait for it costs less than to take what is needed soon and load
- * that again. */
+/* The program runs ahead of the device, so what should go is often still in use. To wait for it costs less than to take
+ * what is needed soon and load that again. */
 static bool next_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b, const struct cws_order_node *a)
 {
     return b->keeper == a->keeper && distance(o, b) >= distance(o, a) / 4 * 3;

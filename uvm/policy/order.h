@@ -1,13 +1,16 @@
-/* order.h - what comes next, and who stays: the replacement policies of the CUDA manager (policy.h has those of the host pager). No driver, no
- * clock: uvm/cuda/order_use.c drives it with ranges of a device, tools/bench/replay_device.c with recorded and made-up uses.
+/* order.h - what comes next, and who stays: the replacement policies of the CUDA manager (policy.h has those of the
+ * host pager). No driver, no clock: uvm/cuda/order_use.c drives it with ranges of a device, tools/bench/replay_device.c
+ * with recorded and made-up uses.
  * Threads: the caller serialises (the manager by its `lock`).
  *
- * A node is something with a size whose content can be loaded again. Uses are told one by one; from them the order is learned (history.h), which
- * gives the uses that are expected: a window that moves on by one with each use that was foreseen, and is
- * made anew after one that was not. From it each node has the place of its next use, and nodes lie in two kinds of lists:
+ * A node is something with a size whose content can be loaded again. Uses are told one by one; from them the order is
+ * learned (history.h), which gives the uses that are expected: a window that moves on by one with each use that was
+ * foreseen, and is made anew after one that was not. From it each node has the place of its next use, and nodes lie in
+ * two kinds of lists:
  *
  *   coming   every node that the window has, next use first: what to load
- *   lines    nodes that can be dropped (those for which cws_order_set_in said so), of keepers and of others, best victim last
+ *   lines    nodes that can be dropped (those for which cws_order_set_in said so), of keepers and of others, best
+ *            victim last
  *
  * so that a use, the next node to load and the next victim cost no walk over all nodes. */
 #ifndef CWS_ORDER_H
@@ -91,16 +94,16 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n);
 void cws_order_use(struct cws_order *o, struct cws_order_node *n);
 /* n can be dropped from now on, or not any more. */
 void cws_order_set_in(struct cws_order *o, struct cws_order_node *n, bool in);
-/* Makes the window and the lists right, chooses keepers anew where that is due. `room`: bytes that nodes may have. Without memory for
- * it nothing is foreseen. O(1) if all uses since the last time were foreseen. */
+/* Makes the window and the lists right, chooses keepers anew where that is due. `room`: bytes that nodes may have.
+ * Without memory for it nothing is foreseen. O(1) if all uses since the last time were foreseen. */
 void cws_order_walk(struct cws_order *o, uint64_t room);
 
 /* What comes after n (NULL: first), or NULL. Walk before. */
 struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n);
 /* Is it sure enough that it comes, so that it may be loaded ahead? In a repetition everything is. */
 static inline bool cws_order_is_sure(const struct cws_order *o, const struct cws_order_node *n) { return o->periodic || n->doubt == 0; }
-/* What to drop for a node whose next use is at the place `until` (0: that is needed now), or NULL: a node for which may_go says true and, where is_done is not NULL,
- * for which that says true, or nearly as good a one. Walk before. */
+/* What to drop for a node whose next use is at the place `until` (0: that is needed now), or NULL: a node for which
+ * may_go says true and, where is_done is not NULL, for which that says true, or nearly as good a one. Walk before. */
 struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until, bool (*may_go)(void *arg, const struct cws_order_node *n),
                                         bool (*is_done)(void *arg, struct cws_order_node *n), void *arg);
 #endif

@@ -19,8 +19,9 @@ void cws_policy_init(struct cws_policy *p, enum cws_policy_id id, uint64_t budge
         .budget_bytes = budget_bytes,
         .unit_bytes = unit_bytes,
     };
-    /* Large enough for what all threads need at the same instant and for their readahead (a matrix product walks over as many parts of a
-     * weight as it has threads): with 4 blocks every block decoded ahead was dropped before its use. All the rest is for keepers. */
+    /* Large enough for what all threads need at the same instant and for their readahead (a matrix product walks over
+     * as many parts of a weight as it has threads): with 4 blocks every block decoded ahead was dropped before its use.
+     * All the rest is for keepers. */
     uint64_t units = budget_bytes / unit_bytes / 2;
     p->window_bytes = (units < 4 ? 4 : units > 16 ? 16 : units) * unit_bytes;
     list_init(&p->window);

@@ -1,8 +1,8 @@
 /* policy.h - which clean block is dropped next. No I/O, no memory of its own: nodes live in the blocks.
  * Threads: the caller holds the pager lock. Every operation is O(1).
  *
- * A node is either out (absent, written, held or busy) or in (clean, may be dropped). Hits never reach user space: a policy sees fills,
- * and what is asked of it again after it was dropped. */
+ * A node is either out (absent, written, held or busy) or in (clean, may be dropped). Hits never reach user space: a
+ * policy sees fills, and what is asked of it again after it was dropped. */
 #ifndef CWS_POLICY_H
 #define CWS_POLICY_H
 #include "store/base/list.h"
@@ -44,7 +44,8 @@ struct cws_policy_ops {
     void (*on_fill)(struct cws_policy *p, struct cws_policy_node *n, bool prefetched);
     /* The block was asked for and is known to be in: a hold, a second fault. */
     void (*on_fault)(struct cws_policy *p, struct cws_policy_node *n);
-    /* What to drop, or NULL. It stays in until cws_policy_remove. `for_prefetch`: only what is a fair price for a guess. */
+    /* What to drop, or NULL. It stays in until cws_policy_remove. `for_prefetch`: only what is a fair price for a
+     * guess. */
     struct cws_policy_node *(*pick_victim)(struct cws_policy *p, bool for_prefetch);
 };
 
