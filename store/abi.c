@@ -1,4 +1,5 @@
 #include "abi.h"
+#include "store/base/options.h"
 #include "store/read/store.h"
 #include "store/read/symbols.h"
 #include "store/pack/writer.h"
@@ -12,6 +13,11 @@
 int codecllm_abi(void)
 {
     return CODECLLM_ABI;
+}
+
+int codecllm_budget_check(const char *text, struct cws_error *err)
+{
+    return cws_options_check_budget(text, err);
 }
 
 int codecllm_open(const char *path, struct cws_store **out, struct cws_error *err)

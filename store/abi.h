@@ -18,6 +18,10 @@ struct cws_store;
 
 CODECLLM_API int codecllm_abi(void);
 
+/* Is this text a value of CODEC_VRAM_BUDGET (2G, 512M, 50%, 0:2G,1:50%)? 0, or CWS_E_USAGE with the line that the
+ * command says. Reads no environment. */
+CODECLLM_API int codecllm_budget_check(const char *text, struct cws_error *err);
+
 /* path: a packed file. memory: a whole packed file in memory, which stays the caller's and as it is until close; `name` is for messages. */
 CODECLLM_API int codecllm_open(const char *path, struct cws_store **out, struct cws_error *err);
 CODECLLM_API int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err);

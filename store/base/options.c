@@ -203,7 +203,7 @@ static int parse_pager(struct cws_options *o, const char *value)
     return CWS_E_USAGE;
 }
 
-static const struct option table[] = {
+static const struct option table[] = { /* the first row is the budget: cws_options_check_budget */
     {"CODEC_VRAM_BUDGET", "unset: paging off", "decoded weights kept at most; without a GPU, in host memory",
      "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:50%)", parse_budget},
     {"CODEC_HOST_BUDGET", "automatic", "pinned host memory of a GPU's paging: compressed bytes, and what was written", "a size (8G, 512M)",
@@ -222,6 +222,17 @@ static const struct option table[] = {
 };
 enum { ROW_COUNT = sizeof table / sizeof *table };
 
+static int refuse(const struct option *row, const char *value, struct cws_error *err)
+{
+    return cws_fail(err, CWS_E_USAGE, "%s=%s: not understood; use %s", row->name, value, row->accepts);
+}
+
+int cws_options_check_budget(const char *value, struct cws_error *err)
+{
+    struct cws_options unused = {0};
+    return parse_budget(&unused, value) ? refuse(&table[0], value, err) : 0;
+}
+
 int cws_options_from_env(struct cws_options *out, struct cws_error *err)
 {
     static const struct cws_options defaults = {.policy = CWS_POLICY_NEXT, .prefetch = true, .io = CWS_IO_AUTO};
@@ -232,7 +243,7 @@ int cws_options_from_env(struct cws_options *out, struct cws_error *err)
             continue;
         if (table[i].parse(out, value)) {
             *out = defaults;
-            return cws_fail(err, CWS_E_USAGE, "%s=%s: not understood; use %s", table[i].name, value, table[i].accepts);
+            return refuse(&table[i], value, err);
         }
     }
     return 0;

@@ -39,6 +39,10 @@ struct cws_options {
  * default. Never allocates. */
 CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_error *err);
 
+/* Is this a value of CODEC_VRAM_BUDGET? 0, or CWS_E_USAGE with the line that cws_options_from_env says.
+ * Reads no environment. */
+CWS_MUST_CHECK int cws_options_check_budget(const char *value, struct cws_error *err);
+
 /* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h). 0: nothing could be told. */
 uint64_t cws_options_host_budget(const struct cws_options *o);
 /* The budget of a device that has device_bytes of memory; 0: a list that does not name it. */

@@ -115,6 +115,18 @@ static void packs_and_reads(void **state)
     }
 }
 
+static void budgets_are_checked(void **state)
+{
+    (void)state;
+    struct cws_error err = {0};
+    assert_int_equal(0, codecllm_budget_check("0:2G,1:50%", &err));
+    assert_int_equal(0, err.code);
+    assert_int_equal(CWS_E_USAGE, codecllm_budget_check("lots", &err));
+    assert_int_equal(CWS_E_USAGE, err.code);
+    assert_non_null(strstr(err.message, "CODEC_VRAM_BUDGET=lots: not understood"));
+    assert_int_equal(CWS_E_USAGE, codecllm_budget_check("lots", NULL));
+}
+
 static void wrong_arguments_have_a_line(void **state)
 {
     (void)state;
@@ -156,6 +168,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packs_and_reads),
+        cmocka_unit_test(budgets_are_checked),
         cmocka_unit_test(wrong_arguments_have_a_line),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

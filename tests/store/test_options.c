@@ -85,6 +85,39 @@ static void budget_forms(void **state)
     }
 }
 
+/* The check without the environment says what reading the environment says. */
+static void budgets_are_checked_as_they_are_read(void **state)
+{
+    (void)state;
+    static const char *const good[] = {
+        "2G", "2g", "512M", "64K", "1048576", "1.5G", ".5G", "2GiB", "2GB", "2Gi", "512B", "1T", "50%", "100%", "0:2G",
+        "0:2G,1:4G", "7:1G", "1.0", "0:2G,1:0", "0:50%", "0:2G,1:50%", "00050%", "16777215T",
+        "0:1G,1:1G,2:1G,3:1G,4:1G,5:1G,6:1G,7:1G,8:1G,9:1G,10:1G,11:1G,12:1G,13:1G,14:1G,15:1G",
+    };
+    static const char *const bad[] = {
+        "", "2Q", "G", "1.5", "0", "0.0G", "0%", "101%", "1.5%", "%", "2G,4G", "0:2G,", ":2G", "a:2G", "0:0", "0:0%",
+        "0:101%", "0:2G,1:%", "0.05K%", "2 G", " 2G", "+2G", "-2G", "2GG", "16777216T", "99999999999999999999", "0x10",
+        "0:1G,1:1G,2:1G,3:1G,4:1G,5:1G,6:1G,7:1G,8:1G,9:1G,10:1G,11:1G,12:1G,13:1G,14:1G,15:1G,16:1G", "1234567890:1G",
+    };
+    struct cws_options o;
+    struct cws_error err, read;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        setenv("CODEC_VRAM_BUDGET", good[i], 1);
+        if (cws_options_check_budget(good[i], &err) || cws_options_from_env(&o, &read))
+            fail_msg("'%s' was refused", good[i]);
+        assert_true(o.active);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        setenv("CODEC_VRAM_BUDGET", bad[i], 1);
+        if (cws_options_check_budget(bad[i], &err) != CWS_E_USAGE)
+            fail_msg("'%s' was accepted", bad[i]);
+        if (!*bad[i]) /* in the environment, empty means unset */
+            continue;
+        assert_int_equal(cws_options_from_env(&o, &read), CWS_E_USAGE);
+        assert_string_equal(err.message, read.message);
+    }
+}
+
 static void budgets_of_devices(void **state)
 {
     (void)state;
@@ -160,6 +193,7 @@ int main(void)
         cmocka_unit_test(sizes_are_powers_of_1024),
         cmocka_unit_test_setup(unset_budget_means_inactive, clear),
         cmocka_unit_test_setup_teardown(budget_forms, clear, clear),
+        cmocka_unit_test_setup_teardown(budgets_are_checked_as_they_are_read, clear, clear),
         cmocka_unit_test_setup_teardown(budgets_of_devices, clear, clear),
         cmocka_unit_test_setup_teardown(each_row_refuses_nonsense, clear, clear),
         cmocka_unit_test_setup_teardown(unknown_names_are_found, clear, clear),

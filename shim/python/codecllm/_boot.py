@@ -10,7 +10,6 @@ module; the .pth line stays for the versions before.)
 """
 
 import os
-import re
 import sys
 
 # Process id of the start that asked for the library: the same process without it means that it did not load. Not called
@@ -18,37 +17,22 @@ import sys
 GUARD = "_CODECLLM_STARTED"
 
 _BACKEND = "cudaMallocAsync"
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
-_SIZE = re.compile(_NUMBER + r"(?:[kKmMgGtT]i?[bB]?)|\d+\.?0*[bB]?", re.ASCII)
+def _refusal(budget):
+    """What libcws.so says against this budget; "" when nothing. Also "" where it cannot be asked (a Python without ctypes,
+    a part of the package is missing): libcodecshim.so has the same parser, and opens no store under such a budget."""
+    try:
+        import ctypes
 
+        class Error(ctypes.Structure):  # struct cws_error of store/base/error.h
+            _fields_ = [("code", ctypes.c_int), ("message", ctypes.c_char * 480)]
 
-def _size_is_valid(text):
-    if not _SIZE.fullmatch(text):
-        return False
-    unit = {"k": 10, "m": 20, "g": 30, "t": 40}.get(text.rstrip("iIbB")[-1:].lower(), 0)
-    return float(re.match(_NUMBER, text).group()) < 2.0 ** (64 - unit)
-
-
-def _percent_is_valid(text):
-    return re.fullmatch("[0-9]{1,9}%", text, re.ASCII) is not None and 1 <= int(text[:-1]) <= 100
-
-
-def _amount_is_valid(text):
-    return _percent_is_valid(text) if len(text) > 1 and text.endswith("%") else _size_is_valid(text)
-
-
-def _is_zero(text):
-    return float(re.match(_NUMBER, text).group()) == 0
-
-
-def budget_is_valid(text):
-    """The forms that store/base/options.c accepts: 2G, 512M, 50%, 0:2G,1:50%."""
-    if ":" in text:
-        entries = [entry.partition(":") for entry in text.split(",")]
-        well_formed = all(re.fullmatch("[0-9]{1,9}", device) and _amount_is_valid(size) for device, _, size in entries)
-        return len(entries) <= 16 and well_formed and not _is_zero(entries[0][2])
-    return _amount_is_valid(text) and not _is_zero(text)
+        check = ctypes.CDLL(os.path.join(_HERE, "libcws.so")).codecllm_budget_check
+    except (ImportError, OSError, AttributeError):
+        return ""
+    error = Error()
+    return os.fsdecode(error.message) if check(os.fsencode(budget), ctypes.byref(error)) else ""
 
 
 def _say(text):
@@ -146,15 +130,13 @@ def boot():
     started = os.environ.pop(GUARD, None)
     if not budget:
         return
-    if not budget_is_valid(budget):
-        _say(
-            f"CODEC_VRAM_BUDGET={budget}: not understood; use a size (2G, 512M), a percentage (50%) "
-            "or a list per device (0:2G,1:50%)"
-        )
+    refused = started != str(os.getpid()) and _refusal(budget)  # the start before this one has asked
+    if refused:
+        _say(refused)
         os._exit(2)  # an exception here would be a page of traceback from site.py
     if _loaded():
         return choose_allocator()
-    shim = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libcodecshim.so")
+    shim = os.path.join(_HERE, "libcodecshim.so")
     if started == str(os.getpid()):
         return _off(f"{shim} was in LD_PRELOAD but was not loaded")
     if not os.path.exists(shim):
