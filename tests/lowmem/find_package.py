@@ -1,5 +1,5 @@
-"""Finds the codecllm package and command for the programs beside this file: those that are installed, or the build of this tree that CWS_BUILD_DIR
-names (default: build/ of the repository)."""
+"""Finds the codecllm package and command for the programs beside this file: those that are installed, or the build of
+this tree that CWS_BUILD_DIR names (default: build/ of the repository)."""
 
 import importlib.util
 import os
@@ -18,7 +18,8 @@ def build_dir():
 
 
 def use_package():
-    """Makes `import codecllm` work, also in child processes. Raises Stop when there is neither an installed package nor a build."""
+    """Makes `import codecllm` work, also in child processes. Raises Stop when there is neither an installed package nor
+    a build."""
     library = os.path.join(build_dir(), "lib", "libcws.so")
     tree = os.path.join(ROOT, "shim", "python")
     if "CWS_LIBRARY" not in os.environ and (
@@ -26,7 +27,8 @@ def use_package():
     ):
         if not os.path.exists(library):
             raise Stop(
-                f"codecllm is not installed and {library} was not built; in the repository: pip install . (or tools/setup.sh)"
+                f"codecllm is not installed and {library} was not built; in the repository: pip install . (or "
+                f"tools/setup.sh)"
             )
         os.environ["CWS_LIBRARY"] = library
     if "CWS_LIBRARY" in os.environ and tree not in sys.path:

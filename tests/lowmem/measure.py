@@ -1,4 +1,5 @@
-"""Peak memory of a process, seen from outside while it runs: RAM from /proc/PID/smaps, device memory from nvidia-smi."""
+"""Peak memory of a process, seen from outside while it runs: RAM from /proc/PID/smaps, device memory from
+nvidia-smi."""
 
 import subprocess
 import threading
@@ -9,7 +10,8 @@ SHARE = 0.1  # of the time, at most, is spent looking: the process stands still 
 
 
 def smaps(pid):
-    """(bytes resident, of these bytes of model weights) of a process now: weights are mappings of .safetensors files and views of packed ones."""
+    """(bytes resident, of these bytes of model weights) of a process now: weights are mappings of .safetensors files
+    and views of packed ones."""
     total = weights = rss = 0
     weight = False
     try:
@@ -45,7 +47,8 @@ def device_bytes():
 
 
 class Peak(threading.Thread):
-    """Samples a process until stop(): .ram, .weights and .device (None without a GPU; less what was in use before), peaks in bytes."""
+    """Samples a process until stop(): .ram, .weights and .device (None without a GPU; less what was in use before),
+    peaks in bytes."""
 
     def __init__(self, pid, device_before=None):
         super().__init__(daemon=True)

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """A model, plain and paged from packed files inside a memory budget: the same text, less memory, at what speed?
 
-    python tests/lowmem/test_inference_lowmem.py [--model NAME_OR_DIR] [--budget 1.2G] [--mode lossless|q8|q6] [--skip-baseline] [--json]
+    python tests/lowmem/test_inference_lowmem.py [--model NAME_OR_DIR] [--budget 1.2G] [--mode lossless|q8|q6]
+        [--skip-baseline] [--json]
 
-Five steps (codec, libraries, model, baseline inference, compressed low-memory inference), then a table. The default model is
-TinyLlama/TinyLlama-1.1B-Chat-v1.0 from the hub, and where that cannot be reached the small model of this repository. Exit status: 0 fine,
-1 the outputs differ where they must not, 2 it could not be run, with one line that says why. Runs under pytest with the small model."""
+Five steps (codec, libraries, model, baseline inference, compressed low-memory inference), then a table. The default
+model is TinyLlama/TinyLlama-1.1B-Chat-v1.0 from the hub, and where that cannot be reached the small model of this
+repository. Exit status: 0 fine, 1 the outputs differ where they must not, 2 it could not be run, with one line that
+says why. Runs under pytest with the small model."""
 
 import argparse
 import json
@@ -191,7 +193,10 @@ def explain_paged(status, said, budget):
     if least:
         return f"--budget {size(budget)} is too small; the least that works is {''.join(least[-1])}M"
     if out_of_memory(status, said):
-        return f"the packed model failed with --budget {size(budget)}: no memory left for what is not weights; give a smaller budget, or free memory"
+        return (
+            f"the packed model failed with --budget {size(budget)}: no memory left for what is not weights; "
+            "give a smaller budget, or free memory"
+        )
     return f"the packed model failed (exit status {status}): {last_line(said)}"
 
 
@@ -222,10 +227,12 @@ def step_paged(directory, device, args, command, original, scratch, say):
     if report is None:
         raise Stop(explain_paged(status, said, budget))
     say(
-        f"[5/5] compressed low-memory inference: budget {size(budget)}, {len(report['tokens'])} tokens at {report['tokens_per_s']:.2f} tokens/s"
+        f"[5/5] compressed low-memory inference: budget {size(budget)}, {len(report['tokens'])} tokens at "
+        f"{report['tokens_per_s']:.2f} tokens/s"
     )
     counted = re.search(r"^codecllm: +peak +([0-9.]+) MiB$", said, re.MULTILINE)
-    return {**report, "ram_bytes": peak.ram, "weights_bytes": peak.weights, "vram_bytes": peak.device, "budget_bytes": budget, "stored_bytes": stored,
+    return {**report, "ram_bytes": peak.ram, "weights_bytes": peak.weights, "vram_bytes": peak.device,
+            "budget_bytes": budget, "stored_bytes": stored,
             "counted_bytes": round(float(counted.group(1)) * (1 << 20)) if counted else None}  # fmt: skip
 
 
@@ -238,7 +245,8 @@ def compare(baseline, paged, mode):
     if a == b:
         return "OUTPUTS MATCH", True
     first = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    line = f"OUTPUTS DIFFER from token {first} on ({a[first] if first < len(a) else 'end'}, {b[first] if first < len(b) else 'end'})"
+    one, other = (tokens[first] if first < len(tokens) else "end" for tokens in (a, b))
+    line = f"OUTPUTS DIFFER from token {first} on ({one}, {other})"
     if mode == "lossless":
         return f"{line}: the mode is lossless, so this is a bug: please report it with this output", False
     return f"{line}: expected of {mode}, which changes the weights a little", True

@@ -62,7 +62,8 @@ def check_row(row):
         wrong.append(f"{mode}: the tensor was stored as {row['used']}")
     if row["bits"] > MOST_OVER_BOUND * row["bound"]:
         wrong.append(
-            f"{mode}: {row['bits']:.3f} bits per weight is more than {MOST_OVER_BOUND} x the bound of {row['bound']:.3f}"
+            f"{mode}: {row['bits']:.3f} bits per weight is more than {MOST_OVER_BOUND} x the bound of "
+            f"{row['bound']:.3f}"
         )
     if mode == "lossless" and not row["exact"]:
         wrong.append("lossless: the decoded tensor is not the original: this is a bug, please report it")
@@ -78,13 +79,15 @@ def tensor_test(torch, codecllm, say):
     gauss = torch.randn(SIZE, SIZE, device=device_of(torch)) * 0.02
     say(f"TEST 1: CompressedTensor, {SIZE} x {SIZE}, bf16, N(0, 0.02)")
     say(
-        f"  {'mode':<9} {'bits/weight':>11} {'bound':>7} {'x bound':>8} {'over int8':>9} {'over bf16':>9} {'rel. L2':>8} {'max error':>10}"
+        f"  {'mode':<9} {'bits/weight':>11} {'bound':>7} {'x bound':>8} {'over int8':>9} {'over bf16':>9} "
+        f"{'rel. L2':>8} {'max error':>10}"
     )
     wrong = []
     for mode in MODES:
         row = measure(torch, codecllm, gauss, mode)
         say(
-            f"  {mode:<9} {row['bits']:>11.3f} {row['bound']:>7.3f} {row['bits'] / row['bound']:>8.4f} {row['over_int8']:>9.3f} "
+            f"  {mode:<9} {row['bits']:>11.3f} {row['bound']:>7.3f} {row['bits'] / row['bound']:>8.4f} "
+            f"{row['over_int8']:>9.3f} "
             f"{row['over_bf16']:>9.3f} {row['relative_l2']:>8.5f} {row['max_error']:>10.2e}"
             + ("  exact" if row["exact"] else "")
         )
@@ -92,10 +95,12 @@ def tensor_test(torch, codecllm, say):
     heavy = torch.distributions.StudentT(3.0).sample((SIZE, SIZE)) * 0.02
     row = measure(torch, codecllm, heavy, "q8")
     say(
-        "  bound: order-0 entropy of the coded symbols (exponents, or quantised values) and the bits beside them; smaller needs another model"
+        "  bound: order-0 entropy of the coded symbols (exponents, or quantised values) and the bits beside them; "
+        "smaller needs another model"
     )
     say(
-        f"  q8 does not reach 1.33 x int8 on Gaussian weights; on heavy-tailed ones (Student's t, 3 degrees of freedom) it gives {row['over_int8']:.3f}"
+        f"  q8 does not reach 1.33 x int8 on Gaussian weights; on heavy-tailed ones (Student's t, 3 degrees of "
+        f"freedom) it gives {row['over_int8']:.3f}"
     )
     if row["over_int8"] < 1.33:
         wrong.append(f"q8 on heavy tails: {row['over_int8']:.3f} x int8 is less than 1.33")

@@ -1,5 +1,5 @@
-"""Loads a model with plain Transformers, generates, and writes a report: what test_inference_lowmem.py runs, once on the original and once, with
-paging, on the packed model. Knows nothing of codecllm.
+"""Loads a model with plain Transformers, generates, and writes a report: what test_inference_lowmem.py runs, once on
+the original and once, with paging, on the packed model. Knows nothing of codecllm.
 
     python worker.py MODEL DEVICE TOKENS PROMPT REPORT"""
 

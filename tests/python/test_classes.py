@@ -1,4 +1,5 @@
-"""codecllm's classes for programs that do touch their code: CompressedTensor, CompressedLinear, compress_model, the safetensors API."""
+"""codecllm's classes for programs that do touch their code: CompressedTensor, CompressedLinear, compress_model, the
+safetensors API."""
 
 import copy
 import io
@@ -49,9 +50,8 @@ def weights(*shape, dtype=torch.bfloat16, seed=0):
 
 def same(a, b):
     """Bit for bit, NaNs and signs of zeros included."""
-    return a.dtype == b.dtype and a.shape == b.shape and bytes(a.contiguous().view(-1).view(torch.uint8).tolist()) == bytes(
-        b.contiguous().view(-1).view(torch.uint8).tolist()
-    )  # fmt: skip
+    bytes_of = [t.contiguous().view(-1).view(torch.uint8).tolist() for t in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and bytes_of[0] == bytes_of[1]
 
 
 @pytest.mark.parametrize("dtype", FLOATS + OTHERS, ids=str)
@@ -372,7 +372,8 @@ model = load(sys.argv[1], dtype="auto")
 tied = model.lm_head.weight is model.model.embed_tokens.weight
 before, held = model.model.norm.weight.clone(), mapped()
 codecllm.compress_model(model, progress=False)
-print(held, mapped(), bool((before == model.model.norm.weight).all()), tied == (model.lm_head.weight is model.model.embed_tokens.weight))
+still_tied = model.lm_head.weight is model.model.embed_tokens.weight
+print(held, mapped(), bool((before == model.model.norm.weight).all()), tied == still_tied)
 del model
 model = load(sys.argv[1], dtype="auto", quantization_config=codecllm.CodecConfig())
 print(mapped())
@@ -472,9 +473,16 @@ def test_safe_open_gives_what_safetensors_gives(codecllm, tmp_path, framework):
     import safetensors.torch
 
     numpy = pytest.importorskip("numpy")
-    tensors = {"a": weights(7, 5, dtype=torch.float32), "b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "c": torch.tensor(2.5),
-               "e": torch.zeros(0, 3), "i": torch.arange(5), "t": torch.tensor([True, False]), "z": torch.zeros(3, dtype=torch.complex64),
-               "h": torch.ones(4, dtype=torch.float16)}  # fmt: skip
+    tensors = {
+        "a": weights(7, 5, dtype=torch.float32),
+        "b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
+        "c": torch.tensor(2.5),
+        "e": torch.zeros(0, 3),
+        "i": torch.arange(5),
+        "t": torch.tensor([True, False]),
+        "z": torch.zeros(3, dtype=torch.complex64),
+        "h": torch.ones(4, dtype=torch.float16),
+    }
     plain, packed = tmp_path / "plain.safetensors", tmp_path / "packed.safetensors"
     safetensors.torch.save_file(tensors, plain, {"who": "me"})
     codecllm.save_file(tensors, packed, {"who": "me"})
@@ -562,7 +570,10 @@ def test_a_failed_save_leaves_the_old_file(codecllm, tmp_path):
 
 def test_import_is_light_and_missing_things_have_a_line(codecllm, tmp_path):
     package = str(ROOT / "shim" / "python")
-    code = f"import sys; sys.path.insert(0, {package!r}); import codecllm; print([m for m in ('torch', 'numpy', 'ctypes') if m in sys.modules])"
+    code = (
+        f"import sys; sys.path.insert(0, {package!r}); import codecllm; "
+        "print([m for m in ('torch', 'numpy', 'ctypes') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-S", "-c", code], text=True).strip() == "[]"
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('broken here')")

@@ -1,6 +1,8 @@
-"""Models whose loader copies weights out of the mapping: a line says so, once, and the counters show it; the remedies page.
+"""Models whose loader copies weights out of the mapping: a line says so, once, and the counters show it; the remedies
+page.
 
-Mixtures of experts are what transformers 5 does it to: a checkpoint that holds each expert by itself is merged while it is loaded."""
+Mixtures of experts are what transformers 5 does it to: a checkpoint that holds each expert by itself is merged while it
+is loaded."""
 
 import json
 import subprocess
@@ -27,8 +29,11 @@ MAKE = (
 import json, sys, torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 torch.manual_seed(0)
-common = dict(vocab_size=512, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
-moe = Qwen3MoeForCausalLM(Qwen3MoeConfig(num_hidden_layers=4, num_experts=16, num_experts_per_tok=2, moe_intermediate_size=512, head_dim=64, **common))
+common = dict(
+    vocab_size=512, hidden_size=256, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256
+)
+experts = dict(num_experts=16, num_experts_per_tok=2, moe_intermediate_size=512)
+moe = Qwen3MoeForCausalLM(Qwen3MoeConfig(num_hidden_layers=4, head_dim=64, **experts, **common))
 moe = moe.to(torch.bfloat16)
 moe.save_pretrained(sys.argv[1] + "/moe")
 moe.save_pretrained(sys.argv[1] + "/merged", save_original_format=False)
@@ -38,7 +43,8 @@ dense.to(torch.bfloat16).save_pretrained(sys.argv[1] + "/dense")
     + LOGITS
     + """
 load = AutoModelForCausalLM.from_pretrained
-print(json.dumps({"moe": logits(load(sys.argv[1] + "/moe", dtype="auto")), "dense": logits(load(sys.argv[1] + "/dense", dtype="float32"))}))
+moe, dense = load(sys.argv[1] + "/moe", dtype="auto"), load(sys.argv[1] + "/dense", dtype="float32")
+print(json.dumps({"moe": logits(moe), "dense": logits(dense)}))
 """
 )
 
@@ -49,7 +55,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 """
     + LOGITS
     + """
-# What a first use imports and keeps would be taken for copies, where a slow machine has it happen while weights are read.
+# What a first use imports and keeps would be taken for copies, where a slow machine has it happen while weights are
+# read.
 config = AutoConfig.from_pretrained(sys.argv[1], num_hidden_layers=1)
 logits(AutoModelForCausalLM.from_config(config).to(torch.float32 if sys.argv[2] == "float32" else torch.bfloat16))
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=sys.argv[2])
@@ -78,12 +85,14 @@ def models(command, tmp_path_factory):
 
 @pytest.fixture()
 def use(models, shim):
-    """Loads a packed model under the library and generates with it: the counters, and stderr. What it gives must be what `plain` gives."""
+    """Loads a packed model under the library and generates with it: the counters, and stderr. What it gives must be
+    what `plain` gives."""
 
     def go(name, plain, dtype="auto"):
         directory, results = models
         env = environment(LD_PRELOAD=str(shim), CODEC_VRAM_BUDGET=str(BUDGET))
-        done = subprocess.run([sys.executable, "-c", USE, directory / name, dtype], env=env, text=True, capture_output=True,
+        done = subprocess.run([sys.executable, "-c", USE, directory / name, dtype], env=env, text=True,
+                              capture_output=True,
                               timeout=HANG_SECONDS)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         result, stats = json.loads(done.stdout)

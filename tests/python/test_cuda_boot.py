@@ -1,5 +1,5 @@
-"""The package on a machine with a GPU: PyTorch's allocator is chosen, and memory_stats() tells where device memory goes. The GPU here is
-the stand-in driver of the C tests."""
+"""The package on a machine with a GPU: PyTorch's allocator is chosen, and memory_stats() tells where device memory
+goes. The GPU here is the stand-in driver of the C tests."""
 
 import importlib.util
 import json
@@ -14,7 +14,10 @@ PACKAGE = ROOT / "shim" / "python"
 
 @pytest.fixture(scope="module")
 def boot():
-    code = "import json, sys; from codecllm import _boot; print(json.dumps([_boot.allocator_settings(c) for c in json.loads(input())]))"
+    code = (
+        "import json, sys; from codecllm import _boot; "
+        "print(json.dumps([_boot.allocator_settings(c) for c in json.loads(input())]))"
+    )
 
     def ask(*confs):
         done = run(sys.executable, "-c", code, env=clean_environment(PYTHONPATH=PACKAGE), input=json.dumps(confs))
@@ -76,7 +79,8 @@ except codecllm.Error as e:
     print(e)
 cuda = ctypes.CDLL("libcuda.so.1")
 context, address = ctypes.c_void_p(), ctypes.c_uint64()
-assert cuda.cuInit(0) == 0 and cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0 and cuda.cuCtxSetCurrent(context) == 0
+assert cuda.cuInit(0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0 and cuda.cuCtxSetCurrent(context) == 0
 result = cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(4 << 20))
 assert result == 0, result
 print(json.dumps([codecllm.memory_stats(), codecllm.memory_stats("cuda:0")]))
@@ -110,7 +114,8 @@ def test_memory_stats_without_the_library():
 
 
 def test_the_kernels_compile_with_nvrtc(build_dir):
-    """For sm_80 and sm_90, with the NVRTC of the oldest driver that is supported, where it is installed. No GPU is needed."""
+    """For sm_80 and sm_90, with the NVRTC of the oldest driver that is supported, where it is installed. No GPU is
+    needed."""
     found = importlib.util.find_spec("nvidia")
     places = [os.path.join(p, "cuda_nvrtc", "lib") for p in (found.submodule_search_locations if found else [])]
     places = [p for p in places if os.path.isdir(p)]

@@ -1,5 +1,5 @@
-"""One tensor of every dtype that torch and safetensors can save: packed, unpacked, listed, and loaded bit for bit, by codecllm's functions and by plain
-safetensors under the preloaded library on every rung."""
+"""One tensor of every dtype that torch and safetensors can save: packed, unpacked, listed, and loaded bit for bit, by
+codecllm's functions and by plain safetensors under the preloaded library on every rung."""
 
 import json
 import os
@@ -16,10 +16,11 @@ from safetensors.torch import save_file  # noqa: E402
 
 RUNGS = ["uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"]
 DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32", "U64": "uint64",
-    "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "F4": "float4_e2m1fn_x2", "F16": "float16", "BF16": "bfloat16",
-    "F32": "float32", "F64": "float64", "C64": "complex64",
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
+    "I32": "int32", "U64": "uint64", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64",
 }  # fmt: skip
 
 
@@ -174,8 +175,14 @@ def header_file(path, dtype, shape, data):
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-@pytest.mark.parametrize(("dtype", "shape", "says"), [("I4", [10], "no dtype for I4"), ("F6_E2M3", [8], "no dtype for F6_E2M3"),
-                                                      ("F4", [2, 5], "last dimension must be even")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "shape", "says"),
+    [
+        ("I4", [10], "no dtype for I4"),
+        ("F6_E2M3", [8], "no dtype for F6_E2M3"),
+        ("F4", [2, 5], "last dimension must be even"),
+    ],
+)
 def test_what_torch_cannot_hold_is_packed_and_says_so_when_loaded(command, tmp_path, dtype, shape, says):
     import codecllm
 
@@ -202,7 +209,8 @@ for plain, packed in zip(sys.argv[1::2], sys.argv[2::2]):
         for k in a:
             for t in (b[k], f.get_tensor(k)):
                 assert t.dtype == a[k].dtype and t.shape == a[k].shape, (packed, k)
-                assert torch.equal(t.contiguous().view(-1).view(torch.uint8), a[k].contiguous().view(-1).view(torch.uint8)), (packed, k)
+                ours, theirs = (x.contiguous().view(-1).view(torch.uint8) for x in (t, a[k]))
+                assert torch.equal(ours, theirs), (packed, k)
 """
 
 

@@ -1,5 +1,5 @@
-"""tools/examples/infer.py, plain transformers, on the packed model inside a budget: the same tokens, the same bits of the logits, and a
-peak that the kernel confirms."""
+"""tools/examples/infer.py, plain transformers, on the packed model inside a budget: the same tokens, the same bits of
+the logits, and a peak that the kernel confirms."""
 
 import argparse
 import json

@@ -18,8 +18,14 @@ def event(ph, name, ts, tid=1, **args):
 
 def block(ts, tensor, number, name="fault", tid=1):
     what = dict(bytes=100, tensor=tensor, tensor_bytes=200, block=number)
-    return [event("B", name, ts, tid, **what), event("B", "read", ts + 1, tid, bytes=60, tensor=tensor, chunk=0), event("E", "read", ts + 2, tid),
-            event("B", "publish", ts + 3, tid, **what), event("E", "publish", ts + 4, tid), event("E", name, ts + 5, tid)]  # fmt: skip
+    return [
+        event("B", name, ts, tid, **what),
+        event("B", "read", ts + 1, tid, bytes=60, tensor=tensor, chunk=0),
+        event("E", "read", ts + 2, tid),
+        event("B", "publish", ts + 3, tid, **what),
+        event("E", "publish", ts + 4, tid),
+        event("E", name, ts + 5, tid),
+    ]
 
 
 HOST = [
@@ -49,12 +55,19 @@ def test_blocks_of_the_host():
 def test_ranges_of_a_device():
     what = dict(tensor="w", bytes=50, tensor_bytes=50)
     trace = plot.understand(
-        [event("i", "cycle", 0, number=1), event("i", "use", 1, range=1, why="loading", **what), {**event("X", "load", 2, range=1, **what), "dur": 8},
-         event("i", "use", 12, range=1, why="hit", **what), {**event("X", "copy", 3, bytes=30), "dur": 2},
-         {**event("X", "load", 13, range=2, why="failed", **what), "dur": 1}, {**event("X", "drop", 15, range=1, why="written, kept", **what), "dur": 1},
-         {**event("X", "drop", 20, range=1, why="dropped", **what), "dur": 1}, event("i", "cycle", 30, number=2),
-         event("C", "GPU 0 memory", 31, weights=7, fixed=3)]
-    )  # fmt: skip
+        [
+            event("i", "cycle", 0, number=1),
+            event("i", "use", 1, range=1, why="loading", **what),
+            {**event("X", "load", 2, range=1, **what), "dur": 8},
+            event("i", "use", 12, range=1, why="hit", **what),
+            {**event("X", "copy", 3, bytes=30), "dur": 2},
+            {**event("X", "load", 13, range=2, why="failed", **what), "dur": 1},
+            {**event("X", "drop", 15, range=1, why="written, kept", **what), "dur": 1},
+            {**event("X", "drop", 20, range=1, why="dropped", **what), "dur": 1},
+            event("i", "cycle", 30, number=2),
+            event("C", "GPU 0 memory", 31, weights=7, fixed=3),
+        ]
+    )
     assert trace.changes == [(10e-6, "w", 50), (21e-6, "w", -50)]
     assert len(trace.tokens) == 2 and trace.share_ready() == 0.5 and trace.read == [(5e-6, 30)]
     assert trace.memory == [(pytest.approx(31e-6), 7, 3)]
@@ -81,7 +94,10 @@ def test_a_picture_of_a_real_run(command, packed_bard, tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("torch")
     trace, picture = tmp_path / "run.json", tmp_path / "run.png"
-    code = "import sys\nfrom safetensors import safe_open\nfor _ in range(2):\n with safe_open(sys.argv[1], 'pt') as f:\n  for k in f.keys(): f.get_tensor(k).double().sum()"
+    code = (
+        "import sys\nfrom safetensors import safe_open\nfor _ in range(2):\n with safe_open(sys.argv[1], 'pt') as f:\n"
+        "  for k in f.keys(): f.get_tensor(k).double().sum()"
+    )
     env = clean_environment(CODEC_TRACE=trace)
     run(command, "run", "--budget", "2M", "--", sys.executable, "-c", code, packed_bard / "model.safetensors", env=env)
     environment = clean_environment(

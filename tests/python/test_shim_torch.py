@@ -1,4 +1,5 @@
-"""Unmodified torch, safetensors and transformers on a packed model, under the preloaded library, on every paging rung."""
+"""Unmodified torch, safetensors and transformers on a packed model, under the preloaded library, on every paging
+rung."""
 
 import json
 import shutil
@@ -76,7 +77,8 @@ assert open(a, "rb").read() == open(b, "rb").read()
 
 
 def test_saving_a_mapped_model(under, rung):
-    """torch.save and save_file hand the mapped memory to write: it must not fail where the kernel cannot wait for a page."""
+    """torch.save and save_file hand the mapped memory to write: it must not fail where the kernel cannot wait for a
+    page."""
     under(
         """
 mapped, original = load_file(os.path.join(packed, name)), load_file(os.path.join(plain, name))
@@ -233,8 +235,11 @@ def test_settings_that_are_wrong(under):
 
 
 def test_silent_and_inert_until_a_store_is_mapped(under, shim):
-    done = under("import threading; assert len(os.listdir('/proc/self/task')) == threading.active_count(); open(os.path.join(packed, name), 'rb').read()",
-                 CODEC_VERBOSE="1", CODEC_STATS="1", OMP_NUM_THREADS="1")  # fmt: skip
+    code = (
+        "import threading; assert len(os.listdir('/proc/self/task')) == threading.active_count(); "
+        "open(os.path.join(packed, name), 'rb').read()"
+    )
+    done = under(code, CODEC_VERBOSE="1", CODEC_STATS="1", OMP_NUM_THREADS="1")
     assert "codecllm" not in done.stderr
     raw = (under.model / "model.safetensors").stat().st_size
     code = "import os, sys; print(os.path.getsize(sys.argv[1]))"
@@ -248,7 +253,8 @@ def test_silent_and_inert_until_a_store_is_mapped(under, shim):
 
 
 def test_layouts_of_directories(under, rung, command, bard, tmp_path):
-    """A pipeline of folders, an index left over beside a complete file, shards in a folder, and an entry of the Hub's cache."""
+    """A pipeline of folders, an index left over beside a complete file, shards in a folder, and an entry of the Hub's
+    cache."""
     pipe, left, cut, entry = (tmp_path / "plain" / name for name in ("pipe", "left", "cut", "models--org--bard"))
     shutil.copytree(bard, pipe / "text_encoder")
     shutil.copytree(bard, left)

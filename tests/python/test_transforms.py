@@ -1,4 +1,5 @@
-"""CompressedLinear beside nn.Linear, to the bit, under everything that differentiates, batches, records or copies a module."""
+"""CompressedLinear beside nn.Linear, to the bit, under everything that differentiates, batches, records or copies a
+module."""
 
 import copy
 import io
@@ -11,7 +12,18 @@ from conftest import ROOT
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
-from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap  # noqa: E402
+from torch.func import (  # noqa: E402
+    functional_call,
+    grad,
+    grad_and_value,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    linearize,
+    vjp,
+    vmap,
+)
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 

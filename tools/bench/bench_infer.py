@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Runs infer.py from a plain model and, under the shim, from its packed form at several budgets; compares tokens and logits
-bit for bit and prints a table.
+"""Runs infer.py from a plain model and, under the shim, from its packed form at several budgets; compares tokens and
+logits bit for bit and prints a table.
 
     python tools/bench/bench_infer.py --model DIR [--packed DIR] [--budgets 100,50,25] [--tokens 16]
 
-The peak is measured from outside: the resident bytes of the views' entries in /proc/PID/smaps, sampled while the program
-runs. Cold runs start with the model's files out of the page cache.
-"""
+The peak is measured from outside: the resident bytes of the views' entries in /proc/PID/smaps, sampled while the
+program runs. Cold runs start with the model's files out of the page cache."""
 
 import argparse
 import glob
@@ -32,9 +31,9 @@ def find_command(given=None):
 
 
 def view_rss(pid):
-    """Resident bytes of the views of a process now; 0 when it is gone. A view is known by its name, where the kernel keeps
-    names of anonymous memory, by being registered with userfaultfd (flags um and uw), or by being /dev/zero (the sigsegv
-    rung), as nothing else is in such a program."""
+    """Resident bytes of the views of a process now; 0 when it is gone. A view is known by its name, where the kernel
+    keeps names of anonymous memory, by being registered with userfaultfd (flags um and uw), or by being /dev/zero (the
+    sigsegv rung), as nothing else is in such a program."""
     total = rss = 0
     named = False
     try:
@@ -68,9 +67,9 @@ def stop(pid):
 
 
 class Sampler(threading.Thread):
-    """The most view_rss() of a process until stop(). The kernel walks a large mapping for many milliseconds and counts what
-    is dropped behind its back and what is filled ahead of it; `exact` stops the process for each sample, which shows the
-    truth and slows the process down."""
+    """The most view_rss() of a process until stop(). The kernel walks a large mapping for many milliseconds and counts
+    what is dropped behind its back and what is filled ahead of it; `exact` stops the process for each sample, which
+    shows the truth and slows the process down."""
 
     def __init__(self, pid, exact=False):
         super().__init__(daemon=True)
@@ -127,7 +126,8 @@ def run_infer(model, args, prefix=(), budget=None, variables=()):
     variables: NAME=VALUE pairs for its environment."""
     with tempfile.TemporaryDirectory() as scratch:
         report, logits = os.path.join(scratch, "report"), os.path.join(scratch, "logits")
-        command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "examples", "infer.py"), "--model", model, "--prompt", args.prompt,
+        command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "examples", "infer.py"), "--model", model,
+                   "--prompt", args.prompt,
                    "--max-new-tokens", str(args.tokens), "--min-new-tokens", str(args.tokens), "--device", "cpu",
                    "--logits", logits, "--report", report]  # fmt: skip
         if args.threads:
@@ -198,7 +198,8 @@ def main():
         logical = logical_bytes(command, packed)
         plain = run_infer(args.model, args)
         print(f"{args.model}: {size(logical)} logical, {args.tokens} tokens", flush=True)
-        heads = ["budget", "cache", "same", "tokens/s", "of plain", "faults", "read", "evictions", "peak (smaps)", "load s",
+        heads = ["budget", "cache", "same", "tokens/s", "of plain", "faults", "read", "evictions", "peak (smaps)",
+                 "load s",
                  "first token s"]  # fmt: skip
         rows = [heads, ["plain", "warm", "-", f"{plain['tokens_per_s']:.2f}", "1.00", "-", "-", "-", "-",
                         f"{plain['load_s']:.2f}", f"{plain['first_token_s']:.2f}"]]  # fmt: skip

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""What q8 and q6 cost: bits per weight, relative error of each tensor, and perplexity on text the model was not trained on, beside the original's.
+"""What q8 and q6 cost: bits per weight, relative error of each tensor, and perplexity on text the model was not trained
+on, beside the original's.
 
-    python tools/bench/bench_perplexity.py [--model DIR] [--text FILE] [--modes lossless,q8,q6] [--tensors] [--json FILE]
+    python tools/bench/bench_perplexity.py [--model DIR] [--text FILE] [--modes lossless,q8,q6] [--tensors]
+        [--json FILE]
 
-Packs the model with the codecllm command, as any user would, and reads it back without the shim. The perplexity is exp of the mean cross-entropy
-over all tokens but the first of each window. Exit status 1 when q8 is more than 0.2 % or q6 more than 1 % from the original."""
+Packs the model with the codecllm command, as any user would, and reads it back without the shim. The perplexity is exp
+of the mean cross-entropy over all tokens but the first of each window. Exit status 1 when q8 is more than 0.2 % or q6
+more than 1 % from the original."""
 
 import argparse
 import json
@@ -101,12 +104,14 @@ def main():
         fine = abs(change) <= MOST_CHANGE.get(mode, 0.0)
         wrong += not fine
         print(
-            f"{mode:<9} {bits:>11.3f} {total:>11.5f} {worst:>12.5f} {value:>10.4f} {100 * change:>+8.3f} %{'' if fine else '  TOO MUCH'}"
+            f"{mode:<9} {bits:>11.3f} {total:>11.5f} {worst:>12.5f} {value:>10.4f} {100 * change:>+8.3f} "
+            f"%{'' if fine else '  TOO MUCH'}"
         )
         if args.tensors:
             for name, used, e in rows:
                 print(f"    {name:<48} {used:<9} {e:.5f}")
-        results.append({"mode": mode, "perplexity": value, "change": change, "bits_per_weight": bits, "relative_l2": total,
+        results.append({"mode": mode, "perplexity": value, "change": change, "bits_per_weight": bits,
+                        "relative_l2": total,
                         "tensors": [{"name": n, "mode": m, "relative_l2": e} for n, m, e in rows]})  # fmt: skip
     if args.json:
         with open(args.json, "w") as out:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Greedy text generation with plain transformers: the program that is shown running from packed files. Nothing of CodecLLM
-is imported here.
+"""Greedy text generation with plain transformers: the program that is shown running from packed files. Nothing of
+CodecLLM is imported here.
 
     python tools/examples/infer.py --model DIR --prompt "ROMEO:" --max-new-tokens 60
     CODEC_VRAM_BUDGET=4M python tools/examples/infer.py --model DIR.packed --prompt "ROMEO:"

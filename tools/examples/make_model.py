@@ -71,7 +71,7 @@ def write_shard(path, tensors, generator):
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in tensors:
+        for _, shape in tensors:
             if len(shape) == 1:
                 values = torch.ones(shape, dtype=torch.bfloat16)
             else:

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Unmodified transformers programs on a GPU, plain and paged: are tokens and logits the same to the bit, does the process stay
-inside its budget, how fast is it?
+"""Unmodified transformers programs on a GPU, plain and paged: are tokens and logits the same to the bit, does the
+process stay inside its budget, how fast is it?
 
-    python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b] [--budgets 1700M,1100M,...] [--tokens 64]
+    python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b]
+        [--budgets 1700M,1100M,...] [--tokens 64]
                               [--attention eager] [--unpacked] [--strict] [--offload] [--cold]
 
-Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/examples/infer.py on each without the
-shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of the whole device, sampled
-while a program runs, less what it said before; the context is in it, so the plain run of the same program stands beside.
---unpacked runs each budget from the original directory, too; --strict runs the first one with CODEC_STRICT=1, where a kernel
-that touches a weight which was not named for it fails; --offload times accelerate's cpu_offload over 8 tokens; --cold
-drops the model's files from the page cache before each run. The link is measured first: pinned memory to the device, 64 MiB.
-Attention is transformers' eager one: PyTorch's own may take cuDNN's, which plans each new length of the context anew, for tens of milliseconds a token that hide
-everything else.
-"""
+Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/examples/infer.py on
+each without the shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of
+the whole device, sampled while a program runs, less what it said before; the context is in it, so the plain run of the
+same program stands beside. --unpacked runs each budget from the original directory, too; --strict runs the first one
+with CODEC_STRICT=1, where a kernel that touches a weight which was not named for it fails; --offload times accelerate's
+cpu_offload over 8 tokens; --cold drops the model's files from the page cache before each run. The link is measured
+first: pinned memory to the device, 64 MiB. Attention is transformers' eager one: PyTorch's own may take cuDNN's, which
+plans each new length of the context anew, for tens of milliseconds a token that hide everything else."""
 
 import argparse
 import json
@@ -146,7 +146,8 @@ def drop_from_page_cache(directory):
 
 
 def offload_speed(model):
-    """Tokens per second of accelerate's cpu_offload from the plain directory, 8 tokens; what it said where it failed."""
+    """Tokens per second of accelerate's cpu_offload from the plain directory, 8 tokens; what it said where it
+    failed."""
     command = [
         sys.executable,
         os.path.join(ROOT, "tools", "gpu", "program.py"),
@@ -208,8 +209,11 @@ def row(result, plain):
         )
     speed = result.get("tokens_per_s", 0)
     share = speed / plain["tokens_per_s"] if plain.get("tokens_per_s") else 0
-    return (f"{result['name']:<24} {result['budget']:>8} {same:>8} {result['peak_mib']:>8} {speed:>9.2f} {share:>6.2f} "
-            f"{result.get('load_s', 0):>7.2f} {result.get('first_token_s', 0):>7.2f} {result['wall_s']:>7.1f}")  # fmt: skip
+    load, first = result.get("load_s", 0), result.get("first_token_s", 0)
+    return (
+        f"{result['name']:<24} {result['budget']:>8} {same:>8} {result['peak_mib']:>8} {speed:>9.2f} {share:>6.2f} "
+        f"{load:>7.2f} {first:>7.2f} {result['wall_s']:>7.1f}"
+    )
 
 
 def main():
@@ -236,7 +240,8 @@ def main():
     failed = False
     print(f"link: {link_speed()} GB/s", flush=True)
     table = [
-        f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} {'wall s':>7}"
+        f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} "
+        f"{'wall s':>7}"
     ]
     for name in arguments.models.split(","):
         plain_dir, packed_dir, _ = model_of(arguments, name)

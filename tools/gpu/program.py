@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Programs that use weights in ways a residency manager could get wrong: plain PyTorch and transformers, nothing of CodecLLM is
-imported. tools/gpu/scenarios.py runs each without the shim and with it, and compares what they print.
+"""Programs that use weights in ways a residency manager could get wrong: plain PyTorch and transformers, nothing of
+CodecLLM is imported. tools/gpu/scenarios.py runs each without the shim and with it, and compares what they print.
 
     python tools/gpu/program.py SCENARIO --model DIR [--device cuda] [--seed N]
 
-Every line on stdout is a fact that must not depend on paging: a label and a digest, or a word. Scenarios that measure print
-their figures to stderr, "figure NAME VALUE".
-"""
+Every line on stdout is a fact that must not depend on paging: a label and a digest, or a word. Scenarios that measure
+print their figures to stderr, "figure NAME VALUE"."""
 
 import argparse
 import glob
@@ -114,8 +113,9 @@ def batch(args):
 
 
 def turns(args):
-    """Does what stdin says, "decode N" or "prefill N", a line at a time, and answers each with a line of JSON: the milliseconds of each token or prefill, a digest of what was
-    computed, and what a loop of Python alone takes at that moment, which tells how fast the machine is."""
+    """Does what stdin says, "decode N" or "prefill N", a line at a time, and answers each with a line of JSON: the
+    milliseconds of each token or prefill, a digest of what was computed, and what a loop of Python alone takes at that
+    moment, which tells how fast the machine is."""
     keywords = {"attn_implementation": args.attention} if args.attention else {}
     model = load_model(args, **keywords)
     ids, prompts = prompt(args), prompt(args, args.context, 4)
@@ -187,7 +187,8 @@ def offload(args):
 
 
 def edits(args):
-    """One bf16 changed and two rows swapped in otherwise clean weights; everything else touched; the exact bytes back."""
+    """One bf16 changed and two rows swapped in otherwise clean weights; everything else touched; the exact bytes
+    back."""
     tensors = state(args)
     names = sorted((n for n in tensors if tensors[n].dim() == 2), key=lambda n: -tensors[n].numel())[:6]
     digest("before", *(tensors[n] for n in names))
@@ -318,9 +319,12 @@ def graph(args):
         )
         token = out.logits[:, -1:].argmax(-1)
         position = torch.tensor([ids.shape[1]], device=args.device)
-        step = lambda: model(
-            token, use_cache=True, past_key_values=cache, cache_position=position, position_ids=position[None]
-        )  # noqa: E731
+
+        def step():
+            return model(
+                token, use_cache=True, past_key_values=cache, cache_position=position, position_ids=position[None]
+            )
+
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -348,8 +352,8 @@ def reduce_overhead(args):
 
 
 def hidden(args):
-    """A kernel that reaches weights through an array of pointers in device memory, filled by a kernel, so that nobody saw it;
-    --write: it writes there. The weights are pushed out first."""
+    """A kernel that reaches weights through an array of pointers in device memory, filled by a kernel, so that nobody
+    saw it; --write: it writes there. The weights are pushed out first."""
     import cupy
 
     tensors = state(args)
@@ -452,7 +456,9 @@ def random_walk(args):
             else:
                 sums = []
                 worker = threading.Thread(
-                    target=lambda: sums.append(weight.view(torch.int16).sum(dtype=torch.int64).cpu())
+                    target=lambda sums=sums, weight=weight: sums.append(
+                        weight.view(torch.int16).sum(dtype=torch.int64).cpu()
+                    )
                 )
                 worker.start()
                 worker.join()
@@ -469,8 +475,10 @@ def random_walk(args):
         digest(f"end {name}", tensors[name])
 
 
-SCENARIOS = [generate, batch, turns, offload, edits, there_and_back, two_models, threads, growing, convert, auto, products, compiled, graph,
-             reduce_overhead, hidden, too_much, damaged, interrupted, random_walk]  # fmt: skip
+SCENARIOS = [
+    generate, batch, turns, offload, edits, there_and_back, two_models, threads, growing, convert, auto,
+    products, compiled, graph, reduce_overhead, hidden, too_much, damaged, interrupted, random_walk,
+]  # fmt: skip
 
 
 def main():

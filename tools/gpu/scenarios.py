@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Runs the programs of tools/gpu/program.py from a plain model and, under the shim, from its packed form inside a budget; what
-they print must be the same to the byte, or the error must be the one that is promised.
+"""Runs the programs of tools/gpu/program.py from a plain model and, under the shim, from its packed form inside a
+budget; what they print must be the same to the byte, or the error must be the one that is promised.
 
     python tools/gpu/scenarios.py OUTDIR [--build BUILD] [--work DIR] [--device cuda|cpu] [--only NAME,...] [--jobs N]
     python tools/gpu/scenarios.py OUTDIR --stress SECONDS     # random models, budgets and work, until the time is over
 
-With --device cpu the programs that need no GPU run through the paging of host memory, so that this can be tried everywhere.
-Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own output is in OUTDIR/runs.log.
-"""
+With --device cpu the programs that need no GPU run through the paging of host memory, so that this can be tried
+everywhere. Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own
+output is in OUTDIR/runs.log."""
 
 import argparse
 import concurrent.futures
@@ -200,7 +200,8 @@ def errors(arguments, plain, packed, size):
     def convert():
         run = Run(arguments, "convert", packed, budget, "convert", [])
         same = compare(Run(arguments, "convert plain", plain, None, "convert", []), run)
-        # What does not fit may be PyTorch's own (OutOfMemoryError) or a workspace of cuBLAS (RuntimeError: CUBLAS_STATUS_ALLOC_FAILED).
+        # What does not fit may be PyTorch's own (OutOfMemoryError) or a workspace of cuBLAS (RuntimeError:
+        # CUBLAS_STATUS_ALLOC_FAILED).
         return run, same if run.code == 0 else loud(run, "codecllm", "dtype") and (
             loud(run, "codecllm", "CODEC_VRAM_BUDGET", "least")
             or (loud(run, "OutOfMemoryError") and loud(run, "CUBLAS_STATUS_ALLOC_FAILED"))
@@ -216,7 +217,8 @@ def errors(arguments, plain, packed, size):
         return run, loud(run, "CODEC_PIN")
 
     def pinned():
-        # The weight that it reaches so (the first matrix by name), and what may come before it in other shapes: all would not fit.
+        # The weight that it reaches so (the first matrix by name), and what may come before it in other shapes: all
+        # would not fit.
         run = Run(
             arguments,
             "hidden pointer pinned",
@@ -280,7 +282,8 @@ def shape_of(arguments, scenario):
 
 
 def check(arguments):
-    """The table's rows. Runs of different scenarios go beside each other: none of them times anything, and each has its own process."""
+    """The table's rows. Runs of different scenarios go beside each other: none of them times anything, and each has its
+    own process."""
     wanted = arguments.only.split(",") if arguments.only else None
     names = [
         name
@@ -318,7 +321,8 @@ def stress(arguments):
         seed = chance.randrange(1 << 30)
         shape = chance.choice(["tiny", "llama-90m", "llama-90m"])
         plain, packed, size = make_model(arguments, shape)
-        # The largest step of a walk: a copy of a tensor, a graph over it, 64 MiB of ones, and what torch and cuBLAS keep.
+        # The largest step of a walk: a copy of a tensor, a graph over it, 64 MiB of ones, and what torch and cuBLAS
+        # keep.
         budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 320)
         options = ["--seed", str(seed), "--steps", str(chance.randrange(50, 400))]
         without = Run(arguments, f"walk {seed} plain", plain, None, "random_walk", options)

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""How fast is a paged program beside the plain one, on a machine whose own speed swings? All of them are started and stay: the plain one without the shim and
-with PyTorch's default allocator, and one from the packed model for each budget. Then they take short turns, one at a time, so that every swing hits all.
+"""How fast is a paged program beside the plain one, on a machine whose own speed swings? All of them are started and
+stay: the plain one without the shim and with PyTorch's default allocator, and one from the packed model for each
+budget. Then they take short turns, one at a time, so that every swing hits all.
 
-    python tools/gpu/turns.py OUTDIR [--build BUILD] [--work DIR] [--shape tinyllama-1.1b] [--budgets 16G,1700M,1100M,600M]
+    python tools/gpu/turns.py OUTDIR [--build BUILD] [--work DIR] [--shape tinyllama-1.1b]
+        [--budgets 16G,1700M,1100M,600M]
                               [--turns 24] [--tokens 8] [--prefills 0] [--context 2048] [--attention eager]
 
-A turn is `--tokens` tokens after a prompt of 24 (or one prefill of 4 x `--context`), timed each with a wait for the device, as generate() waits. Prints one table: medians
-over all tokens; the ratio to plain as the median over the turns, each beside the plain turns before and after it, and where the middle half of
-these ratios lies. Exit status 1 if what they computed differs. --device cpu tries it everywhere (there the budget bounds host memory).
-"""
+A turn is `--tokens` tokens after a prompt of 24 (or one prefill of 4 x `--context`), timed each with a wait for the
+device, as generate() waits. Prints one table: medians over all tokens; the ratio to plain as the median over the turns,
+each beside the plain turns before and after it, and where the middle half of these ratios lies. Exit status 1 if what
+they computed differs. --device cpu tries it everywhere (there the budget bounds host memory)."""
 
 import argparse
 import json
@@ -80,14 +82,16 @@ def table(workers, kinds):
     plain, lines = workers[0], []
     for what, words in kinds.items():
         lines.append(
-            f"{words:<28} {'ms':>9} {'of plain time':>14} {'middle half':>16} {'share of speed':>15} {'python loop ms':>15}"
+            f"{words:<28} {'ms':>9} {'of plain time':>14} {'middle half':>16} {'share of speed':>15} "
+            f"{'python loop ms':>15}"
         )
         for worker in workers:
             line = f"{worker.name:<28} {statistics.median(worker.ms[what]):>9.3f}"
             if worker is not plain:
                 sorted_ratios = sorted(ratios(worker, plain, what))
                 middle, quarter = statistics.median(sorted_ratios), len(sorted_ratios) // 4
-                line += f" {middle:>14.3f} {sorted_ratios[quarter]:>8.3f}..{sorted_ratios[-1 - quarter]:.3f} {1 / middle:>15.3f}"
+                low, high = sorted_ratios[quarter], sorted_ratios[-1 - quarter]
+                line += f" {middle:>14.3f} {low:>8.3f}..{high:.3f} {1 / middle:>15.3f}"
             else:
                 line += f" {'1':>14} {'':>16} {'1':>15}"
             lines.append(line + f" {statistics.median(worker.loops):>15.2f}")
