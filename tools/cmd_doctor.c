@@ -122,7 +122,8 @@ static void show_kernels(const struct cws_cuda *cuda)
     int version;
     const char *profiler = getenv("NVTX_INJECTION64_PATH");
     char shown[256];
-    line("  NVTX ranges", "%s", profiler && *profiler ? cws_printable(profiler, shown, sizeof shown) : "no profiler asks for them");
+    line("  NVTX ranges", "%s",
+         profiler && *profiler ? cws_printable(profiler, shown, sizeof shown) : "no profiler asks for them");
     if (cws_gpu_image())
         line("  GPU decoder", "built in");
     else if (cws_gpu_compiler_find(&target, path, &version, &err) == 0)
@@ -149,8 +150,8 @@ static void show_cuda(const struct cws_cuda *cuda)
         else if (cuda->device_count == 0)
             line("  devices", "none: host paging");
         for (int i = 0; i < devices_known(cuda); i++)
-            line("  device", "%d: %s, %s, VMM %s", i, cuda->devices[i].name, cws_size_text(cuda->devices[i].memory_bytes).text,
-                 cuda->devices[i].vmm ? "yes" : "no");
+            line("  device", "%d: %s, %s, VMM %s", i, cuda->devices[i].name,
+                 cws_size_text(cuda->devices[i].memory_bytes).text, cuda->devices[i].vmm ? "yes" : "no");
     }
     show_kernels(cuda);
 }
@@ -163,8 +164,8 @@ static void show_percent(const struct cws_options *options, const struct cws_cud
         uint64_t budget = cws_options_host_budget(options);
         char from[256];
         cws_memory_limit_get("", &limit);
-        line("  budget, host", "%s: %u%% of %s, %s", cws_size_text(budget).text, options->budget_percent, cws_size_text(limit.bytes).text,
-             cws_printable(limit.from, from, sizeof from));
+        line("  budget, host", "%s: %u%% of %s, %s", cws_size_text(budget).text, options->budget_percent,
+             cws_size_text(limit.bytes).text, cws_printable(limit.from, from, sizeof from));
     }
     for (int i = 0; i < devices_known(cuda); i++) {
         uint64_t bytes = cuda->devices[i].memory_bytes, budget = cws_options_device_budget(options, i, bytes);
@@ -175,7 +176,8 @@ static void show_percent(const struct cws_options *options, const struct cws_cud
                 percent = options->devices[k].percent;
         snprintf(key, sizeof key, "  budget, GPU %d", i);
         if (percent)
-            line(key, "%s: %u%% of %s, the device's memory", cws_size_text(budget).text, percent, cws_size_text(bytes).text);
+            line(key, "%s: %u%% of %s, the device's memory", cws_size_text(budget).text, percent,
+                 cws_size_text(bytes).text);
     }
 }
 

@@ -56,7 +56,8 @@ static void size_cells(struct cws_table *table, uint64_t logical, uint64_t store
 
 static void print_tensors(const struct cws_store *store, const struct cws_inspect_totals *sum)
 {
-    static const char *const heads[] = {"tensor", "dtype", "shape", "codec", "logical", "stored", "ratio", "bits/weight"};
+    static const char *const heads[] = {"tensor",  "dtype",  "shape", "codec",
+                                        "logical", "stored", "ratio", "bits/weight"};
     struct cws_table *table = cws_table_create("llllrrrr");
     char name[512], shape[256];
     size_t count = cws_store_tensor_count(store);
@@ -109,7 +110,8 @@ static void print_file(const char *path, const struct cws_store *store, const st
     print_tensors(store, sum);
     putchar('\n');
     print_codecs(sum);
-    printf("\nLogical file: %s (%llu B)\n", cws_size_text(sum->logical_bytes).text, (unsigned long long)sum->logical_bytes);
+    printf("\nLogical file: %s (%llu B)\n", cws_size_text(sum->logical_bytes).text,
+           (unsigned long long)sum->logical_bytes);
     printf("Stored file:  %s (%llu B), ratio %.3f", cws_size_text(sum->file_bytes).text,
            (unsigned long long)sum->file_bytes, ratio(sum->logical_bytes, sum->file_bytes));
     if (sum->elems)
@@ -149,8 +151,9 @@ static void print_symbols(const struct cws_tensor_info *t, const struct cws_symb
         print_bar((double)symbols->count[s] / (double)most, 40);
         putchar('\n');
     }
-    printf("\n%llu %s, entropy %.4f bits each, code %.4f bits each (%.2f %% over)\n", (unsigned long long)symbols->total,
-           quant ? "codes" : "exponent bytes", symbols->entropy_bits, symbols->mean_bits,
+    printf("\n%llu %s, entropy %.4f bits each, code %.4f bits each (%.2f %% over)\n",
+           (unsigned long long)symbols->total, quant ? "codes" : "exponent bytes", symbols->entropy_bits,
+           symbols->mean_bits,
            symbols->entropy_bits > 0 ? 100.0 * (symbols->mean_bits / symbols->entropy_bits - 1) : 0.0);
 }
 

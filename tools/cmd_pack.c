@@ -34,7 +34,9 @@ struct pack {
 
 static int interrupted(const struct pack *job, struct cws_error *err)
 {
-    return __atomic_load_n(job->options.cancel, __ATOMIC_RELAXED) ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
+    return __atomic_load_n(job->options.cancel, __ATOMIC_RELAXED)
+               ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out)
+               : 0;
 }
 
 /* The number of elements and of tensor bytes of a store that was just written. */
@@ -67,7 +69,8 @@ static int pack_store(struct pack *job, const char *in, const char *out, uint64_
         return rc;
     if (result.unknown_types)
         cws_say_line("%s: %llu tensor%s of a type that this build does not know (%s): packed as plain bytes", in,
-                     (unsigned long long)result.unknown_types, result.unknown_types == 1 ? "" : "s", result.unknown_type);
+                     (unsigned long long)result.unknown_types, result.unknown_types == 1 ? "" : "s",
+                     result.unknown_type);
     job->input_bytes += result.input_bytes;
     job->stored_bytes += result.stored_bytes;
     job->stores++;
@@ -170,7 +173,8 @@ static int write_index(const char *in, const char *out, struct cws_error *err)
 /* One line for weights that are copied though the same model is packed beside them. */
 static void say_other_weights(const struct cws_model_dir *dir)
 {
-    static const char *const ends[] = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".nemo"};
+    static const char *const ends[] = {".bin",     ".pt",   ".pth",  ".ckpt",      ".h5",
+                                       ".msgpack", ".gguf", ".onnx", ".onnx_data", ".nemo"};
     enum { LARGE = 1 << 20 }; /* training_args.bin and its like are none */
     const char *first = NULL;
     uint64_t bytes = 0;
@@ -186,10 +190,11 @@ static void say_other_weights(const struct cws_model_dir *dir)
         }
     }
     if (count == 1)
-        cws_say_line("%s/%s: weights in another format, %s: copied, not packed; remove it if no program loads it", dir->root, first,
-                     cws_size_text(bytes).text);
+        cws_say_line("%s/%s: weights in another format, %s: copied, not packed; remove it if no program loads it",
+                     dir->root, first, cws_size_text(bytes).text);
     else if (count)
-        cws_say_line("%s: %zu files of weights in other formats (%s is the first), %s: copied, not packed; remove them if no program loads them",
+        cws_say_line("%s: %zu files of weights in other formats (%s is the first), %s: copied, not packed; remove them "
+                     "if no program loads them",
                      dir->root, count, first, cws_size_text(bytes).text);
 }
 
@@ -202,15 +207,16 @@ static int check_model(const struct pack *job, struct cws_model_dir *dir, uint64
         rc = cws_model_index_set_strays_aside(dir, !job->quiet, err);
     for (size_t i = 0; !rc && i < dir->count; i++) {
         if (dir->entries[i].is_store)
-            rc = cws_fail(err, CWS_E_USAGE, "%s/%s: is packed already; unpack it first", dir->root, dir->entries[i].path);
+            rc = cws_fail(err, CWS_E_USAGE, "%s/%s: is packed already; unpack it first", dir->root,
+                          dir->entries[i].path);
         if (dir->entries[i].kind == CWS_MODEL_WEIGHTS) {
             weights++;
             *total += dir->entries[i].bytes;
         }
     }
     if (!rc && weights == 0)
-        rc = cws_fail(err, CWS_E_USAGE, "%s: holds no *.safetensors file; convert other weight files to safetensors first",
-                      job->in);
+        rc = cws_fail(err, CWS_E_USAGE,
+                      "%s: holds no *.safetensors file; convert other weight files to safetensors first", job->in);
     if (!rc && !job->quiet)
         say_other_weights(dir);
     return rc;
@@ -357,18 +363,26 @@ static int parse_dtype(struct pack *job, const char *text)
 
 static int run_pack(int argc, char **argv)
 {
-    static const struct option longs[] = {{"mode", required_argument, NULL, 'm'},  {"dtype", required_argument, NULL, 'd'},
-                                          {"jobs", required_argument, NULL, 'j'},  {"exclude", required_argument, NULL, 'x'},
-                                          {"quiet", no_argument, NULL, 'q'},       {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {
+        {"mode", required_argument, NULL, 'm'}, {"dtype", required_argument, NULL, 'd'},
+        {"jobs", required_argument, NULL, 'j'}, {"exclude", required_argument, NULL, 'x'},
+        {"quiet", no_argument, NULL, 'q'},      {NULL, 0, NULL, 0}};
     struct pack job = {.begin_s = cws_now_s()};
     const char **exclude = calloc((size_t)argc + 1, sizeof *exclude);
     size_t excluded = 0;
     int c, bad = exclude ? 0 : CWS_EXIT_FAILURE;
     while (!bad && (c = getopt_long(argc, argv, ":m:d:j:x:q", longs, NULL)) != -1) {
         switch (c) {
-        case 'm': bad = parse_mode(&job, optarg) ? cws_say_usage("pack", "--mode %s: use lossless, q8 or q6", optarg) : 0; break;
-        case 'd': bad = parse_dtype(&job, optarg) ? cws_say_usage("pack", "--dtype %s: use bf16, f16 or f32", optarg) : 0; break;
-        case 'j': bad = cws_parse_jobs(optarg, &job.options.jobs) ? cws_say_usage("pack", "--jobs %s: use 1 to 1024", optarg) : 0; break;
+        case 'm':
+            bad = parse_mode(&job, optarg) ? cws_say_usage("pack", "--mode %s: use lossless, q8 or q6", optarg) : 0;
+            break;
+        case 'd':
+            bad = parse_dtype(&job, optarg) ? cws_say_usage("pack", "--dtype %s: use bf16, f16 or f32", optarg) : 0;
+            break;
+        case 'j':
+            bad = cws_parse_jobs(optarg, &job.options.jobs) ? cws_say_usage("pack", "--jobs %s: use 1 to 1024", optarg)
+                                                            : 0;
+            break;
         case 'x': exclude[excluded++] = optarg; break;
         case 'q': job.quiet = true; break;
         case ':': bad = cws_say_usage("pack", "%s needs a value", argv[optind - 1]); break;

@@ -44,7 +44,8 @@ static int run_plot(int argc, char **argv)
     execvp(python, arguments);
     int why = errno;
     free(arguments);
-    cws_say_line("%s: cannot run: %s; 'codecllm plot' needs the Python package: pip install .", python, cws_strerror(-why));
+    cws_say_line("%s: cannot run: %s; 'codecllm plot' needs the Python package: pip install .", python,
+                 cws_strerror(-why));
     return CWS_EXIT_FAILURE;
 }
 

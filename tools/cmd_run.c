@@ -74,7 +74,9 @@ static bool put_in_front(const char *variable, const char *entry)
 static int preload(char *shim)
 {
     if (strpbrk(shim, ":;") && strpbrk(shim, " :")) {
-        cws_say_line("%s: neither LD_PRELOAD nor LD_LIBRARY_PATH can hold this path; move the library to one without colon and semicolon", shim);
+        cws_say_line("%s: neither LD_PRELOAD nor LD_LIBRARY_PATH can hold this path; move the library to one without "
+                     "colon and semicolon",
+                     shim);
         return 126;
     }
     const char *name = shim;
@@ -117,8 +119,9 @@ static int run_run(int argc, char **argv)
     }
     char *shim = find_shim(directory, sizeof directory);
     if (!shim) {
-        cws_say_line("libcodecshim.so was not found beside %s, in ../lib or in a Python package below it; install or build it",
-                directory);
+        cws_say_line(
+            "libcodecshim.so was not found beside %s, in ../lib or in a Python package below it; install or build it",
+            directory);
         return CWS_EXIT_FAILURE;
     }
     int rc = preload(shim);

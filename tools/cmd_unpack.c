@@ -30,7 +30,9 @@ struct unpack {
 
 static int interrupted(const struct unpack *job, struct cws_error *err)
 {
-    return __atomic_load_n(job->cancel, __ATOMIC_RELAXED) ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out) : 0;
+    return __atomic_load_n(job->cancel, __ATOMIC_RELAXED)
+               ? cws_fail(err, -ECANCELED, "%s: interrupted; nothing was written", job->out)
+               : 0;
 }
 
 /* Logical size of a store and whether it is lossy; refuses what cannot be opened before anything is written. */
@@ -155,7 +157,8 @@ static void say_summary(const struct unpack *job)
     if (job->stores > 1 || job->copies)
         snprintf(also, sizeof also, " (%zu unpacked, %zu copied)", job->stores, job->copies);
     cws_say_line("%s: %s -> %s, %s%s", job->out, cws_size_text(job->stored_bytes).text,
-            cws_size_text(job->logical_bytes).text, cws_time_text(cws_now_s() - job->begin_s, job->logical_bytes).text, also);
+                 cws_size_text(job->logical_bytes).text,
+                 cws_time_text(cws_now_s() - job->begin_s, job->logical_bytes).text, also);
     if (job->lossy)
         cws_say_line("%s: note: packed with q8 or q6, so these are not the bits of the original weights", job->out);
 }

@@ -50,7 +50,8 @@ static int on_fault(void *arg, const struct cws_verify_fault *fault)
         print_finding("%s", fault->message);
     else if (fault->tensor)
         print_finding("%s: tensor \"%s\": file offset %llu, logical offset %llu: %s", v->path, fault->tensor,
-                      (unsigned long long)fault->file_offset, (unsigned long long)fault->logical_offset, fault->message);
+                      (unsigned long long)fault->file_offset, (unsigned long long)fault->logical_offset,
+                      fault->message);
     else
         print_finding("%s: file offset %llu: %s", v->path, (unsigned long long)fault->file_offset, fault->message);
     return __atomic_load_n(v->cancel, __ATOMIC_RELAXED);

@@ -105,8 +105,8 @@ int cws_hub_snapshot(const char *path, char **out, struct cws_error *err)
         return 0;
     }
     if (count)
-        rc = cws_fail(err, CWS_E_USAGE, "%s: has %zu snapshots, and refs/main names none of them; name one, such as %s", path,
-                      count, first);
+        rc = cws_fail(err, CWS_E_USAGE, "%s: has %zu snapshots, and refs/main names none of them; name one, such as %s",
+                      path, count, first);
     else
         rc = cws_fail(err, CWS_E_USAGE, "%s: holds no snapshot; complete the download", path);
     free(first);

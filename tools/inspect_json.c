@@ -101,7 +101,8 @@ static void set_totals(json_t *out, const struct cws_inspect_totals *sum)
     json_object_set_new(out, "codecs", json_codecs(sum));
 }
 
-static json_t *json_tensor_symbols(const struct cws_store *store, const struct cws_tensor_info *t, struct cws_error *err)
+static json_t *json_tensor_symbols(const struct cws_store *store, const struct cws_tensor_info *t,
+                                   struct cws_error *err)
 {
     struct cws_symbols symbols;
     json_t *out = json_tensor(t);
@@ -177,8 +178,8 @@ void cws_inspect_json_store(struct cws_inspect_json *out, const char *path, cons
     printf("%s]\n    }", count ? "\n      " : "");
 }
 
-void cws_inspect_json_tensor(struct cws_inspect_json *out, const struct cws_store *store, const struct cws_tensor_info *t,
-                             struct cws_error *err)
+void cws_inspect_json_tensor(struct cws_inspect_json *out, const struct cws_store *store,
+                             const struct cws_tensor_info *t, struct cws_error *err)
 {
     begin_item(out, "tensors");
     print_value(out, json_tensor_symbols(store, t, err), 4, false);

@@ -30,8 +30,8 @@ struct cws_inspect_json {
 void cws_inspect_json_store(struct cws_inspect_json *out, const char *path, const struct cws_store *store,
                             const struct cws_inspect_totals *sum);
 /* With "symbols": what --tensor shows. Fills err when the tensor cannot be read; the rest is printed all the same. */
-void cws_inspect_json_tensor(struct cws_inspect_json *out, const struct cws_store *store, const struct cws_tensor_info *t,
-                             struct cws_error *err);
+void cws_inspect_json_tensor(struct cws_inspect_json *out, const struct cws_store *store,
+                             const struct cws_tensor_info *t, struct cws_error *err);
 /* totals: NULL after tensors. 0, or -1: there was no memory for some of it. */
 int cws_inspect_json_end(struct cws_inspect_json *out, const struct cws_inspect_totals *totals);
 

@@ -9,7 +9,8 @@
 
 /* The whole of a JSON file of at most 64 MiB, checked: *out is the caller's to free, *out_st its stat. CWS_E_INPUT with
  * the line of the fault; -errno. On an error *out is NULL. */
-CWS_MUST_CHECK int cws_json_read(const char *path, char **out, size_t *out_len, struct stat *out_st, struct cws_error *err);
+CWS_MUST_CHECK int cws_json_read(const char *path, char **out, size_t *out_len, struct stat *out_st,
+                                 struct cws_error *err);
 
 /* 0, or CWS_E_INPUT with *out_line where text[0..len) stops being JSON (from 1). Nested at most 200 levels. */
 CWS_MUST_CHECK int cws_json_check(const char *text, size_t len, unsigned *out_line);

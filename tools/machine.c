@@ -29,8 +29,9 @@ void cws_machine_cpu_features(char *buf, size_t size)
     buf[0] = '\0';
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    snprintf(buf, size, "%s%s%s%s", __builtin_cpu_supports("avx2") ? "avx2 " : "", __builtin_cpu_supports("bmi2") ? "bmi2 " : "",
-             __builtin_cpu_supports("avx512bw") ? "avx512bw " : "", __builtin_cpu_supports("avx512vbmi") ? "avx512vbmi " : "");
+    snprintf(buf, size, "%s%s%s%s", __builtin_cpu_supports("avx2") ? "avx2 " : "",
+             __builtin_cpu_supports("bmi2") ? "bmi2 " : "", __builtin_cpu_supports("avx512bw") ? "avx512bw " : "",
+             __builtin_cpu_supports("avx512vbmi") ? "avx512vbmi " : "");
     size_t len = strlen(buf);
     if (len)
         buf[len - 1] = '\0';

@@ -31,7 +31,9 @@ struct cws_model_dir {
     char *root;
     struct cws_model_entry *entries; /* by path */
     size_t count;
-    size_t left_out; /* sockets, pipes, devices, .git, .cache, links back up, what codecllm is writing: each was said on stderr when scan was told to */
+    /* sockets, pipes, devices, .git, .cache, links back up, what codecllm is writing: each was said on stderr when
+     * scan was told to */
+    size_t left_out;
 };
 
 /* Lists `root`. On an error nothing is left to free. Errors: -errno with the path in the line; CWS_E_INPUT: nested too

@@ -141,14 +141,16 @@ static int judge_missing(const struct index *x, bool say, struct cws_error *err)
 {
     char shard[256];
     cws_printable(x->missing, shard, sizeof shard);
-    const char *why = x->single ? "the model is complete without it, in one file"
-                      : !x->present && has_other_weights(x)
-                          ? "nor is any other that it names; is it the index of another build? Transformers will not load this "
-                            "directory, others load the weight files that are there"
-                      : has_all_tensors(x) ? "but all of its tensors are in other files; is it the index of another build?"
-                                           : NULL;
+    const char *why =
+        x->single ? "the model is complete without it, in one file"
+        : !x->present && has_other_weights(x)
+            ? "nor is any other that it names; is it the index of another build? Transformers will not load this "
+              "directory, others load the weight files that are there"
+        : has_all_tensors(x) ? "but all of its tensors are in other files; is it the index of another build?"
+                             : NULL;
     if (!why)
-        return cws_fail(err, CWS_E_INPUT, "%s: shard '%s' is not in the directory; complete the download", x->full, shard);
+        return cws_fail(err, CWS_E_INPUT, "%s: shard '%s' is not in the directory; complete the download", x->full,
+                        shard);
     if (say)
         cws_say_line("%s: shard '%s' is not in the directory, %s", x->full, shard, why);
     return 0;
@@ -167,8 +169,10 @@ static int check_names(struct index *x, struct cws_error *err)
             return cws_fail(err, CWS_E_INPUT, "%s: weight_map: '%s' names no file", x->full,
                             cws_printable(tensor, printable, sizeof printable));
         if (!is_inside(shard))
-            return cws_fail(err, CWS_E_INPUT, "%s: weight_map: shard name '%s' is refused: it must be the name of a file below "
-                            "this directory", x->full, cws_printable(shard, printable, sizeof printable));
+            return cws_fail(err, CWS_E_INPUT,
+                            "%s: weight_map: shard name '%s' is refused: it must be the name of a file below "
+                            "this directory",
+                            x->full, cws_printable(shard, printable, sizeof printable));
         struct cws_model_entry *entry = find(x->dir, x->path, shard);
         if (entry) {
             entry->is_needed = true;
@@ -197,7 +201,8 @@ static int load(struct index *x, struct cws_json_twice *twice, struct cws_error 
 
 static int check_index(struct cws_model_dir *dir, const char *path, bool say, struct cws_error *err)
 {
-    struct index x = {.dir = dir, .path = path, .full = cws_path_join(dir->root, path), .single = find_single(dir, path)};
+    struct index x = {
+        .dir = dir, .path = path, .full = cws_path_join(dir->root, path), .single = find_single(dir, path)};
     struct cws_json_twice twice = {""};
     struct cws_error why = {0};
     int rc = load(&x, &twice, &why);

@@ -32,8 +32,8 @@ static int check_free(const char *path, struct cws_error *err)
     if (lstat(path, &st) != 0)
         return errno == ENOENT ? 0 : cws_fail_errno(err, errno, "%s", path);
     if (S_ISLNK(st.st_mode))
-        return cws_fail(err, CWS_E_USAGE, "%s: is a symbolic link; outputs are not written through links, name a new directory",
-                        path);
+        return cws_fail(err, CWS_E_USAGE,
+                        "%s: is a symbolic link; outputs are not written through links, name a new directory", path);
     if (!S_ISDIR(st.st_mode))
         return cws_fail(err, CWS_E_USAGE, "%s: is a file; a directory needs a directory for its output", path);
     DIR *handle = opendir(path);
@@ -44,7 +44,8 @@ static int check_free(const char *path, struct cws_error *err)
         empty = strcmp(item->d_name, ".") == 0 || strcmp(item->d_name, "..") == 0;
     closedir(handle);
     return empty ? 0
-                 : cws_fail(err, CWS_E_USAGE, "%s: exists and is not empty; name a new directory or remove this one", path);
+                 : cws_fail(err, CWS_E_USAGE, "%s: exists and is not empty; name a new directory or remove this one",
+                            path);
 }
 
 /* Refuses an output below the input: it would be scanned as part of the model the next time. */
@@ -67,7 +68,8 @@ static int check_apart(const char *in, const char *parent, const char *out, stru
 
 #define TREE "tree"
 #define MARKER CWS_PARTIAL_MARKER
-static const char marker_text[] = "codecllm makes a directory here. When no codecllm is running, this may be removed.\n";
+static const char marker_text[] =
+    "codecllm makes a directory here. When no codecllm is running, this may be removed.\n";
 
 enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* of a long name, so that the other fits into 255 bytes */
 

@@ -18,7 +18,8 @@ struct cws_output_dir {
 /* Checks that `out` can become the output for the directory `in` (it does not exist or is empty; it is no symbolic
  * link; it does not lie inside `in`) and makes the temporary directory. On an error nothing was made. CWS_E_USAGE: the
  * line says what to do; -errno. */
-CWS_MUST_CHECK int cws_output_dir_begin(const char *in, const char *out, struct cws_output_dir *d, struct cws_error *err);
+CWS_MUST_CHECK int cws_output_dir_begin(const char *in, const char *out, struct cws_output_dir *d,
+                                        struct cws_error *err);
 /* Gives the directory the permissions of the input, less the umask and those of an empty directory that it replaces,
  * and its name. On an error it is removed, as by abort. Frees *d. */
 CWS_MUST_CHECK int cws_output_dir_commit(struct cws_output_dir *d, struct cws_error *err);

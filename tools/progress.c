@@ -66,8 +66,8 @@ static void draw(struct cws_progress *p, uint64_t done, double now)
         bar[i] = i < filled ? '#' : '.';
     bar[BAR] = '\0';
     int used = snprintf(line, sizeof line, "%s [%s] %3d%%  %s of %s  %.0f MB/s  %s left  %s", p->verb, bar,
-                        (int)(part * 100), cws_size_text(done).text, cws_size_text(p->total_bytes).text, rate / 1e6, left,
-                        p->item);
+                        (int)(part * 100), cws_size_text(done).text, cws_size_text(p->total_bytes).text, rate / 1e6,
+                        left, p->item);
     unsigned columns = terminal_columns();
     size_t len = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
     if (len >= columns) /* a wrapped line could not be taken back; one column stays free for the cursor */
@@ -124,7 +124,8 @@ const volatile int *cws_interrupt_flag(void)
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction old, action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
         /* nohup and background jobs of a shell without job control start with these ignored: leave them so */
-        if (!__atomic_load_n(&interrupted, __ATOMIC_RELAXED) && sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL)
+        if (!__atomic_load_n(&interrupted, __ATOMIC_RELAXED) && sigaction(signals[i], NULL, &old) == 0 &&
+            old.sa_handler == SIG_DFL)
             sigaction(signals[i], &action, NULL);
     }
     return &interrupted;

@@ -59,7 +59,8 @@ static enum verdict judge(const char *entry, size_t len)
     trim(&value, &value_len);
     if (key_len == 7 && memcmp(key, "backend", 7) == 0)
         return value_len == 15 && memcmp(value, "cudaMallocAsync", 15) == 0 ? SAID_AGAIN : IN_THE_WAY;
-    if (key_len == 19 && memcmp(key, "expandable_segments", 19) == 0 && value_len == 4 && strncasecmp(value, "true", 4) == 0)
+    if (key_len == 19 && memcmp(key, "expandable_segments", 19) == 0 && value_len == 4 &&
+        strncasecmp(value, "true", 4) == 0)
         return IN_THE_WAY;
     return KEPT;
 }

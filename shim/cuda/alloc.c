@@ -39,8 +39,9 @@ static CUresult explain_plain(CUresult result, size_t bytes)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
     if (result == CUDA_ERROR_OUT_OF_MEMORY && bytes >= CWS_GPU_RANGE_MIN && !atomic_flag_test_and_set(&said))
-        cws_shim_say("memory from cuMemAlloc cannot be paged: PyTorch's weights are, with its allocator backend:cudaMallocAsync "
-                     "(PYTORCH_ALLOC_CONF; the codecllm Python package and `codecllm run` set it)");
+        cws_shim_say(
+            "memory from cuMemAlloc cannot be paged: PyTorch's weights are, with its allocator backend:cudaMallocAsync "
+            "(PYTORCH_ALLOC_CONF; the codecllm Python package and `codecllm run` set it)");
     return result;
 }
 
@@ -56,8 +57,8 @@ CUresult cws_do_cuMemAlloc_v2(cws_fn_cuMemAlloc_v2 real, CUstream own, CUdevicep
     return result;
 }
 
-CUresult cws_do_cuMemAllocPitch_v2(cws_fn_cuMemAllocPitch_v2 real, CUstream own, CUdeviceptr *out, size_t *pitch, size_t width,
-                                   size_t height, unsigned element)
+CUresult cws_do_cuMemAllocPitch_v2(cws_fn_cuMemAllocPitch_v2 real, CUstream own, CUdeviceptr *out, size_t *pitch,
+                                   size_t width, size_t height, unsigned element)
 {
     struct cws_gpu *gpu;
     (void)own;
@@ -73,7 +74,8 @@ CUresult cws_do_cuMemAllocPitch_v2(cws_fn_cuMemAllocPitch_v2 real, CUstream own,
 }
 
 /* Counted as if it were on the device all the time: it may be. */
-CUresult cws_do_cuMemAllocManaged(cws_fn_cuMemAllocManaged real, CUstream own, CUdeviceptr *out, size_t bytes, unsigned flags)
+CUresult cws_do_cuMemAllocManaged(cws_fn_cuMemAllocManaged real, CUstream own, CUdeviceptr *out, size_t bytes,
+                                  unsigned flags)
 {
     struct cws_gpu *gpu;
     (void)own;
@@ -108,7 +110,8 @@ static CUresult alloc_range(struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
     return result;
 }
 
-CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdeviceptr *out, size_t bytes, CUstream stream)
+CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdeviceptr *out, size_t bytes,
+                                CUstream stream)
 {
     CUresult result;
     if (cws_cuda_is_capturing(cws_cuda_stream(stream, own)))
@@ -159,8 +162,8 @@ static bool is_ordinary_pool(CUmemoryPool pool, struct cws_gpu *gpu)
            d->device_default_pool(&usual, device) == CUDA_SUCCESS && (pool == current || pool == usual);
 }
 
-CUresult cws_do_cuMemAllocFromPoolAsync(cws_fn_cuMemAllocFromPoolAsync real, CUstream own, CUdeviceptr *out, size_t bytes,
-                                        CUmemoryPool pool, CUstream stream)
+CUresult cws_do_cuMemAllocFromPoolAsync(cws_fn_cuMemAllocFromPoolAsync real, CUstream own, CUdeviceptr *out,
+                                        size_t bytes, CUmemoryPool pool, CUstream stream)
 {
     CUresult result;
     if (cws_cuda_is_capturing(cws_cuda_stream(stream, own)))
@@ -196,7 +199,8 @@ CUresult cws_do_cuMemFreeAsync(cws_fn_cuMemFreeAsync real, CUstream own, CUdevic
     return result;
 }
 
-CUresult cws_do_cuMemPoolCreate(cws_fn_cuMemPoolCreate real, CUstream own, CUmemoryPool *out, const CUmemPoolProps *props)
+CUresult cws_do_cuMemPoolCreate(cws_fn_cuMemPoolCreate real, CUstream own, CUmemoryPool *out,
+                                const CUmemPoolProps *props)
 {
     CUresult result, made;
     (void)own;
@@ -284,11 +288,13 @@ static size_t box_bytes(const CUDA_ARRAY3D_DESCRIPTOR *s)
     return s->Width * at_least_one(s->Height) * at_least_one(s->Depth) * element_bytes(s->Format, s->NumChannels);
 }
 
-CUresult cws_do_cuArrayCreate_v2(cws_fn_cuArrayCreate_v2 real, CUstream own, CUarray *out, const CUDA_ARRAY_DESCRIPTOR *shape)
+CUresult cws_do_cuArrayCreate_v2(cws_fn_cuArrayCreate_v2 real, CUstream own, CUarray *out,
+                                 const CUDA_ARRAY_DESCRIPTOR *shape)
 {
     struct cws_gpu *gpu;
     (void)own;
-    size_t bytes = shape ? shape->Width * at_least_one(shape->Height) * element_bytes(shape->Format, shape->NumChannels) : 0;
+    size_t bytes = shape ? shape->Width * at_least_one(shape->Height) * element_bytes(shape->Format, shape->NumChannels)
+                         : 0;
     CUresult result = prepare(bytes, &gpu);
     if (result != CUDA_SUCCESS)
         return result;
@@ -297,7 +303,8 @@ CUresult cws_do_cuArrayCreate_v2(cws_fn_cuArrayCreate_v2 real, CUstream own, CUa
     return result;
 }
 
-CUresult cws_do_cuArray3DCreate_v2(cws_fn_cuArray3DCreate_v2 real, CUstream own, CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *shape)
+CUresult cws_do_cuArray3DCreate_v2(cws_fn_cuArray3DCreate_v2 real, CUstream own, CUarray *out,
+                                   const CUDA_ARRAY3D_DESCRIPTOR *shape)
 {
     struct cws_gpu *gpu;
     (void)own;

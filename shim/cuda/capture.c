@@ -20,7 +20,8 @@ static bool asks_capturing(CUstream stream)
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     const struct cws_driver *d = cws_cuda_driver();
     /* For the legacy stream while another one captures this is an error: it does not capture itself. */
-    return d->stream_capturing && d->stream_capturing(stream, &status) == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+    return d->stream_capturing && d->stream_capturing(stream, &status) == CUDA_SUCCESS &&
+           status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
 bool cws_cuda_is_capturing_slow(CUstream stream) { return asks_capturing(stream); }
@@ -37,7 +38,8 @@ static void announce(CUstream stream)
 static void note(CUstream stream)
 {
     pthread_mutex_lock(&lock);
-    atomic_fetch_add(&cws_cuda_captures, 1); /* if the table is full the count stays up for good: then each stream is asked */
+    /* if the table is full the count stays up for good: then each stream is asked */
+    atomic_fetch_add(&cws_cuda_captures, 1);
     for (int i = 0; i < CAPTURING_MAX; i++) {
         if (!capturing[i].stream) {
             capturing[i].stream = stream;
@@ -65,17 +67,18 @@ static void forget_ended(CUstream origin)
     pthread_mutex_unlock(&lock);
 }
 
-#define BEGIN(call)                                                                                                          \
-    do {                                                                                                                     \
-        CUstream order = cws_cuda_stream(stream, own);                                                                       \
-        announce(order);                                                                                                     \
-        CUresult result = call;                                                                                              \
-        if (result == CUDA_SUCCESS)                                                                                          \
-            note(order);                                                                                                     \
-        return result;                                                                                                       \
+#define BEGIN(call)                                                                                                    \
+    do {                                                                                                               \
+        CUstream order = cws_cuda_stream(stream, own);                                                                 \
+        announce(order);                                                                                               \
+        CUresult result = call;                                                                                        \
+        if (result == CUDA_SUCCESS)                                                                                    \
+            note(order);                                                                                               \
+        return result;                                                                                                 \
     } while (0)
 
-CUresult cws_do_cuStreamBeginCapture_v2(cws_fn_cuStreamBeginCapture_v2 real, CUstream own, CUstream stream, CUstreamCaptureMode mode)
+CUresult cws_do_cuStreamBeginCapture_v2(cws_fn_cuStreamBeginCapture_v2 real, CUstream own, CUstream stream,
+                                        CUstreamCaptureMode mode)
 {
     BEGIN(real(stream, mode));
 }
@@ -85,8 +88,9 @@ CUresult cws_do_cuStreamBeginCapture(cws_fn_cuStreamBeginCapture real, CUstream 
     BEGIN(real(stream));
 }
 
-CUresult cws_do_cuStreamBeginCaptureToGraph(cws_fn_cuStreamBeginCaptureToGraph real, CUstream own, CUstream stream, CUgraph graph,
-                                            const CUgraphNode *after, const void *edges, size_t count, CUstreamCaptureMode mode)
+CUresult cws_do_cuStreamBeginCaptureToGraph(cws_fn_cuStreamBeginCaptureToGraph real, CUstream own, CUstream stream,
+                                            CUgraph graph, const CUgraphNode *after, const void *edges, size_t count,
+                                            CUstreamCaptureMode mode)
 {
     BEGIN(real(stream, graph, after, edges, count, mode));
 }
@@ -105,7 +109,8 @@ void cws_cuda_capture_gone(CUstream stream)
 }
 
 /* A stream that waits for one that captures joins its capture. */
-CUresult cws_do_cuStreamWaitEvent(cws_fn_cuStreamWaitEvent real, CUstream own, CUstream stream, CUevent event, unsigned flags)
+CUresult cws_do_cuStreamWaitEvent(cws_fn_cuStreamWaitEvent real, CUstream own, CUstream stream, CUevent event,
+                                  unsigned flags)
 {
     CUstream order = cws_cuda_stream(stream, own);
     if (!atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed) || asks_capturing(order))

@@ -10,7 +10,8 @@ bool cws_cuda_is_capturing_slow(CUstream stream);
 void cws_cuda_capture_gone(CUstream stream); /* before it is destroyed */
 static inline bool cws_cuda_is_capturing(CUstream stream)
 {
-    return CWS_UNLIKELY(atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed)) && cws_cuda_is_capturing_slow(stream);
+    return CWS_UNLIKELY(atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed)) &&
+           cws_cuda_is_capturing_slow(stream);
 }
 
 #endif

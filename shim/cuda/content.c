@@ -64,7 +64,10 @@ static void keep_locked(struct cws_store *store, void *arg)
     kept[kept_count++] = k;
 }
 
-static bool has_size(const struct kept *k, uint64_t bytes) { return bsearch(&bytes, k->sizes, k->size_count, sizeof bytes, by_size) != NULL; }
+static bool has_size(const struct kept *k, uint64_t bytes)
+{
+    return bsearch(&bytes, k->sizes, k->size_count, sizeof bytes, by_size) != NULL;
+}
 
 /* Are the bytes the same? A tensor that cannot be read is not; the error is reported when the tensor is needed. */
 static bool is_equal(const struct cws_store *store, const struct cws_tensor_info *t, const char *from)
@@ -75,17 +78,20 @@ static bool is_equal(const struct cws_store *store, const struct cws_tensor_info
     bool same = piece != NULL;
     for (size_t at = 0; same && at < bytes; at += PIECE_BYTES) {
         size_t n = bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES;
-        same = cws_store_read_parallel(store, 0, t->begin + at, t->begin + at + n, piece, &err) == 0 && memcmp(piece, from + at, n) == 0;
+        same = cws_store_read_parallel(store, 0, t->begin + at, t->begin + at + n, piece, &err) == 0 &&
+               memcmp(piece, from + at, n) == 0;
     }
     free(piece);
     return same;
 }
 
-static const struct cws_tensor_info *find_in(const struct cws_store *store, const void *from, size_t bytes, struct cws_hash128 sum)
+static const struct cws_tensor_info *find_in(const struct cws_store *store, const void *from, size_t bytes,
+                                             struct cws_hash128 sum)
 {
     for (size_t i = 0; i < cws_store_tensor_count(store); i++) {
         const struct cws_tensor_info *t = cws_store_tensor(store, i);
-        if (t->end - t->begin == bytes && t->record->content_hash[0] == sum.lo && t->record->content_hash[1] == sum.hi && is_equal(store, t, from))
+        if (t->end - t->begin == bytes && t->record->content_hash[0] == sum.lo &&
+            t->record->content_hash[1] == sum.hi && is_equal(store, t, from))
             return t;
     }
     return NULL;

@@ -55,8 +55,8 @@ static bool fills_range(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     CUdeviceptr base;
     size_t bytes;
-    return c->bytes >= CWS_GPU_RANGE_MIN && c->from && cws_gpu_extent(gpu, c->to, &base, &bytes) && base == c->to && bytes == c->bytes &&
-           !cws_cuda_is_capturing(c->order);
+    return c->bytes >= CWS_GPU_RANGE_MIN && c->from && cws_gpu_extent(gpu, c->to, &base, &bytes) && base == c->to &&
+           bytes == c->bytes && !cws_cuda_is_capturing(c->order);
 }
 
 /* A copy from an ordinary file's mapping binds. */
@@ -83,7 +83,8 @@ static bool is_settled(const struct cws_cuda_copy *c)
     CUresult result = CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, c->from);
     if (result == CUDA_ERROR_INVALID_VALUE)
         return true; /* pageable: nobody but processors writes there */
-    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST && cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS;
+    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST &&
+           cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS;
 }
 
 /* Takes over the reference to the store. */
@@ -101,7 +102,8 @@ static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     struct cws_store *store;
     uint64_t offset;
-    if (!cws_cuda_content_has(c->bytes) || !is_settled(c) || !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
+    if (!cws_cuda_content_has(c->bytes) || !is_settled(c) ||
+        !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
         return false;
     return bind_source(c, gpu, store, offset);
 }
@@ -111,7 +113,8 @@ static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     struct cws_store *store;
     uint64_t offset;
-    if (cws_cuda_is_capturing(c->order) || !cws_view_locate((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
+    if (cws_cuda_is_capturing(c->order) ||
+        !cws_view_locate((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
         return false;
     return bind_source(c, gpu, store, offset);
 }
@@ -123,7 +126,9 @@ static CUresult held(const void *addr, size_t bytes, bool for_write)
     struct cws_error err = {0};
     int code = cws_view_hold(addr, bytes, for_write, &err);
     /* The pager has said what cannot be read. */
-    return code == 0 ? CUDA_SUCCESS : code == -14 /* EFAULT */ ? CUDA_ERROR_INVALID_VALUE : 304 /* CUDA_ERROR_OPERATING_SYSTEM */;
+    return code == 0                  ? CUDA_SUCCESS
+           : code == -14 /* EFAULT */ ? CUDA_ERROR_INVALID_VALUE
+                                      : 304 /* CUDA_ERROR_OPERATING_SYSTEM */;
 }
 
 CUresult cws_cuda_with_view(const void *addr, size_t bytes, bool for_write, CUresult (*call)(void *arg), void *arg)
@@ -172,64 +177,70 @@ CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
     struct cws_gpu *gpu = cws_cuda_owner(c->to);
     if (gpu && c->bytes && (bind_copy(c, gpu) || (fills_range(c, gpu) && (bind_file(c, gpu) || bind_content(c, gpu)))))
         return CUDA_SUCCESS;
-    if (c->bytes >= 8 && c->bytes <= CWS_CUDA_SCAN_BYTES && atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) &&
+    if (c->bytes >= 8 && c->bytes <= CWS_CUDA_SCAN_BYTES &&
+        atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) &&
         (c->from_host || (c->from && cws_cuda_is_host(c->from))))
         cws_cuda_scan_copy((const void *)(uintptr_t)c->from, c->bytes);
     return CWS_CUDA_AROUND(c->order, c->to, c->from, copy_all(c));
 }
 
 /* One driver call: how it is made for a part, and the hook. */
-#define COPY(symbol, part, parameters, ...)                                                                                  \
-    static CUresult part_##symbol(const struct cws_cuda_copy *c, size_t at, size_t bytes)                                    \
-    {                                                                                                                        \
-        cws_fn_##symbol real = (cws_fn_##symbol)c->real;                                                                     \
-        return part;                                                                                                         \
-    }                                                                                                                        \
-    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters)                                        \
-    {                                                                                                                        \
-        const struct cws_cuda_copy c = {.call = part_##symbol, .real = (void *)real, .bytes = bytes, __VA_ARGS__};           \
-        return cws_cuda_copy_run(&c);                                                                                        \
+#define COPY(symbol, part, parameters, ...)                                                                            \
+    static CUresult part_##symbol(const struct cws_cuda_copy *c, size_t at, size_t bytes)                              \
+    {                                                                                                                  \
+        cws_fn_##symbol real = (cws_fn_##symbol)c->real;                                                               \
+        return part;                                                                                                   \
+    }                                                                                                                  \
+    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters)                                  \
+    {                                                                                                                  \
+        const struct cws_cuda_copy c = {.call = part_##symbol, .real = (void *)real, .bytes = bytes, __VA_ARGS__};     \
+        return cws_cuda_copy_run(&c);                                                                                  \
     }
 #define HOST(address) ((void *)(uintptr_t)(address))
 #define ADDRESS(pointer) ((uintptr_t)(pointer))
 
-COPY(cuMemcpy, real(c->to + at, c->from + at, bytes), (CUdeviceptr to, CUdeviceptr from, size_t bytes), .to = to, .from = from,
-     .order = own)
+COPY(cuMemcpy, real(c->to + at, c->from + at, bytes), (CUdeviceptr to, CUdeviceptr from, size_t bytes), .to = to,
+     .from = from, .order = own)
 COPY(cuMemcpyAsync, real(c->to + at, c->from + at, bytes, c->stream),
-     (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), .to = to, .from = from, .order = cws_cuda_stream(stream, own),
-     .stream = stream)
+     (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), .to = to, .from = from,
+     .order = cws_cuda_stream(stream, own), .stream = stream)
 COPY(cuMemcpyPeer, real(c->to + at, c->to_context, c->from + at, c->from_context, bytes),
-     (CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes), .to = to, .from = from, .order = own,
-     .to_context = to_context, .from_context = from_context)
+     (CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes), .to = to,
+     .from = from, .order = own, .to_context = to_context, .from_context = from_context)
 COPY(cuMemcpyPeerAsync, real(c->to + at, c->to_context, c->from + at, c->from_context, bytes, c->stream),
-     (CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes, CUstream stream), .to = to,
-     .from = from, .order = cws_cuda_stream(stream, own), .stream = stream, .to_context = to_context, .from_context = from_context)
-COPY(cuMemcpyHtoD_v2, real(c->to + at, HOST(c->from + at), bytes), (CUdeviceptr to, const void *from, size_t bytes), .to = to,
-     .from = ADDRESS(from), .order = own, .from_host = from)
+     (CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes, CUstream stream),
+     .to = to, .from = from, .order = cws_cuda_stream(stream, own), .stream = stream, .to_context = to_context,
+     .from_context = from_context)
+COPY(cuMemcpyHtoD_v2, real(c->to + at, HOST(c->from + at), bytes), (CUdeviceptr to, const void *from, size_t bytes),
+     .to = to, .from = ADDRESS(from), .order = own, .from_host = from)
 COPY(cuMemcpyHtoDAsync_v2, real(c->to + at, HOST(c->from + at), bytes, c->stream),
      (CUdeviceptr to, const void *from, size_t bytes, CUstream stream), .to = to, .from = ADDRESS(from),
      .order = cws_cuda_stream(stream, own), .stream = stream, .from_host = from)
-COPY(cuMemcpyDtoH_v2, real(HOST(c->to + at), c->from + at, bytes), (void *to, CUdeviceptr from, size_t bytes), .to = ADDRESS(to),
-     .from = from, .order = own)
+COPY(cuMemcpyDtoH_v2, real(HOST(c->to + at), c->from + at, bytes), (void *to, CUdeviceptr from, size_t bytes),
+     .to = ADDRESS(to), .from = from, .order = own)
 COPY(cuMemcpyDtoHAsync_v2, real(HOST(c->to + at), c->from + at, bytes, c->stream),
      (void *to, CUdeviceptr from, size_t bytes, CUstream stream), .to = ADDRESS(to), .from = from,
      .order = cws_cuda_stream(stream, own), .stream = stream)
-COPY(cuMemcpyDtoD_v2, real(c->to + at, c->from + at, bytes), (CUdeviceptr to, CUdeviceptr from, size_t bytes), .to = to, .from = from,
-     .order = own)
+COPY(cuMemcpyDtoD_v2, real(c->to + at, c->from + at, bytes), (CUdeviceptr to, CUdeviceptr from, size_t bytes), .to = to,
+     .from = from, .order = own)
 COPY(cuMemcpyDtoDAsync_v2, real(c->to + at, c->from + at, bytes, c->stream),
-     (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), .to = to, .from = from, .order = cws_cuda_stream(stream, own),
-     .stream = stream)
-COPY(cuMemcpyDtoA_v2, real(c->array, c->offset + at, c->from + at, bytes), (CUarray to, size_t offset, CUdeviceptr from, size_t bytes),
-     .array = to, .offset = offset, .from = from, .order = own)
-COPY(cuMemcpyAtoD_v2, real(c->to + at, c->array, c->offset + at, bytes), (CUdeviceptr to, CUarray from, size_t offset, size_t bytes),
-     .array = from, .offset = offset, .to = to, .order = own)
+     (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), .to = to, .from = from,
+     .order = cws_cuda_stream(stream, own), .stream = stream)
+COPY(cuMemcpyDtoA_v2, real(c->array, c->offset + at, c->from + at, bytes),
+     (CUarray to, size_t offset, CUdeviceptr from, size_t bytes), .array = to, .offset = offset, .from = from,
+     .order = own)
+COPY(cuMemcpyAtoD_v2, real(c->to + at, c->array, c->offset + at, bytes),
+     (CUdeviceptr to, CUarray from, size_t offset, size_t bytes), .array = from, .offset = offset, .to = to,
+     .order = own)
 COPY(cuMemcpyHtoA_v2, real(c->array, c->offset + at, HOST(c->from + at), bytes),
-     (CUarray to, size_t offset, const void *from, size_t bytes), .array = to, .offset = offset, .from = ADDRESS(from), .order = own)
+     (CUarray to, size_t offset, const void *from, size_t bytes), .array = to, .offset = offset, .from = ADDRESS(from),
+     .order = own)
 COPY(cuMemcpyHtoAAsync_v2, real(c->array, c->offset + at, HOST(c->from + at), bytes, c->stream),
-     (CUarray to, size_t offset, const void *from, size_t bytes, CUstream stream), .array = to, .offset = offset, .from = ADDRESS(from),
-     .order = cws_cuda_stream(stream, own), .stream = stream)
-COPY(cuMemcpyAtoH_v2, real(HOST(c->to + at), c->array, c->offset + at, bytes), (void *to, CUarray from, size_t offset, size_t bytes),
-     .array = from, .offset = offset, .to = ADDRESS(to), .order = own)
+     (CUarray to, size_t offset, const void *from, size_t bytes, CUstream stream), .array = to, .offset = offset,
+     .from = ADDRESS(from), .order = cws_cuda_stream(stream, own), .stream = stream)
+COPY(cuMemcpyAtoH_v2, real(HOST(c->to + at), c->array, c->offset + at, bytes),
+     (void *to, CUarray from, size_t offset, size_t bytes), .array = from, .offset = offset, .to = ADDRESS(to),
+     .order = own)
 COPY(cuMemcpyAtoHAsync_v2, real(HOST(c->to + at), c->array, c->offset + at, bytes, c->stream),
-     (void *to, CUarray from, size_t offset, size_t bytes, CUstream stream), .array = from, .offset = offset, .to = ADDRESS(to),
-     .order = cws_cuda_stream(stream, own), .stream = stream)
+     (void *to, CUarray from, size_t offset, size_t bytes, CUstream stream), .array = from, .offset = offset,
+     .to = ADDRESS(to), .order = cws_cuda_stream(stream, own), .stream = stream)

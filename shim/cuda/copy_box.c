@@ -37,12 +37,26 @@ static bool in_view(const struct side *s, size_t row_bytes, size_t rows, size_t 
 
 static struct side source_2d(const CUDA_MEMCPY2D *c)
 {
-    return (struct side){c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes, c->srcY, 0, c->srcPitch ? c->srcPitch : c->WidthInBytes, 0};
+    return (struct side){c->srcMemoryType,
+                         c->srcHost,
+                         c->srcDevice,
+                         c->srcXInBytes,
+                         c->srcY,
+                         0,
+                         c->srcPitch ? c->srcPitch : c->WidthInBytes,
+                         0};
 }
 
 static struct side target_2d(const CUDA_MEMCPY2D *c)
 {
-    return (struct side){c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, 0, c->dstPitch ? c->dstPitch : c->WidthInBytes, 0};
+    return (struct side){c->dstMemoryType,
+                         c->dstHost,
+                         c->dstDevice,
+                         c->dstXInBytes,
+                         c->dstY,
+                         0,
+                         c->dstPitch ? c->dstPitch : c->WidthInBytes,
+                         0};
 }
 
 static struct side source_3d(const CUDA_MEMCPY3D *c)
@@ -102,10 +116,12 @@ static void cut(struct box *piece, const struct box *whole, size_t x, size_t wid
     d->Depth = 1;
 }
 
-static CUresult run_pieces(const struct box *b, const struct side *host, bool into, size_t width, size_t rows, size_t layers)
+static CUresult run_pieces(const struct box *b, const struct side *host, bool into, size_t width, size_t rows,
+                           size_t layers)
 {
     size_t most = cws_view_hold_max();
-    size_t width_step = width < most ? width : most, row_step = host->pitch && most / host->pitch ? most / host->pitch : 1;
+    size_t width_step = width < most ? width : most,
+           row_step = host->pitch && most / host->pitch ? most / host->pitch : 1;
     struct box piece;
     for (size_t z = 0; z < layers; z++) {
         for (size_t y = 0; y < rows; y += row_step) {
@@ -114,7 +130,8 @@ static CUresult run_pieces(const struct box *b, const struct side *host, bool in
                 size_t part = width - x < width_step ? width - x : width_step;
                 CUdeviceptr at = address_of(host) + (z * host->height + y) * host->pitch + x;
                 cut(&piece, b, x, part, y, some, z);
-                CUresult result = cws_cuda_with_view((const void *)(uintptr_t)at, (some - 1) * host->pitch + part, into, call_box, &piece);
+                CUresult result = cws_cuda_with_view((const void *)(uintptr_t)at, (some - 1) * host->pitch + part, into,
+                                                     call_box, &piece);
                 if (result != CUDA_SUCCESS)
                     return result;
             }
@@ -134,28 +151,29 @@ static CUresult run_box(const struct box *b, CUstream order)
     if (second && rows == 1 && layers == 1 && from.type == CU_MEMORYTYPE_HOST)
         cws_cuda_scan_copy((const void *)(uintptr_t)second, width);
     return CWS_CUDA_AROUND(order, first, second,
-                           reads || writes ? run_pieces(b, reads ? &from : &to, !reads, width, rows, layers) : b->call(b));
+                           reads || writes ? run_pieces(b, reads ? &from : &to, !reads, width, rows, layers)
+                                           : b->call(b));
 }
 
-#define FLAT(symbol, order_, with, ...)                                                                                      \
-    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real) with; }                           \
-    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, const CUDA_MEMCPY2D *copy __VA_ARGS__)                      \
-    {                                                                                                                        \
-        struct box b = {.call = call_##symbol, .real = (void *)real, .stream = order_};                                      \
-        if (!copy)                                                                                                           \
-            return CUDA_ERROR_INVALID_VALUE;                                                                                 \
-        b.flat = *copy;                                                                                                      \
-        return run_box(&b, cws_cuda_stream(order_, own));                                                                    \
+#define FLAT(symbol, order_, with, ...)                                                                                \
+    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real) with; }                     \
+    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, const CUDA_MEMCPY2D *copy __VA_ARGS__)                \
+    {                                                                                                                  \
+        struct box b = {.call = call_##symbol, .real = (void *)real, .stream = order_};                                \
+        if (!copy)                                                                                                     \
+            return CUDA_ERROR_INVALID_VALUE;                                                                           \
+        b.flat = *copy;                                                                                                \
+        return run_box(&b, cws_cuda_stream(order_, own));                                                              \
     }
-#define DEEP(symbol, order_, with, ...)                                                                                      \
-    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real) with; }                           \
-    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, const CUDA_MEMCPY3D *copy __VA_ARGS__)                      \
-    {                                                                                                                        \
-        struct box b = {.call = call_##symbol, .real = (void *)real, .stream = order_, .is_deep = true};                     \
-        if (!copy)                                                                                                           \
-            return CUDA_ERROR_INVALID_VALUE;                                                                                 \
-        b.deep = *copy;                                                                                                      \
-        return run_box(&b, cws_cuda_stream(order_, own));                                                                    \
+#define DEEP(symbol, order_, with, ...)                                                                                \
+    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real) with; }                     \
+    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, const CUDA_MEMCPY3D *copy __VA_ARGS__)                \
+    {                                                                                                                  \
+        struct box b = {.call = call_##symbol, .real = (void *)real, .stream = order_, .is_deep = true};               \
+        if (!copy)                                                                                                     \
+            return CUDA_ERROR_INVALID_VALUE;                                                                           \
+        b.deep = *copy;                                                                                                \
+        return run_box(&b, cws_cuda_stream(order_, own));                                                              \
     }
 #define COMMA ,
 FLAT(cuMemcpy2D_v2, NULL, (&b->flat))
@@ -182,10 +200,16 @@ static CUresult one_of_batch(const struct cws_cuda_copy *c, size_t at, size_t by
 /* Copies of a batch have no order among them, so they may be made one by one. */
 static CUresult run_singly(const struct batch *b, size_t *out_failed)
 {
-    void *real = b->own == CU_STREAM_PER_THREAD ? (void *)CWS_CUDA_REAL(cuMemcpyAsync_ptsz) : (void *)CWS_CUDA_REAL(cuMemcpyAsync);
+    void *real = b->own == CU_STREAM_PER_THREAD ? (void *)CWS_CUDA_REAL(cuMemcpyAsync_ptsz)
+                                                : (void *)CWS_CUDA_REAL(cuMemcpyAsync);
     for (size_t i = 0; i < b->count; i++) {
-        const struct cws_cuda_copy c = {.call = one_of_batch, .real = real, .to = b->to[i], .from = b->from[i], .bytes = b->bytes[i],
-                                        .order = cws_cuda_stream(b->stream, b->own), .stream = b->stream};
+        const struct cws_cuda_copy c = {.call = one_of_batch,
+                                        .real = real,
+                                        .to = b->to[i],
+                                        .from = b->from[i],
+                                        .bytes = b->bytes[i],
+                                        .order = cws_cuda_stream(b->stream, b->own),
+                                        .stream = b->stream};
         CUresult result = cws_cuda_copy_run(&c);
         if (result != CUDA_SUCCESS) {
             if (out_failed)
@@ -211,36 +235,36 @@ static bool list_batch(const struct batch *b, struct cws_cuda_list *list)
     return false;
 }
 
-#define RUN_BATCH(b, failed, call)                                                                                           \
-    do {                                                                                                                     \
-        struct cws_cuda_list list;                                                                                           \
-        struct cws_cuda_use use;                                                                                             \
-        CUresult result;                                                                                                     \
-        cws_cuda_list_init(&list);                                                                                           \
-        if (list_batch(&(b), &list)) {                                                                                       \
-            result = run_singly(&(b), failed);                                                                               \
-        } else {                                                                                                             \
-            result = cws_cuda_begin(cws_cuda_stream((b).stream, own), &list, &use);                                          \
-            if (result == CUDA_SUCCESS) {                                                                                    \
-                result = call;                                                                                               \
-                cws_cuda_end(&use, result == CUDA_SUCCESS);                                                                  \
-            }                                                                                                                \
-        }                                                                                                                    \
-        cws_cuda_list_deinit(&list);                                                                                         \
-        return result;                                                                                                       \
+#define RUN_BATCH(b, failed, call)                                                                                     \
+    do {                                                                                                               \
+        struct cws_cuda_list list;                                                                                     \
+        struct cws_cuda_use use;                                                                                       \
+        CUresult result;                                                                                               \
+        cws_cuda_list_init(&list);                                                                                     \
+        if (list_batch(&(b), &list)) {                                                                                 \
+            result = run_singly(&(b), failed);                                                                         \
+        } else {                                                                                                       \
+            result = cws_cuda_begin(cws_cuda_stream((b).stream, own), &list, &use);                                    \
+            if (result == CUDA_SUCCESS) {                                                                              \
+                result = call;                                                                                         \
+                cws_cuda_end(&use, result == CUDA_SUCCESS);                                                            \
+            }                                                                                                          \
+        }                                                                                                              \
+        cws_cuda_list_deinit(&list);                                                                                   \
+        return result;                                                                                                 \
     } while (0)
 
-CUresult cws_do_cuMemcpyBatchAsync(cws_fn_cuMemcpyBatchAsync real, CUstream own, CUdeviceptr *to, CUdeviceptr *from, size_t *bytes,
-                                   size_t count, CUmemcpyAttributes *attributes, size_t *indices, size_t attribute_count, size_t *fail,
-                                   CUstream stream)
+CUresult cws_do_cuMemcpyBatchAsync(cws_fn_cuMemcpyBatchAsync real, CUstream own, CUdeviceptr *to, CUdeviceptr *from,
+                                   size_t *bytes, size_t count, CUmemcpyAttributes *attributes, size_t *indices,
+                                   size_t attribute_count, size_t *fail, CUstream stream)
 {
     const struct batch b = {to, from, bytes, to && from && bytes ? count : 0, stream, own};
     RUN_BATCH(b, fail, real(to, from, bytes, count, attributes, indices, attribute_count, fail, stream));
 }
 
-CUresult cws_do_cuMemcpyBatchAsync_v2(cws_fn_cuMemcpyBatchAsync_v2 real, CUstream own, CUdeviceptr *to, CUdeviceptr *from,
-                                      size_t *bytes, size_t count, CUmemcpyAttributes *attributes, size_t *indices,
-                                      size_t attribute_count, CUstream stream)
+CUresult cws_do_cuMemcpyBatchAsync_v2(cws_fn_cuMemcpyBatchAsync_v2 real, CUstream own, CUdeviceptr *to,
+                                      CUdeviceptr *from, size_t *bytes, size_t count, CUmemcpyAttributes *attributes,
+                                      size_t *indices, size_t attribute_count, CUstream stream)
 {
     const struct batch b = {to, from, bytes, to && from && bytes ? count : 0, stream, own};
     RUN_BATCH(b, NULL, real(to, from, bytes, count, attributes, indices, attribute_count, stream));
@@ -253,7 +277,8 @@ static bool add_operand(const CUmemcpy3DOperand *o, const CUDA_MEMCPY3D_BATCH_OP
 {
     if (o->type != CU_MEMCPY_OPERAND_TYPE_POINTER)
         return true;
-    size_t row = o->op.ptr.rowLength ? o->op.ptr.rowLength : op->width, height = o->op.ptr.layerHeight ? o->op.ptr.layerHeight : op->height;
+    size_t row = o->op.ptr.rowLength ? o->op.ptr.rowLength : op->width,
+           height = o->op.ptr.layerHeight ? o->op.ptr.layerHeight : op->height;
     cws_cuda_list_add(list, o->op.ptr.ptr);
     return !cws_view_overlaps((const void *)(uintptr_t)o->op.ptr.ptr, row * height * op->depth);
 }
@@ -276,8 +301,9 @@ static CUresult begin_boxes(size_t count, const CUDA_MEMCPY3D_BATCH_OP *ops, CUs
     return result;
 }
 
-CUresult cws_do_cuMemcpy3DBatchAsync(cws_fn_cuMemcpy3DBatchAsync real, CUstream own, size_t count, CUDA_MEMCPY3D_BATCH_OP *ops,
-                                     size_t *fail, unsigned long long flags, CUstream stream)
+CUresult cws_do_cuMemcpy3DBatchAsync(cws_fn_cuMemcpy3DBatchAsync real, CUstream own, size_t count,
+                                     CUDA_MEMCPY3D_BATCH_OP *ops, size_t *fail, unsigned long long flags,
+                                     CUstream stream)
 {
     struct cws_cuda_use use;
     CUresult result = begin_boxes(count, ops, cws_cuda_stream(stream, own), &use);
@@ -288,8 +314,8 @@ CUresult cws_do_cuMemcpy3DBatchAsync(cws_fn_cuMemcpy3DBatchAsync real, CUstream 
     return result;
 }
 
-CUresult cws_do_cuMemcpy3DBatchAsync_v2(cws_fn_cuMemcpy3DBatchAsync_v2 real, CUstream own, size_t count, CUDA_MEMCPY3D_BATCH_OP *ops,
-                                        unsigned long long flags, CUstream stream)
+CUresult cws_do_cuMemcpy3DBatchAsync_v2(cws_fn_cuMemcpy3DBatchAsync_v2 real, CUstream own, size_t count,
+                                        CUDA_MEMCPY3D_BATCH_OP *ops, unsigned long long flags, CUstream stream)
 {
     struct cws_cuda_use use;
     CUresult result = begin_boxes(count, ops, cws_cuda_stream(stream, own), &use);

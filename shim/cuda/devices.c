@@ -50,7 +50,8 @@ static bool is_primary(CUcontext context, CUdevice device)
     unsigned flags;
     int active = 0;
     CUcontext primary = NULL;
-    if (CWS_CUDA_REAL(cuDevicePrimaryCtxGetState)(device, &flags, &active) || !active || driver.primary_retain(&primary, device))
+    if (CWS_CUDA_REAL(cuDevicePrimaryCtxGetState)(device, &flags, &active) || !active ||
+        driver.primary_retain(&primary, device))
         return false;
     driver.primary_release(device);
     return primary == context;
@@ -222,7 +223,8 @@ void cws_cuda_close(CUcontext context, CUdevice device)
     pthread_mutex_unlock(&open_lock);
 }
 
-CUresult cws_do_cuDevicePrimaryCtxRetain(cws_fn_cuDevicePrimaryCtxRetain real, CUstream own, CUcontext *out, CUdevice device)
+CUresult cws_do_cuDevicePrimaryCtxRetain(cws_fn_cuDevicePrimaryCtxRetain real, CUstream own, CUcontext *out,
+                                         CUdevice device)
 {
     (void)own;
     CUresult result = real(out, device);
@@ -235,7 +237,8 @@ CUresult cws_do_cuDevicePrimaryCtxRetain(cws_fn_cuDevicePrimaryCtxRetain real, C
 CUresult cws_do_cuDevicePrimaryCtxRelease_v2(cws_fn_cuDevicePrimaryCtxRelease_v2 real, CUstream own, CUdevice device)
 {
     (void)own;
-    if (device >= 0 && device < CWS_CUDA_DEVICES && atomic_load(&retains[device]) > 0 && atomic_fetch_sub(&retains[device], 1) == 1)
+    if (device >= 0 && device < CWS_CUDA_DEVICES && atomic_load(&retains[device]) > 0 &&
+        atomic_fetch_sub(&retains[device], 1) == 1)
         cws_cuda_close(NULL, device);
     return real(device);
 }
@@ -274,7 +277,10 @@ void cws_cuda_fork_child(void)
 
 /* --- counters ---------------------------------------------------------------------------------------- */
 
-static void say_mib(const char *what, uint64_t bytes) { cws_shim_say("  %-16s %12.1f MiB", what, (double)bytes / (1 << 20)); }
+static void say_mib(const char *what, uint64_t bytes)
+{
+    cws_shim_say("  %-16s %12.1f MiB", what, (double)bytes / (1 << 20));
+}
 static void say_count(const char *what, uint64_t count) { cws_shim_say("  %-16s %12" PRIu64, what, count); }
 
 static void say_stats(int ordinal, const struct cws_gpu_stats *s)
@@ -293,8 +299,8 @@ static void say_stats(int ordinal, const struct cws_gpu_stats *s)
     say_count("waited for", s->demand);
     say_count("drops", s->drops);
     if (s->spills > 0)
-        cws_shim_say("  %-16s %12" PRIu64 " (%" PRIu64 " came back, %.1f MiB are away)", "to the host", s->spills, s->restores,
-                     (double)s->spilled_bytes / (1 << 20));
+        cws_shim_say("  %-16s %12" PRIu64 " (%" PRIu64 " came back, %.1f MiB are away)", "to the host", s->spills,
+                     s->restores, (double)s->spilled_bytes / (1 << 20));
     say_mib("decoded in all", s->loaded_bytes);
     say_mib("over the link", s->link_bytes);
     cws_shim_say("  %-16s %12.1f ms", "launches waited", (double)s->stall_ns / 1e6);
@@ -321,15 +327,16 @@ static size_t device_json(char *buf, size_t n, int ordinal, const struct cws_gpu
     int len = snprintf(
         buf, n,
         "{\"device\": %d, \"budget\": %" PRIu64 ", \"used\": %" PRIu64 ", \"peak\": %" PRIu64 ", \"decoded\": %" PRIu64
-        ", \"compressed\": %" PRIu64 ", \"staging\": %" PRIu64 ", \"other\": %" PRIu64 ", \"bound\": %" PRIu64 ", \"anonymous\": %" PRIu64
-        ", \"dirty\": %" PRIu64 ", \"idle\": %" PRIu64 ", \"driver\": %" PRIu64 ", \"ranges\": %" PRIu64 ", \"loads\": %" PRIu64
-        ", \"prefetched\": %" PRIu64 ", \"demand\": %" PRIu64 ", \"drops\": %" PRIu64 ", \"spilled\": %" PRIu64 ", \"spills\": %" PRIu64
-        ", \"restores\": %" PRIu64 ", \"loaded_bytes\": %" PRIu64
-        ", \"link_bytes\": %" PRIu64 ", \"stall_ns\": %" PRIu64 ", \"least_budget\": %" PRIu64 "}",
+        ", \"compressed\": %" PRIu64 ", \"staging\": %" PRIu64 ", \"other\": %" PRIu64 ", \"bound\": %" PRIu64
+        ", \"anonymous\": %" PRIu64 ", \"dirty\": %" PRIu64 ", \"idle\": %" PRIu64 ", \"driver\": %" PRIu64
+        ", \"ranges\": %" PRIu64 ", \"loads\": %" PRIu64 ", \"prefetched\": %" PRIu64 ", \"demand\": %" PRIu64
+        ", \"drops\": %" PRIu64 ", \"spilled\": %" PRIu64 ", \"spills\": %" PRIu64 ", \"restores\": %" PRIu64
+        ", \"loaded_bytes\": %" PRIu64 ", \"link_bytes\": %" PRIu64 ", \"stall_ns\": %" PRIu64
+        ", \"least_budget\": %" PRIu64 "}",
         ordinal, s->budget_bytes, s->used_bytes, s->peak_bytes, s->decoded_bytes, s->host_bytes, s->staging_bytes,
-        s->anonymous_bytes + s->idle_bytes + s->other_bytes, s->bound_bytes, s->anonymous_bytes, s->dirty_bytes, s->idle_bytes, s->other_bytes,
-        s->ranges, s->loads, s->prefetched, s->demand, s->drops, s->spilled_bytes, s->spills,
-        s->restores, s->loaded_bytes, s->link_bytes, s->stall_ns, s->least_budget_bytes);
+        s->anonymous_bytes + s->idle_bytes + s->other_bytes, s->bound_bytes, s->anonymous_bytes, s->dirty_bytes,
+        s->idle_bytes, s->other_bytes, s->ranges, s->loads, s->prefetched, s->demand, s->drops, s->spilled_bytes,
+        s->spills, s->restores, s->loaded_bytes, s->link_bytes, s->stall_ns, s->least_budget_bytes);
     return len < 0 ? 0 : (size_t)len;
 }
 

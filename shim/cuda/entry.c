@@ -31,22 +31,22 @@ static inline CUresult leave(CUresult result)
     return result;
 }
 
-#define ENTRY(name, type, parameters, pass, call)                                                                    \
-    CUresult cws_hook_##name parameters                                                                                      \
-    {                                                                                                                        \
-        bool forked;                                                                                                         \
-        cws_fn_##type real = CWS_CUDA_REAL(name);                                                                            \
-        if (!enter(&forked))                                                                                                 \
-            return pass;                                                                                                     \
-        CUresult result_ = forked ? cws_cuda_refuse_forked() : call;                                                         \
-        return leave(result_);                                                                                               \
+#define ENTRY(name, type, parameters, pass, call)                                                                      \
+    CUresult cws_hook_##name parameters                                                                                \
+    {                                                                                                                  \
+        bool forked;                                                                                                   \
+        cws_fn_##type real = CWS_CUDA_REAL(name);                                                                      \
+        if (!enter(&forked))                                                                                           \
+            return pass;                                                                                               \
+        CUresult result_ = forked ? cws_cuda_refuse_forked() : call;                                                   \
+        return leave(result_);                                                                                         \
     }
 
-#define CWS_CUDA(symbol, since, parameters, ...)                                                                             \
+#define CWS_CUDA(symbol, since, parameters, ...)                                                                       \
     ENTRY(symbol, symbol, parameters, real(__VA_ARGS__), cws_do_##symbol(real, CU_STREAM_LEGACY, __VA_ARGS__))
-#define CWS_CUDA_S(symbol, variant, since, parameters, ...)                                                                  \
-    CWS_CUDA(symbol, since, parameters, __VA_ARGS__)                                                                         \
-    ENTRY(symbol##variant, symbol, parameters, real(__VA_ARGS__),                                      \
+#define CWS_CUDA_S(symbol, variant, since, parameters, ...)                                                            \
+    CWS_CUDA(symbol, since, parameters, __VA_ARGS__)                                                                   \
+    ENTRY(symbol##variant, symbol, parameters, real(__VA_ARGS__),                                                      \
           cws_do_##symbol(real, CU_STREAM_PER_THREAD, __VA_ARGS__))
 #define CWS_CUDA_VOID(symbol, since) ENTRY(symbol, symbol, (void), real(), cws_do_##symbol(real, CU_STREAM_LEGACY))
 #define CWS_CUDA_USED(symbol, parameters)

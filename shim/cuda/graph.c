@@ -109,7 +109,8 @@ static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *lis
         cws_cuda_list_add(list, p.set.dst);
         return true;
     case CU_GRAPH_NODE_TYPE_GRAPH:
-        return CWS_CUDA_REAL(cuGraphChildGraphNodeGetGraph)(node, &p.graph) == CUDA_SUCCESS && walk(p.graph, depth + 1, list);
+        return CWS_CUDA_REAL(cuGraphChildGraphNodeGetGraph)(node, &p.graph) == CUDA_SUCCESS &&
+               walk(p.graph, depth + 1, list);
     case CU_GRAPH_NODE_TYPE_CONDITIONAL: /* the driver does not give its bodies back */
         return false;
     default:
@@ -164,16 +165,16 @@ static CUresult begin_named(const struct named *n, CUstream order, struct cws_cu
 }
 
 /* Memory that a node copies has to be there when the graph is made, too. */
-#define INSTANTIATE(call)                                                                                                    \
-    do {                                                                                                                     \
-        struct cws_cuda_use use;                                                                                             \
-        struct named *n = name_all(graph);                                                                                   \
-        CUresult result = n ? begin_named(n, own, &use) : CUDA_ERROR_OUT_OF_MEMORY;                                          \
-        if (result == CUDA_SUCCESS) {                                                                                        \
-            result = call;                                                                                                   \
-            cws_cuda_end(&use, /* queued */ false);                                                                          \
-        }                                                                                                                    \
-        return keep(result, n, out);                                                                                         \
+#define INSTANTIATE(call)                                                                                              \
+    do {                                                                                                               \
+        struct cws_cuda_use use;                                                                                       \
+        struct named *n = name_all(graph);                                                                             \
+        CUresult result = n ? begin_named(n, own, &use) : CUDA_ERROR_OUT_OF_MEMORY;                                    \
+        if (result == CUDA_SUCCESS) {                                                                                  \
+            result = call;                                                                                             \
+            cws_cuda_end(&use, /* queued */ false);                                                                    \
+        }                                                                                                              \
+        return keep(result, n, out);                                                                                   \
     } while (0)
 
 static CUresult keep(CUresult result, struct named *n, CUgraphExec *out)
@@ -188,8 +189,8 @@ static CUresult keep(CUresult result, struct named *n, CUgraphExec *out)
     return result;
 }
 
-CUresult cws_do_cuGraphInstantiate(cws_fn_cuGraphInstantiate real, CUstream own, CUgraphExec *out, CUgraph graph, CUgraphNode *node,
-                                   char *text, size_t room)
+CUresult cws_do_cuGraphInstantiate(cws_fn_cuGraphInstantiate real, CUstream own, CUgraphExec *out, CUgraph graph,
+                                   CUgraphNode *node, char *text, size_t room)
 {
     INSTANTIATE(real(out, graph, node, text, room));
 }
@@ -200,14 +201,14 @@ CUresult cws_do_cuGraphInstantiate_v2(cws_fn_cuGraphInstantiate_v2 real, CUstrea
     INSTANTIATE(real(out, graph, node, text, room));
 }
 
-CUresult cws_do_cuGraphInstantiateWithFlags(cws_fn_cuGraphInstantiateWithFlags real, CUstream own, CUgraphExec *out, CUgraph graph,
-                                            unsigned long long flags)
+CUresult cws_do_cuGraphInstantiateWithFlags(cws_fn_cuGraphInstantiateWithFlags real, CUstream own, CUgraphExec *out,
+                                            CUgraph graph, unsigned long long flags)
 {
     INSTANTIATE(real(out, graph, flags));
 }
 
-CUresult cws_do_cuGraphInstantiateWithParams(cws_fn_cuGraphInstantiateWithParams real, CUstream own, CUgraphExec *out, CUgraph graph,
-                                             void *params)
+CUresult cws_do_cuGraphInstantiateWithParams(cws_fn_cuGraphInstantiateWithParams real, CUstream own, CUgraphExec *out,
+                                             CUgraph graph, void *params)
 {
     INSTANTIATE(real(out, graph, params));
 }
@@ -262,14 +263,15 @@ static CUresult replace(CUresult result, CUgraphExec exec, CUgraph graph)
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-CUresult cws_do_cuGraphExecUpdate(cws_fn_cuGraphExecUpdate real, CUstream own, CUgraphExec exec, CUgraph graph, CUgraphNode *node,
-                                  int *changed)
+CUresult cws_do_cuGraphExecUpdate(cws_fn_cuGraphExecUpdate real, CUstream own, CUgraphExec exec, CUgraph graph,
+                                  CUgraphNode *node, int *changed)
 {
     (void)own;
     return replace(real(exec, graph, node, changed), exec, graph);
 }
 
-CUresult cws_do_cuGraphExecUpdate_v2(cws_fn_cuGraphExecUpdate_v2 real, CUstream own, CUgraphExec exec, CUgraph graph, void *changed)
+CUresult cws_do_cuGraphExecUpdate_v2(cws_fn_cuGraphExecUpdate_v2 real, CUstream own, CUgraphExec exec, CUgraph graph,
+                                     void *changed)
 {
     (void)own;
     return replace(real(exec, graph, changed), exec, graph);
@@ -288,39 +290,43 @@ static CUresult extend(CUgraphExec exec, struct named *more)
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-#define EXTEND(add, call)                                                                                                    \
-    do {                                                                                                                     \
-        struct named *n = create_named();                                                                                    \
-        (void)own;                                                                                                           \
-        if (!n)                                                                                                              \
-            return CUDA_ERROR_OUT_OF_MEMORY;                                                                                 \
-        struct cws_cuda_list *list = &n->list;                                                                               \
-        if (params)                                                                                                          \
-            add;                                                                                                             \
-        CUresult result = extend(exec, n);                                                                                   \
-        return result == CUDA_SUCCESS ? call : result;                                                                       \
+#define EXTEND(add, call)                                                                                              \
+    do {                                                                                                               \
+        struct named *n = create_named();                                                                              \
+        (void)own;                                                                                                     \
+        if (!n)                                                                                                        \
+            return CUDA_ERROR_OUT_OF_MEMORY;                                                                           \
+        struct cws_cuda_list *list = &n->list;                                                                         \
+        if (params)                                                                                                    \
+            add;                                                                                                       \
+        CUresult result = extend(exec, n);                                                                             \
+        return result == CUDA_SUCCESS ? call : result;                                                                 \
     } while (0)
 
-CUresult cws_do_cuGraphExecKernelNodeSetParams(cws_fn_cuGraphExecKernelNodeSetParams real, CUstream own, CUgraphExec exec,
-                                               CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params)
+CUresult cws_do_cuGraphExecKernelNodeSetParams(cws_fn_cuGraphExecKernelNodeSetParams real, CUstream own,
+                                               CUgraphExec exec, CUgraphNode node,
+                                               const CUDA_KERNEL_NODE_PARAMS *params)
 {
     EXTEND(add_kernel(params, NULL, list), real(exec, node, params));
 }
 
-CUresult cws_do_cuGraphExecKernelNodeSetParams_v2(cws_fn_cuGraphExecKernelNodeSetParams_v2 real, CUstream own, CUgraphExec exec,
-                                                  CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params)
+CUresult cws_do_cuGraphExecKernelNodeSetParams_v2(cws_fn_cuGraphExecKernelNodeSetParams_v2 real, CUstream own,
+                                                  CUgraphExec exec, CUgraphNode node,
+                                                  const CUDA_KERNEL_NODE_PARAMS *params)
 {
     EXTEND(add_kernel(params, params->kern, list), real(exec, node, params));
 }
 
-CUresult cws_do_cuGraphExecMemcpyNodeSetParams(cws_fn_cuGraphExecMemcpyNodeSetParams real, CUstream own, CUgraphExec exec,
-                                               CUgraphNode node, const CUDA_MEMCPY3D *params, CUcontext context)
+CUresult cws_do_cuGraphExecMemcpyNodeSetParams(cws_fn_cuGraphExecMemcpyNodeSetParams real, CUstream own,
+                                               CUgraphExec exec, CUgraphNode node, const CUDA_MEMCPY3D *params,
+                                               CUcontext context)
 {
     EXTEND(add_copy(params, list), real(exec, node, params, context));
 }
 
-CUresult cws_do_cuGraphExecMemsetNodeSetParams(cws_fn_cuGraphExecMemsetNodeSetParams real, CUstream own, CUgraphExec exec,
-                                               CUgraphNode node, const CUDA_MEMSET_NODE_PARAMS *params, CUcontext context)
+CUresult cws_do_cuGraphExecMemsetNodeSetParams(cws_fn_cuGraphExecMemsetNodeSetParams real, CUstream own,
+                                               CUgraphExec exec, CUgraphNode node,
+                                               const CUDA_MEMSET_NODE_PARAMS *params, CUcontext context)
 {
     EXTEND(cws_cuda_list_add(list, params->dst), real(exec, node, params, context));
 }
@@ -331,8 +337,8 @@ static void add_child(CUgraph graph, struct cws_cuda_list *list)
         list->everything = true;
 }
 
-CUresult cws_do_cuGraphExecChildGraphNodeSetParams(cws_fn_cuGraphExecChildGraphNodeSetParams real, CUstream own, CUgraphExec exec,
-                                                   CUgraphNode node, CUgraph params)
+CUresult cws_do_cuGraphExecChildGraphNodeSetParams(cws_fn_cuGraphExecChildGraphNodeSetParams real, CUstream own,
+                                                   CUgraphExec exec, CUgraphNode node, CUgraph params)
 {
     EXTEND(add_child(params, list), real(exec, node, params));
 }
@@ -349,8 +355,8 @@ static void add_any(const CUgraphNodeParams *p, struct cws_cuda_list *list)
         add_child(p->node.graph.graph, list);
 }
 
-CUresult cws_do_cuGraphExecNodeSetParams(cws_fn_cuGraphExecNodeSetParams real, CUstream own, CUgraphExec exec, CUgraphNode node,
-                                         CUgraphNodeParams *params)
+CUresult cws_do_cuGraphExecNodeSetParams(cws_fn_cuGraphExecNodeSetParams real, CUstream own, CUgraphExec exec,
+                                         CUgraphNode node, CUgraphNodeParams *params)
 {
     EXTEND(add_any(params, list), real(exec, node, params));
 }

@@ -26,8 +26,8 @@
 
 /* Entry points. */
 #define CWS_CUDA(symbol, since, parameters, ...) CWS_EXPORT CUresult cws_hook_##symbol parameters __asm__(#symbol);
-#define CWS_CUDA_S(symbol, variant, since, parameters, ...)                                                                  \
-    CWS_CUDA(symbol, since, parameters)                                                                                      \
+#define CWS_CUDA_S(symbol, variant, since, parameters, ...)                                                            \
+    CWS_CUDA(symbol, since, parameters)                                                                                \
     CWS_EXPORT CUresult cws_hook_##symbol##variant parameters __asm__(#symbol #variant);
 #define CWS_CUDA_VOID(symbol, since) CWS_CUDA(symbol, since, (void))
 #define CWS_CUDA_USED(symbol, parameters)
@@ -38,7 +38,8 @@
 #undef CWS_CUDA_USED
 
 /* Bodies. `own`: the stream that NULL, or a call without a stream, means. */
-#define CWS_CUDA(symbol, since, parameters, ...) CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters);
+#define CWS_CUDA(symbol, since, parameters, ...)                                                                       \
+    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters);
 #define CWS_CUDA_S(symbol, variant, since, parameters, ...) CWS_CUDA(symbol, since, parameters)
 #define CWS_CUDA_VOID(symbol, since) CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own);
 #define CWS_CUDA_USED(symbol, parameters)
@@ -77,10 +78,11 @@ enum cws_cuda_index {
 
 /* Fills in one entry and returns it; a function that returns CUDA_ERROR_NOT_FOUND where this driver has none. */
 void *cws_cuda_find(enum cws_cuda_index which);
-#define CWS_CUDA_REAL(symbol)                                                                                               \
-    (__extension__({                                                                                                        \
-        __typeof__(cws_cuda_real.real_##symbol) real_ = __atomic_load_n(&cws_cuda_real.real_##symbol, __ATOMIC_RELAXED);    \
-        CWS_UNLIKELY(!real_) ? (__typeof__(real_))cws_cuda_find(CWS_CUDA_##symbol) : real_;                                 \
+#define CWS_CUDA_REAL(symbol)                                                                                          \
+    (__extension__({                                                                                                   \
+        __typeof__(cws_cuda_real.real_##symbol) real_ =                                                                \
+            __atomic_load_n(&cws_cuda_real.real_##symbol, __ATOMIC_RELAXED);                                           \
+        CWS_UNLIKELY(!real_) ? (__typeof__(real_))cws_cuda_find(CWS_CUDA_##symbol) : real_;                            \
     }))
 
 /* The replacement for what the driver answered to cuGetProcAddress(name, version, flags), or `real` itself. */

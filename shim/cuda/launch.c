@@ -55,10 +55,12 @@ static void say_unknown(CUfunction function)
 {
     typedef CUresult (*name_of)(const char **name, void *function);
     const char *name = NULL;
-    name_of kernel_name = (name_of)cws_cuda_symbol(NULL, "cuKernelGetName"), function_name = (name_of)cws_cuda_symbol(NULL, "cuFuncGetName");
+    name_of kernel_name = (name_of)cws_cuda_symbol(NULL, "cuKernelGetName"),
+            function_name = (name_of)cws_cuda_symbol(NULL, "cuFuncGetName");
     if ((!function_name || function_name(&name, function)) && (!kernel_name || kernel_name(&name, function)))
         name = NULL;
-    cws_shim_say("kernel %s: the driver does not tell its parameters, so all weights have to be resident when it runs", name ? name : "(no name)");
+    cws_shim_say("kernel %s: the driver does not tell its parameters, so all weights have to be resident when it runs",
+                 name ? name : "(no name)");
 }
 
 /* Begins the use of what the parameters name. On success cws_cuda_end is due. */
@@ -77,9 +79,9 @@ static CUresult begin_launch(CUfunction function, void **params, void **extra, C
     return result;
 }
 
-CUresult cws_do_cuLaunchKernel(cws_fn_cuLaunchKernel real, CUstream own, CUfunction function, unsigned grid_x, unsigned grid_y,
-                               unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared, CUstream stream,
-                               void **params, void **extra)
+CUresult cws_do_cuLaunchKernel(cws_fn_cuLaunchKernel real, CUstream own, CUfunction function, unsigned grid_x,
+                               unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
+                               unsigned shared, CUstream stream, void **params, void **extra)
 {
     struct cws_cuda_use use;
     CUresult result = begin_launch(function, params, extra, cws_cuda_stream(stream, own), &use);
@@ -90,11 +92,12 @@ CUresult cws_do_cuLaunchKernel(cws_fn_cuLaunchKernel real, CUstream own, CUfunct
     return result;
 }
 
-CUresult cws_do_cuLaunchKernelEx(cws_fn_cuLaunchKernelEx real, CUstream own, const CUlaunchConfig *config, CUfunction function,
-                                 void **params, void **extra)
+CUresult cws_do_cuLaunchKernelEx(cws_fn_cuLaunchKernelEx real, CUstream own, const CUlaunchConfig *config,
+                                 CUfunction function, void **params, void **extra)
 {
     struct cws_cuda_use use;
-    CUresult result = begin_launch(function, params, extra, cws_cuda_stream(config ? config->hStream : NULL, own), &use);
+    CUresult result = begin_launch(function, params, extra, cws_cuda_stream(config ? config->hStream : NULL, own),
+                                   &use);
     if (CWS_UNLIKELY(result != CUDA_SUCCESS))
         return result;
     result = real(config, function, params, extra);
@@ -102,9 +105,10 @@ CUresult cws_do_cuLaunchKernelEx(cws_fn_cuLaunchKernelEx real, CUstream own, con
     return result;
 }
 
-CUresult cws_do_cuLaunchCooperativeKernel(cws_fn_cuLaunchCooperativeKernel real, CUstream own, CUfunction function, unsigned grid_x,
-                                          unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
-                                          unsigned shared, CUstream stream, void **params)
+CUresult cws_do_cuLaunchCooperativeKernel(cws_fn_cuLaunchCooperativeKernel real, CUstream own, CUfunction function,
+                                          unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                                          unsigned block_y, unsigned block_z, unsigned shared, CUstream stream,
+                                          void **params)
 {
     struct cws_cuda_use use;
     CUresult result = begin_launch(function, params, NULL, cws_cuda_stream(stream, own), &use);
@@ -125,7 +129,8 @@ CUresult cws_do_cuLaunchCooperativeKernelMultiDevice(cws_fn_cuLaunchCooperativeK
     if (!list || count > CWS_CUDA_DEVICES)
         return real(list, count, flags);
     for (; begun < count && result == CUDA_SUCCESS; begun++)
-        result = begin_launch(list[begun].function, list[begun].kernelParams, NULL, cws_cuda_stream(list[begun].hStream, own), &uses[begun]);
+        result = begin_launch(list[begun].function, list[begun].kernelParams, NULL,
+                              cws_cuda_stream(list[begun].hStream, own), &uses[begun]);
     if (result == CUDA_SUCCESS)
         result = real(list, count, flags);
     while (begun > 0)

@@ -166,7 +166,8 @@ const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function)
     struct entry *e = CWS_UNLIKELY(!t || !function) ? NULL : find(t, function);
     if (e) {
         const struct cws_cuda_layout *layout = atomic_load_explicit(&e->layout, memory_order_acquire);
-        if (atomic_load_explicit(&layout->epoch, memory_order_relaxed) == atomic_load_explicit(&epoch, memory_order_relaxed))
+        if (atomic_load_explicit(&layout->epoch, memory_order_relaxed) ==
+            atomic_load_explicit(&epoch, memory_order_relaxed))
             return layout;
     }
     if (!function)

@@ -99,8 +99,8 @@ static CUresult answer(void *data, CUpointer_attribute which, CUdeviceptr addres
     return CUDA_SUCCESS;
 }
 
-CUresult cws_do_cuPointerGetAttribute(cws_fn_cuPointerGetAttribute real, CUstream own, void *data, CUpointer_attribute which,
-                                      CUdeviceptr address)
+CUresult cws_do_cuPointerGetAttribute(cws_fn_cuPointerGetAttribute real, CUstream own, void *data,
+                                      CUpointer_attribute which, CUdeviceptr address)
 {
     struct extent e;
     (void)own;
@@ -110,8 +110,8 @@ CUresult cws_do_cuPointerGetAttribute(cws_fn_cuPointerGetAttribute real, CUstrea
 }
 
 /* This call gives NULL for attributes that do not apply, and succeeds. */
-CUresult cws_do_cuPointerGetAttributes(cws_fn_cuPointerGetAttributes real, CUstream own, unsigned count, CUpointer_attribute *which,
-                                       void **data, CUdeviceptr address)
+CUresult cws_do_cuPointerGetAttributes(cws_fn_cuPointerGetAttributes real, CUstream own, unsigned count,
+                                       CUpointer_attribute *which, void **data, CUdeviceptr address)
 {
     struct extent e;
     (void)own;
@@ -127,8 +127,8 @@ CUresult cws_do_cuPointerGetAttributes(cws_fn_cuPointerGetAttributes real, CUstr
     return CUDA_SUCCESS;
 }
 
-CUresult cws_do_cuMemGetAddressRange_v2(cws_fn_cuMemGetAddressRange_v2 real, CUstream own, CUdeviceptr *base, size_t *bytes,
-                                        CUdeviceptr address)
+CUresult cws_do_cuMemGetAddressRange_v2(cws_fn_cuMemGetAddressRange_v2 real, CUstream own, CUdeviceptr *base,
+                                        size_t *bytes, CUdeviceptr address)
 {
     struct extent e;
     (void)own;
@@ -148,8 +148,10 @@ static CUresult refuse_export(const char *how)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
     if (!atomic_flag_test_and_set(&said))
-        cws_shim_say("%s: memory of 1 MiB and more is paged and cannot be shared with another process or device; run without "
-                     "CODEC_VRAM_BUDGET for that", how);
+        cws_shim_say(
+            "%s: memory of 1 MiB and more is paged and cannot be shared with another process or device; run without "
+            "CODEC_VRAM_BUDGET for that",
+            how);
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
@@ -159,22 +161,25 @@ CUresult cws_do_cuIpcGetMemHandle(cws_fn_cuIpcGetMemHandle real, CUstream own, C
     return cws_cuda_owner(address) ? refuse_export("cuIpcGetMemHandle") : real(out, address);
 }
 
-CUresult cws_do_cuMemGetHandleForAddressRange(cws_fn_cuMemGetHandleForAddressRange real, CUstream own, void *out, CUdeviceptr address,
-                                              size_t bytes, CUmemRangeHandleType type, unsigned long long flags)
+CUresult cws_do_cuMemGetHandleForAddressRange(cws_fn_cuMemGetHandleForAddressRange real, CUstream own, void *out,
+                                              CUdeviceptr address, size_t bytes, CUmemRangeHandleType type,
+                                              unsigned long long flags)
 {
     (void)own;
-    return cws_cuda_owner(address) ? refuse_export("cuMemGetHandleForAddressRange") : real(out, address, bytes, type, flags);
+    return cws_cuda_owner(address) ? refuse_export("cuMemGetHandleForAddressRange")
+                                   : real(out, address, bytes, type, flags);
 }
 
-CUresult cws_do_cuMemRetainAllocationHandle(cws_fn_cuMemRetainAllocationHandle real, CUstream own, CUmemGenericAllocationHandle *out,
-                                            void *address)
+CUresult cws_do_cuMemRetainAllocationHandle(cws_fn_cuMemRetainAllocationHandle real, CUstream own,
+                                            CUmemGenericAllocationHandle *out, void *address)
 {
     (void)own;
     return cws_cuda_owner((uintptr_t)address) ? refuse_export("cuMemRetainAllocationHandle") : real(out, address);
 }
 
 /* Pages of a view that the device reads by itself would be dropped and read again elsewhere. */
-CUresult cws_do_cuMemHostRegister_v2(cws_fn_cuMemHostRegister_v2 real, CUstream own, void *memory, size_t bytes, unsigned flags)
+CUresult cws_do_cuMemHostRegister_v2(cws_fn_cuMemHostRegister_v2 real, CUstream own, void *memory, size_t bytes,
+                                     unsigned flags)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
     (void)own;

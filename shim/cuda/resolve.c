@@ -24,7 +24,7 @@ static const struct row {
     bool per_thread;
 } rows[CWS_CUDA_COUNT] = {
 #define CWS_CUDA(symbol, since, parameters, ...) {#symbol, (void *)cws_hook_##symbol, since, false},
-#define CWS_CUDA_S(symbol, variant, since, parameters, ...)                                                                  \
+#define CWS_CUDA_S(symbol, variant, since, parameters, ...)                                                            \
     CWS_CUDA(symbol, since, parameters){#symbol #variant, (void *)cws_hook_##symbol##variant, since, true},
 #define CWS_CUDA_VOID(symbol, since) CWS_CUDA(symbol, since, (void))
 #define CWS_CUDA_USED(symbol, parameters) {#symbol, NULL, 0, false},
@@ -160,8 +160,8 @@ CUresult cws_do_cuGetProcAddress(cws_fn_cuGetProcAddress real, CUstream own, con
     return result;
 }
 
-CUresult cws_do_cuGetProcAddress_v2(cws_fn_cuGetProcAddress_v2 real, CUstream own, const char *name, void **out, int version,
-                                    unsigned long long flags, int *status)
+CUresult cws_do_cuGetProcAddress_v2(cws_fn_cuGetProcAddress_v2 real, CUstream own, const char *name, void **out,
+                                    int version, unsigned long long flags, int *status)
 {
     (void)own;
     CUresult result = real(name, out, version, flags, status);

@@ -1,26 +1,27 @@
 /* set.c - memset, and single words that a stream writes or waits for. */
 #include "use.h"
 
-#define SET(symbol, order, parameters, call)                                                                                 \
-    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters)                                         \
-    {                                                                                                                        \
-        return CWS_CUDA_AROUND(order, to, 0, call);                                                                          \
+#define SET(symbol, order, parameters, call)                                                                           \
+    CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, CWS_BARE parameters)                                  \
+    {                                                                                                                  \
+        return CWS_CUDA_AROUND(order, to, 0, call);                                                                    \
     }
-#define SET_ALL(width, type)                                                                                   \
-    SET(cuMemsetD##width##_v2, own, (CUdeviceptr to, type value, size_t count), real(to, value, count))                      \
-    SET(cuMemsetD##width##Async, cws_cuda_stream(stream, own), (CUdeviceptr to, type value, size_t count, CUstream stream),  \
-        real(to, value, count, stream))                                                                                      \
-    SET(cuMemsetD2D##width##_v2, own, (CUdeviceptr to, size_t pitch, type value, size_t columns, size_t rows),               \
-        real(to, pitch, value, columns, rows))                                                                               \
-    SET(cuMemsetD2D##width##Async, cws_cuda_stream(stream, own),                                                             \
-        (CUdeviceptr to, size_t pitch, type value, size_t columns, size_t rows, CUstream stream),                            \
+#define SET_ALL(width, type)                                                                                           \
+    SET(cuMemsetD##width##_v2, own, (CUdeviceptr to, type value, size_t count), real(to, value, count))                \
+    SET(cuMemsetD##width##Async, cws_cuda_stream(stream, own),                                                         \
+        (CUdeviceptr to, type value, size_t count, CUstream stream),                                                   \
+        real(to, value, count, stream))                                                                                \
+    SET(cuMemsetD2D##width##_v2, own, (CUdeviceptr to, size_t pitch, type value, size_t columns, size_t rows),         \
+        real(to, pitch, value, columns, rows))                                                                         \
+    SET(cuMemsetD2D##width##Async, cws_cuda_stream(stream, own),                                                       \
+        (CUdeviceptr to, size_t pitch, type value, size_t columns, size_t rows, CUstream stream),                      \
         real(to, pitch, value, columns, rows, stream))
 SET_ALL(8, unsigned char)
 SET_ALL(16, unsigned short)
 SET_ALL(32, unsigned)
 
-#define VALUE(symbol, type)                                                                                                  \
-    SET(symbol, cws_cuda_stream(stream, own), (CUstream stream, CUdeviceptr to, type value, unsigned flags),                 \
+#define VALUE(symbol, type)                                                                                            \
+    SET(symbol, cws_cuda_stream(stream, own), (CUstream stream, CUdeviceptr to, type value, unsigned flags),           \
         real(stream, to, value, flags))
 VALUE(cuStreamWriteValue32_v2, unsigned)
 VALUE(cuStreamWriteValue64_v2, unsigned long long)

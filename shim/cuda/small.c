@@ -127,7 +127,8 @@ static CUdeviceptr take(struct cws_gpu *gpu, CUstream stream, unsigned class)
 
 /* --- the program's calls --------------------------------------------------------------------------- */
 
-CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes, CUstream stream, CUstream order)
+CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
+                         CUstream stream, CUstream order)
 {
     unsigned class = class_of(bytes);
     CUdeviceptr at = can_keep(order) ? take(gpu, same_name(order), class) : 0;
@@ -215,7 +216,8 @@ void cws_small_stream_gone(CUstream stream)
 
 void cws_small_release(const struct cws_gpu *gpu)
 {
-    if (atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed)) /* nothing may be queued, or not on every stream */
+    /* nothing may be queued, or not on every stream */
+    if (atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed))
         return;
     for (unsigned i = 0; i < STREAMS; i++) {
         pthread_mutex_lock(&lock);

@@ -5,7 +5,8 @@
 
 /* cuMemAllocAsync for 0 < bytes < CWS_GPU_RANGE_MIN on a stream that does not capture; order: what `stream` is. What an
  * earlier allocation of about this size left on this stream, or the driver's, which is `real`. */
-CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes, CUstream stream, CUstream order);
+CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
+                         CUstream stream, CUstream order);
 enum cws_small_end {
     CWS_SMALL_NOT_OURS,    /* not known here, or not any more: the driver is to free it */
     CWS_SMALL_KEPT,        /* freed: there is nothing more to do */

@@ -26,6 +26,7 @@ CUresult cws_cuda_refuse_forked(void)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
     if (!atomic_flag_test_and_set(&said))
-        cws_shim_say("a forked process cannot use the GPU of its parent: CUDA calls fail here (multiprocessing: use the start method spawn)");
+        cws_shim_say("a forked process cannot use the GPU of its parent: CUDA calls fail here (multiprocessing: use "
+                     "the start method spawn)");
     return CUDA_ERROR_NOT_INITIALIZED;
 }

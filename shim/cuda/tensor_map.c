@@ -27,31 +27,38 @@ static CUresult made(CUresult result, const void *map, const void *named)
     return result;
 }
 
-CUresult cws_do_cuTensorMapEncodeTiled(cws_fn_cuTensorMapEncodeTiled real, CUstream own, void *map, int type, unsigned rank, void *address,
-                                       const unsigned long long *dims, const unsigned long long *strides, const unsigned *box,
-                                       const unsigned *steps, int interleave, int swizzle, int promotion, int fill)
+CUresult cws_do_cuTensorMapEncodeTiled(cws_fn_cuTensorMapEncodeTiled real, CUstream own, void *map, int type,
+                                       unsigned rank, void *address, const unsigned long long *dims,
+                                       const unsigned long long *strides, const unsigned *box, const unsigned *steps,
+                                       int interleave, int swizzle, int promotion, int fill)
 {
     (void)own;
-    return made(real(map, type, rank, address, dims, strides, box, steps, interleave, swizzle, promotion, fill), map, address);
+    return made(real(map, type, rank, address, dims, strides, box, steps, interleave, swizzle, promotion, fill), map,
+                address);
 }
 
-CUresult cws_do_cuTensorMapEncodeIm2col(cws_fn_cuTensorMapEncodeIm2col real, CUstream own, void *map, int type, unsigned rank, void *address,
-                                        const unsigned long long *dims, const unsigned long long *strides, const int *lower, const int *upper,
-                                        unsigned channels, unsigned pixels, const unsigned *steps, int interleave, int swizzle, int promotion,
-                                        int fill)
+CUresult cws_do_cuTensorMapEncodeIm2col(cws_fn_cuTensorMapEncodeIm2col real, CUstream own, void *map, int type,
+                                        unsigned rank, void *address, const unsigned long long *dims,
+                                        const unsigned long long *strides, const int *lower, const int *upper,
+                                        unsigned channels, unsigned pixels, const unsigned *steps, int interleave,
+                                        int swizzle, int promotion, int fill)
 {
     (void)own;
-    return made(real(map, type, rank, address, dims, strides, lower, upper, channels, pixels, steps, interleave, swizzle, promotion, fill), map, address);
+    return made(real(map, type, rank, address, dims, strides, lower, upper, channels, pixels, steps, interleave,
+                     swizzle, promotion, fill),
+                map, address);
 }
 
-CUresult cws_do_cuTensorMapEncodeIm2colWide(cws_fn_cuTensorMapEncodeIm2colWide real, CUstream own, void *map, int type, unsigned rank,
-                                            void *address, const unsigned long long *dims, const unsigned long long *strides, int lower,
-                                            int upper, unsigned channels, unsigned pixels, const unsigned *steps, int interleave, int mode,
+CUresult cws_do_cuTensorMapEncodeIm2colWide(cws_fn_cuTensorMapEncodeIm2colWide real, CUstream own, void *map, int type,
+                                            unsigned rank, void *address, const unsigned long long *dims,
+                                            const unsigned long long *strides, int lower, int upper, unsigned channels,
+                                            unsigned pixels, const unsigned *steps, int interleave, int mode,
                                             int swizzle, int promotion, int fill)
 {
     (void)own;
-    return made(real(map, type, rank, address, dims, strides, lower, upper, channels, pixels, steps, interleave, mode, swizzle, promotion, fill), map,
-                address);
+    return made(real(map, type, rank, address, dims, strides, lower, upper, channels, pixels, steps, interleave, mode,
+                     swizzle, promotion, fill),
+                map, address);
 }
 
 CUresult cws_do_cuTensorMapReplaceAddress(cws_fn_cuTensorMapReplaceAddress real, CUstream own, void *map, void *address)

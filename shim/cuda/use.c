@@ -66,7 +66,8 @@ void cws_cuda_list_deinit(struct cws_cuda_list *list)
 
 /* --- begin and end --------------------------------------------------------------------------------- */
 
-static CUresult begin_part(CUstream stream, struct cws_gpu *gpu, const CUdeviceptr *at, size_t count, struct cws_cuda_use *use)
+static CUresult begin_part(CUstream stream, struct cws_gpu *gpu, const CUdeviceptr *at, size_t count,
+                           struct cws_cuda_use *use)
 {
     CUresult result = cws_gpu_begin(gpu, stream, at, count, &use->parts[use->count].use);
     if (result == CUDA_SUCCESS)
@@ -107,7 +108,8 @@ CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struc
         return CUDA_SUCCESS;
     if (atomic_load_explicit(&cws_cuda_device_count, memory_order_relaxed) > 1)
         return begin_mixed(stream, list, use);
-    return begin_part(stream, atomic_load_explicit(&cws_cuda_devices[0].gpu, memory_order_relaxed), list->at, list->count, use);
+    return begin_part(stream, atomic_load_explicit(&cws_cuda_devices[0].gpu, memory_order_relaxed), list->at,
+                      list->count, use);
 }
 
 void cws_cuda_end(struct cws_cuda_use *use, bool queued)
@@ -157,7 +159,8 @@ void cws_cuda_explain(CUresult result)
             continue;
         cws_gpu_stats_get(gpu, &s);
         if (s.bound_bytes > s.decoded_bytes && !atomic_flag_test_and_set(&said))
-            cws_shim_say("illegal memory access on the GPU while weights are paged out: probably a kernel reached one through a pointer "
+            cws_shim_say("illegal memory access on the GPU while weights are paged out: probably a kernel reached one "
+                         "through a pointer "
                          "that lies in device memory; CODEC_PIN=<tensor names, * allowed> keeps such weights resident");
     }
 }

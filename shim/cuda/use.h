@@ -42,27 +42,27 @@ CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struc
 void cws_cuda_end(struct cws_cuda_use *use, bool queued); /* queued on a stream that captures counts as not */
 
 /* Runs `call` (an expression) with one or two addresses in use. */
-#define CWS_CUDA_AROUND(stream, first, second, call)                                                                        \
-    (__extension__({                                                                                                        \
-        CUdeviceptr first_ = (first), second_ = (second);                                                                   \
-        CUstream order_ = (stream);                                                                                         \
-        CUresult result_;                                                                                                   \
-        if (!cws_cuda_is_near(first_) && !cws_cuda_is_near(second_)) {                                                      \
-            result_ = (call);                                                                                               \
-        } else {                                                                                                            \
-            struct cws_cuda_list list_;                                                                                     \
-            struct cws_cuda_use use_;                                                                                       \
-            cws_cuda_list_init(&list_);                                                                                     \
-            cws_cuda_list_add(&list_, first_);                                                                              \
-            cws_cuda_list_add(&list_, second_);                                                                             \
-            result_ = cws_cuda_begin(order_, &list_, &use_);                                                                \
-            if (result_ == CUDA_SUCCESS) {                                                                                  \
-                result_ = (call);                                                                                           \
-                cws_cuda_end(&use_, result_ == CUDA_SUCCESS);                                                               \
-            }                                                                                                               \
-            cws_cuda_list_deinit(&list_);                                                                                   \
-        }                                                                                                                   \
-        result_;                                                                                                            \
+#define CWS_CUDA_AROUND(stream, first, second, call)                                                                   \
+    (__extension__({                                                                                                   \
+        CUdeviceptr first_ = (first), second_ = (second);                                                              \
+        CUstream order_ = (stream);                                                                                    \
+        CUresult result_;                                                                                              \
+        if (!cws_cuda_is_near(first_) && !cws_cuda_is_near(second_)) {                                                 \
+            result_ = (call);                                                                                          \
+        } else {                                                                                                       \
+            struct cws_cuda_list list_;                                                                                \
+            struct cws_cuda_use use_;                                                                                  \
+            cws_cuda_list_init(&list_);                                                                                \
+            cws_cuda_list_add(&list_, first_);                                                                         \
+            cws_cuda_list_add(&list_, second_);                                                                        \
+            result_ = cws_cuda_begin(order_, &list_, &use_);                                                           \
+            if (result_ == CUDA_SUCCESS) {                                                                             \
+                result_ = (call);                                                                                      \
+                cws_cuda_end(&use_, result_ == CUDA_SUCCESS);                                                          \
+            }                                                                                                          \
+            cws_cuda_list_deinit(&list_);                                                                              \
+        }                                                                                                              \
+        result_;                                                                                                       \
     }))
 
 /* A call answered `result`: says what an illegal address is likely to be. */

@@ -322,7 +322,8 @@ ssize_t cws_hook_recvmsg(int fd, struct msghdr *message, int flags)
 {
     if (!message || !CWS_UNLIKELY(cws_buffers_any(message->msg_iov, (int)message->msg_iovlen)))
         return CWS_REAL(recvmsg)(fd, message, flags);
-    struct cws_transfer t = {.call = call_recvmsg, .fd = fd, .flags = flags, .message = message, .into = true, .once = true};
+    struct cws_transfer t = {
+        .call = call_recvmsg, .fd = fd, .flags = flags, .message = message, .into = true, .once = true};
     return cws_buffers_run(&t, message->msg_iov, (int)message->msg_iovlen);
 }
 
@@ -333,7 +334,8 @@ ssize_t cws_hook_recvfrom(int fd, void *data, size_t bytes, int flags, struct so
     if (!from)
         return cws_hook_recv(fd, data, bytes, flags);
     struct iovec part = {data, bytes};
-    struct msghdr message = {.msg_name = from, .msg_namelen = from_len ? *from_len : 0, .msg_iov = &part, .msg_iovlen = 1};
+    struct msghdr message = {
+        .msg_name = from, .msg_namelen = from_len ? *from_len : 0, .msg_iov = &part, .msg_iovlen = 1};
     ssize_t got = cws_hook_recvmsg(fd, &message, flags);
     if (got >= 0 && from_len)
         *from_len = message.msg_namelen;

@@ -276,7 +276,8 @@ static uint64_t window_of(const struct cws_file *f, uint64_t offset)
     if (!t)
         return offset - offset % WINDOW_BYTES;
     uint64_t inside = offset - t->begin;
-    uint64_t unit = t->record->chunk_bytes && t->record->chunk_bytes < WINDOW_BYTES ? t->record->chunk_bytes : WINDOW_BYTES;
+    uint64_t unit = t->record->chunk_bytes && t->record->chunk_bytes < WINDOW_BYTES ? t->record->chunk_bytes
+                                                                                    : WINDOW_BYTES;
     return offset - inside % unit;
 }
 
@@ -284,7 +285,8 @@ static int fill_window_locked(struct cws_file *f, uint64_t offset)
 {
     struct cws_error err = {0};
     if (!f->window && !(f->window = malloc(WINDOW_BYTES)))
-        return read_failed(f, &err, cws_fail(&err, -ENOMEM, "%s: not enough memory to read", cws_store_path(f->shared->store)));
+        return read_failed(f, &err,
+                           cws_fail(&err, -ENOMEM, "%s: not enough memory to read", cws_store_path(f->shared->store)));
     uint64_t begin = window_of(f, offset), end = begin + WINDOW_BYTES;
     if (end > f->bytes)
         end = f->bytes;
@@ -316,7 +318,8 @@ static int check_writable(void *data, size_t bytes)
     uintptr_t page = (uintptr_t)data & ~(uintptr_t)(CWS_PAGE_BYTES - 1);
     int saved = errno;
     bool good = CWS_REAL(madvise)((void *)page, (uintptr_t)data + bytes - page, MADV_POPULATE_WRITE) == 0;
-    if (!good && errno != ENOMEM && errno != EFAULT) /* EINVAL: a kernel before 5.14, memory of a device, or not writable */
+    /* EINVAL: a kernel before 5.14, memory of a device, or not writable */
+    if (!good && errno != ENOMEM && errno != EFAULT)
         good = kernel_can_write(data, bytes);
     errno = saved;
     return good ? 0 : -EFAULT;
@@ -600,7 +603,8 @@ void cws_files_fork_child(void)
         if (try_lock(f)) {
             if (f->cursor)
                 cws_store_cursor_after_fork(f->cursor);
-        } else { /* a thread that does not exist here was reading: what it held is in no known state, and is left alone */
+        } else {
+            /* a thread that does not exist here was reading: what it held is in no known state, and is left alone */
             f->cursor = NULL;
             f->window = NULL;
             f->window_begin = f->window_end = 0;

@@ -20,7 +20,10 @@ extern unsigned cws_files_tracked; /* descriptors in the table; read without a l
 bool cws_file_lookup(int fd);
 
 /* What every hook asks first. A process without stores pays one load. */
-static inline bool cws_files_any(void) { return __builtin_expect(__atomic_load_n(&cws_files_tracked, __ATOMIC_RELAXED) != 0, 0); }
+static inline bool cws_files_any(void)
+{
+    return __builtin_expect(__atomic_load_n(&cws_files_tracked, __ATOMIC_RELAXED) != 0, 0);
+}
 static inline bool cws_file_is_tracked(int fd) { return cws_files_any() && cws_file_lookup(fd); }
 
 /* The file behind a tracked descriptor, with a reference: cws_file_put(), inside one guard with it. NULL: not tracked,

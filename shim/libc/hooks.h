@@ -49,10 +49,10 @@ void cws_real_find_all(void);
 /* How many of the symbols this C library has. */
 unsigned cws_real_count(void);
 
-#define CWS_REAL(name)                                                                                                  \
-    (__extension__({                                                                                                    \
-        __typeof__(cws_real.real_##name) real_ = __atomic_load_n(&cws_real.real_##name, __ATOMIC_RELAXED);              \
-        CWS_UNLIKELY(!real_) ? (__typeof__(real_))cws_real_find(CWS_HOOK_##name) : real_;                               \
+#define CWS_REAL(name)                                                                                                 \
+    (__extension__({                                                                                                   \
+        __typeof__(cws_real.real_##name) real_ = __atomic_load_n(&cws_real.real_##name, __ATOMIC_RELAXED);             \
+        CWS_UNLIKELY(!real_) ? (__typeof__(real_))cws_real_find(CWS_HOOK_##name) : real_;                              \
     }))
 
 /* Gives the definition of `target` a second exported name. In the file that defines it. */

@@ -33,11 +33,13 @@ static size_t round_up(size_t len) { return (len + page_bytes() - 1) & ~(page_by
 static int check_request(size_t len, int prot, int flags, off_t offset)
 {
     int type = flags & MAP_TYPE;
-    if (len == 0 || offset < 0 || (size_t)offset % page_bytes() || (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE))
+    if (len == 0 || offset < 0 || (size_t)offset % page_bytes() ||
+        (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE))
         return -EINVAL;
     if (round_up(len) < len)
         return -ENOMEM;
-    if ((prot & PROT_EXEC) || (type != MAP_PRIVATE && (prot & PROT_WRITE))) /* the descriptor is open for reading only */
+    /* the descriptor is open for reading only */
+    if ((prot & PROT_EXEC) || (type != MAP_PRIVATE && (prot & PROT_WRITE)))
         return -EACCES;
     return 0;
 }
@@ -214,7 +216,8 @@ static int refuse_lock(const char *call)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
     if (!atomic_flag_test_and_set(&said))
-        cws_shim_say("%s: memory of packed files cannot be locked, because all of it would stay in memory past the budget; nothing was locked. Let the program lock "
+        cws_shim_say("%s: memory of packed files cannot be locked, because all of it would stay in memory past the "
+                     "budget; nothing was locked. Let the program lock "
                      "what it needs before it maps the model, or load the model unpacked (codecllm unpack)",
                      call);
     return result_of(-ENOMEM);

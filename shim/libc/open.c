@@ -201,7 +201,10 @@ static int duplicated(int from, int to)
 
 /* Does one of the two stand for a store? Then a duplicate is made and noted in one guard; otherwise there is most
  * likely nothing to note. */
-static bool is_any_tracked(int from, int to) { return cws_files_any() && (cws_file_is_tracked(from) || cws_file_is_tracked(to)); }
+static bool is_any_tracked(int from, int to)
+{
+    return cws_files_any() && (cws_file_is_tracked(from) || cws_file_is_tracked(to));
+}
 
 int cws_hook_dup(int fd)
 {

@@ -21,13 +21,15 @@ static int stats_pid; /* the process that mapped a store first prints the counte
 static void say_unknown(void *arg, const char *name_and_value)
 {
     (void)arg;
-    cws_shim_say("%.*s: no such setting; 'codecllm doctor' lists them", (int)strcspn(name_and_value, "="), name_and_value);
+    cws_shim_say("%.*s: no such setting; 'codecllm doctor' lists them", (int)strcspn(name_and_value, "="),
+                 name_and_value);
 }
 
 static void say_settings(const struct cws_options *options)
 {
     struct cws_option_row row;
-    cws_shim_say("version %s, pager %s, %u functions of the C library replaced", CWS_VERSION, cws_pager_rung(), cws_real_count());
+    cws_shim_say("version %s, pager %s, %u functions of the C library replaced", CWS_VERSION, cws_pager_rung(),
+                 cws_real_count());
     for (size_t i = 0; cws_options_row(i, &row); i++)
         cws_shim_say("%s=%s%s", row.name, row.value && *row.value ? row.value : row.fallback,
                      row.value && *row.value ? "" : " (default)");
@@ -83,17 +85,18 @@ CWS_EXPORT size_t codecllm_stats_json(char *buf, size_t n)
     struct cws_pager_stats s = {0};
     if (cws_shim_pager_started())
         cws_pager_stats_get(&s);
-    int len = snprintf(buf, n,
-                       "{\"rung\": \"%s\", \"budget_bytes\": %" PRIu64 ", \"block_bytes\": %" PRIu64 ", \"views\": %" PRIu64
-                       ", \"faults\": %" PRIu64 ", \"write_faults\": %" PRIu64 ", \"decoded_bytes\": %" PRIu64
-                       ", \"evictions\": %" PRIu64 ", \"prefetched_blocks\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
-                       ", \"peak_bytes\": %" PRIu64 ", \"written_bytes\": %" PRIu64 ", \"reads\": %" PRIu64
-                       ", \"read_bytes\": %" PRIu64 ", \"errors\": %" PRIu64 ", \"mapped_bytes\": %" PRIu64
-                       ", \"outside_bytes\": %" PRIu64 ", \"copied_bytes\": %" PRIu64 "}",
-                       cws_shim_pager_started() ? cws_pager_rung() : "none",
-                       s.budget_bytes ? s.budget_bytes : cws_options_host_budget(cws_shim_options()), s.block_bytes, s.views, s.faults, s.write_faults,
-                       s.decoded_bytes, s.evictions, s.prefetched_blocks, s.resident_bytes, s.peak_bytes, s.written_bytes, s.reads,
-                       s.read_bytes, s.errors, s.mapped_bytes, s.outside_bytes, s.copied_bytes);
+    int len = snprintf(
+        buf, n,
+        "{\"rung\": \"%s\", \"budget_bytes\": %" PRIu64 ", \"block_bytes\": %" PRIu64 ", \"views\": %" PRIu64
+        ", \"faults\": %" PRIu64 ", \"write_faults\": %" PRIu64 ", \"decoded_bytes\": %" PRIu64
+        ", \"evictions\": %" PRIu64 ", \"prefetched_blocks\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
+        ", \"peak_bytes\": %" PRIu64 ", \"written_bytes\": %" PRIu64 ", \"reads\": %" PRIu64
+        ", \"read_bytes\": %" PRIu64 ", \"errors\": %" PRIu64 ", \"mapped_bytes\": %" PRIu64
+        ", \"outside_bytes\": %" PRIu64 ", \"copied_bytes\": %" PRIu64 "}",
+        cws_shim_pager_started() ? cws_pager_rung() : "none",
+        s.budget_bytes ? s.budget_bytes : cws_options_host_budget(cws_shim_options()), s.block_bytes, s.views, s.faults,
+        s.write_faults, s.decoded_bytes, s.evictions, s.prefetched_blocks, s.resident_bytes, s.peak_bytes,
+        s.written_bytes, s.reads, s.read_bytes, s.errors, s.mapped_bytes, s.outside_bytes, s.copied_bytes);
     return len < 0 ? 0 : (size_t)len;
 }
 

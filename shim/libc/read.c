@@ -115,7 +115,8 @@ CWS_SAME(__pread64, pread);
 
 ssize_t cws_hook___pread_chk(int fd, void *data, size_t bytes, off_t offset, size_t room)
 {
-    return bytes > room ? CWS_REAL(__pread_chk)(fd, data, bytes, offset, room) : cws_hook_pread(fd, data, bytes, offset);
+    return bytes > room ? CWS_REAL(__pread_chk)(fd, data, bytes, offset, room)
+                        : cws_hook_pread(fd, data, bytes, offset);
 }
 CWS_SAME(__pread64_chk, __pread_chk);
 
@@ -143,13 +144,15 @@ CWS_SAME(preadv64, preadv);
 ssize_t cws_hook_preadv2(int fd, const struct iovec *parts, int count, off_t offset, int flags)
 {
     ssize_t got;
-    if ((flags & ~RWF_HIPRI) && refused(fd, EOPNOTSUPP)) /* flags are hints, but for RWF_NOWAIT, which a store never satisfies */
+    /* flags are hints, but for RWF_NOWAIT, which a store never satisfies */
+    if ((flags & ~RWF_HIPRI) && refused(fd, EOPNOTSUPP))
         return -1;
     if (offset == -1 ? read_store(fd, parts, count, &got) : pread_store(fd, parts, count, offset, &got))
         return got;
     if (!CWS_UNLIKELY(cws_buffers_any(parts, count)))
         return CWS_REAL(preadv2)(fd, parts, count, offset, flags);
-    return read_held((struct cws_transfer){.call = call_preadv2, .fd = fd, .offset = offset, .flags = flags}, parts, count);
+    return read_held((struct cws_transfer){.call = call_preadv2, .fd = fd, .offset = offset, .flags = flags}, parts,
+                     count);
 }
 CWS_SAME(preadv64v2, preadv2);
 

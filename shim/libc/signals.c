@@ -102,7 +102,8 @@ static void open_masks(void)
     for (int signo = 1; signo <= SIGNALS; signo++) {
         struct sigaction action;
         unsigned which;
-        if (index_of(signo) >= 0 || CWS_REAL(sigaction)(signo, NULL, &action) != 0 || action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)
+        if (index_of(signo) >= 0 || CWS_REAL(sigaction)(signo, NULL, &action) != 0 || action.sa_handler == SIG_DFL ||
+            action.sa_handler == SIG_IGN)
             continue;
         open_mask(&action, &which);
         if (which && CWS_REAL(sigaction)(signo, &action, NULL) == 0)
@@ -152,7 +153,10 @@ static int flags_for(const struct sigaction *program)
     return program->sa_handler == SIG_DFL || program->sa_handler == SIG_IGN ? flags | SA_ONSTACK : flags;
 }
 
-static bool needs_other_flags(const struct sigaction *now, const struct sigaction *before) { return flags_for(now) != flags_for(before); }
+static bool needs_other_flags(const struct sigaction *now, const struct sigaction *before)
+{
+    return flags_for(now) != flags_for(before);
+}
 
 static int install_ours(int which, const struct sigaction *program)
 {
@@ -294,7 +298,8 @@ static bool is_chained(int signo, cws_signal_handler handler_)
 
 cws_signal_handler cws_hook_signal(int signo, cws_signal_handler handler_)
 {
-    return is_chained(signo, handler_) ? set_handler(signo, handler_, SA_RESTART) : without_mask(signo, CWS_REAL(signal)(signo, handler_));
+    return is_chained(signo, handler_) ? set_handler(signo, handler_, SA_RESTART)
+                                       : without_mask(signo, CWS_REAL(signal)(signo, handler_));
 }
 CWS_SAME(bsd_signal, signal);
 CWS_SAME(ssignal, signal);

@@ -63,7 +63,10 @@ static int after_at(int result, int dir, const char *path, struct stat *st, int 
     return after_path(result, dir, path, st, flags & AT_SYMLINK_NOFOLLOW);
 }
 
-int cws_hook_stat(const char *path, struct stat *out) { return after_path(CWS_REAL(stat)(path, out), AT_FDCWD, path, out, 0); }
+int cws_hook_stat(const char *path, struct stat *out)
+{
+    return after_path(CWS_REAL(stat)(path, out), AT_FDCWD, path, out, 0);
+}
 CWS_SAME(stat64, stat);
 
 int cws_hook_lstat(const char *path, struct stat *out)
@@ -94,7 +97,10 @@ int cws_hook___lxstat(int version, const char *path, struct stat *out)
 }
 CWS_SAME(__lxstat64, __lxstat);
 
-int cws_hook___fxstat(int version, int fd, struct stat *out) { return after_fd(CWS_REAL(__fxstat)(version, fd, out), fd, out); }
+int cws_hook___fxstat(int version, int fd, struct stat *out)
+{
+    return after_fd(CWS_REAL(__fxstat)(version, fd, out), fd, out);
+}
 CWS_SAME(__fxstat64, __fxstat);
 
 int cws_hook___fxstatat(int version, int dir, const char *path, struct stat *out, int flags)

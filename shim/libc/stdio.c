@@ -180,7 +180,9 @@ FILE *cws_hook_freopen(const char *path, const char *mode, FILE *file)
         return NULL;
     struct cws_guard guard = cws_guard_begin();
     int fd = CWS_REAL(fileno)(again);
-    int code = is_for_reading(mode) ? cws_file_adopt(fd, path) : mode[0] != 'w' ? cws_stores_check_writable(fd, path) : 0;
+    int code = is_for_reading(mode) ? cws_file_adopt(fd, path)
+               : mode[0] != 'w'     ? cws_stores_check_writable(fd, path)
+                                    : 0;
     if (code > 0) {
         cws_file_forget(fd);
         cws_shim_say("%s: freopen cannot show a packed model; use fopen", path);
@@ -235,7 +237,8 @@ static size_t in_pieces(transfer call, bool into, const void *data, size_t bytes
 {
     size_t done = 0, max = cws_view_hold_max();
     while (done < bytes) {
-        struct piece p = {.call = call, .part = {(char *)data + done, bytes - done < max ? bytes - done : max}, .file = file};
+        struct piece p = {
+            .call = call, .part = {(char *)data + done, bytes - done < max ? bytes - done : max}, .file = file};
         int code = cws_buffers_while_held(&p.part, 1, into, call_piece, &p);
         if (code) {
             errno = -code;
@@ -255,9 +258,15 @@ static bool lies_in_view(const void *data, size_t size, size_t count)
 }
 
 static size_t call_fread(void *data, size_t bytes, FILE *file) { return CWS_REAL(fread)(data, 1, bytes, file); }
-static size_t call_fread_unlocked(void *data, size_t bytes, FILE *file) { return CWS_REAL(fread_unlocked)(data, 1, bytes, file); }
+static size_t call_fread_unlocked(void *data, size_t bytes, FILE *file)
+{
+    return CWS_REAL(fread_unlocked)(data, 1, bytes, file);
+}
 static size_t call_fwrite(void *data, size_t bytes, FILE *file) { return CWS_REAL(fwrite)(data, 1, bytes, file); }
-static size_t call_fwrite_unlocked(void *data, size_t bytes, FILE *file) { return CWS_REAL(fwrite_unlocked)(data, 1, bytes, file); }
+static size_t call_fwrite_unlocked(void *data, size_t bytes, FILE *file)
+{
+    return CWS_REAL(fwrite_unlocked)(data, 1, bytes, file);
+}
 
 size_t cws_hook_fread(void *data, size_t size, size_t count, FILE *file)
 {

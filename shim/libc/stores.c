@@ -281,7 +281,8 @@ static struct known *slot_of(const struct stat *st)
  * is the real size of a store. */
 static bool is_passing(int errnum)
 {
-    return errnum == ENOMEM || errnum == EMFILE || errnum == ENFILE || errnum == EIO || errnum == EAGAIN || errnum == EINTR;
+    return errnum == ENOMEM || errnum == EMFILE || errnum == ENFILE || errnum == EIO || errnum == EAGAIN ||
+           errnum == EINTR;
 }
 
 static int64_t look_inside(int dir, const char *path, const struct stat *st, int flags)
@@ -316,8 +317,13 @@ static int64_t look_inside(int dir, const char *path, const struct stat *st, int
 
 static uint64_t tag_of(const struct stat *st)
 {
-    const uint64_t words[] = {st->st_ino,           st->st_dev,          (uint64_t)st->st_size,        (uint64_t)st->st_mtim.tv_sec,
-                              (uint64_t)st->st_mtim.tv_nsec, (uint64_t)st->st_ctim.tv_sec, (uint64_t)st->st_ctim.tv_nsec};
+    const uint64_t words[] = {st->st_ino,
+                              st->st_dev,
+                              (uint64_t)st->st_size,
+                              (uint64_t)st->st_mtim.tv_sec,
+                              (uint64_t)st->st_mtim.tv_nsec,
+                              (uint64_t)st->st_ctim.tv_sec,
+                              (uint64_t)st->st_ctim.tv_nsec};
     return cws_checksum(words, sizeof words, 0) | 1; /* never 0, which is no tag */
 }
 
@@ -421,9 +427,10 @@ int cws_stores_spare(int dir, const char *path)
     if (code > 0)
         return 0;
     if (code)
-        cws_shim_say("%s: a packed model that this program is using can be overwritten only by putting a new file into its "
-                     "directory, and that failed: %s; save elsewhere",
-                     path, cws_strerror(code));
+        cws_shim_say(
+            "%s: a packed model that this program is using can be overwritten only by putting a new file into its "
+            "directory, and that failed: %s; save elsewhere",
+            path, cws_strerror(code));
     return code;
 }
 

@@ -113,8 +113,8 @@ static void read_model(const char *path)
         const struct cws_header_tensor *t = &h->tensors[i];
         if (t->begin == t->end)
             continue;
-        tensors[tensor_count++] = (struct tensor){t->name, t->dtype, t->shape, t->ndim, all + h->header_bytes + t->begin,
-                                                  (size_t)(t->end - t->begin)};
+        tensors[tensor_count++] = (struct tensor){
+            t->name, t->dtype, t->shape, t->ndim, all + h->header_bytes + t->begin, (size_t)(t->end - t->begin)};
         total_bytes += (size_t)(t->end - t->begin);
     }
     /* The writer reads each tensor to the start of a cache line. */
@@ -198,7 +198,8 @@ static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_pla
 
 /* keep: the stored bytes stay in the arena, one after the other; else they go where the writer's do, to one of a few
  * buffers. */
-static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint8_t *sample, bool keep, size_t *arena_used)
+static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint8_t *sample, bool keep,
+                        size_t *arena_used)
 {
     const struct tensor *t = &tensors[index];
     struct cws_plan *p = &k->plans[index];
@@ -219,8 +220,8 @@ static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint
         cws_content_hash_add(&content, cws_content_key, t->data + at, c->logical, at);
         k->hash_seconds += part_now() - at_time;
         at_time = part_now();
-        if (cws_chunk_encode(p, t->data + at, c->logical, at / p->elem_bytes, c->bytes, &c->stored, &c->codec, encode_scratch,
-                             &err) != 0)
+        if (cws_chunk_encode(p, t->data + at, c->logical, at / p->elem_bytes, c->bytes, &c->stored, &c->codec,
+                             encode_scratch, &err) != 0)
             die(t->name, err.message);
         k->encode_seconds += part_now() - at_time;
         at_time = part_now();
@@ -276,7 +277,8 @@ static double decode(const struct packed *k, uint8_t *out)
     for (size_t i = 0; i < k->chunk_count; i++) {
         const struct chunk *c = &k->chunks[i];
         const struct cws_plan *p = &k->plans[c->tensor];
-        struct cws_chunk_context ctx = {p->dtype, c->codec, k->tables[c->tensor], p->row_elems, c->first_byte / p->elem_bytes};
+        struct cws_chunk_context ctx = {p->dtype, c->codec, k->tables[c->tensor], p->row_elems,
+                                        c->first_byte / p->elem_bytes};
         if (cws_checksum(c->bytes, c->stored, i) != c->xxh3)
             die(tensors[c->tensor].name, "checksum");
         if (cws_chunk_decode(&ctx, c->bytes, c->stored, c->logical, 0, c->logical, out, decode_scratch, &err) != 0)
@@ -291,7 +293,8 @@ static size_t stored_bytes(const struct packed *k, size_t tensor)
     size_t sum = sizeof(struct cws_tensor_record) + (k->tables[tensor] ? 128 : 0);
     for (size_t i = 0; i < k->chunk_count; i++)
         if (k->chunks[i].tensor == tensor)
-            sum += sizeof(struct cws_chunk_record) + (k->chunks[i].stored + CWS_CHUNK_ALIGN - 1) / CWS_CHUNK_ALIGN * CWS_CHUNK_ALIGN;
+            sum += sizeof(struct cws_chunk_record) +
+                   (k->chunks[i].stored + CWS_CHUNK_ALIGN - 1) / CWS_CHUNK_ALIGN * CWS_CHUNK_ALIGN;
     return sum;
 }
 
@@ -338,7 +341,8 @@ static struct zstd_result run_zstd(int level, const uint8_t *all, uint8_t *out, 
     free(to);
     double n = (double)total_bytes;
     struct zstd_result z = {n / (double)got, n / best_c, n / best_d};
-    printf("%-22s %7.3f %9.0f %9.0f\n", level > 9 ? "zstd -19" : "zstd -3", z.ratio, z.compress / 1e6, z.decompress / 1e6);
+    printf("%-22s %7.3f %9.0f %9.0f\n", level > 9 ? "zstd -19" : "zstd -3", z.ratio, z.compress / 1e6,
+           z.decompress / 1e6);
     return z;
 }
 
@@ -356,12 +360,14 @@ static double median(double *values, int count)
 
 /* Packs `repeat` times, each beside zstd -3 on the same bytes, for what shares the machine slows both: medians of the
  * time and of the ratio of the two. */
-static void pack_beside(struct packed *k, enum cws_mode mode, const uint8_t *all, int repeat, double *out_seconds, double *out_factor)
+static void pack_beside(struct packed *k, enum cws_mode mode, const uint8_t *all, int repeat, double *out_seconds,
+                        double *out_factor)
 {
     size_t bound = ZSTD_compressBound(total_bytes);
     uint8_t *to = big(bound);
     ZSTD_CCtx *cctx = need(ZSTD_createCCtx());
-    double *seconds = need(calloc((size_t)repeat, sizeof *seconds)), *factor = need(calloc((size_t)repeat, sizeof *factor));
+    double *seconds = need(calloc((size_t)repeat, sizeof *seconds)),
+           *factor = need(calloc((size_t)repeat, sizeof *factor));
     for (int r = 0; r < repeat; r++) {
         double start = now();
         if (ZSTD_isError(ZSTD_compressCCtx(cctx, to, bound, all, total_bytes, 3)))
@@ -425,8 +431,8 @@ static void report_quant(const struct packed *k, const char *name, const uint8_t
         norm += n;
     }
     if (elems > 0)
-        printf("%s: %.0f quantised weights, %.4f bits/weight, order-0 %.4f, factor %.4f, relative L2 %.5f\n", name, elems,
-               bits / elems, bound / elems, bits / bound, sqrt(error / norm));
+        printf("%s: %.0f quantised weights, %.4f bits/weight, order-0 %.4f, factor %.4f, relative L2 %.5f\n", name,
+               elems, bits / elems, bound / elems, bits / bound, sqrt(error / norm));
 }
 
 static void report_lossless(const struct packed *k)
@@ -444,8 +450,8 @@ static void report_lossless(const struct packed *k)
         elems += (double)p->elems;
     }
     if (elems > 0)
-        printf("lossless: %.0f bf16 weights, %.4f bits/weight, bound 8 + H(exponent) %.4f, factor %.4f\n", elems, bits / elems,
-               bound / elems, bits / bound);
+        printf("lossless: %.0f bf16 weights, %.4f bits/weight, bound 8 + H(exponent) %.4f, factor %.4f\n", elems,
+               bits / elems, bound / elems, bits / bound);
 }
 
 static void run_mode(enum cws_mode mode, const char *name, const uint8_t *all, uint8_t *out, int repeat, bool parts,
@@ -518,7 +524,8 @@ int main(int argc, char **argv)
         else if (argv[i][0] != '-')
             path = argv[i];
         else
-            die(argv[i], "not known; usage: bench_codec MODEL.safetensors | --gaussian N [--tensors] [--parts] [--lossless] [--encoder NAME] [--no-19] [--repeat R]");
+            die(argv[i], "not known; usage: bench_codec MODEL.safetensors | --gaussian N [--tensors] [--parts] "
+                         "[--lossless] [--encoder NAME] [--no-19] [--repeat R]");
     }
     if (repeat < 1)
         die("--repeat", "at least 1");

@@ -16,17 +16,17 @@ static double now_ns(void)
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-#define MEASURE(name, call)                                                                                             \
-    do {                                                                                                                \
-        double best = 1e18;                                                                                             \
-        for (int round = 0; round < ROUNDS; round++) {                                                                  \
-            double begin = now_ns();                                                                                    \
-            for (int i = 0; i < CALLS; i++)                                                                             \
-                call;                                                                                                   \
-            double each = (now_ns() - begin) / CALLS;                                                                   \
-            best = each < best ? each : best;                                                                           \
-        }                                                                                                               \
-        printf("%-24s %8.1f ns\n", name, best);                                                                         \
+#define MEASURE(name, call)                                                                                            \
+    do {                                                                                                               \
+        double best = 1e18;                                                                                            \
+        for (int round = 0; round < ROUNDS; round++) {                                                                 \
+            double begin = now_ns();                                                                                   \
+            for (int i = 0; i < CALLS; i++)                                                                            \
+                call;                                                                                                  \
+            double each = (now_ns() - begin) / CALLS;                                                                  \
+            best = each < best ? each : best;                                                                          \
+        }                                                                                                              \
+        printf("%-24s %8.1f ns\n", name, best);                                                                        \
     } while (0)
 
 int main(int argc, char **argv)

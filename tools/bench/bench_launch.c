@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-typedef CUresult (*launch_function)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **);
+typedef CUresult (*launch_function)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                    CUstream, void **, void **);
 
 static double now_ns(void)
 {
@@ -33,13 +34,13 @@ static double best_of(launch_function launch, CUfunction f, void **params)
 }
 
 #define FIND(name, type) __typeof__(type) name = (__typeof__(type))dlsym(driver, #name)
-#define CHECK(call)                                                                                                          \
-    do {                                                                                                                     \
-        CUresult result_ = (call);                                                                                           \
-        if (result_) {                                                                                                       \
-            fprintf(stderr, "%s: error %d\n", #call, result_);                                                               \
-            return 1;                                                                                                        \
-        }                                                                                                                    \
+#define CHECK(call)                                                                                                    \
+    do {                                                                                                               \
+        CUresult result_ = (call);                                                                                     \
+        if (result_) {                                                                                                 \
+            fprintf(stderr, "%s: error %d\n", #call, result_);                                                         \
+            return 1;                                                                                                  \
+        }                                                                                                              \
     } while (0)
 
 int main(void)

@@ -36,7 +36,8 @@ static void load(struct cws_order *o, struct resident *r, struct cws_order_node 
 }
 
 /* A layer's weights, then ROUTED of its experts, chosen at random (or always the first ones). */
-static unsigned choose(unsigned layer, unsigned experts, bool random, unsigned long long *seed, unsigned list[PER_LAYER])
+static unsigned choose(unsigned layer, unsigned experts, bool random, unsigned long long *seed,
+                       unsigned list[PER_LAYER])
 {
     unsigned first = layer * (DENSE + experts * PARTS), count = 0;
     for (unsigned i = 0; i < DENSE; i++)
@@ -76,8 +77,8 @@ static void measure(unsigned experts, bool random)
     double used = now_us();
     for (unsigned i = 0; i < count; i++)
         cws_order_forget(&o, &nodes[i]);
-    printf("%6u weights, %s: %8.2f us a use and a look at what comes; to forget all %.0f us\n", count, random ? "experts at random" : "always the same ", (used - begin) / uses,
-           now_us() - used);
+    printf("%6u weights, %s: %8.2f us a use and a look at what comes; to forget all %.0f us\n", count,
+           random ? "experts at random" : "always the same ", (used - begin) / uses, now_us() - used);
     cws_order_deinit(&o);
     free(nodes);
 }

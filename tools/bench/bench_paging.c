@@ -53,11 +53,16 @@ static uint64_t scan(const volatile uint8_t *at, size_t bytes)
     return sum;
 }
 
-static int bench(struct cws_store *store, const char *rung, unsigned percent, bool prefetch, enum cws_policy_id policy, unsigned passes)
+static int bench(struct cws_store *store, const char *rung, unsigned percent, bool prefetch, enum cws_policy_id policy,
+                 unsigned passes)
 {
     uint64_t bytes = cws_store_logical_bytes(store);
     struct cws_error err = {0};
-    struct cws_options options = {.active = percent != 0, .budget_bytes = bytes * percent / 100, .pager = rung, .prefetch = prefetch, .policy = policy};
+    struct cws_options options = {.active = percent != 0,
+                                  .budget_bytes = bytes * percent / 100,
+                                  .pager = rung,
+                                  .prefetch = prefetch,
+                                  .policy = policy};
     void *at;
     make_cold();
     double begin = now(), first;
@@ -80,12 +85,15 @@ static int bench(struct cws_store *store, const char *rung, unsigned percent, bo
     kernel = cpu_us(true) - kernel;
     cws_pager_stats_get(&after);
     double decoded = passes > 1 ? (double)(after.decoded_bytes - before.decoded_bytes) / (passes - 1) : 0;
-    printf("%-9s %4u%%  %-4s %-5s %6llu KiB  %6.2f GB/s first  %6.2f GB/s later  %5.1f%% hits  %7llu faults  %7llu ahead  %7llu evictions  peak %5.1f%%  %6.1f + %6.1f us/MiB%s\n", rung,
-           percent ? percent : 100, policy == CWS_POLICY_LRU ? "lru" : "next", prefetch ? "ahead" : "-", (unsigned long long)after.block_bytes >> 10,
-           (double)bytes / first / 1e9, rest > 0 ? (double)bytes / rest / 1e9 : 0, 100.0 * (1 - decoded / (double)bytes), (unsigned long long)after.faults,
-           (unsigned long long)after.prefetched_blocks, (unsigned long long)after.evictions, 100.0 * (double)after.peak_bytes / (double)bytes,
-           decoded > 0 ? user / (passes - 1) / (decoded / 1048576) : 0, decoded > 0 ? kernel / (passes - 1) / (decoded / 1048576) : 0,
-           sum == 42 ? " " : ""); /* uses the sum */
+    printf("%-9s %4u%%  %-4s %-5s %6llu KiB  %6.2f GB/s first  %6.2f GB/s later  %5.1f%% hits  %7llu faults  %7llu "
+           "ahead  %7llu evictions  peak %5.1f%%  %6.1f + %6.1f us/MiB%s\n",
+           rung, percent ? percent : 100, policy == CWS_POLICY_LRU ? "lru" : "next", prefetch ? "ahead" : "-",
+           (unsigned long long)after.block_bytes >> 10, (double)bytes / first / 1e9,
+           rest > 0 ? (double)bytes / rest / 1e9 : 0, 100.0 * (1 - decoded / (double)bytes),
+           (unsigned long long)after.faults, (unsigned long long)after.prefetched_blocks,
+           (unsigned long long)after.evictions, 100.0 * (double)after.peak_bytes / (double)bytes,
+           decoded > 0 ? user / (passes - 1) / (decoded / 1048576) : 0,
+           decoded > 0 ? kernel / (passes - 1) / (decoded / 1048576) : 0, sum == 42 ? " " : ""); /* uses the sum */
     fflush(stdout);
     if (cws_view_munmap(at, bytes))
         return 1;

@@ -22,12 +22,13 @@ static double now(void)
 }
 
 /* Reads the whole file once; MB/s, or a negative code. */
-static double read_all(int fd, enum cws_io_engine engine, enum cws_direct direct, unsigned depth, size_t extent, uint64_t bytes,
-                       char *out_name, size_t name_bytes)
+static double read_all(int fd, enum cws_io_engine engine, enum cws_direct direct, unsigned depth, size_t extent,
+                       uint64_t bytes, char *out_name, size_t name_bytes)
 {
     struct cws_reader *r;
     struct cws_error err = {0};
-    struct cws_reader_options options = {.engine = engine, .direct = direct, .slots = depth, .extent_bytes = extent, .file_bytes = bytes};
+    struct cws_reader_options options = {
+        .engine = engine, .direct = direct, .slots = depth, .extent_bytes = extent, .file_bytes = bytes};
     int rc = cws_reader_create(fd, &options, &r, &err);
     if (rc) {
         fprintf(stderr, "bench_read: %s\n", err.message[0] ? err.message : cws_strerror(rc));
@@ -73,8 +74,8 @@ int main(int argc, char **argv)
                 for (int warm = 0; warm < 2; warm++) {
                     if (!warm)
                         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-                    rate[warm] = read_all(fd, (enum cws_io_engine)engine, direct ? CWS_DIRECT_ALWAYS : CWS_DIRECT_NEVER, depths[d], extent,
-                                          (uint64_t)st.st_size, name, sizeof name);
+                    rate[warm] = read_all(fd, (enum cws_io_engine)engine, direct ? CWS_DIRECT_ALWAYS : CWS_DIRECT_NEVER,
+                                          depths[d], extent, (uint64_t)st.st_size, name, sizeof name);
                 }
                 printf("%-20s %5u %12.0f %12.0f\n", name, depths[d], rate[0], rate[1]);
                 fflush(stdout);

@@ -34,7 +34,8 @@ extern const struct replay_shape replay_tinyllama, replay_llama8b, replay_mixtra
 size_t replay_add_model(struct replay_trace *t, const struct replay_shape *shape, const char *prefix);
 /* One forward pass of a model that was added at `first`. Routed layers use two experts each, by *seed; each is the one
  * of the pass before with a chance of a quarter (`chosen`: 2 per layer, kept by the caller), else any. */
-void replay_add_pass(struct replay_trace *t, const struct replay_shape *shape, size_t first, uint64_t *seed, unsigned char *chosen);
+void replay_add_pass(struct replay_trace *t, const struct replay_shape *shape, size_t first, uint64_t *seed,
+                     unsigned char *chosen);
 void replay_end_round(struct replay_trace *t);
 /* The uses that a CODEC_TRACE file tells of, closed or not. 0, or a code with a line. */
 CWS_MUST_CHECK int replay_load(struct replay_trace *t, const char *path, struct cws_error *err);
@@ -71,17 +72,21 @@ enum replay_rule {
 };
 
 /* What a rule makes of the CUDA manager, in a model of its loader. `room`: bytes for weights. 0, or CWS_E_BUDGET. */
-CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room, struct replay_window window,
-                                 struct replay_result *out, struct cws_error *err);
+CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule,
+                                 uint64_t room, struct replay_window window, struct replay_result *out,
+                                 struct cws_error *err);
 /* The host pager's policy (uvm/policy/policy.h) with blocks of block_bytes; no readahead: a miss costs the time to
  * decode a block. */
-CWS_MUST_CHECK int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy, uint64_t room, uint32_t block_bytes,
-                               struct replay_window window, struct replay_result *out, struct cws_error *err);
+CWS_MUST_CHECK int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy,
+                               uint64_t room, uint32_t block_bytes, struct replay_window window,
+                               struct replay_result *out, struct cws_error *err);
 /* What no policy can beat: bytes that must be loaded if ranges could be kept and dropped byte by byte and the future
  * were known (Belady's rule, which is optimal for that), and the time if they came over the link without a pause and
  * all else were free. `unit`: sizes are rounded up to it. */
-void replay_bound(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit, struct replay_window window, struct replay_result *out);
+void replay_bound(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit,
+                  struct replay_window window, struct replay_result *out);
 /* Belady's rule on whole ranges: what is needed last goes, all of it. Time as in the bound. Not the least that is
  * possible (ranges differ in size), but what a policy that knows the future and drops whole ranges gets. */
-void replay_belady(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit, struct replay_window window, struct replay_result *out);
+void replay_belady(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit,
+                   struct replay_window window, struct replay_result *out);
 #endif

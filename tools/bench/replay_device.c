@@ -38,7 +38,10 @@ struct device {
     size_t *again;  /* BELADY: of each place, the next one with the same range; NULL: the order is learned */
 };
 
-static struct range *range_of(const struct cws_order_node *n) { return (struct range *)((const char *)n - offsetof(struct range, node)); }
+static struct range *range_of(const struct cws_order_node *n)
+{
+    return (struct range *)((const char *)n - offsetof(struct range, node));
+}
 static double microseconds(double bytes, double gbps) { return bytes / gbps / 1e3; }
 
 static bool may_go(void *arg, const struct cws_order_node *n)
@@ -46,7 +49,10 @@ static bool may_go(void *arg, const struct cws_order_node *n)
     const struct device *d = arg;
     return range_of(n)->state == RESIDENT && range_of(n) != d->demanded;
 }
-static bool is_done(void *arg, struct cws_order_node *n) { return range_of(n)->used_till <= ((const struct device *)arg)->now; }
+static bool is_done(void *arg, struct cws_order_node *n)
+{
+    return range_of(n)->used_till <= ((const struct device *)arg)->now;
+}
 
 /* --- the loader ----------------------------------------------------------------------------------------- */
 
@@ -81,7 +87,10 @@ static struct range *coming(const struct device *d, const struct range *r)
     return NULL;
 }
 
-static uint64_t next_use(const struct device *d, const struct range *r) { return d->again ? r->next_use : r->node.next_at; }
+static uint64_t next_use(const struct device *d, const struct range *r)
+{
+    return d->again ? r->next_use : r->node.next_at;
+}
 
 /* Belady's rule: what is needed last. While the device still reads that, what is needed nearly as late. */
 static struct range *needed_last(struct device *d, uint64_t until)
@@ -252,8 +261,8 @@ static int use(struct device *d, struct range *r, struct clocks *c, struct repla
     if (r->state != RESIDENT) {
         d->demanded = r;
         if (!run(d, INFINITY))
-            return cws_fail(err, CWS_E_BUDGET, "%s does not fit the room of %.0f MiB beside what is in use", d->trace->items[r - d->ranges].name,
-                            (double)d->room / (1 << 20));
+            return cws_fail(err, CWS_E_BUDGET, "%s does not fit the room of %.0f MiB beside what is in use",
+                            d->trace->items[r - d->ranges].name, (double)d->room / (1 << 20));
         d->demanded = NULL;
         r->node.ahead = false;
         c->host = fmax(c->host, d->now);
@@ -303,8 +312,8 @@ static int replay(struct device *d, struct replay_window window, struct replay_r
     return code;
 }
 
-int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room, struct replay_window window,
-                  struct replay_result *out, struct cws_error *err)
+int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room,
+                  struct replay_window window, struct replay_result *out, struct cws_error *err)
 {
     struct device d = {.trace = t, .m = m, .room = room, .free = room};
     *out = (struct replay_result){0};

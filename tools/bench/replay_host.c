@@ -5,8 +5,8 @@
 
 #include <stdlib.h>
 
-int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id id, uint64_t room, uint32_t block_bytes, struct replay_window window,
-                struct replay_result *out, struct cws_error *err)
+int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id id, uint64_t room,
+                uint32_t block_bytes, struct replay_window window, struct replay_result *out, struct cws_error *err)
 {
     struct cws_policy policy;
     size_t *first = calloc(t->item_count + 1, sizeof *first), at = 0;
@@ -77,8 +77,8 @@ static void make_room(struct part *parts, size_t count, size_t but, bool whole, 
     }
 }
 
-static void foresee(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit, bool whole, struct replay_window window,
-                    struct replay_result *out)
+static void foresee(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit,
+                    bool whole, struct replay_window window, struct replay_result *out)
 {
     struct part *parts = calloc(t->item_count, sizeof *parts);
     size_t *next = malloc(t->use_count * sizeof *next), *seen = malloc(t->item_count * sizeof *seen), at = 0;
@@ -120,12 +120,14 @@ out:
     free(seen);
 }
 
-void replay_bound(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit, struct replay_window window, struct replay_result *out)
+void replay_bound(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit,
+                  struct replay_window window, struct replay_result *out)
 {
     foresee(t, m, room, unit, /* whole */ false, window, out);
 }
 
-void replay_belady(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit, struct replay_window window, struct replay_result *out)
+void replay_belady(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit,
+                   struct replay_window window, struct replay_result *out)
 {
     foresee(t, m, room, unit, /* whole */ true, window, out);
 }

@@ -20,7 +20,8 @@ static const char help[] =
     "Usage: replay_policy [OPTIONS] [SET ...]\n"
     "       replay_policy [OPTIONS] --trace FILE --budget SIZE\n"
     "\n"
-    "Sets (default: all): tinyllama, 8b (cyclic scans), two (TinyLlama drafts four tokens, then 8B makes one, again and again),\n"
+    "Sets (default: all): tinyllama, 8b (cyclic scans), two (TinyLlama drafts four tokens, then 8B makes one, again and "
+    "again),\n"
     "moe (Mixtral 8x7B's sizes, two of eight experts a layer, fixed seed).\n"
     "\n"
     "  --trace FILE      uses recorded by CODEC_TRACE on a GPU\n"
@@ -33,17 +34,28 @@ static const char help[] =
     "  --map-us US       to map a range (35)             --drop-us US      to unmap and hash one (45)\n"
     "  --host GBPS       decode and publish, host pager (2)\n"
     "\n"
-    "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token beyond that with everything resident.\n"
-    "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole ranges, everything but the link and the\n"
-    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but the link. belady, timed: that rule with the trace's\n"
+    "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token beyond "
+    "that with everything resident.\n"
+    "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole "
+    "ranges, everything but the link and the\n"
+    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but the "
+    "link. belady, timed: that rule with the trace's\n"
     "order, in the machine in which the policies run.\n";
 
-static struct replay_machine machine = {.link_gbps = 55.5, .decode_gbps = 1200, .memory_gbps = 3500, .use_us = 75, .launch_us = 5,
-                                        .map_us = 35, .drop_us = 45, .ratio = 1.5, .host_gbps = 2};
+static struct replay_machine machine = {.link_gbps = 55.5,
+                                        .decode_gbps = 1200,
+                                        .memory_gbps = 3500,
+                                        .use_us = 75,
+                                        .launch_us = 5,
+                                        .map_us = 35,
+                                        .drop_us = 45,
+                                        .ratio = 1.5,
+                                        .host_gbps = 2};
 static uint64_t other_bytes, budgets[8];
 static unsigned budget_count, round_total;
 
-static void row(struct cws_table *t, const char *set, const char *budget, const char *policy, const struct replay_result *r, const struct replay_result *best)
+static void row(struct cws_table *t, const char *set, const char *budget, const char *policy,
+                const struct replay_result *r, const struct replay_result *best)
 {
     double n = r->rounds ? (double)r->rounds : 1;
     cws_table_cell(t, "%s", set);
@@ -121,7 +133,8 @@ static void make_moe(struct replay_trace *t) { make_cyclic(t, &replay_mixtral); 
 static void make_two(struct replay_trace *t)
 {
     uint64_t seed = 1;
-    size_t draft = replay_add_model(t, &replay_tinyllama, "draft."), target = replay_add_model(t, &replay_llama8b, "target.");
+    size_t draft = replay_add_model(t, &replay_tinyllama, "draft."),
+           target = replay_add_model(t, &replay_llama8b, "target.");
     for (unsigned i = 0; i < (round_total ? round_total : ROUNDS); i++) {
         for (unsigned k = 0; k < 4; k++)
             replay_add_pass(t, &replay_tinyllama, draft, &seed, NULL);
@@ -165,7 +178,8 @@ static int run_recorded(struct cws_table *table, const char *path)
         else if (!budget_count)
             cws_say_line("--trace needs a --budget");
         else
-            cws_say_line("%s: %zu rounds of its order are too few to tell anything: let the program make more tokens", path, t.round_count);
+            cws_say_line("%s: %zu rounds of its order are too few to tell anything: let the program make more tokens",
+                         path, t.round_count);
         replay_free(&t);
         return 2;
     }
@@ -178,13 +192,15 @@ static int run_recorded(struct cws_table *table, const char *path)
 /* --- options ------------------------------------------------------------------------------------------------ */
 
 enum { OPT_TRACE = 256, OPT_BUDGET, OPT_OTHER, OPT_ROUNDS, OPT_HELP, OPT_NUMBER };
-static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &machine.memory_gbps, &machine.use_us, &machine.launch_us,
-                                  &machine.map_us, &machine.drop_us, &machine.ratio, &machine.host_gbps};
+static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &machine.memory_gbps,
+                                  &machine.use_us,    &machine.launch_us,   &machine.map_us,
+                                  &machine.drop_us,   &machine.ratio,       &machine.host_gbps};
 static const struct option longs[] = {
-    {"trace", 1, NULL, OPT_TRACE}, {"budget", 1, NULL, OPT_BUDGET}, {"other", 1, NULL, OPT_OTHER}, {"rounds", 1, NULL, OPT_ROUNDS}, {"help", 0, NULL, OPT_HELP},
-    {"link", 1, NULL, OPT_NUMBER}, {"decode", 1, NULL, OPT_NUMBER + 1}, {"memory", 1, NULL, OPT_NUMBER + 2}, {"use-us", 1, NULL, OPT_NUMBER + 3},
-    {"launch-us", 1, NULL, OPT_NUMBER + 4}, {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6}, {"ratio", 1, NULL, OPT_NUMBER + 7},
-    {"host", 1, NULL, OPT_NUMBER + 8}, {NULL, 0, NULL, 0},
+    {"trace", 1, NULL, OPT_TRACE}, {"budget", 1, NULL, OPT_BUDGET}, {"other", 1, NULL, OPT_OTHER},
+    {"rounds", 1, NULL, OPT_ROUNDS}, {"help", 0, NULL, OPT_HELP}, {"link", 1, NULL, OPT_NUMBER},
+    {"decode", 1, NULL, OPT_NUMBER + 1}, {"memory", 1, NULL, OPT_NUMBER + 2}, {"use-us", 1, NULL, OPT_NUMBER + 3},
+    {"launch-us", 1, NULL, OPT_NUMBER + 4}, {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6},
+    {"ratio", 1, NULL, OPT_NUMBER + 7}, {"host", 1, NULL, OPT_NUMBER + 8}, {NULL, 0, NULL, 0},
 };
 
 static bool parse_number(const char *text, double *out)
@@ -206,7 +222,8 @@ static bool take_option(int c, const char **trace)
         *trace = optarg;
         return true;
     case OPT_BUDGET:
-        return budget_count < sizeof budgets / sizeof *budgets && cws_parse_bytes(optarg, strlen(optarg), &budgets[budget_count++]) == 0;
+        return budget_count < sizeof budgets / sizeof *budgets &&
+               cws_parse_bytes(optarg, strlen(optarg), &budgets[budget_count++]) == 0;
     case OPT_OTHER:
         return cws_parse_bytes(optarg, strlen(optarg), &other_bytes) == 0;
     case OPT_ROUNDS:

@@ -97,7 +97,8 @@ static void route(const struct replay_shape *s, uint64_t *seed, unsigned char *t
         two[1] = (unsigned char)(next_random(seed) % s->experts);
 }
 
-void replay_add_pass(struct replay_trace *t, const struct replay_shape *s, size_t first, uint64_t *seed, unsigned char *chosen)
+void replay_add_pass(struct replay_trace *t, const struct replay_shape *s, size_t first, uint64_t *seed,
+                     unsigned char *chosen)
 {
     add_use(t, first);
     for (unsigned layer = 0; layer < s->layers; layer++) {
@@ -172,7 +173,8 @@ static json_t *load_events(const char *path, struct cws_error *err)
         events = parse(text, line, &why);
     free(text);
     if (!json_is_array(events)) {
-        cws_fail(err, CWS_E_INPUT, "%s: not a trace of CODEC_TRACE: line %d: %s", path, why.line, events ? "not an array" : why.text);
+        cws_fail(err, CWS_E_INPUT, "%s: not a trace of CODEC_TRACE: line %d: %s", path, why.line,
+                 events ? "not an array" : why.text);
         json_decref(events);
         return NULL;
     }

@@ -28,6 +28,7 @@ void bench_download(const struct bench *b, void *to, CUdeviceptr from, size_t by
 unsigned bench_check(struct bench *b, unsigned rounds);
 
 /* Decodes `weights` weights of N(0, 0.02) for each lane length and mode; label names the variant in each line. */
-unsigned bench_time(struct bench *b, const char *label, unsigned long long most_weights, unsigned only); /* only: symbols per lane; 0: several */
+/* only: symbols per lane; 0: several */
+unsigned bench_time(struct bench *b, const char *label, unsigned long long most_weights, unsigned only);
 
 #endif

@@ -26,21 +26,23 @@ static void find(unsigned i, const char *what)
     const struct check_case *c = &cases[i];
     if (findings++ < 20)
         printf("case %u (%s, codec %d, %u bytes at %llu, S %u): %s\n", i, cws_dtype_name(c->chunk.context.dtype),
-               (int)c->chunk.context.codec, c->logical, (unsigned long long)c->first_byte, c->chunk.plan.lane_symbols, what);
+               (int)c->chunk.context.codec, c->logical, (unsigned long long)c->first_byte, c->chunk.plan.lane_symbols,
+               what);
 }
 
 static void judge(struct check_case *c)
 {
     free(c->want);
     c->want = bench_need(malloc(c->logical + 1));
-    if (cws_chunk_decode_ref(&c->chunk.context, c->chunk.plan.packed, c->chunk.stored, c->chunk.stored_bytes, c->logical, c->want,
-                             NULL) != 0) {
+    if (cws_chunk_decode_ref(&c->chunk.context, c->chunk.plan.packed, c->chunk.stored, c->chunk.stored_bytes,
+                             c->logical, c->want, NULL) != 0) {
         free(c->want);
         c->want = NULL;
     }
 }
 
-static void add_case(struct bench *b, const struct cws_plan *plan, unsigned lane_symbols, const uint8_t *data, size_t at, size_t bytes)
+static void add_case(struct bench *b, const struct cws_plan *plan, unsigned lane_symbols, const uint8_t *data,
+                     size_t at, size_t bytes)
 {
     struct check_case *c = &cases[case_count];
     if (case_count == CASES_MAX)
@@ -69,7 +71,8 @@ static void add_tensor(struct bench *b, enum cws_mode mode, enum cws_dtype dtype
     struct cws_plan plan;
     unsigned size = cws_dtype_unit(dtype);
     size_t elems = rows * cols, bytes = elems * size;
-    uint8_t *data = bench_need(data_normal(dtype, elems, kind == 3 ? 1e37 : 0.02)); /* 3: scales whose multiple of 2^23 is none of float's numbers */
+    /* 3: scales whose multiple of 2^23 is none of float's numbers */
+    uint8_t *data = bench_need(data_normal(dtype, elems, kind == 3 ? 1e37 : 0.02));
     for (size_t i = 0; kind == 1 && i < elems; i++) /* constant low plane */
         data[i * size] = 0;
     for (size_t i = 0; kind == 2 && i < elems; i++) /* lanes of very different length */
@@ -102,7 +105,8 @@ static void add_raw(struct bench *b, size_t bytes)
 
 static void add_all(struct bench *b)
 {
-    static const size_t counts[] = {1, 7, 8, 9, 31, 33, 255, 256, 257, 2047, 2048, 2049, 4097, 8191, 8193, 16385, 70001};
+    static const size_t counts[] = {1,    7,    8,    9,    31,   33,   255,   256,  257,
+                                    2047, 2048, 2049, 4097, 8191, 8193, 16385, 70001};
     static const enum cws_dtype dtypes[] = {CWS_BF16, CWS_F16, CWS_F32, CWS_F64, CWS_F8_E4M3, CWS_F8_E5M2};
     static const size_t shapes[][2] = {{64, 64}, {100, 77}, {3, 4099}, {200, 33}, {1000, 32}, {17, 1023}};
     static const size_t raw[] = {1, 15, 16, 17, 511, 512, 513, 16383, 16384, 16385, 40000};
@@ -319,7 +323,8 @@ static void check_hash(struct bench *b, const uint64_t key[2])
     uint8_t *data = bench_need(malloc(total));
     for (size_t i = 0; i < total; i++)
         data[i] = (uint8_t)data_u64();
-    CUdeviceptr memory = bench_device(b, total), jobs_at = bench_device(b, sizeof jobs), results_at = bench_device(b, sizeof results);
+    CUdeviceptr memory = bench_device(b, total), jobs_at = bench_device(b, sizeof jobs),
+                results_at = bench_device(b, sizeof results);
     bench_upload(b, memory, data, total);
     size_t at = 0;
     for (unsigned i = 0; i < COUNT; at += (sizes[i] + 15) / 16 * 16, i++)
@@ -362,7 +367,8 @@ unsigned bench_check(struct bench *b, unsigned rounds)
         compare(&d, key);
     }
     check_hash(b, key);
-    printf("check: %u chunks in one launch and by kind, %zu stored bytes: %u findings\n", case_count, d.stored_bytes, findings);
+    printf("check: %u chunks in one launch and by kind, %zu stored bytes: %u findings\n", case_count, d.stored_bytes,
+           findings);
     for (unsigned r = 0; r < rounds; r++) {
         refused += corrupt(b, &d, r % 2 == 0, r % 4 >= 2, key);
         damaged += case_count;

@@ -29,12 +29,15 @@ static void *compile(const struct bench *b, CUdevice device)
     void *image;
     size_t bytes;
     int version;
-    bench_driver(b, b->driver.device_attribute(&target.major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), "compute capability");
-    bench_driver(b, b->driver.device_attribute(&target.minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device), "compute capability");
+    bench_driver(b, b->driver.device_attribute(&target.major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device),
+                 "compute capability");
+    bench_driver(b, b->driver.device_attribute(&target.minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device),
+                 "compute capability");
     bench_driver(b, b->driver.driver_version(&target.driver_version), "version of the driver");
     bench_rc(cws_gpu_compiler_find(&target, path, &version, &err), &err);
     bench_rc(cws_gpu_compile(&target, &image, &bytes, &err), &err);
-    printf("kernels: %zu bytes for compute capability %d.%d by NVRTC %d.%d, %s\n", bytes, target.major, target.minor, version / 1000, version % 1000, path);
+    printf("kernels: %zu bytes for compute capability %d.%d by NVRTC %d.%d, %s\n", bytes, target.major, target.minor,
+           version / 1000, version % 1000, path);
     return image;
 }
 

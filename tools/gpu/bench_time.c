@@ -27,11 +27,14 @@ static void pack(struct bench *b, struct packed *k, enum cws_mode mode, unsigned
     k->hash = bench_need(calloc(k->chunks, sizeof *k->hash));
     uint8_t *out = bench_need(malloc(k->plan.chunk_bytes));
     for (unsigned i = 0; i < k->chunks; i++) {
-        size_t first = (size_t)i * k->plan.chunk_bytes, n = total - first < k->plan.chunk_bytes ? total - first : k->plan.chunk_bytes;
+        size_t first = (size_t)i * k->plan.chunk_bytes,
+               n = total - first < k->plan.chunk_bytes ? total - first : k->plan.chunk_bytes;
         enum cws_codec_id codec;
         struct cws_error err;
         k->at[i] = used;
-        bench_rc(cws_chunk_encode(&k->plan, data + first, n, first / 2, k->stored + used, &k->bytes[i], &codec, b->scratch, &err), &err);
+        bench_rc(cws_chunk_encode(&k->plan, data + first, n, first / 2, k->stored + used, &k->bytes[i], &codec,
+                                  b->scratch, &err),
+                 &err);
         struct cws_chunk_context ctx = {CWS_BF16, codec, NULL, k->plan.row_elems, first / 2};
         if (codec != k->plan.codec)
             bench_die("encoding", "gave another codec");
@@ -75,7 +78,8 @@ static void spread(struct bench *b, struct field *f, const struct packed *k, uns
     bench_upload(b, f->table, table, sizeof *table);
     for (unsigned c = 0; c < copies; c++)
         bench_upload(b, f->stored + c * k->stored_bytes, k->stored, k->stored_bytes);
-    for (unsigned i = 0, c = 0, n = 0; i < copies * k->chunks; i++, c += n + 1 == k->chunks, n = n + 1 == k->chunks ? 0 : n + 1) {
+    for (unsigned i = 0, c = 0, n = 0; i < copies * k->chunks;
+         i++, c += n + 1 == k->chunks, n = n + 1 == k->chunks ? 0 : n + 1) {
         size_t first = (size_t)n * k->plan.chunk_bytes, left = total - first;
         struct cws_gpu_chunk chunk = {
             .dtype = CWS_BF16,
@@ -111,7 +115,8 @@ static double elapsed(struct bench *b, CUevent from, CUevent to)
     return ms * 1e-3;
 }
 
-static void decode_set(struct bench *b, const struct field *f, const struct cws_gpu_batch *batch, unsigned chunks, unsigned set)
+static void decode_set(struct bench *b, const struct field *f, const struct cws_gpu_batch *batch, unsigned chunks,
+                       unsigned set)
 {
     struct cws_error err;
     bench_rc(cws_gpu_decode(b->decoder, b->stream, f->jobs + set * chunks * sizeof *f->job, &batch[set],
@@ -216,8 +221,8 @@ static double time_hash(struct bench *b, CUdeviceptr memory, size_t bytes)
     return best;
 }
 
-static unsigned time_one(struct bench *b, const char *label, enum cws_mode mode, unsigned lane_symbols, const uint8_t *data,
-                         unsigned long long most)
+static unsigned time_one(struct bench *b, const char *label, enum cws_mode mode, unsigned lane_symbols,
+                         const uint8_t *data, unsigned long long most)
 {
     static const char *const names[] = {"lossless", "q8", "q6"};
     struct packed k = {0};
@@ -225,7 +230,9 @@ static unsigned time_one(struct bench *b, const char *label, enum cws_mode mode,
     pack(b, &k, mode, lane_symbols, data);
     unsigned copies = (unsigned)(most / BASE_WEIGHTS ? most / BASE_WEIGHTS : 1), all = copies * k.chunks;
     spread(b, &f, &k, copies);
-    double bits = 8.0 * ((double)k.stored_bytes + k.chunks * sizeof(struct cws_chunk_record) + sizeof(struct cws_tensor_record) + 128) /
+    double bits = 8.0 *
+                  ((double)k.stored_bytes + k.chunks * sizeof(struct cws_chunk_record) +
+                   sizeof(struct cws_tensor_record) + 128) /
                   BASE_WEIGHTS;
     printf("%-16s %-8s S %-4u %7.3f bits/w ", label, names[mode], lane_symbols, bits);
     for (unsigned long long weights = most; weights >= (4u << 20); weights /= 4) {

@@ -58,7 +58,8 @@ static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws
     return true;
 }
 
-bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset)
+bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store,
+                  uint64_t offset)
 {
     const struct cws_tensor_info *t = tensor_of(store, offset, bytes);
     if (gpu->dead || !t || bytes % 2 != 0)
@@ -70,7 +71,8 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
     return bound;
 }
 
-bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file, uint64_t offset, const void *now)
+bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file,
+                       uint64_t offset, const void *now)
 {
     if (gpu->dead || bytes % 2 != 0)
         return false;

@@ -13,11 +13,14 @@ CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdev
     *drop->job = (struct cws_gpu_hash_job){.address = alias, .bytes = bytes};
     if (cws_gpu_hash_plan(drop->job, 1, &batch, &err))
         return CUDA_ERROR_UNKNOWN;
-    CUresult result = d->set8_async(drop->device_result, 0, sizeof *drop->result, gpu->drop_stream); /* the kernel adds to it */
-    if (result == CUDA_SUCCESS &&
-        cws_gpu_hash(gpu->decoder, gpu->drop_stream, (CUdeviceptr)(uintptr_t)drop->job, &batch, drop->device_result, cws_content_key, &err))
+    /* the kernel adds to it */
+    CUresult result = d->set8_async(drop->device_result, 0, sizeof *drop->result, gpu->drop_stream);
+    if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->drop_stream, (CUdeviceptr)(uintptr_t)drop->job,
+                                               &batch, drop->device_result, cws_content_key, &err))
         result = CUDA_ERROR_UNKNOWN;
-    return result == CUDA_SUCCESS ? d->copy_out_async(drop->result, drop->device_result, sizeof *drop->result, gpu->drop_stream) : result;
+    return result == CUDA_SUCCESS
+               ? d->copy_out_async(drop->result, drop->device_result, sizeof *drop->result, gpu->drop_stream)
+               : result;
 }
 
 static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)

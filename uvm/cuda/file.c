@@ -60,8 +60,8 @@ static int read_header(const char *path, int fd, uint64_t file_bytes, struct cws
 
 static bool same_file(const struct cws_gpu_file *f, const struct stat *st)
 {
-    return f->device == st->st_dev && f->inode == st->st_ino && f->bytes == (uint64_t)st->st_size && f->changed.tv_sec == st->st_mtim.tv_sec &&
-           f->changed.tv_nsec == st->st_mtim.tv_nsec;
+    return f->device == st->st_dev && f->inode == st->st_ino && f->bytes == (uint64_t)st->st_size &&
+           f->changed.tv_sec == st->st_mtim.tv_sec && f->changed.tv_nsec == st->st_mtim.tv_nsec;
 }
 
 /* Opens the file by its name, if that is still the mapped one, else through the mapping itself, which needs a
@@ -175,7 +175,10 @@ void cws_gpu_file_release(struct cws_gpu_file *file)
 }
 
 const char *cws_gpu_file_path(const struct cws_gpu_file *file) { return file->path; }
-const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset) { return tensor_at(file, offset)->name; }
+const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset)
+{
+    return tensor_at(file, offset)->name;
+}
 
 /* --- as a source ------------------------------------------------------------------------------------------ */
 
@@ -185,7 +188,8 @@ struct described {
     struct cws_chunk_record chunks[];
 };
 
-struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes, const uint8_t *now)
+struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes,
+                                              const uint8_t *now)
 {
     const struct cws_header_tensor *t = tensor_at(file, offset);
     uint64_t count = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
@@ -198,20 +202,38 @@ struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, u
         struct cws_hash128 hash = {0};
         cws_content_hash_add(&hash, cws_content_key, now + at, size, at);
         cws_hash128_add(&all, hash);
-        d->chunks[i] = (struct cws_chunk_record){.offset = offset + at, .stored_bytes = (uint32_t)size, .logical_bytes = (uint32_t)size,
-                                                 .codec = CWS_CODEC_RAW, .content_hash = {hash.lo, hash.hi}};
+        d->chunks[i] = (struct cws_chunk_record){.offset = offset + at,
+                                                 .stored_bytes = (uint32_t)size,
+                                                 .logical_bytes = (uint32_t)size,
+                                                 .codec = CWS_CODEC_RAW,
+                                                 .content_hash = {hash.lo, hash.hi}};
     }
-    d->record = (struct cws_tensor_record){.chunk_count = count, .content_hash = {all.lo, all.hi}, .chunk_bytes = CHUNK_BYTES, .table = UINT32_MAX,
-                                           .dtype = cws_dtype_code(t->dtype), .codec = CWS_CODEC_RAW};
-    d->info = (struct cws_tensor_info){.name = t->name, .dtype = t->dtype, .dtype_name = t->dtype_name, .shape = t->shape, .ndim = t->ndim, .begin = offset, .end = offset + bytes,
-                                       .elems = t->elems, .stored_bytes = bytes, .record = &d->record, .chunks = d->chunks};
+    d->record = (struct cws_tensor_record){.chunk_count = count,
+                                           .content_hash = {all.lo, all.hi},
+                                           .chunk_bytes = CHUNK_BYTES,
+                                           .table = UINT32_MAX,
+                                           .dtype = cws_dtype_code(t->dtype),
+                                           .codec = CWS_CODEC_RAW};
+    d->info = (struct cws_tensor_info){.name = t->name,
+                                       .dtype = t->dtype,
+                                       .dtype_name = t->dtype_name,
+                                       .shape = t->shape,
+                                       .ndim = t->ndim,
+                                       .begin = offset,
+                                       .end = offset + bytes,
+                                       .elems = t->elems,
+                                       .stored_bytes = bytes,
+                                       .record = &d->record,
+                                       .chunks = d->chunks};
     return &d->info;
 }
 
-int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to, struct cws_error *err)
+int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to,
+                      struct cws_error *err)
 {
     int code = read_all(file->fd, tensor->begin, to, tensor->end - tensor->begin);
     if (code == -ENODATA)
-        return cws_fail(err, CWS_E_CHANGED, "%s: tensor \"%s\": the file is shorter than when it was loaded", file->path, tensor->name);
+        return cws_fail(err, CWS_E_CHANGED, "%s: tensor \"%s\": the file is shorter than when it was loaded",
+                        file->path, tensor->name);
     return code ? cws_fail_errno(err, -code, "%s: tensor \"%s\"", file->path, tensor->name) : 0;
 }

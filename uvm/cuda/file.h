@@ -18,13 +18,16 @@ struct cws_gpu_file;
 struct cws_gpu_file *cws_gpu_file_of(const void *memory, size_t bytes, uint64_t *out_offset);
 void cws_gpu_file_release(struct cws_gpu_file *file); /* NULL is fine */
 const char *cws_gpu_file_path(const struct cws_gpu_file *file);
-const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset); /* its name; valid as long as the file */
+/* its name; valid as long as the file */
+const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset);
 
 /* For source.c: */
 struct cws_gpu_file *cws_gpu_file_retain(struct cws_gpu_file *file);
 struct cws_tensor_info;
 /* The tensor at `offset` as if it were one of a store: chunks that are stored as they are, with the content hashes of
  * `now`. NULL: no memory. One block, for free(). */
-struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes, const uint8_t *now);
-CWS_MUST_CHECK int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to, struct cws_error *err);
+struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes,
+                                              const uint8_t *now);
+CWS_MUST_CHECK int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to,
+                                     struct cws_error *err);
 #endif

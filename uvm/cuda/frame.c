@@ -7,7 +7,8 @@
 
 enum { TRIES = 3 }; /* of a call that must not fail */
 #define POOL_UNIT 512u                          /* bytes; what a pool hands out is a multiple of it */
-#define POOL_STEP_MAX ((uint64_t)64 << 20)      /* the largest step that is taken for granted of a pool that has to grow */
+/* the largest step that is taken for granted of a pool that has to grow */
+#define POOL_STEP_MAX ((uint64_t)64 << 20)
 #define POOL_RECOUNT_EVERY 256u                 /* allocations: small ones come by the thousand */
 
 /* --- the budget ---------------------------------------------------------------------------------- */
@@ -33,7 +34,8 @@ uint64_t cws_gpu_least_budget_locked(struct cws_gpu *gpu, uint64_t need, uint64_
     }
     uint64_t later = cws_gpu_undroppable_locked(gpu) + fresh + named;
     uint64_t rest = (need > later ? need : later) - gpu->ring_bytes, least = rest + gpu->ring_bytes;
-    for (uint64_t more; (more = rest + cws_gpu_ring_bytes(&gpu->config, least)) > least;) /* staging grows with the budget, a 32nd as fast */
+    /* staging grows with the budget, a 32nd as fast */
+    for (uint64_t more; (more = rest + cws_gpu_ring_bytes(&gpu->config, least)) > least;)
         least = more;
     gpu->least_budget = least > gpu->least_budget ? least : gpu->least_budget;
     return least;
@@ -146,8 +148,8 @@ static CUresult make_room_locked(struct cws_gpu *gpu, uint64_t bytes)
 
 static CUresult say_no_room(struct cws_gpu *gpu, size_t bytes)
 {
-    cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB", (double)bytes / (1 << 20),
-                (unsigned long long)((gpu->least_budget + (1 << 20) - 1) >> 20));
+    cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB",
+                (double)bytes / (1 << 20), (unsigned long long)((gpu->least_budget + (1 << 20) - 1) >> 20));
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -206,7 +208,8 @@ CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes,
     if (gpu->dead)
         return CUDA_ERROR_NOT_INITIALIZED;
     CUresult result = CUDA_SUCCESS;
-    uint64_t units = ((uint64_t)bytes + POOL_UNIT - 1) / POOL_UNIT * POOL_UNIT, least = (units + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
+    uint64_t units = ((uint64_t)bytes + POOL_UNIT - 1) / POOL_UNIT * POOL_UNIT,
+             least = (units + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
     *room = 0;
     pthread_mutex_lock(&gpu->lock);
     bool fits = ++gpu->pool_age < POOL_RECOUNT_EVERY && take_slack_locked(gpu, pool, units);
@@ -250,7 +253,8 @@ void cws_gpu_pools_changed(struct cws_gpu *gpu)
 
 static CUresult set_access(struct cws_gpu *gpu, CUdeviceptr at, uint64_t bytes)
 {
-    CUmemAccessDesc access = {.location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu->device}, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUmemAccessDesc access = {.location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu->device},
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     return gpu->driver->set_access(at, bytes, &access, 1);
 }
 
@@ -293,7 +297,8 @@ CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r)
 static CUresult create(struct cws_gpu *gpu, struct cws_gpu_frame *frame)
 {
     uint64_t bytes = (uint64_t)frame->granules * CWS_GPU_GRANULE;
-    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu->device}};
+    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                .location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu->device}};
     CUresult result = gpu->driver->create(&frame->handle, bytes, &prop, 0);
     if (result != CUDA_SUCCESS)
         return result;
@@ -376,7 +381,9 @@ static bool release_cached_locked(struct cws_gpu *gpu)
             continue;
         struct cws_gpu_frame *frame = r->frame;
         cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING); /* ours alone */
-        r->freed = true; /* as before: a stray word may name it while the lock is free. A use that named it while it lived may even hold it, and does not need it. */
+        /* as before: a stray word may name it while the lock is free. A use that named it while it lived may even
+         * hold it, and does not need it. */
+        r->freed = true;
         pthread_mutex_unlock(&gpu->lock);
         cws_gpu_unmap(gpu, r);
         pthread_mutex_lock(&gpu->lock);

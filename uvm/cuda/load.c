@@ -31,7 +31,8 @@ static uint64_t plan(const struct cws_gpu_config *config, uint64_t budget, unsig
     uint64_t slot = ring / *slot_count / 4096 * 4096;
     slot = slot > SLOT_BYTES_MAX && !config->ring_bytes ? SLOT_BYTES_MAX : slot;
     *slot_bytes = slot < SLOT_BYTES_MIN ? SLOT_BYTES_MIN : slot;
-    return (*slot_count * (*slot_bytes + CONTROL_BYTES) + DROPS_BYTES + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE * CWS_GPU_GRANULE;
+    return (*slot_count * (*slot_bytes + CONTROL_BYTES) + DROPS_BYTES + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE *
+           CWS_GPU_GRANULE;
 }
 
 uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget)
@@ -44,7 +45,8 @@ uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget
 int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err)
 {
     const struct cws_driver *d = gpu->driver;
-    uint64_t bytes = plan(&gpu->config, gpu->config.budget_bytes, &gpu->slot_count, &gpu->slot_bytes), slot = gpu->slot_bytes + CONTROL_BYTES;
+    uint64_t bytes = plan(&gpu->config, gpu->config.budget_bytes, &gpu->slot_count, &gpu->slot_bytes),
+             slot = gpu->slot_bytes + CONTROL_BYTES;
     CUresult result = d->mem_alloc(&gpu->ring, bytes);
     if (result != CUDA_SUCCESS) {
         gpu->ring = 0;
@@ -111,7 +113,8 @@ void cws_gpu_ring_close(struct cws_gpu *gpu)
 
 /* --- begin --------------------------------------------------------------------------------------- */
 
-bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame, bool for_launch)
+bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame,
+                               bool for_launch)
 {
     if (gpu->load_count == CWS_GPU_LOADS)
         return false;
@@ -131,7 +134,10 @@ bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, str
 
 /* --- batches --------------------------------------------------------------------------------------- */
 
-static const struct cws_chunk_record *chunk(const struct cws_gpu_source *s, uint64_t i) { return &s->tensor->chunks[i]; }
+static const struct cws_chunk_record *chunk(const struct cws_gpu_source *s, uint64_t i)
+{
+    return &s->tensor->chunks[i];
+}
 static uint64_t chunk_total(const struct cws_gpu_source *s) { return s->tensor->record->chunk_count; }
 
 /* Where chunk i lies in the source's host memory. */
@@ -144,8 +150,8 @@ static uint32_t host_bytes(const struct cws_gpu_source *s, uint64_t i)
     return s->plain ? chunk(s, i)->logical_bytes : chunk(s, i)->stored_bytes;
 }
 
-static int plan_slot(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_load *load, struct cws_gpu_batch *batch,
-                     uint64_t *out_bytes, struct cws_error *err)
+static int plan_slot(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_load *load,
+                     struct cws_gpu_batch *batch, uint64_t *out_bytes, struct cws_error *err)
 {
     const struct cws_gpu_source *s = load->source;
     uint64_t base = host_at(s, load->next_chunk), end = base;
@@ -178,7 +184,8 @@ static int plan_slot(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struc
     return cws_gpu_batch_plan(slot->jobs, (uint32_t)slot->chunks, batch, err);
 }
 
-static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_load *load, uint64_t *out_bytes, struct cws_error *err)
+static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_load *load, uint64_t *out_bytes,
+                 struct cws_error *err)
 {
     const struct cws_driver *d = gpu->driver;
     const struct cws_gpu_source *s = load->source;
@@ -189,11 +196,13 @@ static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cw
     size_t control = RESULTS_BYTES + slot->chunks * sizeof(struct cws_gpu_job);
     memset(slot->results, 0, slot->chunks * sizeof *slot->results);
     cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPY);
-    CUresult result = d->copy_in_async(slot->device, s->host + host_at(s, slot->first_chunk), *out_bytes, gpu->copy_stream);
+    CUresult result = d->copy_in_async(slot->device, s->host + host_at(s, slot->first_chunk), *out_bytes,
+                                       gpu->copy_stream);
     if (result == CUDA_SUCCESS)
         result = s->table ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, gpu->copy_stream)
                           : d->copy_in_async(slot->device_results, slot->results, control, gpu->copy_stream);
-    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPIED); /* before `copied`: what decoding waits for is the last on the stream that it knows of */
+    /* before `copied`: what decoding waits for is the last on the stream that it knows of */
+    cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_COPIED);
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->copied, gpu->copy_stream);
     if (result == CUDA_SUCCESS)
@@ -201,11 +210,13 @@ static int issue(struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cw
     if (result != CUDA_SUCCESS)
         return cws_driver_fail(d, err, result, "copying compressed weights");
     cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_DECODE);
-    code = cws_gpu_decode(gpu->decoder, gpu->decode_stream, slot->device_jobs, &batch, slot->device_results, cws_content_key, err);
+    code = cws_gpu_decode(gpu->decoder, gpu->decode_stream, slot->device_jobs, &batch, slot->device_results,
+                          cws_content_key, err);
     if (code)
         return code;
     cws_gpu_trace_moment(gpu, slot, CWS_MOMENT_DECODED);
-    result = d->copy_out_async(slot->results, slot->device_results, slot->chunks * sizeof *slot->results, gpu->decode_stream);
+    result = d->copy_out_async(slot->results, slot->device_results, slot->chunks * sizeof *slot->results,
+                               gpu->decode_stream);
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->done, gpu->decode_stream);
     return result == CUDA_SUCCESS ? 0 : cws_driver_fail(d, err, result, "decoding weights");
@@ -246,7 +257,8 @@ bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu)
                 moved = true;
                 if (code) {
                     char line[640];
-                    snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(load->source), load->source->tensor->name, err.message);
+                    snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(load->source),
+                             load->source->tensor->name, err.message);
                     fail_load(gpu, load, line);
                     break;
                 }

@@ -64,7 +64,8 @@ static bool drop_for_locked(struct cws_gpu *gpu, uint64_t until, uint64_t have, 
     if (victim)
         return cws_gpu_drop_start_locked(gpu, victim);
     /* What has to be copied goes last: when nothing else is left. */
-    return until == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_spill_one_locked(gpu);
+    return until == 0 && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
+           cws_gpu_spill_one_locked(gpu);
 }
 
 static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t granules)
@@ -84,8 +85,9 @@ static struct cws_gpu_frame *frame_now_locked(struct cws_gpu *gpu, uint32_t gran
 /* No load or eviction is in flight and none can start: a launch waits for what will not come. */
 static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
-    return gpu->running_uses <= gpu->stuck_uses && gpu->drop_count == 0 && gpu->load_count == 0 && !cws_gpu_order_victim_locked(gpu, 0, false) &&
-           cws_gpu_spillable_locked(gpu) == 0 && free_bytes_locked(gpu) + gpu->mapped_idle_bytes < bytes;
+    return gpu->running_uses <= gpu->stuck_uses && gpu->drop_count == 0 && gpu->load_count == 0 &&
+           !cws_gpu_order_victim_locked(gpu, 0, false) && cws_gpu_spillable_locked(gpu) == 0 &&
+           free_bytes_locked(gpu) + gpu->mapped_idle_bytes < bytes;
 }
 
 static bool serve_rooms_locked(struct cws_gpu *gpu)
@@ -140,8 +142,11 @@ static bool room_for_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r,
         cws_gpu_frame_put_idle_locked(gpu, frame);
     if (frame || !r->demanded)
         return true;
-    if (free_bytes_locked(gpu) >= cws_gpu_span(r) && ++gpu->refusals > REFUSALS) { /* there is room, and the driver gives no memory */
-        cws_gpu_say(gpu, "the driver refuses %llu MiB of device memory inside CODEC_VRAM_BUDGET: other processes may have it", (unsigned long long)(cws_gpu_span(r) >> 20));
+    /* there is room, and the driver gives no memory */
+    if (free_bytes_locked(gpu) >= cws_gpu_span(r) && ++gpu->refusals > REFUSALS) {
+        cws_gpu_say(
+            gpu, "the driver refuses %llu MiB of device memory inside CODEC_VRAM_BUDGET: other processes may have it",
+            (unsigned long long)(cws_gpu_span(r) >> 20));
         gpu->refusals = 0;
         r->failed = CUDA_ERROR_OUT_OF_MEMORY;
         pthread_cond_broadcast(&gpu->changed);
@@ -198,7 +203,8 @@ static bool serve_ahead_locked(struct cws_gpu *gpu, bool *pending)
     if (!gpu->config.prefetch || gpu->resident_bytes >= gpu->bound_bytes)
         return false;
     cws_gpu_order_walk_locked(gpu);
-    for (struct cws_gpu_range *r = NULL; seen < AHEAD && looked < LOOK_AT && gpu->load_count + 2 < CWS_GPU_LOADS; looked++) {
+    for (struct cws_gpu_range *r = NULL; seen < AHEAD && looked < LOOK_AT && gpu->load_count + 2 < CWS_GPU_LOADS;
+         looked++) {
         r = cws_gpu_order_coming_locked(gpu, r);
         if (!r)
             break;
@@ -244,7 +250,8 @@ static void wait_for_device_locked(struct cws_gpu *gpu)
 {
     enum { FIRST_NS = 20000, MOST_NS = 60000, TOGETHER_NS = 200000 };
     bool ready = false;
-    for (uint64_t ns = FIRST_NS, sum = 0; !ready && !gpu->work_due && sum < TOGETHER_NS; ns = ns < MOST_NS ? ns + ns / 2 : ns) {
+    for (uint64_t ns = FIRST_NS, sum = 0; !ready && !gpu->work_due && sum < TOGETHER_NS;
+         ns = ns < MOST_NS ? ns + ns / 2 : ns) {
         wait_locked(gpu, ns);
         sum += ns;
         if (gpu->work_due)

@@ -69,7 +69,8 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
         code = cws_gpu_arena_open(gpu, &gpu->aliases, arena, err);
     if (code)
         return code;
-    gpu->by_granule = mmap(NULL, table_bytes(gpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    gpu->by_granule = mmap(NULL, table_bytes(gpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                           -1, 0);
     if (gpu->by_granule == MAP_FAILED) {
         gpu->by_granule = NULL;
         return cws_fail_errno(err, errno, "reserving the table of device ranges");
@@ -79,14 +80,16 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
         cws_gpu_pool_seen(gpu, pool);
     if (d->device_default_pool(&pool, gpu->device) == CUDA_SUCCESS)
         cws_gpu_pool_seen(gpu, pool);
-    code = gpu->config.kernels ? cws_gpu_decoder_create_from(d, gpu->config.kernels, CWS_GPU_BLOCK_WARPS, &gpu->decoder, err)
-                               : cws_gpu_decoder_create(d, gpu->config.say, &gpu->decoder, err);
+    code = gpu->config.kernels
+               ? cws_gpu_decoder_create_from(d, gpu->config.kernels, CWS_GPU_BLOCK_WARPS, &gpu->decoder, err)
+               : cws_gpu_decoder_create(d, gpu->config.say, &gpu->decoder, err);
     if (!code)
         code = cws_gpu_ring_open(gpu, err); /* sets slot_count, slot_bytes, ring_bytes */
     if (!code && gpu->ring_bytes > gpu->config.budget_bytes / 2)
-        code = cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %llu MiB: staging alone takes %llu MiB; give it at least %llu MiB",
-                        (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)(gpu->ring_bytes >> 20),
-                        (unsigned long long)(gpu->ring_bytes >> 19));
+        code = cws_fail(err, CWS_E_BUDGET,
+                        "CODEC_VRAM_BUDGET is %llu MiB: staging alone takes %llu MiB; give it at least %llu MiB",
+                        (unsigned long long)(gpu->config.budget_bytes >> 20),
+                        (unsigned long long)(gpu->ring_bytes >> 20), (unsigned long long)(gpu->ring_bytes >> 19));
     if (!code)
         cws_gpu_trace_open(gpu);
     cws_nvtx_start();
@@ -261,8 +264,8 @@ static const char *check_locked(struct cws_gpu *gpu)
     for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         const struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
         uint64_t span = cws_gpu_span(r);
-        bool wants_frame = cws_gpu_is_mapped(r->state) || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING ||
-                           r->state == CWS_RANGE_SPILLING;
+        bool wants_frame = cws_gpu_is_mapped(r->state) || r->state == CWS_RANGE_LOADING ||
+                           r->state == CWS_RANGE_DROPPING || r->state == CWS_RANGE_SPILLING;
         ranges++;
         if (r->state != CWS_RANGE_MAKING && wants_frame != (r->frame != NULL))
             return "I1: a range has a frame in a state that has none, or none where there must be one";
@@ -275,20 +278,25 @@ static const char *check_locked(struct cws_gpu *gpu)
         bound += r->source ? span : 0;
         resident += r->state == CWS_RANGE_RESIDENT ? span : 0;
         kept += r->spill_kept ? span : 0;
-        if (r->spill_kept ? !r->spill || (r->state != CWS_RANGE_ANONYMOUS && r->state != CWS_RANGE_DIRTY && r->state != CWS_RANGE_MAKING)
+        if (r->spill_kept ? !r->spill || (r->state != CWS_RANGE_ANONYMOUS && r->state != CWS_RANGE_DIRTY &&
+                                          r->state != CWS_RANGE_MAKING)
                           : r->state == CWS_RANGE_SPILLED && !r->spill)
             return "a spilled range has no copy, or one that is not spilled keeps one";
-        if ((r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_RESIDENT || r->state == CWS_RANGE_DROPPING) && !r->source)
+        if ((r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_RESIDENT ||
+             r->state == CWS_RANGE_DROPPING) &&
+            !r->source)
             return "I5: a bound range has no source";
         if (r->state == CWS_RANGE_DROPPING && r->holds && !r->demanded && gpu->waiting == 0)
             return "I3: a range that is held is being dropped";
     }
     if (ranges != gpu->range_count)
         return "the ranges are miscounted";
-    if (fixed != gpu->fixed_bytes || idle != gpu->mapped_idle_bytes || bound != gpu->bound_bytes || resident != gpu->resident_bytes || kept != gpu->kept_bytes)
+    if (fixed != gpu->fixed_bytes || idle != gpu->mapped_idle_bytes || bound != gpu->bound_bytes ||
+        resident != gpu->resident_bytes || kept != gpu->kept_bytes)
         return "an account disagrees with the ranges";
     if (frames > gpu->frame_bytes)
-        return "I2: frames are miscounted"; /* not while a frame moves into a range or out of one: for a moment it is in neither */
+        /* not while a frame moves into a range or out of one: for a moment it is in neither */
+        return "I2: frames are miscounted";
     if (gpu->frame_bytes + gpu->granted_bytes + gpu->ring_bytes > gpu->config.budget_bytes)
         return "I4: the budget is exceeded";
     return NULL;

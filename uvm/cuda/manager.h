@@ -29,21 +29,28 @@ struct cws_gpu;
 
 struct cws_gpu_config {
     const struct cws_driver *driver; /* the real functions; outlives the manager */
-    uint64_t budget_bytes;           /* of device memory, for all that the process takes from the driver but its context */
-    uint64_t host_budget_bytes;      /* of pinned host memory for compressed bytes, and before them for what is spilled; 0: as options.h says */
+    /* of device memory, for all that the process takes from the driver but its context */
+    uint64_t budget_bytes;
+    /* of pinned host memory for compressed bytes, and before them for what is spilled; 0: as options.h says */
+    uint64_t host_budget_bytes;
     enum cws_policy_id policy;
     bool prefetch;
-    bool strict;                     /* no weight is mapped while something runs that does not name it, but pinned and written ones: one use at a time, each waited
-                                      * for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
+    /* no weight is mapped while something runs that does not name it, but pinned and written ones: one use at a
+     * time, each waited for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
+    bool strict;
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
-    const void *kernels;             /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
-    void (*release)(const struct cws_gpu *gpu); /* before pools are trimmed, from a thread of the manager's: the owner gives back pool memory that it keeps unused; NULL: nobody keeps any */
+    /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
+    const void *kernels;
+    /* before pools are trimmed, from a thread of the manager's: the owner gives back pool memory that it keeps
+     * unused; NULL: nobody keeps any */
+    void (*release)(const struct cws_gpu *gpu);
     void (*say)(const char *line);   /* one line for the user; any thread */
 };
 
 /* The manager of `device`, whose context must be current and outlive it. Starts its threads. 0 or an error code (line
  * in err). */
-CWS_MUST_CHECK int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cws_gpu **out, struct cws_error *err);
+CWS_MUST_CHECK int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cws_gpu **out,
+                                struct cws_error *err);
 /* Stops the threads and gives everything back to the driver. The program must not use its ranges any more. NULL is
  * fine. */
 void cws_gpu_close(struct cws_gpu *gpu);
@@ -105,19 +112,22 @@ struct cws_gpu_use { /* caller's storage; private */
  * inside another one of the same thread is fine while both fit; where they do not it fails with
  * CUDA_ERROR_OUT_OF_MEMORY and a line, and so it does where several threads each hold what another one waits for.
  * Call cws_gpu_end, in the same thread, with the same use after the work was queued (or was not), always. */
-CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use);
+CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count,
+                       struct cws_gpu_use *use);
 void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
 
 /* A host-to-device copy is about to be queued: [source, source + bytes) to [to, to + bytes), to in the arena. `store`
  * and `offset` say which logical bytes of which store the source is known to equal (the caller has checked that nobody
  * wrote to them; the manager takes its own reference).
  * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
-bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store, uint64_t offset);
+bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store,
+                  uint64_t offset);
 
 /* The same for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read
  * here. Whether the range can be bound is seen only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
 struct cws_gpu_file;
-bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file, uint64_t offset, const void *now);
+bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file,
+                       uint64_t offset, const void *now);
 
 /* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in
  * each thread that names it, here as in cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of

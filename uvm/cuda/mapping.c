@@ -39,7 +39,8 @@ static int ask(int fd, uintptr_t at, size_t bytes, struct cws_mapping *out)
     out->offset = q.offset;
     out->inode = q.inode;
     out->device = makedev(q.major_number, q.minor_number);
-    return at >= q.begin && at < q.end && bytes <= q.end - at && !(q.vma_flags & QUERY_SHARED) && q.inode != 0 && q.name_bytes > 0 && out->path[0] == '/';
+    return at >= q.begin && at < q.end && bytes <= q.end - at && !(q.vma_flags & QUERY_SHARED) && q.inode != 0 &&
+           q.name_bytes > 0 && out->path[0] == '/';
 }
 
 /* --- the list ------------------------------------------------------------------------------------------- */
@@ -61,7 +62,8 @@ static bool parse_line(char *line, struct cws_mapping *m)
     if (!number(&line, 16, '-', &begin) || !number(&line, 16, ' ', &end) || strlen(line) < 5 || line[3] != 'p')
         return false;
     line += 5;
-    if (!number(&line, 16, ' ', &offset) || !number(&line, 16, ':', &major_number) || !number(&line, 16, ' ', &minor_number) || !number(&line, 10, ' ', &inode))
+    if (!number(&line, 16, ' ', &offset) || !number(&line, 16, ':', &major_number) ||
+        !number(&line, 16, ' ', &minor_number) || !number(&line, 10, ' ', &inode))
         return false;
     line += strspn(line, " ");
     m->begin = begin;
@@ -81,7 +83,8 @@ static bool look_through(int fd, uintptr_t at, size_t bytes, struct cws_mapping 
     size_t have = 0;
     bool found = false, over = !text;
     while (!over) {
-        ssize_t got = cws_os_pread(fd, text + have, ROOM - 1 - have, offset); /* a page of lines, not all that there is room for */
+        /* a page of lines, not all that there is room for */
+        ssize_t got = cws_os_pread(fd, text + have, ROOM - 1 - have, offset);
         if (got == -EINTR || got == -EAGAIN)
             continue;
         if (got <= 0)
@@ -130,8 +133,10 @@ bool cws_mapping_is_clean(uintptr_t at, size_t bytes)
     bool clean = fd >= 0;
     while (clean && first < end) {
         size_t count = end - first < AT_ONCE ? end - first : AT_ONCE, got;
-        clean = cws_os_read_full(fd, entries, count * sizeof *entries, first * sizeof *entries, &got) == 0 && got == count * sizeof *entries;
-        for (size_t i = 0; clean && i < count; i++) /* a page that is neither was not touched, or given back: the file's */
+        clean = cws_os_read_full(fd, entries, count * sizeof *entries, first * sizeof *entries, &got) == 0 &&
+                got == count * sizeof *entries;
+        /* a page that is neither was not touched, or given back: the file's */
+        for (size_t i = 0; clean && i < count; i++)
             clean = !(entries[i] & swapped) && (!(entries[i] & present) || (entries[i] & of_file));
         first += count;
     }

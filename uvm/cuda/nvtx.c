@@ -75,7 +75,8 @@ static void attach(void)
     void *library = path && *path ? dlopen(path, RTLD_LAZY) : NULL;
     if (!library)
         return;
-    int (*initialize)(const void *(*get)(uint32_t)) = (int (*)(const void *(*)(uint32_t)))dlsym(library, "InitializeInjectionNvtx2");
+    int (*initialize)(const void *(*get)(uint32_t)) = (int (*)(const void *(*)(uint32_t)))dlsym(
+        library, "InitializeInjectionNvtx2");
     for (unsigned m = 0; m < MODULES; m++)
         for (unsigned i = 1; i < module_functions[m]; i++)
             tables[m][i] = &functions[m][i];
@@ -101,7 +102,12 @@ bool cws_nvtx_push(const char *text, uint64_t bytes)
 {
     if (!cws_nvtx_is_on())
         return false;
-    const struct attributes what = {.version = VERSION, .bytes = sizeof what, .payload_type = PAYLOAD_UINT64, .payload = bytes, .message_type = MESSAGE_ASCII, .message = text};
+    const struct attributes what = {.version = VERSION,
+                                    .bytes = sizeof what,
+                                    .payload_type = PAYLOAD_UINT64,
+                                    .payload = bytes,
+                                    .message_type = MESSAGE_ASCII,
+                                    .message = text};
     ((int (*)(void *, const struct attributes *))functions[MODULE_DOMAINS][DOMAIN_RANGE_PUSH])(domain, &what);
     return true;
 }

@@ -13,7 +13,10 @@
 #include <stdint.h>
 
 extern _Atomic bool cws_nvtx_attached; /* read it by cws_nvtx_is_on */
-static inline bool cws_nvtx_is_on(void) { return __builtin_expect(atomic_load_explicit(&cws_nvtx_attached, memory_order_relaxed), false); }
+static inline bool cws_nvtx_is_on(void)
+{
+    return __builtin_expect(atomic_load_explicit(&cws_nvtx_attached, memory_order_relaxed), false);
+}
 
 /* Looks for a profiler, once; later calls do nothing. A library that cannot be used is left alone, as NVTX itself
  * does. */

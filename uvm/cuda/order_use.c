@@ -20,7 +20,10 @@ void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     }
 }
 
-void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r) { cws_order_forget(&gpu->order, &r->order); }
+void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+{
+    cws_order_forget(&gpu->order, &r->order);
+}
 
 static uint64_t room_for_weights(const struct cws_gpu *gpu)
 {

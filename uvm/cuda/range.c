@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_fixed(enum cws_range_state s) { return s == CWS_RANGE_MAKING || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY || s == CWS_RANGE_SPILLING; }
+static bool is_fixed(enum cws_range_state s)
+{
+    return s == CWS_RANGE_MAKING || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY || s == CWS_RANGE_SPILLING;
+}
 
 void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to)
 {
@@ -85,7 +88,8 @@ static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t gr
     gpu->look_round++;
     for (struct cws_list *l = gpu->cached.prev; l != &gpu->cached; l = l->prev) {
         struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, cached);
-        if (r->granules == granules && (cws_gpu_uses_only_locked(gpu, r, stream) || cws_gpu_uses_done_locked(gpu, r, false)))
+        if (r->granules == granules &&
+            (cws_gpu_uses_only_locked(gpu, r, stream) || cws_gpu_uses_done_locked(gpu, r, false)))
             return r;
     }
     return NULL;
@@ -114,9 +118,12 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
 
 static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t least)
 {
-    cws_gpu_say(gpu, "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET (%llu MiB, %llu MiB of it in use for what cannot be dropped); "
-                "the least budget that would have done is %llu MiB", (double)bytes / (1 << 20),
-                (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)(cws_gpu_undroppable_locked(gpu) >> 20),
+    cws_gpu_say(gpu,
+                "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET (%llu MiB, %llu MiB of it in use for what "
+                "cannot be dropped); "
+                "the least budget that would have done is %llu MiB",
+                (double)bytes / (1 << 20), (unsigned long long)(gpu->config.budget_bytes >> 20),
+                (unsigned long long)(cws_gpu_undroppable_locked(gpu) >> 20),
                 (unsigned long long)((least + (1 << 20) - 1) >> 20));
 }
 
@@ -145,7 +152,8 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
             need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
         }
         bool warms_up = bytes <= expected && bytes > gpu->config.budget_bytes / 2;
-        if (!warms_up && need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
+        if (!warms_up && need > gpu->config.budget_bytes &&
+            need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
             say_too_much(gpu, bytes, cws_gpu_least_budget_locked(gpu, need, granules * CWS_GPU_GRANULE));
             pthread_mutex_unlock(&gpu->lock);
             return CUDA_ERROR_OUT_OF_MEMORY;
@@ -169,7 +177,8 @@ CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream,
     CUresult result = CUDA_SUCCESS;
     pthread_mutex_lock(&gpu->lock);
     struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, address);
-    while (r && r->base == address && r->state == CWS_RANGE_MAKING) { /* another thread uses it for the first time: that is the program's race */
+    /* another thread uses it for the first time: that is the program's race */
+    while (r && r->base == address && r->state == CWS_RANGE_MAKING) {
         pthread_cond_wait(&gpu->changed, &gpu->lock);
         r = cws_gpu_range_at_locked(gpu, address);
     }

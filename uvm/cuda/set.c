@@ -42,7 +42,8 @@ void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *r
             return; /* known, it or a larger one around it */
     for (unsigned i = 1; i < CWS_GPU_SETS; i++)
         smallest = gpu->sets[i] < gpu->sets[smallest] ? i : smallest;
-    if (cws_gpu_undroppable_locked(gpu) + bytes > gpu->config.budget_bytes) /* a set that fails is not to be kept room for */
+    /* a set that fails is not to be kept room for */
+    if (cws_gpu_undroppable_locked(gpu) + bytes > gpu->config.budget_bytes)
         return;
     if (gpu->sets[smallest])
         forget_locked(gpu, 1u << smallest);

@@ -37,7 +37,8 @@ static size_t host_bytes_of(const struct cws_gpu_source *s)
     return (bytes + CWS_STREAM_PAD + 4095) / 4096 * 4096;
 }
 
-struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor)
+struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store,
+                                                 const struct cws_tensor_info *tensor)
 {
     struct cws_gpu_source **known = cws_map_find(&gpu->by_tensor, (uintptr_t)tensor);
     if (known) { /* which keeps its store: no other one has a tensor there */
@@ -73,7 +74,8 @@ fail:
     return NULL;
 }
 
-struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file, struct cws_tensor_info *tensor)
+struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file,
+                                                     struct cws_tensor_info *tensor)
 {
     struct cws_gpu_source *s = calloc(1, sizeof *s);
     if (!s)
@@ -86,7 +88,10 @@ struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct
     return s;
 }
 
-const char *cws_gpu_source_path(const struct cws_gpu_source *s) { return s->file ? cws_gpu_file_path(s->file) : cws_store_path(s->store); }
+const char *cws_gpu_source_path(const struct cws_gpu_source *s)
+{
+    return s->file ? cws_gpu_file_path(s->file) : cws_store_path(s->store);
+}
 
 /* Freeing pinned memory takes the driver long, so a fetcher does it. */
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes)
@@ -132,7 +137,10 @@ static void unwant(struct cws_gpu_source *s, enum cws_source_state to)
 
 /* --- room for what no file gives back ---------------------------------------------------------------- */
 
-static bool is_spare(const struct cws_gpu_source *s) { return s->host && s->state == CWS_SOURCE_READY && s->loading == 0; }
+static bool is_spare(const struct cws_gpu_source *s)
+{
+    return s->host && s->state == CWS_SOURCE_READY && s->loading == 0;
+}
 
 uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu)
 {
@@ -144,7 +152,10 @@ uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu)
     return used < gpu->host_budget ? gpu->host_budget - used : 0;
 }
 
-static bool will_fit(const struct cws_gpu *gpu, uint64_t bytes) { return gpu->host_bytes - gpu->garbage_bytes + bytes <= gpu->host_budget; }
+static bool will_fit(const struct cws_gpu *gpu, uint64_t bytes)
+{
+    return gpu->host_bytes - gpu->garbage_bytes + bytes <= gpu->host_budget;
+}
 
 bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
@@ -254,7 +265,8 @@ static struct cws_gpu_source *next_wanted_locked(struct cws_gpu *gpu)
     if (!cws_list_is_empty(&gpu->fetch_first))
         return CWS_LIST_OF(gpu->fetch_first.next, struct cws_gpu_source, wanted);
     unsigned looked = 0;
-    for (struct cws_list *l = gpu->fetch_later.next; l != &gpu->fetch_later && looked < LOOK_AT; l = l->next, looked++) {
+    for (struct cws_list *l = gpu->fetch_later.next; l != &gpu->fetch_later && looked < LOOK_AT;
+         l = l->next, looked++) {
         struct cws_gpu_source *s = CWS_LIST_OF(l, struct cws_gpu_source, wanted);
         if (gpu->host_bytes + gpu->host_claimed + host_bytes_of(s) <= gpu->host_budget)
             return s;
@@ -273,9 +285,12 @@ static void fetch_locked(struct cws_gpu *gpu, struct fetcher *f, struct cws_gpu_
     gpu->host_bytes += s->host_bytes;
     size_t bytes = s->host_bytes;
     pthread_mutex_unlock(&gpu->lock);
-    bool traced = CWS_TRACE_BEGIN(.kind = CWS_TRACE_FETCH, .tensor = s->tensor->name, .bytes = bytes, .index = UINT64_MAX);
+    bool traced = CWS_TRACE_BEGIN(.kind = CWS_TRACE_FETCH, .tensor = s->tensor->name, .bytes = bytes,
+                                  .index = UINT64_MAX);
     CUresult result = gpu->driver->host_alloc(&host, bytes, CU_MEMHOSTALLOC_PORTABLE);
-    int code = result == CUDA_SUCCESS ? read_source(f, s, host, &err) : cws_driver_fail(gpu->driver, &err, result, "pinning host memory for compressed weights");
+    int code = result == CUDA_SUCCESS
+                   ? read_source(f, s, host, &err)
+                   : cws_driver_fail(gpu->driver, &err, result, "pinning host memory for compressed weights");
     if (code && host)
         gpu->driver->host_free(host);
     cws_trace_end(CWS_TRACE_FETCH, traced);

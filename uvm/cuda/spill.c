@@ -34,7 +34,8 @@ uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
 
 /* The hash of a range's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits for
  * it. */
-static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r, CUdeviceptr alias, void *out, const void *in, struct cws_hash128 *hash)
+static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r, CUdeviceptr alias, void *out,
+                              const void *in, struct cws_hash128 *hash)
 {
     const struct cws_driver *d = gpu->driver;
     struct cws_gpu_drop *control = &gpu->drops[CWS_GPU_DROPS];
@@ -59,8 +60,8 @@ static bool has_hash(const void *host, size_t bytes, struct cws_hash128 hash)
 /* Is the copy that was kept what lies on the device? *hash: of the device's bytes. */
 static bool is_kept(struct cws_gpu *gpu, const struct cws_gpu_range *r, const void *host, struct cws_hash128 *hash)
 {
-    return move_and_hash(gpu, r, r->frame->alias, NULL, NULL, hash) == CUDA_SUCCESS && hash->lo == r->spill_hash.lo && hash->hi == r->spill_hash.hi &&
-           has_hash(host, r->bytes, *hash);
+    return move_and_hash(gpu, r, r->frame->alias, NULL, NULL, hash) == CUDA_SUCCESS && hash->lo == r->spill_hash.lo &&
+           hash->hi == r->spill_hash.hi && has_hash(host, r->bytes, *hash);
 }
 
 /* *host: the copy that was kept, or NULL; NULL if this fails. */
@@ -72,7 +73,8 @@ static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_range *r, void **
         return false;
     bool good = move_and_hash(gpu, r, r->frame->alias, *host, NULL, hash) == CUDA_SUCCESS;
     if (good && !has_hash(*host, r->bytes, *hash)) {
-        cws_gpu_say(gpu, "device memory of %zu MiB reached host memory with other bytes; it stays on the device", r->bytes >> 20);
+        cws_gpu_say(gpu, "device memory of %zu MiB reached host memory with other bytes; it stays on the device",
+                    r->bytes >> 20);
         good = false;
     }
     if (!good) {
@@ -144,7 +146,8 @@ bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
     cws_gpu_order_walk_locked(gpu);
     for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
         struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
-        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || goes_before(gpu, r, best)) && cws_gpu_uses_done_locked(gpu, r, true))
+        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || goes_before(gpu, r, best)) &&
+            cws_gpu_uses_done_locked(gpu, r, true))
             best = r;
     }
     if (!best || (!best->spill && !cws_gpu_host_claim_locked(gpu, cws_gpu_span(best))))
@@ -178,7 +181,10 @@ void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, 
     if (result != CUDA_SUCCESS)
         cws_gpu_unexpected(gpu, result, "bringing back spilled memory");
     else if (!same)
-        cws_gpu_say(gpu, "device memory of %zu MiB that was spilled to host memory came back with other bytes; the launch that needs it fails", r->bytes >> 20);
+        cws_gpu_say(gpu,
+                    "device memory of %zu MiB that was spilled to host memory came back with other bytes; the launch "
+                    "that needs it fails",
+                    r->bytes >> 20);
     pthread_mutex_lock(&gpu->lock);
     if (result == CUDA_SUCCESS && same) {
         cws_gpu_range_set_locked(gpu, r, r->spilled_from);

@@ -103,7 +103,9 @@ struct cws_gpu_range {
     enum cws_range_state state;
     uint32_t named;    /* uses that have it in their list: it lives until they end */
     uint32_t holds;    /* of these, those that keep its memory where it is */
-    bool freed;        /* the program freed it, so that its addresses name nothing any more: who owns it (LOADING, SPILLING, ...) or names it (RESERVED) ends it */
+    /* the program freed it, so that its addresses name nothing any more: who owns it (LOADING, SPILLING, ...) or
+     * names it (RESERVED) ends it */
+    bool freed;
     bool pinned, demanded;
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
@@ -111,7 +113,8 @@ struct cws_gpu_range {
     uint32_t sets;     /* that it is one of */
     uint64_t used;     /* gpu->uses at its last use */
     bool keeps;        /* it could not be spilled */
-    void *spill;       /* pinned host memory, accounted as its span: SPILLED, its bytes; spill_kept, those of its last spill */
+    /* pinned host memory, accounted as its span: SPILLED, its bytes; spill_kept, those of its last spill */
+    void *spill;
     bool spill_kept;   /* it is mapped again: the copy is right as long as nobody writes to it */
     struct cws_hash128 spill_hash;
     enum cws_range_state spilled_from;
@@ -220,7 +223,8 @@ struct cws_gpu {
     uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
-    uint64_t sets[CWS_GPU_SETS]; /* bytes of sets of bound ranges that launches named, and whose ranges still are; 0: none */
+    /* bytes of sets of bound ranges that launches named, and whose ranges still are; 0: none */
+    uint64_t sets[CWS_GPU_SETS];
     uint64_t largest_set, smallest_set; /* of these; smallest 0: there is a place free */
     uint64_t least_budget;
     uint64_t mapped_idle_bytes; /* of frame_bytes: idle list and CACHED */
@@ -249,7 +253,8 @@ struct cws_gpu {
     struct cws_gpu_stream streams[CWS_GPU_STREAMS];
 
     struct cws_order order; /* of the bound ranges */
-    uint64_t wake_at;         /* the place in it from which on the loader is to look again; UINT64_MAX: it is awake, or nothing is to be loaded */
+    /* the place in it from which on the loader is to look again; UINT64_MAX: it is awake, or nothing is to be loaded */
+    uint64_t wake_at;
     struct cws_gpu_trace trace;
     uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
 
@@ -264,7 +269,8 @@ struct cws_gpu {
     unsigned slot_next;      /* slots are taken and done in turn */
     unsigned slot_oldest, slots_busy, load_count;
     struct cws_gpu_load loads[CWS_GPU_LOADS];
-    struct cws_gpu_drop drops[CWS_GPU_DROPS + 1]; /* the last is for spilling; in order: [drop_head, drop_head + drop_count) */
+    /* the last is for spilling; in order: [drop_head, drop_head + drop_count) */
+    struct cws_gpu_drop drops[CWS_GPU_DROPS + 1];
     unsigned drop_head, drop_count;
     uint64_t drop_bytes;
 
@@ -293,7 +299,8 @@ void cws_gpu_unexpected(struct cws_gpu *gpu, CUresult error, const char *what);
 uint64_t cws_gpu_now_ns(void);
 
 /* arena.c */
-CWS_MUST_CHECK int cws_gpu_arena_open(struct cws_gpu *gpu, struct cws_gpu_arena *arena, uint64_t bytes, struct cws_error *err);
+CWS_MUST_CHECK int cws_gpu_arena_open(struct cws_gpu *gpu, struct cws_gpu_arena *arena, uint64_t bytes,
+                                      struct cws_error *err);
 void cws_gpu_arena_close(struct cws_gpu *gpu, struct cws_gpu_arena *arena);
 CUdeviceptr cws_gpu_arena_take_locked(struct cws_gpu_arena *arena, uint32_t granules); /* 0: full */
 void cws_gpu_arena_give_locked(struct cws_gpu_arena *arena, CUdeviceptr at, uint32_t granules);
@@ -315,7 +322,8 @@ bool cws_gpu_grant_locked(struct cws_gpu *gpu, uint64_t bytes);
 struct cws_gpu_frame *cws_gpu_frame_create_locked(struct cws_gpu *gpu, uint32_t granules);
 /* Destroys a frame that has no place. Drops `lock`. */
 void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame);
-struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t granules); /* takes one of that size; NULL: none */
+/* takes one of that size; NULL: none */
+struct cws_gpu_frame *cws_gpu_frame_idle_locked(struct cws_gpu *gpu, uint32_t granules);
 void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *frame);
 /* Gives up idle frames and then cached ranges whose uses are done, until `bytes` are free. Drops `lock`. Whether
  * anything was given up. */
@@ -337,7 +345,8 @@ void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
-uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu); /* bytes of what could be spilled; looks through all ranges */
+/* bytes of what could be spilled; looks through all ranges */
+uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu);
 /* Tries to spill what is needed last, as far as that is known. False: nothing can be now; what is spillable can later,
  * when its uses are done or fetchers have made room in host memory. */
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
@@ -351,7 +360,8 @@ void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued);
 bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu);
 
 /* set.c */
-void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count); /* a launch names these */
+/* a launch names these */
+void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count);
 void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it ends, or was written to */
 
 /* use.c */
@@ -364,7 +374,8 @@ unsigned cws_gpu_uses_open(const struct cws_gpu *gpu);
 /* stream.c */
 struct cws_gpu_stream *cws_gpu_stream_locked(struct cws_gpu *gpu, CUstream handle); /* NULL: too many */
 void cws_gpu_stream_note_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, CUstream handle);
-bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s); /* asks the driver; calling thread: as for marks */
+/* asks the driver; calling thread: as for marks */
+bool cws_gpu_stream_captures_locked(struct cws_gpu *gpu, const struct cws_gpu_stream *s);
 /* After uses of the calling thread's own stream were noted: no other thread can put a mark behind them. Other streams:
  * nothing. */
 void cws_gpu_stream_mark_own_locked(struct cws_gpu *gpu, CUstream handle);
@@ -376,17 +387,21 @@ void cws_gpu_uses_wait_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_streams_close(struct cws_gpu *gpu);
 
 /* source.c */
-struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store, const struct cws_tensor_info *tensor); /* NULL: no memory */
+/* NULL: no memory */
+struct cws_gpu_source *cws_gpu_source_get_locked(struct cws_gpu *gpu, struct cws_store *store,
+                                                 const struct cws_tensor_info *tensor);
 /* Of an ordinary file; takes its own reference, and `tensor` (cws_gpu_file_describe) where it succeeds. NULL: no
  * memory. */
-struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file, struct cws_tensor_info *tensor);
+struct cws_gpu_source *cws_gpu_source_of_file_locked(struct cws_gpu *gpu, struct cws_gpu_file *file,
+                                                     struct cws_tensor_info *tensor);
 const char *cws_gpu_source_path(const struct cws_gpu_source *s);
 void cws_gpu_source_put_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 /* The bytes are wanted in host memory. READY, or not yet (a fetcher was woken), or FAILED. */
 enum cws_source_state cws_gpu_source_want_locked(struct cws_gpu *gpu, struct cws_gpu_source *s, bool urgent);
 /* A load read the last of them: bytes that do not stay are given up. */
 void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
-void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes); /* pinned memory that host_bytes counts: a fetcher frees it */
+/* pinned memory that host_bytes counts: a fetcher frees it */
+void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes);
 /* The only range that the source has will not be loaded from it any more. */
 void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 /* Bytes of the host budget that what has no other place can have: those that are free, those of compressed bytes that
@@ -403,7 +418,8 @@ void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* 
 void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_order_walk_locked(struct cws_gpu *gpu);
-struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* what comes after r (NULL: first), or NULL */
+/* what comes after r (NULL: first), or NULL */
+struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 /* What to drop for a range whose next use is at the place `until` (0: now), or NULL. Its uses may not be done yet. */
 struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done);
 
@@ -411,9 +427,11 @@ struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t 
  * cws_trace_end. */
 void cws_gpu_trace_open(struct cws_gpu *gpu); /* the streams are there */
 void cws_gpu_trace_close(struct cws_gpu *gpu);
-void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r); /* before the order hears of it */
+/* before the order hears of it */
+void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r);
 bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use);
-void cws_gpu_wait_text_locked(const struct cws_gpu_use *use, char *out, size_t room, uint64_t *out_bytes); /* for a profiler */
+/* for a profiler */
+void cws_gpu_wait_text_locked(const struct cws_gpu_use *use, char *out, size_t room, uint64_t *out_bytes);
 bool cws_gpu_trace_range_slow(const struct cws_gpu_range *r, enum cws_trace_kind kind);
 void cws_gpu_trace_memory_slow_locked(struct cws_gpu *gpu);
 void cws_gpu_trace_load_begin_slow_locked(struct cws_gpu *gpu, struct cws_gpu_load *load);
@@ -421,7 +439,8 @@ void cws_gpu_trace_load_end_slow_locked(struct cws_gpu *gpu, const struct cws_gp
 void cws_gpu_trace_drop_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_drop *drop, bool kept);
 void cws_gpu_trace_moment_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot, enum cws_gpu_moment which);
 void cws_gpu_trace_batch_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot); /* it is done */
-bool cws_gpu_trace_idle_locked(struct cws_gpu *gpu); /* in the loader, when it has nothing to do. True: the lock was dropped, look again */
+/* in the loader, when it has nothing to do. True: the lock was dropped, look again */
+bool cws_gpu_trace_idle_locked(struct cws_gpu *gpu);
 static inline void cws_gpu_trace_moment(struct cws_gpu *gpu, struct cws_gpu_slot *slot, enum cws_gpu_moment which)
 {
     if (cws_trace_is_on())
@@ -444,7 +463,8 @@ void *cws_gpu_loader_main(void *gpu);
 uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget); /* of staging, with such a budget */
 CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);
 void cws_gpu_ring_close(struct cws_gpu *gpu);
-bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame, bool for_launch);
+bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame,
+                               bool for_launch);
 bool cws_gpu_loads_issue_locked(struct cws_gpu *gpu);
 bool cws_gpu_loads_reap_locked(struct cws_gpu *gpu);
 /* Hash of the range's bytes through its frame's alias, into drop->result: asynchronous, on drop_stream. */

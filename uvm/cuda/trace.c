@@ -9,7 +9,8 @@
 #define ANCHOR_EVERY_NS 2000000000u /* the driver tells the time between two events as a float of milliseconds */
 #define COUNT_STEP_BYTES ((uint64_t)4 << 20)
 
-static void describe(const struct cws_gpu_range *r, enum cws_trace_kind kind, const char *why, struct cws_trace_what *out)
+static void describe(const struct cws_gpu_range *r, enum cws_trace_kind kind, const char *why,
+                     struct cws_trace_what *out)
 {
     *out = (struct cws_trace_what){.kind = kind, .why = why, .bytes = r->bytes, .index = (r->base / CWS_GPU_GRANULE)};
     if (!r->source)
@@ -26,7 +27,8 @@ static void describe(const struct cws_gpu_range *r, enum cws_trace_kind kind, co
 static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_range *r, const struct cws_gpu *gpu)
 {
     bool again = r->order.last_tick > t->round_tick && gpu->order.last != &r->order;
-    return again && (t->round_ranges >= t->before_ranges / 4 * 3 || gpu->order.tick - t->round_tick > 2 * t->before_uses);
+    return again &&
+           (t->round_ranges >= t->before_ranges / 4 * 3 || gpu->order.tick - t->round_tick > 2 * t->before_uses);
 }
 
 void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r)
@@ -130,7 +132,8 @@ void cws_gpu_trace_drop_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_dr
 {
     struct cws_trace_what what;
     describe(drop->range, CWS_TRACE_DROP, kept ? "written, kept" : "dropped", &what);
-    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_DROP, (unsigned)(drop - gpu->drops)), drop->begin_ns, cws_trace_now(), &what);
+    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_DROP, (unsigned)(drop - gpu->drops)), drop->begin_ns,
+                   cws_trace_now(), &what);
 }
 
 /* --- the device's clock ----------------------------------------------------------------------------------- */
@@ -156,7 +159,8 @@ static bool drop_anchor(struct cws_gpu *gpu)
     const struct cws_driver *d = gpu->driver;
     for (unsigned i = 0; i < TRIES; i++) {
         uint64_t before = cws_trace_now();
-        if (d->event_record(gpu->trace.anchor, gpu->copy_stream) != CUDA_SUCCESS || d->event_sync(gpu->trace.anchor) != CUDA_SUCCESS)
+        if (d->event_record(gpu->trace.anchor, gpu->copy_stream) != CUDA_SUCCESS ||
+            d->event_sync(gpu->trace.anchor) != CUDA_SUCCESS)
             return false;
         uint64_t after = cws_trace_now();
         gpu->trace.anchor_ns = before + (after - before) / 2;
@@ -185,14 +189,16 @@ void cws_gpu_trace_moment_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot, e
 {
     bool copies = which == CWS_MOMENT_COPY || which == CWS_MOMENT_COPIED;
     slot->timed &= ~(1u << which);
-    if (slot->moments[which] && gpu->driver->event_record(slot->moments[which], copies ? gpu->copy_stream : gpu->decode_stream) == CUDA_SUCCESS)
+    if (slot->moments[which] &&
+        gpu->driver->event_record(slot->moments[which], copies ? gpu->copy_stream : gpu->decode_stream) == CUDA_SUCCESS)
         slot->timed |= 1u << which;
 }
 
 static bool when(struct cws_gpu *gpu, const struct cws_gpu_slot *slot, enum cws_gpu_moment which, uint64_t *out_ns)
 {
     float ms = 0;
-    if (!(slot->timed & 1u << which) || gpu->driver->event_elapsed(&ms, gpu->trace.anchor, slot->moments[which]) != CUDA_SUCCESS || ms < 0)
+    if (!(slot->timed & 1u << which) ||
+        gpu->driver->event_elapsed(&ms, gpu->trace.anchor, slot->moments[which]) != CUDA_SUCCESS || ms < 0)
         return false;
     *out_ns = gpu->trace.anchor_ns + (uint64_t)((double)ms * 1e6);
     return true;
@@ -219,7 +225,8 @@ void cws_gpu_trace_batch_slow(struct cws_gpu *gpu, struct cws_gpu_slot *slot)
     cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_COPY, 0), at[CWS_MOMENT_COPY], at[CWS_MOMENT_COPIED], &what);
     what.kind = CWS_TRACE_DECODE;
     what.bytes = logical;
-    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_DECODE, 0), at[CWS_MOMENT_DECODE], at[CWS_MOMENT_DECODED], &what);
+    cws_trace_span(cws_trace_lane(gpu->device, CWS_LANE_DECODE, 0), at[CWS_MOMENT_DECODE], at[CWS_MOMENT_DECODED],
+                   &what);
 }
 
 bool cws_gpu_trace_idle_locked(struct cws_gpu *gpu)

@@ -139,7 +139,9 @@ void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool de
 
 static bool has_to_load(const struct cws_gpu_range *r)
 {
-    return !r->freed && (r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING || r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING);
+    return !r->freed &&
+           (r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING || r->state == CWS_RANGE_BOUND ||
+            r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING);
 }
 
 static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
@@ -180,13 +182,18 @@ static void say_set_locked(struct cws_gpu *gpu, const struct cws_gpu_use *use, u
 {
     uint64_t least = cws_gpu_least_budget_locked(gpu, need, 0);
     if (need <= gpu->config.budget_bytes && others) {
-        cws_gpu_say(gpu, "a launch needs %llu MiB of device memory while %u calls around it hold what CODEC_VRAM_BUDGET (%llu MiB) leaves",
-                    (unsigned long long)(set_bytes(use) >> 20), others, (unsigned long long)(gpu->config.budget_bytes >> 20));
+        cws_gpu_say(gpu,
+                    "a launch needs %llu MiB of device memory while %u calls around it hold what CODEC_VRAM_BUDGET "
+                    "(%llu MiB) leaves",
+                    (unsigned long long)(set_bytes(use) >> 20), others,
+                    (unsigned long long)(gpu->config.budget_bytes >> 20));
         return;
     }
-    cws_gpu_say(gpu, "a launch needs %llu MiB of device memory at a time, more than CODEC_VRAM_BUDGET (%llu MiB) leaves; "
-                "the least budget that would have done is %llu MiB", (unsigned long long)(set_bytes(use) >> 20),
-                (unsigned long long)(gpu->config.budget_bytes >> 20), (unsigned long long)((least + (1 << 20) - 1) >> 20));
+    cws_gpu_say(gpu,
+                "a launch needs %llu MiB of device memory at a time, more than CODEC_VRAM_BUDGET (%llu MiB) leaves; "
+                "the least budget that would have done is %llu MiB",
+                (unsigned long long)(set_bytes(use) >> 20), (unsigned long long)(gpu->config.budget_bytes >> 20),
+                (unsigned long long)((least + (1 << 20) - 1) >> 20));
 }
 
 /* Something has to be loaded or made. One launch at a time does this, and those that wait for their turn hold nothing:
@@ -213,7 +220,8 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     }
     if (need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes)
         result = CUDA_ERROR_OUT_OF_MEMORY;
-    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++) /* all of them at once: the loader takes them in turn */
+    /* all of them at once: the loader takes them in turn */
+    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
         if (has_to_load(use->ranges[i]))
             cws_gpu_demand_locked(gpu, use->ranges[i], true);
     for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
@@ -272,7 +280,8 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
         count_open(gpu, 1);
     pthread_mutex_unlock(&gpu->lock);
     if (!room) {
-        cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more", CWS_GPU_USE_FEW);
+        cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more",
+                    CWS_GPU_USE_FEW);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     bool pushed = text[0] && cws_nvtx_push(text, missing);
@@ -283,7 +292,8 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
     return result;
 }
 
-CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
+CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count,
+                       struct cws_gpu_use *use)
 {
     use->stream = stream;
     use->count = 0;

@@ -11,27 +11,35 @@
 
 /* from -> to, with the function that does it. */
 static const uint32_t block_may[] = {
-    [CWS_ABSENT] = BIT(CWS_FILLING) | BIT(CWS_CHANGING),                                    /* fill.c claim; view.c claim_range */
-    [CWS_FILLING] = BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_ABSENT),  /* fill.c commit; ABSENT: a guess that found no room or failed */
-    [CWS_CLEAN] = BIT(CWS_EVICTING) | BIT(CWS_WRITTEN) | BIT(CWS_FILLING) | BIT(CWS_CHANGING), /* budget.c evict; fill.c make_written, refill */
-    [CWS_EVICTING] = BIT(CWS_ABSENT) | BIT(CWS_CLEAN),                                      /* budget.c evict; CLEAN: its pages could not be dropped */
-    [CWS_WRITTEN] = BIT(CWS_FILLING) | BIT(CWS_CHANGING),                                   /* fill.c refill; view.c claim_range */
-    [CWS_FAILED] = BIT(CWS_CHANGING),                                                       /* view.c claim_range */
+    [CWS_ABSENT] = BIT(CWS_FILLING)       /* fill.c claim */
+                   | BIT(CWS_CHANGING),   /* view.c claim_range */
+    [CWS_FILLING] = BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) /* fill.c commit */
+                    | BIT(CWS_ABSENT),    /* a guess that found no room or failed */
+    [CWS_CLEAN] = BIT(CWS_EVICTING)       /* budget.c evict */
+                  | BIT(CWS_WRITTEN)      /* fill.c make_written */
+                  | BIT(CWS_FILLING)      /* fill.c refill */
+                  | BIT(CWS_CHANGING),    /* view.c claim_range */
+    [CWS_EVICTING] = BIT(CWS_ABSENT)      /* budget.c evict */
+                     | BIT(CWS_CLEAN),    /* its pages could not be dropped */
+    [CWS_WRITTEN] = BIT(CWS_FILLING)      /* fill.c refill */
+                    | BIT(CWS_CHANGING),  /* view.c claim_range */
+    [CWS_FAILED] = BIT(CWS_CHANGING),     /* view.c claim_range */
     [CWS_GONE] = 0,
-    [CWS_CHANGING] = BIT(CWS_ABSENT) | BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_GONE), /* view.c release_range */
+    [CWS_CHANGING] = BIT(CWS_ABSENT) | BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_GONE), /* view.c */
 };
 
 const char *cws_block_state_name(enum cws_block_state s)
 {
-    static const char *const names[] = {"ABSENT", "FILLING", "CLEAN", "EVICTING", "WRITTEN", "FAILED", "GONE", "CHANGING"};
+    static const char *const names[] = {"ABSENT",  "FILLING", "CLEAN", "EVICTING",
+                                        "WRITTEN", "FAILED",  "GONE",  "CHANGING"};
     return s < sizeof names / sizeof *names ? names[s] : "?";
 }
 
 static void illegal(const struct cws_block *b, enum cws_block_state from, enum cws_block_state to)
 {
     char line[160];
-    int n = snprintf(line, sizeof line, "codecllm: bug: block %p went from %s to %s\n", (const void *)b, cws_block_state_name(from),
-                     cws_block_state_name(to));
+    int n = snprintf(line, sizeof line, "codecllm: bug: block %p went from %s to %s\n", (const void *)b,
+                     cws_block_state_name(from), cws_block_state_name(to));
     cws_sys_write(2, line, (size_t)n);
     abort();
 }

@@ -13,7 +13,9 @@
 
 enum cws_block_state {
     CWS_ABSENT,   /* No page is there. A touch faults. */
-    CWS_FILLING,  /* busy: being decoded and published. `under` says what it was: ABSENT, or CLEAN or WRITTEN when pages are put back. */
+    /* busy: being decoded and published. `under` says what it was: ABSENT, or CLEAN or WRITTEN when pages are put
+     * back. */
+    CWS_FILLING,
     CWS_CLEAN,    /* Every mapped page is there, equal to the source, and write-protected. In the policy unless held. */
     CWS_EVICTING, /* busy: its pages are being dropped. */
     CWS_WRITTEN,  /* Every mapped page is there; the program may have changed it. Never dropped. */
@@ -23,7 +25,8 @@ enum cws_block_state {
 };
 
 #define CWS_BLOCK_STATE_MASK 0xfu
-#define CWS_BLOCK_PENDING 0x10u /* set: somebody faulted while the block was busy and has to be woken when it no longer is */
+/* set: somebody faulted while the block was busy and has to be woken when it no longer is */
+#define CWS_BLOCK_PENDING 0x10u
 #define CWS_BLOCK_GENERATION_ONE 0x100u
 
 struct cws_view;

@@ -85,7 +85,8 @@ bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch)
         if (for_prefetch)
             return false;
         if (n || p->evictions_running == 0)
-            break; /* all that is left is held or in flight, or stays: go past the budget rather than stop the program */
+            /* all that is left is held or in flight, or stays: go past the budget rather than stop the program */
+            break;
         uint32_t seen = atomic_load(&p->evicting);
         cws_lock_drop(&p->lock);
         cws_wait(&p->evicting, seen);

@@ -35,7 +35,8 @@ static void close_off(struct cws_view *v, size_t begin, size_t end)
 }
 
 /* The result of a claimed fill, under the lock. */
-static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why why, uint64_t reserved, int code, bool given_up)
+static void commit_locked(struct cws_view *v, uint32_t block, enum cws_fill_why why, uint64_t reserved, int code,
+                          bool given_up)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_block *b = &v->blocks[block];
@@ -192,7 +193,8 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
             cws_fail_errno(&own, -code, "decoded bytes could not be mapped");
     }
     if (code && as_it_was) {
-        cws_say("%s; bytes %" PRIu64 " to %" PRIu64 " of the file keep what the program wrote there", own.message, v->offset + begin, v->offset + end);
+        cws_say("%s; bytes %" PRIu64 " to %" PRIu64 " of the file keep what the program wrote there", own.message,
+                v->offset + begin, v->offset + end);
     } else if (code) { /* what the program asked to forget cannot come back; the rest of the block stays as it is */
         say_failed(v, block, &own);
         if (replace)

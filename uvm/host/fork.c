@@ -1,11 +1,12 @@
 /* fork.c - views across fork(): the child must read the right bytes or crash, never zeros. README.md, "fork", tells the
  * whole story.
  *
- * prepare  nothing becomes busy any more, and what is busy ends; the pager lock is then held across the fork, so the child inherits sound states. View memory
- *          of the userfault rungs, which a raw fork does not inherit, is made inheritable.
+ * prepare  nothing becomes busy any more, and what is busy ends; the pager lock is then held across the fork, so the
+ *          child inherits sound states. View memory of the userfault rungs, which a raw fork does not inherit, is made
+ *          inheritable.
  * parent   undoes it.
- * child    has no workers, and its pages no longer fault to anybody: absent blocks are made PROT_NONE and clean ones read-only before any code of the program
- *          runs, and the sigsegv rung takes over. */
+ * child    has no workers, and its pages no longer fault to anybody: absent blocks are made PROT_NONE and clean ones
+ *          read-only before any code of the program runs, and the sigsegv rung takes over. */
 #include "pager.h"
 #include "signal_stack.h"
 

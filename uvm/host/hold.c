@@ -19,7 +19,8 @@ static bool allowed(const struct cws_view *v, size_t from, size_t to, bool for_w
 }
 
 /* Holds one block. The view is used; may drop the lock. */
-static int hold_block_locked(struct cws_view *v, uint32_t block, size_t from, size_t to, bool for_write, struct cws_error *err)
+static int hold_block_locked(struct cws_view *v, uint32_t block, size_t from, size_t to, bool for_write,
+                             struct cws_error *err)
 {
     struct cws_pager *p = &cws_pager;
     struct cws_block *b = &v->blocks[block];
@@ -31,7 +32,8 @@ static int hold_block_locked(struct cws_view *v, uint32_t block, size_t from, si
         if (!allowed(v, from, to, for_write))
             return cws_fail(err, -EFAULT, "the protection of a view at %p forbids it", (void *)(v->base + from));
         if (state == CWS_FAILED)
-            return cws_fail(err, CWS_E_CORRUPT, "the bytes of a view at %p could not be decoded", (void *)(v->base + from));
+            return cws_fail(err, CWS_E_CORRUPT, "the bytes of a view at %p could not be decoded",
+                            (void *)(v->base + from));
         if (state == CWS_CLEAN || state == CWS_WRITTEN) {
             if (state == CWS_CLEAN && for_write)
                 cws_make_written_locked(v, block);
@@ -86,7 +88,8 @@ int cws_view_hold(const void *addr, size_t len, bool for_write, struct cws_error
         cws_view_use_locked(v);
         for (uint32_t i = cws_block_of(v, piece.from); !code && i <= cws_block_of(v, piece.to - 1); i++) {
             size_t first = cws_block_begin(v, i), last = cws_block_end(v, i);
-            code = hold_block_locked(v, i, piece.from > first ? piece.from : first, piece.to < last ? piece.to : last, for_write, err);
+            code = hold_block_locked(v, i, piece.from > first ? piece.from : first, piece.to < last ? piece.to : last,
+                                     for_write, err);
             if (code) /* undo what was held: the blocks before this one, and the pieces before this one */
                 unhold_blocks_locked(v, piece.from, first > piece.from ? first : piece.from);
         }

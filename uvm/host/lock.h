@@ -10,11 +10,13 @@
 #include <stdint.h>
 
 enum cws_rank {
-    CWS_RANK_VIEWS, /* One, in the pager. Serialises what changes the set of views or their pages: map, munmap, protect, advise,
-                     * fork, start, stop. Inside: system calls, malloc, source retain and release, waiting for busy blocks.
-                     * Never inside: a fault handler, a worker, hold. */
-    CWS_RANK_PAGER, /* One, in the pager. Protects block states, holds, accounts, policy, streams, queue, slots, page attributes.
-                     * Inside: short ioctls and the wake-ups. Never inside: malloc, reads, decoding, dropping memory. */
+    /* One, in the pager. Serialises what changes the set of views or their pages: map, munmap, protect, advise,
+     * fork, start, stop. Inside: system calls, malloc, source retain and release, waiting for busy blocks. Never
+     * inside: a fault handler, a worker, hold. */
+    CWS_RANK_VIEWS,
+    /* One, in the pager. Protects block states, holds, accounts, policy, streams, queue, slots, page attributes.
+     * Inside: short ioctls and the wake-ups. Never inside: malloc, reads, decoding, dropping memory. */
+    CWS_RANK_PAGER,
     CWS_RANK_COUNT
 };
 

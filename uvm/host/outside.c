@@ -37,7 +37,8 @@ static bool outside_locked(uint64_t *out)
     text[n] = '\0';
     strtoull(text, &end, 10);
     uint64_t resident = strtoull(end, &end, 10), shared = strtoull(end, &end, 10);
-    uint64_t anonymous = resident > shared ? (resident - shared) * CWS_PAGE_BYTES : 0, views = p->resident + p->in_flight + p->written;
+    uint64_t anonymous = resident > shared ? (resident - shared) * CWS_PAGE_BYTES : 0,
+             views = p->resident + p->in_flight + p->written;
     *out = anonymous > views ? anonymous - views : 0;
     return true;
 }
@@ -57,9 +58,9 @@ static time_t seconds(void)
 
 static void warn(uint64_t copied, uint64_t read)
 {
-    cws_say("the program has copied about %.1f MiB of the %.1f MiB of weights that it has read so far; its copies are not paged and not in "
-            "the budget. Experts that transformers merges while loading: save the model once with save_original_format=False, and pack "
-            "that. Another dtype than the file's: pack with --dtype",
+    cws_say("the program has copied about %.1f MiB of the %.1f MiB of weights that it has read so far; its copies are "
+            "not paged and not in the budget. Experts that transformers merges while loading: save the model once with "
+            "save_original_format=False, and pack that. Another dtype than the file's: pack with --dtype",
             (double)copied / (1 << 20), (double)read / (1 << 20));
 }
 

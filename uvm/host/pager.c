@@ -23,7 +23,8 @@ struct cws_pager cws_pager = {
 void (*_Atomic cws_phase_hook)(enum cws_phase phase, struct cws_view *v, uint32_t block);
 #endif
 
-static const struct cws_rung *const rungs[] = {&cws_rung_uffd_dev, &cws_rung_uffd, &cws_rung_uffd_user, &cws_rung_sigsegv, &cws_rung_eager};
+static const struct cws_rung *const rungs[] = {&cws_rung_uffd_dev, &cws_rung_uffd, &cws_rung_uffd_user,
+                                               &cws_rung_sigsegv, &cws_rung_eager};
 enum { RUNG_COUNT = sizeof rungs / sizeof *rungs, LEAST_BLOCKS = 16, BUDGET_BLOCKS = 32 };
 
 static void say_va(const char *fmt, va_list args)
@@ -65,7 +66,8 @@ int cws_pager_probe(const char *rung, struct cws_error *err)
 {
     const struct cws_rung *r = rung_named(rung);
     if (!r)
-        return cws_fail(err, CWS_E_USAGE, "%s: no such rung; there are uffd-dev, uffd, uffd-user, sigsegv and eager", rung);
+        return cws_fail(err, CWS_E_USAGE, "%s: no such rung; there are uffd-dev, uffd, uffd-user, sigsegv and eager",
+                        rung);
     return r->probe(r, err);
 }
 
@@ -76,7 +78,8 @@ static int choose_rung(const struct cws_options *options, const struct cws_rung 
         const struct cws_rung *r = rung_named(options->pager);
         int code = cws_pager_probe(options->pager, &why);
         if (code)
-            return cws_fail(err, CWS_E_UNSUPPORTED, "CODEC_PAGER=%s does not work here: %s (unset it to let the program choose)",
+            return cws_fail(err, CWS_E_UNSUPPORTED,
+                            "CODEC_PAGER=%s does not work here: %s (unset it to let the program choose)",
                             options->pager, why.message);
         *out = r;
         return 0;
@@ -102,7 +105,9 @@ uint64_t cws_pager_least_budget(void) { return LEAST_BLOCKS * CWS_BLOCK_BYTES_MI
 static uint64_t choose_block_bytes(uint64_t budget)
 {
     uint64_t bytes = power_of_two_below(budget / BUDGET_BLOCKS);
-    return bytes < CWS_BLOCK_BYTES_MIN ? CWS_BLOCK_BYTES_MIN : bytes > CWS_BLOCK_BYTES_MAX ? CWS_BLOCK_BYTES_MAX : bytes;
+    return bytes < CWS_BLOCK_BYTES_MIN   ? CWS_BLOCK_BYTES_MIN
+           : bytes > CWS_BLOCK_BYTES_MAX ? CWS_BLOCK_BYTES_MAX
+                                         : bytes;
 }
 
 static unsigned choose_slots(void)
@@ -136,7 +141,8 @@ static void reset_accounts(void)
 {
     struct cws_pager *p = &cws_pager;
     p->resident = p->in_flight = p->written = p->peak = 0;
-    p->faults = p->write_faults = p->decoded = p->evictions = p->prefetched = p->errors = p->dead_reads = p->dead_read_bytes = 0;
+    p->faults = p->write_faults = p->decoded = p->evictions = p->prefetched = p->errors = p->dead_reads =
+        p->dead_read_bytes = 0;
     p->warned_written = p->warned_stuck = p->child = false;
     p->outside = (struct cws_outside){0};
     p->slots_taken = 0;
@@ -149,10 +155,12 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     if (p->running)
         return 0;
     if (CWS_PAGE_BYTES > CWS_BLOCK_BYTES_MIN) /* a block is whole pages */
-        return cws_fail(err, CWS_E_UNSUPPORTED, "this kernel's pages of %zu bytes are too large to page with", CWS_PAGE_BYTES);
+        return cws_fail(err, CWS_E_UNSUPPORTED, "this kernel's pages of %zu bytes are too large to page with",
+                        CWS_PAGE_BYTES);
     uint64_t budget = options->active ? cws_options_host_budget(options) : CWS_BUDGET_UNLIMITED;
     if (budget < cws_pager_least_budget())
-        return cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %" PRIu64 " bytes%s; the least that works is %" PRIu64, budget,
+        return cws_fail(err, CWS_E_BUDGET, "CODEC_VRAM_BUDGET is %" PRIu64 " bytes%s; the least that works is %" PRIu64,
+                        budget,
                         options->budget_percent ? " here ('codecllm doctor' says of what it is a percentage)" : "",
                         cws_pager_least_budget());
     if (budget > CWS_BUDGET_UNLIMITED)

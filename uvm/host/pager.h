@@ -26,7 +26,8 @@ enum {
     CWS_STREAMS = 4,        /* sequential readers followed in one view */
     CWS_QUEUE_ENTRIES = 64, /* readahead waiting for a worker; a power of two */
     CWS_VIEWS_MAX = 32768,  /* half of what vm.max_map_count allows by default */
-    CWS_BLOCKS_RESIDENT_MAX = 16384, /* far below vm.max_map_count: the sigsegv rung needs up to two mappings for each */
+    /* far below vm.max_map_count: the sigsegv rung needs up to two mappings for each */
+    CWS_BLOCKS_RESIDENT_MAX = 16384,
 };
 #define CWS_BLOCK_BYTES_MIN ((uint64_t)64 << 10)
 #define CWS_BLOCK_BYTES_MAX ((uint64_t)1 << 20)
@@ -48,7 +49,9 @@ struct cws_view {
     uint32_t block_bytes, block_count;
     struct cws_block *blocks;
     int prot;            /* of every page while attrs is NULL */
-    uint8_t *_Atomic attrs; /* one per page, or NULL: all mapped with `prot`. An entry is changed by the owner of its CHANGING block, under the pager lock */
+    /* one per page, or NULL: all mapped with `prot`. An entry is changed by the owner of its CHANGING block, under
+     * the pager lock */
+    uint8_t *_Atomic attrs;
     bool unmapped;       /* no page is mapped (says so where there is no array); pager lock */
     size_t mapped_pages; /* pager lock */
     int uffd;            /* of its channel; -1: none */
@@ -73,7 +76,8 @@ struct cws_ahead { /* a queued guess */
 struct cws_outside { /* pager lock. What outside.c knows; bytes */
     _Atomic bool active;     /* a phase of reading is on; may be read without the lock */
     uint64_t base;           /* anonymous memory outside of views when it began */
-    uint64_t read, copied;   /* in this phase: of blocks that were filled for the first time; at the last sample, about so many of these */
+    /* in this phase: of blocks that were filled for the first time; at the last sample, about so many of these */
+    uint64_t read, copied;
     uint64_t read_before, copied_before; /* in phases that ended */
     uint64_t sampled, read_at; /* `decoded` at the last sample, at the last first fill */
     time_t decoded_at;       /* seconds: when the last block was filled */
@@ -117,7 +121,10 @@ extern struct cws_pager cws_pager;
 
 /* --- pages of a view (pages.c) ------------------------------------------------------------------ */
 
-static inline size_t cws_block_begin(const struct cws_view *v, uint32_t block) { return (size_t)block * v->block_bytes; }
+static inline size_t cws_block_begin(const struct cws_view *v, uint32_t block)
+{
+    return (size_t)block * v->block_bytes;
+}
 static inline size_t cws_block_end(const struct cws_view *v, uint32_t block)
 {
     size_t end = ((size_t)block + 1) * v->block_bytes;
@@ -236,7 +243,8 @@ void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect);
 
 bool cws_block_trace_begin_slow(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why);
 void cws_block_trace_mark_slow(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind);
-static inline bool cws_block_trace_begin(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why)
+static inline bool cws_block_trace_begin(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind,
+                                         const char *why)
 {
     return cws_trace_is_on() && cws_block_trace_begin_slow(v, block, kind, why);
 }
@@ -273,11 +281,15 @@ enum cws_phase {
 extern void (*_Atomic cws_phase_hook)(enum cws_phase phase, struct cws_view *v, uint32_t block);
 static inline void cws_phase(enum cws_phase phase, struct cws_view *v, uint32_t block)
 {
-    void (*hook)(enum cws_phase, struct cws_view *, uint32_t) = atomic_load_explicit(&cws_phase_hook, memory_order_acquire);
+    void (*hook)(enum cws_phase, struct cws_view *, uint32_t) = atomic_load_explicit(&cws_phase_hook,
+                                                                                     memory_order_acquire);
     if (hook)
         hook(phase, v, block);
 }
 #else
-static inline void cws_phase(enum cws_phase phase, struct cws_view *v, uint32_t block) { (void)phase, (void)v, (void)block; }
+static inline void cws_phase(enum cws_phase phase, struct cws_view *v, uint32_t block)
+{
+    (void)phase, (void)v, (void)block;
+}
 #endif
 #endif

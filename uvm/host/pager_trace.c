@@ -2,7 +2,8 @@
  * changes. */
 #include "pager.h"
 
-static void describe(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why, struct cws_trace_what *out)
+static void describe(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why,
+                     struct cws_trace_what *out)
 {
     struct cws_source *s = v->source;
     uint64_t begin = v->offset + cws_block_begin(v, block), end = v->offset + cws_block_end(v, block), from, to;

@@ -118,7 +118,8 @@ enum cws_page_presence cws_pages_present(const void *addr, size_t pages)
     for (size_t n; pages; pages -= n, page += n) {
         n = pages < sizeof entries / sizeof *entries ? pages : sizeof entries / sizeof *entries;
         long bytes = (long)(n * sizeof *entries);
-        if (cws_pager.pagemap_fd < 0 || cws_os_pread(cws_pager.pagemap_fd, entries, n * sizeof *entries, page * sizeof *entries) != bytes)
+        if (cws_pager.pagemap_fd < 0 ||
+            cws_os_pread(cws_pager.pagemap_fd, entries, n * sizeof *entries, page * sizeof *entries) != bytes)
             return CWS_PAGE_UNKNOWN;
         for (size_t i = 0; i < n; i++)
             if (!(entries[i] >> 62)) /* bit 63: present, bit 62: swapped */

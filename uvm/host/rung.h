@@ -45,5 +45,6 @@ extern const struct cws_rung cws_rung_uffd_dev, cws_rung_uffd, cws_rung_uffd_use
 /* Maps the SIGBUS hole over [begin, end) (sigsegv, eager, and where there is no UFFDIO_POISON). */
 void cws_rung_map_hole(struct cws_view *v, size_t begin, size_t end);
 /* Shared by the rungs without userfaultfd. */
-int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only);
+int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable,
+                          bool missing_only);
 #endif

@@ -32,6 +32,14 @@ static int protect(struct cws_view *v, size_t begin, size_t end, int prot, unsig
     return cws_sys_mprotect(v->base + begin, end - begin, prot);
 }
 
-const struct cws_rung cws_rung_eager = {.name = "eager", .whole = true, .probe = probe, .open = view_open, .close = view_close,
-                                        .publish = publish, .drop = drop, .allow_write = allow_write, .poison = cws_rung_map_hole,
-                                        .wake = wake, .protect = protect};
+const struct cws_rung cws_rung_eager = {.name = "eager",
+                                        .whole = true,
+                                        .probe = probe,
+                                        .open = view_open,
+                                        .close = view_close,
+                                        .publish = publish,
+                                        .drop = drop,
+                                        .allow_write = allow_write,
+                                        .poison = cws_rung_map_hole,
+                                        .wake = wake,
+                                        .protect = protect};

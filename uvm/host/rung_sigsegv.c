@@ -25,7 +25,8 @@ static int view_open(struct cws_view *v, struct cws_error *err)
 
 static void view_close(struct cws_view *v) { (void)v; }
 
-int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only)
+int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable,
+                          bool missing_only)
 {
     size_t from, to, at = begin;
     int prot, code = 0;
@@ -100,6 +101,14 @@ static int protect(struct cws_view *v, size_t begin, size_t end, int prot, unsig
     }
 }
 
-const struct cws_rung cws_rung_sigsegv = {.name = "sigsegv", .needs_signal = true, .probe = probe, .open = view_open, .close = view_close,
-                                          .publish = cws_rung_move_publish, .drop = drop, .allow_write = allow_write,
-                                          .poison = cws_rung_map_hole, .wake = wake, .protect = protect};
+const struct cws_rung cws_rung_sigsegv = {.name = "sigsegv",
+                                          .needs_signal = true,
+                                          .probe = probe,
+                                          .open = view_open,
+                                          .close = view_close,
+                                          .publish = cws_rung_move_publish,
+                                          .drop = drop,
+                                          .allow_write = allow_write,
+                                          .poison = cws_rung_map_hole,
+                                          .wake = wake,
+                                          .protect = protect};

@@ -67,7 +67,8 @@ static int enroll(int fd, void *base, size_t bytes)
     int rc = cws_os_ioctl(fd, UFFDIO_REGISTER, &r);
     if (rc < 0)
         return rc;
-    uint64_t need = (UINT64_C(1) << _UFFDIO_COPY) | (UINT64_C(1) << _UFFDIO_WRITEPROTECT) | (UINT64_C(1) << _UFFDIO_WAKE);
+    uint64_t need = (UINT64_C(1) << _UFFDIO_COPY) | (UINT64_C(1) << _UFFDIO_WRITEPROTECT) |
+                    (UINT64_C(1) << _UFFDIO_WAKE);
     return (r.ioctls & need) == need ? 0 : -EOPNOTSUPP;
 }
 
@@ -82,7 +83,8 @@ static int probe(const struct cws_rung *self, struct cws_error *err)
     if (code)
         return cws_fail_errno(err, -code, "%s: UFFDIO_API", self->name);
     if (!(have & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
-        return cws_fail(err, CWS_E_UNSUPPORTED, "%s: this kernel cannot write-protect with userfaultfd (Linux 5.7 or later can)", self->name);
+        return cws_fail(err, CWS_E_UNSUPPORTED,
+                        "%s: this kernel cannot write-protect with userfaultfd (Linux 5.7 or later can)", self->name);
     features = have & (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_POISON);
 
     /* A page is really put there: seccomp and odd kernels fail late. */
@@ -290,10 +292,11 @@ static int protect(struct cws_view *v, size_t begin, size_t end, int prot, unsig
     return cws_sys_mprotect(v->base + begin, end - begin, prot);
 }
 
-#define UFFD_RUNG(variable, text, create)                                                                                     \
-    const struct cws_rung variable = {.name = (text), .userfault = true, .probe = probe, .open = view_open, .close = view_close,  \
-                                      .publish = publish, .drop = drop, .allow_write = allow_write, .poison = poison, .wake = wake, \
-                                      .protect = protect, .create_uffd = (create)}
+#define UFFD_RUNG(variable, text, create)                                                                              \
+    const struct cws_rung variable = {.name = (text), .userfault = true, .probe = probe, .open = view_open,            \
+                                      .close = view_close, .publish = publish, .drop = drop, .poison = poison,         \
+                                      .allow_write = allow_write, .wake = wake, .protect = protect,                    \
+                                      .create_uffd = (create)}
 UFFD_RUNG(cws_rung_uffd_dev, "uffd-dev", create_dev);
 UFFD_RUNG(cws_rung_uffd, "uffd", create_plain);
 UFFD_RUNG(cws_rung_uffd_user, "uffd-user", create_user);

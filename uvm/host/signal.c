@@ -27,7 +27,9 @@ static bool fault_was_write(const void *ucontext, bool guess)
     return (((const ucontext_t *)ucontext)->uc_mcontext.gregs[REG_ERR] & 2) != 0;
 #elif defined(__aarch64__)
     /* The syndrome register is in a record of the frame. */
-    const struct { uint32_t magic, size; } *record = (const void *)((const ucontext_t *)ucontext)->uc_mcontext.__reserved;
+    const struct {
+        uint32_t magic, size;
+    } *record = (const void *)((const ucontext_t *)ucontext)->uc_mcontext.__reserved;
     for (; record->magic && record->size; record = (const void *)((const uint8_t *)record + record->size)) {
         if (record->magic == 0x45535201) {
             uint64_t syndrome;
@@ -144,7 +146,8 @@ CWS_ON_PROGRAM_STACK bool cws_view_signal(int signo, void *siginfo, void *uconte
 
 static struct sigaction previous;
 
-CWS_ON_PROGRAM_STACK static struct cws_signal_next next_of_previous(int signo, const siginfo_t *info, const void *ucontext)
+CWS_ON_PROGRAM_STACK static struct cws_signal_next next_of_previous(int signo, const siginfo_t *info,
+                                                                    const void *ucontext)
 {
     if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN)
         return cws_signal_next_of(&previous, signo, ucontext);

@@ -172,13 +172,15 @@ void cws_signal_no_room(int signo, const siginfo_t *info, const void *ucontext)
 {
     const stack_t *stack = &((const ucontext_t *)ucontext)->uc_stack;
     (void)signo, (void)info;
-    cws_die("a signal frame leaves less than %d of the %zu bytes of a thread's alternate signal stack: give sigaltstack() more, or set no alternate stack",
+    cws_die("a signal frame leaves less than %d of the %zu bytes of a thread's alternate signal stack: give "
+            "sigaltstack() more, or set no alternate stack",
             CWS_SIGNAL_ROOM, stack->ss_size);
 }
 
 struct cws_signal_next cws_signal_next_of(const struct sigaction *action, int signo, const void *ucontext)
 {
-    struct cws_signal_next next = {.handler = action->sa_sigaction}; /* in one union with sa_handler, which ignores what else it is given */
+    /* in one union with sa_handler, which ignores what else it is given */
+    struct cws_signal_next next = {.handler = action->sa_sigaction};
     uint64_t before;
     memcpy(&before, &((const ucontext_t *)ucontext)->uc_sigmask, sizeof before);
     memcpy(&next.mask, &action->sa_mask, sizeof next.mask);

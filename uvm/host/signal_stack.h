@@ -45,9 +45,11 @@ struct cws_signal_next cws_signal_next_of(const struct sigaction *action, int si
 /* --- where the kernel enters -------------------------------------------------------------------------- */
 
 /* For the entry only: the line that the alternate stack is too small, on a stack of its own, and the end. */
-_Noreturn void cws_signal_no_room(int signo, const siginfo_t *info, const void *ucontext) __attribute__((visibility("hidden")));
+_Noreturn void cws_signal_no_room(int signo, const siginfo_t *info, const void *ucontext)
+    __attribute__((visibility("hidden")));
 
-_Static_assert(offsetof(ucontext_t, uc_stack.ss_sp) == 16 && offsetof(ucontext_t, uc_stack.ss_size) == 32, "the entry reads them");
+_Static_assert(offsetof(ucontext_t, uc_stack.ss_sp) == 16 && offsetof(ucontext_t, uc_stack.ss_size) == 32,
+               "the entry reads them");
 
 /* CWS_SIGNAL_ENTRY(entry, target): defines `entry` to give to sigaction, with SA_SIGINFO and all signals in sa_mask. It
  * goes on to `target`, of the same type, unless this is an alternate stack with less than CWS_SIGNAL_ROOM bytes left

@@ -53,8 +53,8 @@ static inline void cws_source_release(struct cws_source *s)
 }
 
 /* As cws_view_map (view.h), of any source; the view takes its own reference. The pager must be running. */
-CWS_MUST_CHECK int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int prot, int flags, uint64_t offset,
-                                       void **out_addr, struct cws_error *err);
+CWS_MUST_CHECK int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int prot, int flags,
+                                       uint64_t offset, void **out_addr, struct cws_error *err);
 /* How many fills run at once at most; fixed from start to stop. */
 unsigned cws_pager_slots(void);
 #endif

@@ -10,7 +10,8 @@ struct store_source {
     struct store_source *next; /* sources_lock */
 };
 
-static pthread_mutex_t sources_lock = PTHREAD_MUTEX_INITIALIZER; /* outside of all ranks: nothing of the pager is called inside */
+/* outside of all ranks: nothing of the pager is called inside */
+static pthread_mutex_t sources_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct store_source *sources;
 
 static struct store_source *self(struct cws_source *s) { return (struct store_source *)s; }
@@ -85,7 +86,8 @@ static int create(struct cws_store *store, struct store_source **out, struct cws
         return cws_fail(err, -ENOMEM, "%s: no memory for a view", cws_store_path(store));
     cws_store_retain(store);
     s->store = store;
-    s->base = (struct cws_source){.ops = &store_ops, .bytes = cws_store_logical_bytes(store), .last_region = CWS_NO_REGION, .refs = 1};
+    s->base = (struct cws_source){
+        .ops = &store_ops, .bytes = cws_store_logical_bytes(store), .last_region = CWS_NO_REGION, .refs = 1};
     if (tensors && tensors < CWS_NO_REGION) {
         s->base.regions = (uint32_t)tensors;
         s->base.successor = malloc(tensors * sizeof *s->base.successor);
@@ -126,8 +128,8 @@ static int source_of(struct cws_store *store, struct store_source **out, struct 
     return code;
 }
 
-int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, int flags, uint64_t offset, void **out_addr,
-                 struct cws_error *err)
+int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, int flags, uint64_t offset,
+                 void **out_addr, struct cws_error *err)
 {
     struct store_source *s;
     *out_addr = NULL;
@@ -147,7 +149,8 @@ static bool is_unwritten_locked(const struct cws_view *v, size_t from, size_t to
     for (uint32_t b = cws_block_of(v, from); b <= cws_block_of(v, to - 1); b++) {
         const struct cws_block *block = &v->blocks[b];
         enum cws_block_state s = cws_block_state(block);
-        if (s != CWS_ABSENT && s != CWS_CLEAN && s != CWS_EVICTING && !(s == CWS_FILLING && block->under != CWS_WRITTEN))
+        if (s != CWS_ABSENT && s != CWS_CLEAN && s != CWS_EVICTING &&
+            !(s == CWS_FILLING && block->under != CWS_WRITTEN))
             return false;
     }
     return true;
@@ -160,8 +163,9 @@ bool cws_view_locate(const void *addr, size_t len, struct cws_store **out_store,
         return false;
     struct cws_guard guard = cws_guard_begin();
     cws_lock_take(&cws_pager.lock);
-    bool found = cws_index_find_locked(addr, len, &piece) && piece.view->source->ops == &store_ops && piece.to - piece.from == len &&
-                 piece.view->base + piece.from == (const uint8_t *)addr && is_unwritten_locked(piece.view, piece.from, piece.to);
+    bool found = cws_index_find_locked(addr, len, &piece) && piece.view->source->ops == &store_ops &&
+                 piece.to - piece.from == len && piece.view->base + piece.from == (const uint8_t *)addr &&
+                 is_unwritten_locked(piece.view, piece.from, piece.to);
     if (found) {
         *out_store = self(piece.view->source)->store;
         *out_offset = piece.view->offset + piece.from;

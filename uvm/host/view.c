@@ -173,7 +173,8 @@ static void release_piece_locked(const struct cws_piece *piece, struct cws_view 
     struct cws_view *v = piece->view;
     for (uint32_t i = cws_block_of(v, piece->from); i <= cws_block_of(v, piece->to - 1); i++)
         forget_pages_locked(v, i);
-    cws_pager.rung->wake(v, piece->from, piece->to); /* threads that faulted there try again, and find that it is gone */
+    /* threads that faulted there try again, and find that it is gone */
+    cws_pager.rung->wake(v, piece->from, piece->to);
     if (v->mapped_pages == 0 && !v->ending) {
         v->ending = true;
         v->next_ending = *ending;
@@ -204,7 +205,8 @@ static int unmap_views(uint8_t *addr, size_t len, bool reserve)
      * it is free. */
     cws_lock_take(&p->lock);
     code = unmap_raw(addr, len, reserve);
-    for (uint8_t *at = addr; !code && at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
+    for (uint8_t *at = addr; !code && at < end && cws_index_find_locked(at, (size_t)(end - at), &piece);
+         at = piece_end(&piece))
         unmapped_piece_locked(&piece);
     for (uint8_t *at = addr; at < end && cws_index_find_locked(at, (size_t)(end - at), &piece); at = piece_end(&piece))
         release_piece_locked(&piece, &ending);
@@ -242,14 +244,18 @@ int cws_view_reserve(void *addr, size_t len) { return unmap(addr, len, /* reserv
 static int check_map(const struct cws_source *s, size_t length, int prot, uint64_t offset, struct cws_error *err)
 {
     if (prot != PROT_READ && prot != (PROT_READ | PROT_WRITE))
-        return cws_fail(err, CWS_E_UNSUPPORTED, "a view can be mapped for reading, or for reading and writing (protection %#x was asked for)",
+        return cws_fail(err, CWS_E_UNSUPPORTED,
+                        "a view can be mapped for reading, or for reading and writing (protection %#x was asked for)",
                         (unsigned)prot);
     if (offset % CWS_PAGE_BYTES || length == 0)
-        return cws_fail(err, CWS_E_USAGE, "a view starts at a multiple of the page size and is not empty (offset %" PRIu64 ", length %zu)",
+        return cws_fail(err, CWS_E_USAGE,
+                        "a view starts at a multiple of the page size and is not empty (offset %" PRIu64
+                        ", length %zu)",
                         offset, length);
     uint64_t end = (s->bytes + CWS_PAGE_BYTES - 1) / CWS_PAGE_BYTES * CWS_PAGE_BYTES;
     if (page_up(length) < length || offset > end || page_up(length) > end - offset)
-        return cws_fail(err, CWS_E_RANGE, "bytes %" PRIu64 " to %" PRIu64 " are behind the end of the file of %" PRIu64 " bytes", offset,
+        return cws_fail(err, CWS_E_RANGE,
+                        "bytes %" PRIu64 " to %" PRIu64 " are behind the end of the file of %" PRIu64 " bytes", offset,
                         offset + length, s->bytes);
     return 0;
 }
@@ -297,7 +303,8 @@ static int announce(struct cws_view *v, struct cws_error *err)
     cws_lock_drop(&p->lock);
     if (code)
         return cws_fail(err, code,
-                        "the program has %d mappings of packed files, and there can be no more; it has to unmap some, or to load the model unpacked "
+                        "the program has %d mappings of packed files, and there can be no more; it has to unmap some, "
+                        "or to load the model unpacked "
                         "(codecllm unpack)",
                         CWS_VIEWS_MAX);
     return 0;
@@ -329,8 +336,8 @@ static int map_locked(struct cws_view *v, void *hint, int flags, struct cws_erro
     return code;
 }
 
-int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int prot, int flags, uint64_t offset, void **out_addr,
-                        struct cws_error *err)
+int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int prot, int flags, uint64_t offset,
+                        void **out_addr, struct cws_error *err)
 {
     struct cws_pager *p = &cws_pager;
     *out_addr = NULL;
@@ -346,7 +353,8 @@ int cws_view_map_source(struct cws_source *s, void *hint, size_t length, int pro
         code = cws_fail(err, -ENOMEM, "no memory for the state of a view of %zu bytes", length);
     if (!code)
         code = map_locked(v, hint, flags, err);
-    if (!code && p->rung->whole) /* a block that fails was reported and raises SIGBUS when it is touched, as on every rung */
+    /* a block that fails was reported and raises SIGBUS when it is touched, as on every rung */
+    if (!code && p->rung->whole)
         for (uint32_t i = 0; i < v->block_count; i++)
             (void)!cws_fill(v, i, CWS_FILL_HOLD, NULL);
     if (!code) {
@@ -381,7 +389,8 @@ static int protect_part(struct cws_view *v, uint32_t block, size_t from, size_t 
         if (code)
             break;
         cws_lock_take(&cws_pager.lock);
-        memset(v->attrs + begin / CWS_PAGE_BYTES, (int)(CWS_ATTR_MAPPED | (unsigned)prot), (end - begin) / CWS_PAGE_BYTES);
+        memset(v->attrs + begin / CWS_PAGE_BYTES, (int)(CWS_ATTR_MAPPED | (unsigned)prot),
+               (end - begin) / CWS_PAGE_BYTES);
         cws_lock_drop(&cws_pager.lock);
     }
     release_range(v, block, block);

@@ -48,8 +48,10 @@ struct cws_pager_stats {
     uint64_t reads, read_bytes;/* I/O of all stores */
     uint64_t views, errors;    /* views now; blocks that could not be decoded */
     uint64_t mapped_bytes;     /* logical bytes of all views now */
-    uint64_t outside_bytes;    /* anonymous memory of the process that is no view's: no budget bounds it; 0: not known */
-    uint64_t copied_bytes;     /* about so many bytes of weights that were read have a copy there (outside.c); 0 on the eager rung */
+    /* anonymous memory of the process that is no view's: no budget bounds it; 0: not known */
+    uint64_t outside_bytes;
+    /* about so many bytes of weights that were read have a copy there (outside.c); 0 on the eager rung */
+    uint64_t copied_bytes;
 };
 /* From now on nothing is said about weights that are copied out of views: the program loads them to a device, whose
  * manager counts them. */
@@ -62,8 +64,8 @@ void cws_pager_stats_get(struct cws_pager_stats *out);
  *   prot    PROT_READ or PROT_READ|PROT_WRITE (others: CWS_E_UNSUPPORTED)
  *   hint, flags   as mmap's addr and MAP_FIXED / MAP_FIXED_NOREPLACE; other flags ignored
  * The view takes a reference on the store (retain/release inside; the store stays open until its last view ends). */
-CWS_MUST_CHECK int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, int flags, uint64_t offset,
-                                void **out_addr, struct cws_error *err);
+CWS_MUST_CHECK int cws_view_map(struct cws_store *store, void *hint, size_t length, int prot, int flags,
+                                uint64_t offset, void **out_addr, struct cws_error *err);
 
 /* Does [addr, addr+len) touch a view? Lock-free when the process has no view or the range is outside of all of them:
  * this is what every hooked call asks first. Safe in a signal handler. */

@@ -130,7 +130,8 @@ static bool decode_ahead(void)
     return true;
 }
 
-enum { LOOK_MS = 500 }; /* while nothing is decoded the memory outside of views is looked at, as long as that may tell something */
+/* while nothing is decoded the memory outside of views is looked at, as long as that may tell something */
+enum { LOOK_MS = 500 };
 
 static void *worker(void *arg)
 {
@@ -140,7 +141,11 @@ static void *worker(void *arg)
     prctl(PR_SET_NAME, "codecllm-worker");
     while (!atomic_load(&p->stop)) {
         struct epoll_event event;
-        long n = CWS_SYSCALL(SYS_epoll_pwait, p->epoll_fd, &event, 1, more ? 0 : atomic_load(&p->outside.active) ? LOOK_MS : -1, (void *)0, (size_t)8);
+        long n = CWS_SYSCALL(SYS_epoll_pwait, p->epoll_fd, &event, 1,
+                             more                              ? 0
+                             : atomic_load(&p->outside.active) ? LOOK_MS
+                                                               : -1,
+                             (void *)0, (size_t)8);
         if (n < 0 && n != -EINTR)
             cws_die("waiting for fault messages failed (errno %ld)", -n);
         if (n == 1 && event.data.u64 == KICK_EVENT) {

@@ -70,7 +70,10 @@ static void close_holes(struct cws_history *h)
     h->holes = false;
 }
 
-struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k) { return use_at(h, h->match + (k - 1) % period(h))->node; }
+struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k)
+{
+    return use_at(h, h->match + (k - 1) % period(h))->node;
+}
 
 /* --- the stretch ------------------------------------------------------------------------------------- */
 
@@ -94,9 +97,15 @@ static void take_back(struct cws_history *h)
 }
 
 /* The use that seemed to be left out comes after all: so the one before this was out of order. */
-static bool is_back(const struct cws_history *h, const struct cws_order_node *n) { return h->before_jump > h->begin && use_at(h, h->before_jump)->node == n; }
+static bool is_back(const struct cws_history *h, const struct cws_order_node *n)
+{
+    return h->before_jump > h->begin && use_at(h, h->before_jump)->node == n;
+}
 
-bool cws_history_expects(const struct cws_history *h, const struct cws_order_node *n) { return is_ahead(h, n) || is_back(h, n); }
+bool cws_history_expects(const struct cws_history *h, const struct cws_order_node *n)
+{
+    return is_ahead(h, n) || is_back(h, n);
+}
 
 /* The match moves on with a use of n: to what was expected, or to one of those after it. */
 static bool follow(struct cws_history *h, const struct cws_order_node *n)
@@ -161,7 +170,8 @@ uint64_t cws_history_look(struct cws_history *h)
         return 0;
     uint64_t last = h->end - 1, best = 0, at = 0;
     uint64_t b = use_at(h, last)->before;
-    for (unsigned i = 0; i < LOOK_AT && b > h->begin && h->end - b <= h->room / 2 && best < LENGTH_MAX; i++, b = use_at(h, b - 1)->before) {
+    for (unsigned i = 0; i < LOOK_AT && b > h->begin && h->end - b <= h->room / 2 && best < LENGTH_MAX;
+         i++, b = use_at(h, b - 1)->before) {
         uint64_t n = stretch(h, last, b - 1);
         if (n > best) {
             best = n;
@@ -177,7 +187,8 @@ uint64_t cws_history_look(struct cws_history *h)
     return is_sure(h) ? period(h) : 0;
 }
 
-struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before, const struct cws_order_node *n)
+struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before,
+                                         const struct cws_order_node *n)
 {
     struct cws_order_node *any = NULL;
     uint64_t b = n->history_at;

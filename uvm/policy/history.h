@@ -52,5 +52,6 @@ uint64_t cws_history_look(struct cws_history *h);
 struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k);
 
 /* Look before. What came last time after `before` (NULL: anything), n. NULL: nothing yet. */
-struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before, const struct cws_order_node *n);
+struct cws_order_node *cws_history_after(const struct cws_history *h, const struct cws_order_node *before,
+                                         const struct cws_order_node *n);
 #endif

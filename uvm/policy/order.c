@@ -142,7 +142,8 @@ static void extend(struct cws_order *o)
 {
     uint64_t period = cws_history_look(&o->history);
     while (o->ahead_last && o->end - o->at <= reach(o, period)) {
-        struct cws_order_node *n = period ? cws_history_next(&o->history, o->end - o->at) : cws_history_after(&o->history, o->ahead_before, o->ahead_last);
+        struct cws_order_node *n = period ? cws_history_next(&o->history, o->end - o->at)
+                                          : cws_history_after(&o->history, o->ahead_before, o->ahead_last);
         if (!n)
             break;
         uint64_t place = o->end++;
@@ -224,7 +225,8 @@ static uint64_t strayed_bytes(const struct cws_order *o)
 
 static void note_use(struct cws_order *o, struct cws_order_node *n)
 {
-    const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room] : (struct cws_order_place){0};
+    const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room]
+                                                        : (struct cws_order_place){0};
     bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
     cws_history_reserve(&o->history, 16 * (uint64_t)o->count + 256);
     cws_history_push(&o->history, n);
@@ -422,7 +424,8 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
     /* A small node gives back little: it stays, where that is cheap. */
     bool keep_small = small_bytes <= keep / 2;
     keep -= keep_small ? small_bytes : 0;
-    for (struct cws_list *l = o->all.next; l != &o->all; l = l->next) /* also those of a model that is not used any more */
+    /* also those of a model that is not used any more */
+    for (struct cws_list *l = o->all.next; l != &o->all; l = l->next)
         NODE_OF(l, all)->keeper = false;
     for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
         struct cws_order_node *n = NODE_OF(l, coming);
@@ -441,7 +444,8 @@ static bool moved_on(uint64_t from, uint64_t to) { return (to > from ? to - from
 
 static bool plan_is_stale(const struct cws_order *o, uint64_t room, uint64_t period)
 {
-    return o->plan_due || o->coming_count != o->plan_count || moved_on(o->plan_room, room) || (period && moved_on(o->plan_period, period));
+    return o->plan_due || o->coming_count != o->plan_count || moved_on(o->plan_room, room) ||
+           (period && moved_on(o->plan_period, period));
 }
 
 void cws_order_walk(struct cws_order *o, uint64_t room)
@@ -488,7 +492,8 @@ static bool next_goes_before(const struct cws_order *o, const struct cws_order_n
 
 /* The program runs ahead of the device, so what should go is often still in use. To wait for it costs less than to take
  * what is needed soon and load that again. */
-static bool next_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b, const struct cws_order_node *a)
+static bool next_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b,
+                                   const struct cws_order_node *a)
 {
     return b->keeper == a->keeper && distance(o, b) >= distance(o, a) / 4 * 3;
 }
@@ -499,7 +504,8 @@ static bool lru_goes_before(const struct cws_order *o, const struct cws_order_no
     return a->last_tick < b->last_tick;
 }
 
-static bool lru_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b, const struct cws_order_node *a)
+static bool lru_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b,
+                                  const struct cws_order_node *a)
 {
     (void)o, (void)b, (void)a;
     return true;
@@ -514,13 +520,15 @@ static bool is_fair_price(const struct cws_order_node *n, uint64_t until)
     return until == 0 || (n->next_at > until && !n->ahead);
 }
 
-struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until, bool (*may_go)(void *arg, const struct cws_order_node *n),
+struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until,
+                                        bool (*may_go)(void *arg, const struct cws_order_node *n),
                                         bool (*is_done)(void *arg, struct cws_order_node *n), void *arg)
 {
     enum { LOOK_AT = 16 }; /* those that are still in use, at most */
     const struct cws_order_node *best = NULL;
     unsigned looked = 0;
-    for (unsigned pass = 0; pass < (until == 0 ? 4 : 1); pass++) { /* others, keepers; then those of the last few launches */
+    /* others, keepers; then those of the last few launches */
+    for (unsigned pass = 0; pass < (until == 0 ? 4 : 1); pass++) {
         const struct cws_list *line = &o->lines[pass % 2];
         for (const struct cws_list *l = line->prev; l != line; l = l->prev) {
             struct cws_order_node *n = NODE_OF(l, line);

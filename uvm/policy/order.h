@@ -32,7 +32,8 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     uint32_t id;        /* in the order of cws_order_add */
     uint64_t last_tick; /* of its last use; 0: none */
     uint64_t gaps[2];   /* distances between its uses: the last two that differ; 0: not known */
-    uint64_t next_at;   /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
+    /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
+    uint64_t next_at;
     uint64_t last_at;   /* the last place that it has in the window */
     uint64_t history_at; /* history.h */
     uint64_t stray_at;  /* place + 1 of its last use out of order; 0: none */
@@ -80,7 +81,8 @@ struct cws_order_ops {
     /* Is a the better one to drop? Both are keepers, or neither. */
     bool (*goes_before)(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b);
     /* b, which can be dropped now, instead of a, which is better and still in use? */
-    bool (*is_nearly_as_good)(const struct cws_order *o, const struct cws_order_node *b, const struct cws_order_node *a);
+    bool (*is_nearly_as_good)(const struct cws_order *o, const struct cws_order_node *b,
+                              const struct cws_order_node *a);
 };
 extern const struct cws_order_ops cws_order_next, cws_order_lru;
 
@@ -101,9 +103,13 @@ void cws_order_walk(struct cws_order *o, uint64_t room);
 /* What comes after n (NULL: first), or NULL. Walk before. */
 struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n);
 /* Is it sure enough that it comes, so that it may be loaded ahead? In a repetition everything is. */
-static inline bool cws_order_is_sure(const struct cws_order *o, const struct cws_order_node *n) { return o->periodic || n->doubt == 0; }
+static inline bool cws_order_is_sure(const struct cws_order *o, const struct cws_order_node *n)
+{
+    return o->periodic || n->doubt == 0;
+}
 /* What to drop for a node whose next use is at the place `until` (0: that is needed now), or NULL: a node for which
  * may_go says true and, where is_done is not NULL, for which that says true, or nearly as good a one. Walk before. */
-struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until, bool (*may_go)(void *arg, const struct cws_order_node *n),
+struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until,
+                                        bool (*may_go)(void *arg, const struct cws_order_node *n),
                                         bool (*is_done)(void *arg, struct cws_order_node *n), void *arg);
 #endif
