@@ -10,17 +10,17 @@
 
 enum { TEXT_BYTES_MAX = 64 << 20, DEPTH_MAX = 200 };
 
-struct text {
+struct json_scan {
     const char *at, *end;
 };
 
-static void skip_space(struct text *t)
+static void skip_space(struct json_scan *t)
 {
     while (t->at < t->end && memchr(" \t\r\n", *t->at, 4))
         t->at++;
 }
 
-static bool take(struct text *t, const char *word)
+static bool take(struct json_scan *t, const char *word)
 {
     size_t len = strlen(word);
     if ((size_t)(t->end - t->at) < len || memcmp(t->at, word, len) != 0)
@@ -29,12 +29,12 @@ static bool take(struct text *t, const char *word)
     return true;
 }
 
-static bool is_digit(const struct text *t)
+static bool is_digit(const struct json_scan *t)
 {
     return t->at < t->end && *t->at >= '0' && *t->at <= '9';
 }
 
-static bool skip_digits(struct text *t)
+static bool skip_digits(struct json_scan *t)
 {
     if (!is_digit(t))
         return false;
@@ -43,7 +43,7 @@ static bool skip_digits(struct text *t)
     return true;
 }
 
-static bool skip_number(struct text *t)
+static bool skip_number(struct json_scan *t)
 {
     (void)take(t, "-");
     if (take(t, "Infinity"))
@@ -60,7 +60,7 @@ static bool skip_number(struct text *t)
     return true;
 }
 
-static bool skip_string(struct text *t)
+static bool skip_string(struct json_scan *t)
 {
     if (!take(t, "\""))
         return false;
@@ -81,9 +81,9 @@ static bool skip_string(struct text *t)
     return take(t, "\"");
 }
 
-static bool skip_value(struct text *t, unsigned depth);
+static bool skip_value(struct json_scan *t, unsigned depth);
 
-static bool skip_members(struct text *t, bool object, unsigned depth)
+static bool skip_members(struct json_scan *t, bool object, unsigned depth)
 {
     const char *close = object ? "}" : "]";
     t->at++;
@@ -109,7 +109,7 @@ static bool skip_members(struct text *t, bool object, unsigned depth)
 }
 
 /* A value with the space around it. On false, t->at is where it went wrong. */
-static bool skip_value(struct text *t, unsigned depth)
+static bool skip_value(struct json_scan *t, unsigned depth)
 {
     bool good;
     skip_space(t);
@@ -132,7 +132,7 @@ static bool skip_value(struct text *t, unsigned depth)
 
 int cws_json_check(const char *text, size_t len, unsigned *out_line)
 {
-    struct text t = {text, text + len};
+    struct json_scan t = {text, text + len};
     bool good = skip_value(&t, 0) && t.at == t.end;
     *out_line = 1;
     for (const char *p = text; p < t.at; p++)

@@ -77,7 +77,7 @@ void cws_machine_cuda(struct cws_cuda *out)
     if (out->result != 0 || d.count(&out->device_count) != 0)
         out->device_count = 0;
     for (int i = 0; i < out->device_count && i < (int)(sizeof out->devices / sizeof *out->devices); i++) {
-        struct cws_cuda_device *device = &out->devices[i];
+        struct cws_machine_gpu *device = &out->devices[i];
         size_t bytes = 0;
         int vmm = 0;
         if (d.name(device->name, sizeof device->name, i) != 0)

@@ -12,7 +12,7 @@ bool cws_machine_number(const char *path, uint64_t *out);
 /* "avx2 bmi2 ..." of those a decoder could use. */
 void cws_machine_cpu_features(char *buf, size_t size);
 
-struct cws_cuda_device {
+struct cws_machine_gpu {
     char name[128];
     uint64_t memory_bytes;
     bool vmm; /* CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED */
@@ -22,7 +22,7 @@ struct cws_cuda {
     int result;  /* of cuInit; 0 fine */
     int version; /* 12040 is 12.4 */
     int device_count;
-    struct cws_cuda_device devices[16]; /* the first ones */
+    struct cws_machine_gpu devices[16]; /* the first ones */
 };
 void cws_machine_cuda(struct cws_cuda *out);
 

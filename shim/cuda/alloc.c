@@ -23,13 +23,13 @@ static CUresult prepare(size_t bytes, struct cws_gpu **gpu)
 static void settle(struct cws_gpu *gpu, CUresult result, unsigned long long key, size_t bytes, size_t taken)
 {
     if (gpu)
-        cws_gpu_room_used(gpu, bytes, result == CUDA_SUCCESS && cws_plain_note(key, taken, gpu) ? taken : 0);
+        cws_gpu_room_used(gpu, bytes, result == CUDA_SUCCESS && cws_cuda_plain_note(key, taken, gpu) ? taken : 0);
 }
 
 static void forget(unsigned long long key)
 {
     struct cws_gpu *gpu = NULL;
-    size_t bytes = cws_plain_forget(key, &gpu);
+    size_t bytes = cws_cuda_plain_forget(key, &gpu);
     if (bytes)
         cws_gpu_plain_freed(gpu, bytes);
 }
@@ -92,7 +92,7 @@ CUresult cws_do_cuMemFree_v2(cws_fn_cuMemFree_v2 real, CUstream own, CUdeviceptr
     struct cws_gpu *gpu = cws_cuda_owner(address);
     if (gpu)
         return cws_gpu_free(gpu, address, own, /* in_order */ false);
-    if (cws_small_free(address, own, /* may_keep */ false, NULL) == CWS_SMALL_FREED_TWICE)
+    if (cws_cuda_small_free(address, own, /* may_keep */ false, NULL) == CWS_CUDA_SMALL_FREED_TWICE)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = real(address);
     if (result == CUDA_SUCCESS)
@@ -122,7 +122,7 @@ CUresult cws_do_cuMemAllocAsync(cws_fn_cuMemAllocAsync real, CUstream own, CUdev
     if (bytes >= CWS_GPU_RANGE_MIN && out)
         return alloc_range(gpu, out, bytes, cws_cuda_stream(stream, own));
     if (bytes && out)
-        return cws_small_alloc(real, gpu, out, bytes, stream, cws_cuda_stream(stream, own));
+        return cws_cuda_small_alloc(real, gpu, out, bytes, stream, cws_cuda_stream(stream, own));
     return real(out, bytes, stream);
 }
 
@@ -190,9 +190,10 @@ CUresult cws_do_cuMemFreeAsync(cws_fn_cuMemFreeAsync real, CUstream own, CUdevic
     if (gpu) /* a graph can free only what it allocated */
         return captures ? CUDA_ERROR_INVALID_VALUE : cws_gpu_free(gpu, address, order, /* in_order */ true);
     bool several = atomic_load_explicit(&cws_cuda_device_count, memory_order_relaxed) > 1;
-    enum cws_small_end end = cws_small_free(address, order, !captures, several ? cws_cuda_manager_if_open() : NULL);
-    if (end != CWS_SMALL_NOT_OURS)
-        return end == CWS_SMALL_KEPT ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    enum cws_cuda_small_end end = cws_cuda_small_free(address, order, !captures,
+                                                      several ? cws_cuda_manager_if_open() : NULL);
+    if (end != CWS_CUDA_SMALL_NOT_OURS)
+        return end == CWS_CUDA_SMALL_KEPT ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     CUresult result = real(address, stream);
     if (result == CUDA_SUCCESS)
         forget(address);
@@ -226,7 +227,7 @@ CUresult cws_do_cuMemPoolDestroy(cws_fn_cuMemPoolDestroy real, CUstream own, CUm
     for (unsigned i = 0; i < count; i++) {
         struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
         if (gpu) {
-            cws_small_release(gpu);
+            cws_cuda_small_release(gpu);
             cws_gpu_pool_gone(gpu, pool);
         }
     }
@@ -238,7 +239,7 @@ CUresult cws_do_cuMemPoolTrimTo(cws_fn_cuMemPoolTrimTo real, CUstream own, CUmem
     (void)own;
     struct cws_gpu *gpu = cws_cuda_manager_if_open();
     if (gpu)
-        cws_small_release(gpu);
+        cws_cuda_small_release(gpu);
     CUresult result = real(pool, keep);
     if (gpu)
         cws_gpu_pools_changed(gpu);

@@ -6,7 +6,7 @@ static void stream_gone(CUstream stream)
 {
     unsigned count = atomic_load(&cws_cuda_device_count);
     if (stream)
-        cws_small_stream_gone(stream);
+        cws_cuda_small_stream_gone(stream);
     cws_cuda_capture_gone(stream);
     for (unsigned i = 0; stream && i < count; i++) {
         struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);

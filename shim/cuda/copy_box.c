@@ -186,7 +186,7 @@ DEEP(cuMemcpy3DPeerAsync, stream, (&b->deep, b->stream), COMMA CUstream stream)
 
 /* --- batches ------------------------------------------------------------------------------------------- */
 
-struct batch {
+struct copy_batch {
     CUdeviceptr *to, *from;
     size_t *bytes, count;
     CUstream stream, own;
@@ -198,7 +198,7 @@ static CUresult one_of_batch(const struct cws_cuda_copy *c, size_t at, size_t by
 }
 
 /* Copies of a batch have no order among them, so they may be made one by one. */
-static CUresult run_singly(const struct batch *b, size_t *out_failed)
+static CUresult run_singly(const struct copy_batch *b, size_t *out_failed)
 {
     void *real = b->own == CU_STREAM_PER_THREAD ? (void *)CWS_CUDA_REAL(cuMemcpyAsync_ptsz)
                                                 : (void *)CWS_CUDA_REAL(cuMemcpyAsync);
@@ -221,7 +221,7 @@ static CUresult run_singly(const struct batch *b, size_t *out_failed)
 }
 
 /* True: the batch has to run one copy at a time (run_singly). Else *list names its ranges. */
-static bool list_batch(const struct batch *b, struct cws_cuda_list *list)
+static bool list_batch(const struct copy_batch *b, struct cws_cuda_list *list)
 {
     for (size_t i = 0; i < b->count; i++) {
         if (cws_view_overlaps((const void *)(uintptr_t)b->to[i], b->bytes[i]) ||
@@ -258,7 +258,7 @@ CUresult cws_do_cuMemcpyBatchAsync(cws_fn_cuMemcpyBatchAsync real, CUstream own,
                                    size_t *bytes, size_t count, CUmemcpyAttributes *attributes, size_t *indices,
                                    size_t attribute_count, size_t *fail, CUstream stream)
 {
-    const struct batch b = {to, from, bytes, to && from && bytes ? count : 0, stream, own};
+    const struct copy_batch b = {to, from, bytes, to && from && bytes ? count : 0, stream, own};
     RUN_BATCH(b, fail, real(to, from, bytes, count, attributes, indices, attribute_count, fail, stream));
 }
 
@@ -266,7 +266,7 @@ CUresult cws_do_cuMemcpyBatchAsync_v2(cws_fn_cuMemcpyBatchAsync_v2 real, CUstrea
                                       CUdeviceptr *from, size_t *bytes, size_t count, CUmemcpyAttributes *attributes,
                                       size_t *indices, size_t attribute_count, CUstream stream)
 {
-    const struct batch b = {to, from, bytes, to && from && bytes ? count : 0, stream, own};
+    const struct copy_batch b = {to, from, bytes, to && from && bytes ? count : 0, stream, own};
     RUN_BATCH(b, NULL, real(to, from, bytes, count, attributes, indices, attribute_count, stream));
 }
 

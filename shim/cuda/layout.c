@@ -8,18 +8,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct entry {
+struct layout_entry {
     CUfunction _Atomic function;
     struct cws_cuda_layout *_Atomic layout;
 };
 
-struct table {
+struct layout_table {
     size_t room, used; /* room: a power of two */
-    struct table *before; /* kept for readers */
-    struct entry entries[];
+    struct layout_table *before; /* kept for readers */
+    struct layout_entry entries[];
 };
 
-static struct table *_Atomic current;
+static struct layout_table *_Atomic current;
 static _Atomic uint32_t epoch = 1;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* writers; the driver is asked under it */
 
@@ -28,7 +28,7 @@ static size_t slot_of(CUfunction function, size_t room)
     return (size_t)(((uintptr_t)function * 0x9e3779b97f4a7c15ull) >> 24) & (room - 1);
 }
 
-static struct entry *find(struct table *t, CUfunction function)
+static struct layout_entry *find(struct layout_table *t, CUfunction function)
 {
     for (size_t i = slot_of(function, t->room);; i = (i + 1) & (t->room - 1)) {
         CUfunction there = atomic_load_explicit(&t->entries[i].function, memory_order_acquire);
@@ -98,9 +98,9 @@ static struct cws_cuda_layout *make(CUfunction function)
 
 /* --- the table --------------------------------------------------------------------------------------- */
 
-static struct table *make_table(size_t room, struct table *before)
+static struct layout_table *make_table(size_t room, struct layout_table *before)
 {
-    struct table *t = calloc(1, sizeof *t + room * sizeof *t->entries);
+    struct layout_table *t = calloc(1, sizeof *t + room * sizeof *t->entries);
     if (!t)
         return NULL;
     t->room = room;
@@ -127,14 +127,14 @@ static bool same(const struct cws_cuda_layout *a, const struct cws_cuda_layout *
 static const struct cws_cuda_layout *insert_locked(CUfunction function)
 {
     uint32_t now = atomic_load(&epoch);
-    struct table *t = atomic_load(&current);
+    struct layout_table *t = atomic_load(&current);
     if (!t || t->used + 1 > t->room - t->room / 4) {
         t = make_table(t ? 2 * t->room : 1024, t);
         if (!t)
             return NULL;
         atomic_store_explicit(&current, t, memory_order_release);
     }
-    struct entry *e = find(t, function);
+    struct layout_entry *e = find(t, function);
     struct cws_cuda_layout *old = e ? atomic_load(&e->layout) : NULL;
     if (old && atomic_load(&old->epoch) == now)
         return old;
@@ -162,8 +162,8 @@ static const struct cws_cuda_layout *insert_locked(CUfunction function)
 
 const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function)
 {
-    struct table *t = atomic_load_explicit(&current, memory_order_acquire);
-    struct entry *e = CWS_UNLIKELY(!t || !function) ? NULL : find(t, function);
+    struct layout_table *t = atomic_load_explicit(&current, memory_order_acquire);
+    struct layout_entry *e = CWS_UNLIKELY(!t || !function) ? NULL : find(t, function);
     if (e) {
         const struct cws_cuda_layout *layout = atomic_load_explicit(&e->layout, memory_order_acquire);
         if (atomic_load_explicit(&layout->epoch, memory_order_relaxed) ==

@@ -15,7 +15,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the map; nothing is 
 static struct cws_map sizes = CWS_MAP_OF(struct plain);
 static _Atomic size_t live; /* sizes.count, for who has no lock */
 
-bool cws_plain_note(unsigned long long key, size_t bytes, struct cws_gpu *gpu)
+bool cws_cuda_plain_note(unsigned long long key, size_t bytes, struct cws_gpu *gpu)
 {
     if (!key || !bytes)
         return true;
@@ -28,7 +28,7 @@ bool cws_plain_note(unsigned long long key, size_t bytes, struct cws_gpu *gpu)
     return p != NULL;
 }
 
-size_t cws_plain_forget(unsigned long long key, struct cws_gpu **out_gpu)
+size_t cws_cuda_plain_forget(unsigned long long key, struct cws_gpu **out_gpu)
 {
     size_t bytes = 0;
     if (!atomic_load_explicit(&live, memory_order_relaxed))
@@ -51,7 +51,7 @@ static bool is_of(uint64_t key, void *value, void *gpu)
     return ((const struct plain *)value)->gpu == gpu;
 }
 
-void cws_plain_forget_manager(struct cws_gpu *gpu)
+void cws_cuda_plain_forget_manager(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&lock);
     cws_map_remove_if(&sizes, is_of, gpu);

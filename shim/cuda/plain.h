@@ -4,10 +4,10 @@
 #include "device.h"
 
 /* Notes `bytes` under a key (an address, a handle). False: no memory. */
-bool cws_plain_note(unsigned long long key, size_t bytes, struct cws_gpu *gpu);
+bool cws_cuda_plain_note(unsigned long long key, size_t bytes, struct cws_gpu *gpu);
 /* Forgets it: its bytes and manager; 0: not known. */
-size_t cws_plain_forget(unsigned long long key, struct cws_gpu **out_gpu);
+size_t cws_cuda_plain_forget(unsigned long long key, struct cws_gpu **out_gpu);
 /* The manager is about to close. */
-void cws_plain_forget_manager(struct cws_gpu *gpu);
+void cws_cuda_plain_forget_manager(struct cws_gpu *gpu);
 
 #endif

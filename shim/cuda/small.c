@@ -19,7 +19,7 @@ enum {
 };
 _Static_assert(CWS_GPU_RANGE_MIN == 1u << MOST_LOG, "the largest class ends there");
 
-struct block { /* that the driver gave out through cws_small_alloc and did not get back */
+struct block { /* that the driver gave out through cws_cuda_small_alloc and did not get back */
     CUdeviceptr at;
     struct cws_gpu *gpu;
     unsigned class;
@@ -127,7 +127,7 @@ static CUdeviceptr take(struct cws_gpu *gpu, CUstream stream, unsigned class)
 
 /* --- the program's calls --------------------------------------------------------------------------- */
 
-CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
+CUresult cws_cuda_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
                          CUstream stream, CUstream order)
 {
     unsigned class = class_of(bytes);
@@ -147,14 +147,15 @@ CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdev
     return result;
 }
 
-enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep, const struct cws_gpu *current)
+enum cws_cuda_small_end cws_cuda_small_free(CUdeviceptr at, CUstream order, bool may_keep,
+                                            const struct cws_gpu *current)
 {
-    enum cws_small_end end = CWS_SMALL_NOT_OURS;
+    enum cws_cuda_small_end end = CWS_CUDA_SMALL_NOT_OURS;
     order = same_name(order);
     pthread_mutex_lock(&lock);
     struct block *b = find_locked(at);
     if (b && b->kept) {
-        end = CWS_SMALL_FREED_TWICE;
+        end = CWS_CUDA_SMALL_FREED_TWICE;
     } else if (b) {
         bool keep = may_keep && can_keep(order) && (!current || current == b->gpu);
         struct place *p = keep ? place_locked(b->gpu, order) : NULL;
@@ -165,7 +166,7 @@ enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep,
             b->kept = true;
             b->next = p->lists[b->class];
             p->lists[b->class] = b;
-            end = CWS_SMALL_KEPT;
+            end = CWS_CUDA_SMALL_KEPT;
         } else {
             end_locked(b);
         }
@@ -201,7 +202,7 @@ static void empty(struct place *p, CUstream stream)
         (void)CWS_CUDA_REAL(cuStreamSynchronize)(stream);
 }
 
-void cws_small_stream_gone(CUstream stream)
+void cws_cuda_small_stream_gone(CUstream stream)
 {
     if (cws_cuda_is_capturing(stream))
         return; /* its blocks come back with the process: nothing can be queued on it any more */
@@ -214,7 +215,7 @@ void cws_small_stream_gone(CUstream stream)
     }
 }
 
-void cws_small_release(const struct cws_gpu *gpu)
+void cws_cuda_small_release(const struct cws_gpu *gpu)
 {
     /* nothing may be queued, or not on every stream */
     if (atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed))
@@ -239,7 +240,7 @@ static bool ends_with(uint64_t key, void *value, void *gpu)
     return ends;
 }
 
-void cws_small_forget_manager(struct cws_gpu *gpu)
+void cws_cuda_small_forget_manager(struct cws_gpu *gpu)
 {
     pthread_mutex_lock(&lock);
     cws_map_remove_if(&blocks, ends_with, gpu);

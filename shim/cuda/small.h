@@ -5,21 +5,22 @@
 
 /* cuMemAllocAsync for 0 < bytes < CWS_GPU_RANGE_MIN on a stream that does not capture; order: what `stream` is. What an
  * earlier allocation of about this size left on this stream, or the driver's, which is `real`. */
-CUresult cws_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
+CUresult cws_cuda_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
                          CUstream stream, CUstream order);
-enum cws_small_end {
-    CWS_SMALL_NOT_OURS,    /* not known here, or not any more: the driver is to free it */
-    CWS_SMALL_KEPT,        /* freed: there is nothing more to do */
-    CWS_SMALL_FREED_TWICE, /* nothing happened */
+enum cws_cuda_small_end {
+    CWS_CUDA_SMALL_NOT_OURS,    /* not known here, or not any more: the driver is to free it */
+    CWS_CUDA_SMALL_KEPT,        /* freed: there is nothing more to do */
+    CWS_CUDA_SMALL_FREED_TWICE, /* nothing happened */
 };
 /* It is freed in the order of a stream. current: the manager of the current context, where there is more than one, else
  * NULL. */
-enum cws_small_end cws_small_free(CUdeviceptr at, CUstream order, bool may_keep, const struct cws_gpu *current);
+enum cws_cuda_small_end cws_cuda_small_free(CUdeviceptr at, CUstream order, bool may_keep,
+                                            const struct cws_gpu *current);
 /* Before the stream is destroyed: what it freed goes back to the driver. */
-void cws_small_stream_gone(CUstream stream);
+void cws_cuda_small_stream_gone(CUstream stream);
 /* The same for every stream of the manager's device, unless one captures. */
-void cws_small_release(const struct cws_gpu *gpu);
+void cws_cuda_small_release(const struct cws_gpu *gpu);
 /* The manager is about to close. */
-void cws_small_forget_manager(struct cws_gpu *gpu);
+void cws_cuda_small_forget_manager(struct cws_gpu *gpu);
 
 #endif

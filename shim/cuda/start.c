@@ -9,14 +9,14 @@
 
 static void forget(struct cws_gpu *gpu)
 {
-    cws_plain_forget_manager(gpu);
-    cws_small_release(gpu);
-    cws_small_forget_manager(gpu);
+    cws_cuda_plain_forget_manager(gpu);
+    cws_cuda_small_release(gpu);
+    cws_cuda_small_forget_manager(gpu);
 }
 
 void cws_cuda_start(void)
 {
-    static const struct cws_cuda_parts parts = {.release = cws_small_release, .forget = forget};
+    static const struct cws_cuda_parts parts = {.release = cws_cuda_small_release, .forget = forget};
     cws_cuda_set_parts(&parts);
     pthread_atfork(NULL, NULL, cws_cuda_fork_child);
     atomic_store(&cws_cuda_state, CWS_CUDA_ON);

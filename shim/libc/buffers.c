@@ -22,7 +22,7 @@ bool cws_buffers_any(const struct iovec *parts, int count)
 
 /* --- pieces ------------------------------------------------------------------------------------ */
 
-struct piece {
+struct buffer_piece {
     struct iovec parts[CWS_BUFFERS_PARTS];
     int count;
     size_t bytes;
@@ -30,7 +30,7 @@ struct piece {
 };
 
 /* The bytes behind the first `skip`, as far as the pager can hold them at once. */
-static void cut_piece(struct piece *p, const struct iovec *parts, int count, size_t skip)
+static void cut_piece(struct buffer_piece *p, const struct iovec *parts, int count, size_t skip)
 {
     size_t room = cws_view_hold_max();
     p->count = 0;
@@ -104,7 +104,7 @@ int cws_buffers_while_held(const struct iovec *parts, int count, bool into, void
 
 struct running {
     const struct cws_transfer *t;
-    const struct piece *p;
+    const struct buffer_piece *p;
     size_t done;
     ssize_t result;
 };
@@ -117,7 +117,7 @@ static void call_piece(void *arg)
 
 ssize_t cws_buffers_run(const struct cws_transfer *t, const struct iovec *parts, int count)
 {
-    struct piece p;
+    struct buffer_piece p;
     size_t done = 0;
     int saved = errno;
     do {

@@ -373,7 +373,7 @@ static ssize_t read_piece_locked(struct cws_file *f, void *data, size_t bytes, u
 
 /* A read of a descriptor: inside a guard, with a reference and the lock of the file, all of which are given up for a
  * moment when a signal waits. Its handler may then do what it likes, also leave for good. */
-struct reading {
+struct file_read {
     int fd;
     uint64_t serial;    /* 0: any file */
     struct cws_file *f; /* NULL: nothing is held */
@@ -395,7 +395,7 @@ static void unlock(struct cws_file *f)
 }
 
 /* False: fd is not tracked, or not as the file that it was; nothing is held. */
-static bool enter(struct reading *r)
+static bool enter(struct file_read *r)
 {
     for (;;) {
         r->guard = cws_guard_begin();
@@ -418,7 +418,7 @@ static bool enter(struct reading *r)
     }
 }
 
-static void leave(struct reading *r)
+static void leave(struct file_read *r)
 {
     unlock(r->f);
     cws_file_put(r->f);
@@ -427,7 +427,7 @@ static void leave(struct reading *r)
 }
 
 /* Between two pieces. False: the descriptor was closed meanwhile, and nothing is held. */
-static bool let_signals_in(struct reading *r)
+static bool let_signals_in(struct file_read *r)
 {
     if (!cws_guard_is_wanted(&r->guard))
         return true;
@@ -443,7 +443,7 @@ static size_t piece_of(const struct cws_file *f, uint64_t at, size_t rest)
     return end > at ? (size_t)(end - at) : PIECE_BYTES;
 }
 
-static ssize_t read_part(struct reading *r, char *data, size_t bytes, uint64_t offset)
+static ssize_t read_part(struct file_read *r, char *data, size_t bytes, uint64_t offset)
 {
     if (offset >= r->f->bytes)
         return 0;
@@ -462,7 +462,7 @@ static ssize_t read_part(struct reading *r, char *data, size_t bytes, uint64_t o
     return (ssize_t)done;
 }
 
-static ssize_t read_parts(struct reading *r, const struct iovec *parts, int count, uint64_t offset)
+static ssize_t read_parts(struct file_read *r, const struct iovec *parts, int count, uint64_t offset)
 {
     size_t total = 0;
     for (int i = 0; r->f && i < count; i++) {
@@ -491,7 +491,7 @@ static bool parts_are_valid(const struct iovec *parts, int count, size_t *out_to
 
 bool cws_file_preadv(int fd, const struct iovec *parts, int count, off_t offset, ssize_t *out_got)
 {
-    struct reading r = {.fd = fd};
+    struct file_read r = {.fd = fd};
     size_t total;
     pthread_testcancel(); /* as any read */
     bool valid = offset >= 0 && parts_are_valid(parts, count, &total);
@@ -505,7 +505,7 @@ bool cws_file_preadv(int fd, const struct iovec *parts, int count, off_t offset,
 
 /* The offset moves first, by what the read will give: what comes between two pieces (another thread, a handler) finds
  * it as behind the whole read, and goes on there. What could not be read is given back, if nobody did. */
-static ssize_t readv_entered(struct reading *r, const struct iovec *parts, int count, size_t total)
+static ssize_t readv_entered(struct file_read *r, const struct iovec *parts, int count, size_t total)
 {
     off_t at = CWS_REAL(lseek)(r->fd, 0, SEEK_CUR);
     if (at < 0)
@@ -525,7 +525,7 @@ static ssize_t readv_entered(struct reading *r, const struct iovec *parts, int c
 
 bool cws_file_readv(int fd, const struct iovec *parts, int count, ssize_t *out_got)
 {
-    struct reading r = {.fd = fd};
+    struct file_read r = {.fd = fd};
     size_t total;
     int saved = errno;
     pthread_testcancel();
@@ -565,7 +565,7 @@ static off_t seek_locked(const struct cws_file *f, int fd, off_t offset, int whe
 
 bool cws_file_seek(int fd, off_t offset, int whence, off_t *out_at)
 {
-    struct reading r = {.fd = fd};
+    struct file_read r = {.fd = fd};
     int saved = errno;
     if (!enter(&r))
         return false;

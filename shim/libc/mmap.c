@@ -106,8 +106,8 @@ static bool map_tracked(void *addr, size_t len, int prot, int flags, int fd, off
     cws_file_put(f);
     cws_guard_end(&guard);
     if (f && !code) {
-        cws_signal_refresh();
-        cws_signal_unblock(); /* behind the guard, which puts the mask back */
+        cws_signals_refresh();
+        cws_signals_unblock(); /* behind the guard, which puts the mask back */
     }
     if (code)
         *out = MAP_FAILED;

@@ -43,7 +43,7 @@ static void say_settings(const struct cws_options *options)
 
 static int install_handler(void)
 {
-    cws_signal_refresh();
+    cws_signals_refresh();
     return 0;
 }
 
@@ -65,7 +65,7 @@ int cws_shim_start_pager(void)
         } else {
             /* After the pager's own child handler, which may install ours and puts back the mask of the thread that
              * forked. */
-            pthread_atfork(NULL, NULL, cws_signal_unblock);
+            pthread_atfork(NULL, NULL, cws_signals_unblock);
             stats_pid = getpid();
             cws_options_unknown(say_unknown, NULL);
             if (cws_shim_options()->verbose)

@@ -225,7 +225,7 @@ CWS_ON_PROGRAM_STACK void cws_hook_signal_arrived(int signo, siginfo_t *info, vo
     next.handler(signo, info, context);
 }
 
-void cws_signal_unblock(void)
+void cws_signals_unblock(void)
 {
     sigset_t ours;
     int saved = errno;
@@ -237,7 +237,7 @@ void cws_signal_unblock(void)
     errno = saved;
 }
 
-void cws_signal_refresh(void)
+void cws_signals_refresh(void)
 {
     int saved_errno = errno;
     if (atomic_load_explicit(&installed, memory_order_acquire) || !cws_view_needs_signal())

@@ -5,9 +5,9 @@
 
 /* Installs our handler if the pager needs it and it is not installed. What the program had, or sets later, is what we
  * chain to, and what it is told when it asks. Keeps errno. */
-void cws_signal_refresh(void);
+void cws_signals_refresh(void);
 
 /* If it is installed: lets both signals through to this thread, which may have blocked them before. */
-void cws_signal_unblock(void);
+void cws_signals_unblock(void);
 
 #endif

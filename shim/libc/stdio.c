@@ -220,7 +220,7 @@ CWS_SAME(fileno_unlocked, fileno);
 
 typedef size_t (*transfer)(void *data, size_t bytes, FILE *file);
 
-struct piece {
+struct stdio_piece {
     transfer call;
     struct iovec part;
     FILE *file;
@@ -229,7 +229,7 @@ struct piece {
 
 static void call_piece(void *arg)
 {
-    struct piece *p = arg;
+    struct stdio_piece *p = arg;
     p->done = p->call(p->part.iov_base, p->part.iov_len, p->file);
 }
 
@@ -237,7 +237,7 @@ static size_t in_pieces(transfer call, bool into, const void *data, size_t bytes
 {
     size_t done = 0, max = cws_view_hold_max();
     while (done < bytes) {
-        struct piece p = {
+        struct stdio_piece p = {
             .call = call, .part = {(char *)data + done, bytes - done < max ? bytes - done : max}, .file = file};
         int code = cws_buffers_while_held(&p.part, 1, into, call_piece, &p);
         if (code) {

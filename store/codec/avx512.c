@@ -212,7 +212,7 @@ static void partial_row(const uint8_t *streams, struct cursor *at, __m512i last_
     put_row(pair, &c, lasts, out);
 }
 
-struct job { /* a tile */
+struct tile { /* a tile */
     struct cursor at;
     __m512i last_byte;
     const uint8_t *streams;
@@ -220,7 +220,7 @@ struct job { /* a tile */
 };
 
 /* Two tiles at a time: a step waits for the one before it most of the time. */
-ALWAYS_INLINE void whole_rows(struct job job[2], const struct cws_vector_table *t, int lasts, bool eight, unsigned rows)
+ALWAYS_INLINE void whole_rows(struct tile job[2], const struct cws_vector_table *t, int lasts, bool eight, unsigned rows)
 {
     struct code c;
     struct cursor at[2] = {job[0].at, job[1].at};
@@ -257,7 +257,7 @@ ALWAYS_INLINE void whole_rows(struct job job[2], const struct cws_vector_table *
 }
 
 #define ROWS(NAME, LASTS, EIGHT)                                                                                     \
-    static __attribute__((noinline)) void NAME(struct job job[2], const struct cws_vector_table *t, unsigned rows)   \
+    static __attribute__((noinline)) void NAME(struct tile job[2], const struct cws_vector_table *t, unsigned rows)   \
     {                                                                                                                \
         whole_rows(job, t, LASTS, EIGHT, rows);                                                                      \
     }
@@ -268,7 +268,7 @@ ROWS(seven_eight, 7, true)
 ROWS(any_four, CWS_VECTOR_LASTS, false)
 ROWS(any_eight, CWS_VECTOR_LASTS, true)
 
-static void start(struct job *job, const uint8_t *streams, const struct cws_tile_bits *bits, uint8_t *out,
+static void start(struct tile *job, const uint8_t *streams, const struct cws_tile_bits *bits, uint8_t *out,
                   uint32_t ends[CWS_TILE_LANES + 1])
 {
     ends[0] = 0;
@@ -297,7 +297,7 @@ static bool ended(const struct cursor *at, const uint32_t ends[CWS_TILE_LANES + 
     return right;
 }
 
-static void rows_of(struct job job[2], const struct cws_vector_table *t, unsigned rows)
+static void rows_of(struct tile job[2], const struct cws_vector_table *t, unsigned rows)
 {
     if (t->direct)
         direct_eight(job, t, rows);
@@ -307,7 +307,8 @@ static void rows_of(struct job job[2], const struct cws_vector_table *t, unsigne
         (t->lasts <= 5 ? five_four : t->lasts <= 7 ? seven_four : any_four)(job, t, rows);
 }
 
-static bool finish(struct job *job, const struct cws_vector_table *t, unsigned elems, const uint32_t ends[CWS_TILE_LANES + 1])
+static bool finish(struct tile *job, const struct cws_vector_table *t, unsigned elems,
+                   const uint32_t ends[CWS_TILE_LANES + 1])
 {
     if (elems % CWS_TILE_ROW != 0)
         partial_row(job->streams, &job->at, job->last_byte, t, elems % CWS_TILE_ROW,
@@ -322,12 +323,12 @@ static bool two_avx512(const struct cws_decode_table *table, const uint8_t *stre
     const struct cws_vector_table *t = &table->vector;
     unsigned rows = elems[0] / CWS_TILE_ROW, both = elems[1] / CWS_TILE_ROW;
     uint32_t ends[2][CWS_TILE_LANES + 1];
-    struct job job[2];
+    struct tile job[2];
     for (int k = 0; k < 2; k++)
         start(&job[k], streams, &bits[k], out[k], ends[k]);
     rows_of(job, t, both);
     job[0].out += (size_t)both * CWS_TILE_ROW;
-    struct job rest[2] = {job[0], job[0]};
+    struct tile rest[2] = {job[0], job[0]};
     rows_of(rest, t, rows - both);
     rest[0].out = out[0];
     return finish(&rest[0], t, elems[0], ends[0]) && finish(&job[1], t, elems[1], ends[1]);
@@ -337,7 +338,7 @@ static bool lanes_avx512(const struct cws_decode_table *table, const uint8_t *st
                          unsigned elems, uint8_t *out, unsigned stride)
 {
     uint32_t ends[CWS_TILE_LANES + 1];
-    struct job job[2];
+    struct tile job[2];
     (void)stride;
     start(&job[0], streams, bits, out, ends);
     job[1] = job[0];

@@ -38,7 +38,7 @@ struct chunk {
 
 #define SLOTS 4 /* chunks that the writer of one job has on their way to the file */
 
-struct packed { /* a model packed in memory */
+struct packed_model { /* a model packed in memory */
     struct cws_plan *plans;
     struct cws_decode_table **tables;
     struct chunk *chunks;
@@ -198,7 +198,7 @@ static void make_plan(const struct tensor *t, enum cws_mode mode, struct cws_pla
 
 /* keep: the stored bytes stay in the arena, one after the other; else they go where the writer's do, to one of a few
  * buffers. */
-static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint8_t *sample, bool keep,
+static void pack_tensor(struct packed_model *k, size_t index, enum cws_mode mode, uint8_t *sample, bool keep,
                         size_t *arena_used)
 {
     const struct tensor *t = &tensors[index];
@@ -232,7 +232,7 @@ static void pack_tensor(struct packed *k, size_t index, enum cws_mode mode, uint
     }
 }
 
-static void pack(struct packed *k, enum cws_mode mode, bool keep)
+static void pack(struct packed_model *k, enum cws_mode mode, bool keep)
 {
     static uint8_t *sample;
     size_t used = 0, chunks = 0;
@@ -256,7 +256,7 @@ static void pack(struct packed *k, enum cws_mode mode, bool keep)
     k->seconds = now() - start;
 }
 
-static void make_tables(struct packed *k)
+static void make_tables(struct packed_model *k)
 {
     struct cws_error err;
     for (size_t i = 0; i < tensor_count; i++) {
@@ -270,7 +270,7 @@ static void make_tables(struct packed *k)
 
 /* --- decode --- */
 
-static double decode(const struct packed *k, uint8_t *out)
+static double decode(const struct packed_model *k, uint8_t *out)
 {
     struct cws_error err;
     double start = now();
@@ -288,7 +288,7 @@ static double decode(const struct packed *k, uint8_t *out)
     return now() - start;
 }
 
-static size_t stored_bytes(const struct packed *k, size_t tensor)
+static size_t stored_bytes(const struct packed_model *k, size_t tensor)
 {
     size_t sum = sizeof(struct cws_tensor_record) + (k->tables[tensor] ? 128 : 0);
     for (size_t i = 0; i < k->chunk_count; i++)
@@ -360,7 +360,7 @@ static double median(double *values, int count)
 
 /* Packs `repeat` times, each beside zstd -3 on the same bytes, for what shares the machine slows both: medians of the
  * time and of the ratio of the two. */
-static void pack_beside(struct packed *k, enum cws_mode mode, const uint8_t *all, int repeat, double *out_seconds,
+static void pack_beside(struct packed_model *k, enum cws_mode mode, const uint8_t *all, int repeat, double *out_seconds,
                         double *out_factor)
 {
     size_t bound = ZSTD_compressBound(total_bytes);
@@ -405,7 +405,7 @@ static float to_float(enum cws_dtype dtype, const uint8_t *p)
     return f;
 }
 
-static void report_quant(const struct packed *k, const char *name, const uint8_t *out, bool per_tensor)
+static void report_quant(const struct packed_model *k, const char *name, const uint8_t *out, bool per_tensor)
 {
     double bits = 0, bound = 0, elems = 0, error = 0, norm = 0;
     const uint8_t *decoded = out;
@@ -435,7 +435,7 @@ static void report_quant(const struct packed *k, const char *name, const uint8_t
                elems, bits / elems, bound / elems, bits / bound, sqrt(error / norm));
 }
 
-static void report_lossless(const struct packed *k)
+static void report_lossless(const struct packed_model *k)
 {
     double bits = 0, bound = 0, elems = 0;
     for (size_t i = 0; i < tensor_count; i++) {
@@ -457,7 +457,7 @@ static void report_lossless(const struct packed *k)
 static void run_mode(enum cws_mode mode, const char *name, const uint8_t *all, uint8_t *out, int repeat, bool parts,
                      bool per_tensor, struct zstd_result z)
 {
-    struct packed k = {0};
+    struct packed_model k = {0};
     double seconds, factor, n = (double)total_bytes;
     size_t stored = 0;
     pack_beside(&k, mode, all, repeat, &seconds, &factor);
@@ -466,7 +466,7 @@ static void run_mode(enum cws_mode mode, const char *name, const uint8_t *all, u
         pack(&k, mode, false);
         timing_parts = false;
     }
-    struct packed timed = k;
+    struct packed_model timed = k;
     pack(&k, mode, true);
     make_tables(&k);
     for (size_t i = 0; i < tensor_count; i++)

@@ -6,7 +6,7 @@
 #define BASE_WEIGHTS (16u << 20)
 #define COLS 4096u
 
-struct packed {
+struct packed_weights {
     struct cws_plan plan;
     uint8_t *stored;         /* chunks, each from a multiple of 64 */
     size_t *at, *bytes;
@@ -15,7 +15,8 @@ struct packed {
     struct cws_hash128 *hash; /* of the decoded chunks */
 };
 
-static void pack(struct bench *b, struct packed *k, enum cws_mode mode, unsigned lane_symbols, const uint8_t *data)
+static void pack(struct bench *b, struct packed_weights *k, enum cws_mode mode, unsigned lane_symbols,
+                 const uint8_t *data)
 {
     size_t total = 2 * (size_t)BASE_WEIGHTS, used = 0;
     data_plan(&k->plan, mode, CWS_BF16, data, BASE_WEIGHTS / COLS, COLS);
@@ -48,7 +49,7 @@ static void pack(struct bench *b, struct packed *k, enum cws_mode mode, unsigned
     k->stored_bytes = used;
 }
 
-static void unpack(struct packed *k)
+static void unpack(struct packed_weights *k)
 {
     free(k->stored);
     free(k->at);
@@ -62,7 +63,7 @@ struct field { /* the device's copies */
     struct cws_gpu_job *job;
 };
 
-static void spread(struct bench *b, struct field *f, const struct packed *k, unsigned copies)
+static void spread(struct bench *b, struct field *f, const struct packed_weights *k, unsigned copies)
 {
     struct cws_error err;
     struct cws_gpu_table *table = bench_need(malloc(sizeof *table));
@@ -158,7 +159,7 @@ static double time_decode(struct bench *b, struct field *f, unsigned all, unsign
 }
 
 /* Every result's status, and every hash that the host knows. */
-static unsigned wrong_results(struct bench *b, const struct field *f, const struct packed *k, unsigned all)
+static unsigned wrong_results(struct bench *b, const struct field *f, const struct packed_weights *k, unsigned all)
 {
     unsigned wrong = 0;
     struct cws_gpu_result *r = bench_need(calloc(all, sizeof *r));
@@ -225,7 +226,7 @@ static unsigned time_one(struct bench *b, const char *label, enum cws_mode mode,
                          const uint8_t *data, unsigned long long most)
 {
     static const char *const names[] = {"lossless", "q8", "q6"};
-    struct packed k = {0};
+    struct packed_weights k = {0};
     struct field f = {0};
     pack(b, &k, mode, lane_symbols, data);
     unsigned copies = (unsigned)(most / BASE_WEIGHTS ? most / BASE_WEIGHTS : 1), all = copies * k.chunks;

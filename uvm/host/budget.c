@@ -136,7 +136,7 @@ void cws_slot_give_locked(unsigned slot)
 
 int cws_slot_need(unsigned slot, size_t bytes)
 {
-    struct cws_slot *s = &cws_pager.slots[slot];
+    struct cws_decoder_slot *s = &cws_pager.slots[slot];
     /* A rung that moves pages needs exactly what it will move. */
     if (s->staging && (s->staging_bytes == bytes || (cws_pager.rung->userfault && s->staging_bytes > bytes)))
         return 0;

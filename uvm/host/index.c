@@ -6,12 +6,12 @@
 #include <sched.h>
 #include <string.h>
 
-struct entry {
+struct index_entry {
     _Atomic uintptr_t begin, end;
     _Atomic(struct cws_view *) view;
 };
 
-static struct entry entries[CWS_VIEWS_MAX];
+static struct index_entry entries[CWS_VIEWS_MAX];
 static _Atomic size_t entry_count;
 static _Atomic uint32_t sequence; /* odd: being changed */
 static struct cws_view *by_slot[CWS_VIEWS_MAX];
@@ -19,7 +19,7 @@ static uint32_t slot_generations[CWS_VIEWS_MAX];
 static size_t slot_end, view_count; /* pager lock */
 static size_t slot_free;            /* pager lock; no slot before it is free */
 
-static void entry_copy(struct entry *to, struct entry *from)
+static void entry_copy(struct index_entry *to, struct index_entry *from)
 {
     atomic_store_explicit(&to->begin, atomic_load_explicit(&from->begin, memory_order_relaxed), memory_order_release);
     atomic_store_explicit(&to->end, atomic_load_explicit(&from->end, memory_order_relaxed), memory_order_release);

@@ -123,7 +123,7 @@ static void close_all(void)
     for (unsigned i = 0; i < CWS_SLOTS_MAX; i++) {
         if (p->slots[i].staging)
             cws_sys_munmap(p->slots[i].staging, p->slots[i].staging_bytes);
-        p->slots[i] = (struct cws_slot){0};
+        p->slots[i] = (struct cws_decoder_slot){0};
     }
     if (p->pagemap_fd >= 0)
         cws_os_close(p->pagemap_fd);

@@ -64,7 +64,7 @@ struct cws_view {
     bool ending;                  /* views lock; is in it */
 };
 
-struct cws_slot { /* one decoder: its private memory; the source's cursor of the same number belongs to it */
+struct cws_decoder_slot { /* one decoder: its private memory; the source's cursor of the same number belongs to it */
     uint8_t *staging;
     size_t staging_bytes;
 };
@@ -103,7 +103,7 @@ struct cws_pager {
     _Atomic uint32_t forking;  /* nothing becomes busy while set */
     _Atomic uint32_t evicting; /* counts evictions that ended, to wait for one */
     uint32_t evictions_running;
-    struct cws_slot slots[CWS_SLOTS_MAX];
+    struct cws_decoder_slot slots[CWS_SLOTS_MAX];
     unsigned slot_count;
     uint32_t slots_taken; /* bit per slot */
     _Atomic uint32_t slot_word;

@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 struct cws_view;
-struct cws_slot;
+struct cws_decoder_slot;
 
 struct cws_rung {
     const char *name;
@@ -25,7 +25,8 @@ struct cws_rung {
     /* Makes [begin, end) present at once from `from` (slot staging + some offset) and with the right protection:
      * writable as the program asked, or never. missing_only: pages that are there stay. Consumes the staging if it
      * likes. Wakes who faulted. 0 or -errno. */
-    int (*publish)(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only);
+    int (*publish)(struct cws_view *v, struct cws_decoder_slot *s, size_t begin, size_t end, bool writable,
+                   bool missing_only);
     /* Makes [begin, end) absent. 0, or -errno: all pages are as they were. */
     CWS_MUST_CHECK int (*drop)(struct cws_view *v, size_t begin, size_t end);
     /* Ends the write protection of [begin, end) and wakes who waits for it. Called with the pager lock. */
@@ -45,6 +46,6 @@ extern const struct cws_rung cws_rung_uffd_dev, cws_rung_uffd, cws_rung_uffd_use
 /* Maps the SIGBUS hole over [begin, end) (sigsegv, eager, and where there is no UFFDIO_POISON). */
 void cws_rung_map_hole(struct cws_view *v, size_t begin, size_t end);
 /* Shared by the rungs without userfaultfd. */
-int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable,
+int cws_rung_move_publish(struct cws_view *v, struct cws_decoder_slot *s, size_t begin, size_t end, bool writable,
                           bool missing_only);
 #endif

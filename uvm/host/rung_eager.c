@@ -16,7 +16,8 @@ static int view_open(struct cws_view *v, struct cws_error *err)
 
 static void view_close(struct cws_view *v) { (void)v; }
 
-static int publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only)
+static int publish(struct cws_view *v, struct cws_decoder_slot *s, size_t begin, size_t end, bool writable,
+                   bool missing_only)
 {
     (void)writable; /* a write is never seen, so nothing is write-protected */
     return cws_rung_move_publish(v, s, begin, end, /* writable */ true, missing_only);

@@ -25,7 +25,7 @@ static int view_open(struct cws_view *v, struct cws_error *err)
 
 static void view_close(struct cws_view *v) { (void)v; }
 
-int cws_rung_move_publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable,
+int cws_rung_move_publish(struct cws_view *v, struct cws_decoder_slot *s, size_t begin, size_t end, bool writable,
                           bool missing_only)
 {
     size_t from, to, at = begin;

@@ -144,15 +144,15 @@ static void wake(struct cws_view *v, size_t begin, size_t end)
 }
 
 /* One ioctl on [at, at + len); *out_done: bytes it did. */
-struct piece {
+struct uffd_piece {
     struct cws_view *v;
     const uint8_t *from; /* for a copy: what goes to `begin` */
     size_t begin;
     bool writable;
 };
-typedef int piece_fn(const struct piece *p, size_t at, size_t len, size_t *out_done);
+typedef int piece_fn(const struct uffd_piece *p, size_t at, size_t len, size_t *out_done);
 
-static int copy_piece(const struct piece *p, size_t at, size_t len, size_t *out_done)
+static int copy_piece(const struct uffd_piece *p, size_t at, size_t len, size_t *out_done)
 {
     struct uffdio_copy copy = {
         .dst = (uintptr_t)p->v->base + at,
@@ -165,7 +165,7 @@ static int copy_piece(const struct piece *p, size_t at, size_t len, size_t *out_
     return rc;
 }
 
-static int poison_piece(const struct piece *p, size_t at, size_t len, size_t *out_done)
+static int poison_piece(const struct uffd_piece *p, size_t at, size_t len, size_t *out_done)
 {
     struct uffdio_poison poison = {.range = {(uintptr_t)p->v->base + at, len}};
     int rc = cws_os_ioctl(p->v->uffd, UFFDIO_POISON, &poison);
@@ -173,7 +173,7 @@ static int poison_piece(const struct piece *p, size_t at, size_t len, size_t *ou
     return rc;
 }
 
-static int allow_piece(const struct piece *p, size_t at, size_t len, size_t *out_done)
+static int allow_piece(const struct uffd_piece *p, size_t at, size_t len, size_t *out_done)
 {
     struct uffdio_writeprotect allow = {.range = {(uintptr_t)p->v->base + at, len}};
     int rc = cws_os_ioctl(p->v->uffd, UFFDIO_WRITEPROTECT, &allow);
@@ -183,7 +183,7 @@ static int allow_piece(const struct piece *p, size_t at, size_t len, size_t *out
 
 /* Does [begin, end), which is one run of mapped pages as far as we know. Pages that are there already or that were
  * unmapped behind our back are skipped. 0 or -errno. */
-static int do_run(const struct piece *p, size_t begin, size_t end, piece_fn *fn)
+static int do_run(const struct uffd_piece *p, size_t begin, size_t end, piece_fn *fn)
 {
     bool skipped = false;
     unsigned retries = 0;
@@ -233,9 +233,10 @@ static int do_run(const struct piece *p, size_t begin, size_t end, piece_fn *fn)
     return 0;
 }
 
-static int publish(struct cws_view *v, struct cws_slot *s, size_t begin, size_t end, bool writable, bool missing_only)
+static int publish(struct cws_view *v, struct cws_decoder_slot *s, size_t begin, size_t end, bool writable,
+                   bool missing_only)
 {
-    struct piece p = {.v = v, .from = s->staging, .begin = begin, .writable = writable};
+    struct uffd_piece p = {.v = v, .from = s->staging, .begin = begin, .writable = writable};
     size_t from, to;
     int prot, code = 0;
     (void)missing_only; /* a copy never replaces a page */
@@ -264,7 +265,7 @@ static int drop(struct cws_view *v, size_t begin, size_t end)
 
 static void allow_write(struct cws_view *v, size_t begin, size_t end)
 {
-    struct piece p = {.v = v};
+    struct uffd_piece p = {.v = v};
     size_t from, to;
     int prot;
     for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to) {
@@ -276,7 +277,7 @@ static void allow_write(struct cws_view *v, size_t begin, size_t end)
 
 static void poison(struct cws_view *v, size_t begin, size_t end)
 {
-    struct piece p = {.v = v};
+    struct uffd_piece p = {.v = v};
     size_t from, to;
     int prot;
     for (size_t at = begin; cws_page_run(v, at, end, &from, &to, &prot); at = to) {
