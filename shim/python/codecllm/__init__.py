@@ -5,12 +5,13 @@
 
     import codecllm; codecllm.compress_model(model, mode="q8")    # weights compressed in memory, without the shim
 
-The package has no logic of its own: the work is done by libcodecshim.so, libcws.so and the codecllm command. It depends on nothing; what
-needs torch or transformers imports them when it is first used.
-"""
+The package has no logic of its own: the work is done by libcodecshim.so, libcws.so and the codecllm command. It depends
+on nothing; what needs torch or transformers imports them when it is first used."""
 
 import os
 import sys
+
+from codecllm._error import Error
 
 # What needs torch, and the module it lives in.
 _WITH_TORCH = {
@@ -22,17 +23,11 @@ _WITH_TORCH = {
     "safe_open": "files",
     "load_file": "files",
     "save_file": "files",
-    "from_pretrained": "files",
+    "from_pretrained": "pretrained",
     "CodecConfig": "transformers_integration",
 }
 
 __all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats", *_WITH_TORCH]
-
-
-class Error(RuntimeError):
-    """Something of CodecLLM cannot be used here; the text says what and what to do. `code`: the library's (store/base/error.h), or 0."""
-
-    code = 0
 
 
 def shim_path():
@@ -79,17 +74,17 @@ def _json(name):
 
 def stats():
     """The counters of paging in this process, as a dict: faults, decoded_bytes, evictions, resident_bytes,
-    written_bytes, peak_bytes, reads, read_bytes and more. What no budget bounds: outside_bytes, the process's own memory beside
-    the weights that are paged, and copied_bytes, about how much of the mapped_bytes of weights the program has copied
-    there. Raises codecllm.Error when the library is not loaded."""
+    written_bytes, peak_bytes, reads, read_bytes and more. What no budget bounds: outside_bytes, the process's own
+    memory beside the weights that are paged, and copied_bytes, about how much of the mapped_bytes of weights the
+    program has copied there. Raises codecllm.Error when the library is not loaded."""
     return _json("codecllm_stats_json")
 
 
 def memory_stats(device=None):
     """Where the GPU's memory goes, in bytes: a dict with decoded (weights in device memory), compressed (in pinned host
-    memory), staging, other (activations and all else), used, peak, budget, spilled (written weights and idle allocations that
-    went to host memory for now) and more, for one device; without an argument a dict of these by device. A device appears with
-    its first allocation. Raises codecllm.Error when the library is not loaded."""
+    memory), staging, other (activations and all else), used, peak, budget, spilled (written weights and idle
+    allocations that went to host memory for now) and more, for one device; without an argument a dict of these by
+    device. A device appears with its first allocation. Raises codecllm.Error when the library is not loaded."""
     devices = {entry.pop("device"): entry for entry in _json("codecllm_gpu_stats_json")}
     if device is None:
         return devices

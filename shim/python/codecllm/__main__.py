@@ -3,7 +3,8 @@
 import os
 import sys
 
-from codecllm import Error, command_path
+from codecllm import command_path
+from codecllm._error import Error
 
 try:
     command = command_path()

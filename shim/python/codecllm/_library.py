@@ -1,4 +1,5 @@
-"""libcws.so through ctypes: store/abi.h, function by function. The rest of the package calls this module and nothing else of the library.
+"""libcws.so through ctypes: store/abi.h, function by function. The rest of the package calls this module and nothing
+else of the library.
 
 Imports nothing but the standard library. Calls release the GIL while they work.
 """
@@ -7,9 +8,10 @@ import ctypes
 import os
 import struct
 import threading
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
 
-from codecllm import Error
+from codecllm._error import Error
 
 _ABI = 1
 MODES = ("lossless", "q8", "q6")
@@ -50,7 +52,7 @@ class Source(NamedTuple):
 
     name: str
     dtype: str  # of safetensors: "BF16"
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     address: int
     nbytes: int
     packed: bool = False
@@ -62,7 +64,7 @@ class Info(NamedTuple):
     index: int
     name: str
     dtype: str
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     elems: int
     begin: int  # logical offsets, bytes
     end: int
@@ -144,7 +146,8 @@ def is_store(path: "os.PathLike[str] | str") -> bool:
 
 
 class Store:
-    """An open store: a packed file, or (`address`, `nbytes`) one in memory that the caller keeps as it is while this lives.
+    """An open store: a packed file, or (`address`, `nbytes`) one in memory that the caller keeps as it is while this
+    lives.
 
     Raises codecllm.Error with one line that says what is wrong with the file."""
 
@@ -160,7 +163,7 @@ class Store:
             )
         _check(code, err)
         self._handle = handle.value
-        self._by_name: Optional[Dict[str, Info]] = None
+        self._by_name: Optional[dict[str, Info]] = None
 
     def close(self) -> None:
         if self._handle is not None:
@@ -177,7 +180,7 @@ class Store:
             raise Error("the store is closed")
         return self._handle
 
-    def metadata(self) -> Optional[Dict[str, str]]:
+    def metadata(self) -> Optional[dict[str, str]]:
         """`__metadata__` of the file that was packed; None where it has none."""
         import json
 
@@ -186,7 +189,7 @@ class Store:
         (length,) = struct.unpack("<Q", header[:8])
         return json.loads(header[8 : 8 + length]).get("__metadata__")
 
-    def tensors(self) -> Dict[str, Info]:
+    def tensors(self) -> dict[str, Info]:
         """By name, in the order of the file."""
         if self._by_name is None:
             found = (self.info(i) for i in range(self._lib.codecllm_tensor_count(self.handle)))
@@ -196,7 +199,8 @@ class Store:
     def info(self, index: int) -> Info:
         t, err = _CTensor(), _CError()
         _check(self._lib.codecllm_tensor(self.handle, index, ctypes.byref(t), ctypes.byref(err)), err)
-        return Info(index, t.name.decode(), t.dtype.decode(), tuple(t.shape[d] for d in range(t.ndim)), t.elems, t.begin, t.end,
+        return Info(index, t.name.decode(), t.dtype.decode(), tuple(t.shape[d] for d in range(t.ndim)), t.elems,
+                    t.begin, t.end,
                     t.stored_bytes, t.codec.decode(), t.quant_bits)  # fmt: skip
 
     def read(self, begin: int, end: int, address: int, jobs: int = 0) -> None:
@@ -209,7 +213,7 @@ class Store:
         err = _CError()
         _check(self._lib.codecllm_verify(self.handle, jobs, ctypes.byref(err)), err)
 
-    def entropy(self, index: int) -> Tuple[float, float]:
+    def entropy(self, index: int) -> tuple[float, float]:
         """(bits per symbol of order-0 entropy, bits per weight stored beside it uncoded) of a coded tensor."""
         bits, plain, err = ctypes.c_double(), ctypes.c_double(), _CError()
         _check(
@@ -231,7 +235,7 @@ class Block:
     def __init__(self) -> None:
         self._address, self._nbytes = ctypes.c_void_p(), ctypes.c_uint64()
 
-    def out(self) -> Tuple[Any, Any]:
+    def out(self) -> tuple[Any, Any]:
         return ctypes.byref(self._address), ctypes.byref(self._nbytes)
 
     @property
@@ -247,8 +251,8 @@ class Block:
 
 
 class GpuTensor:
-    """What decoding a packed tensor on a GPU needs beside its bytes in device memory. Made from a copy in host memory, which is not kept. Raises
-    codecllm.Error with the code UNSUPPORTED where only the host can decode it."""
+    """What decoding a packed tensor on a GPU needs beside its bytes in device memory. Made from a copy in host memory,
+    which is not kept. Raises codecllm.Error with the code UNSUPPORTED where only the host can decode it."""
 
     def __init__(self, address: int, nbytes: int):
         self._lib, self._handle = library(), ctypes.c_void_p()
@@ -265,14 +269,15 @@ class GpuTensor:
         return self._lib.codecllm_gpu_scratch(self._handle)
 
     def decode(self, packed: int, scratch: int, to: int, stream: int) -> None:
-        """Device addresses, multiples of 16, in the current context; waits. Raises codecllm.Error: UNSUPPORTED without kernels for this GPU, or a damaged
-        byte."""
+        """Device addresses, multiples of 16, in the current context; waits. Raises codecllm.Error: UNSUPPORTED without
+        kernels for this GPU, or a damaged byte."""
         err = _CError()
         _check(self._lib.codecllm_gpu_decode(self._handle, packed, scratch, to, stream, ctypes.byref(err)), err)
 
 
 def give_back_freed_memory() -> None:
-    """Asks the C library to return what is free to the system: it keeps freed weights otherwise. Does nothing where it cannot be asked."""
+    """Asks the C library to return what is free to the system: it keeps freed weights otherwise. Does nothing where it
+    cannot be asked."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -285,7 +290,7 @@ def unpack(address: int, nbytes: int, to: int, to_nbytes: int, jobs: int = 0) ->
 
 
 def _job(
-    sources: Sequence[Source], metadata: Optional[Mapping[str, str]], mode: str, jobs: int, keep: List[Any]
+    sources: Sequence[Source], metadata: Optional[Mapping[str, str]], mode: str, jobs: int, keep: list[Any]
 ) -> _CJob:
     """keep: holds what the job points to."""
     inputs = (_CInput * max(len(sources), 1))()
@@ -305,7 +310,7 @@ def _job(
 
 def pack_memory(sources: Iterable[Source], mode: str, jobs: int = 0) -> Block:
     """The tensors as one store in memory."""
-    keep: List[Any] = []
+    keep: list[Any] = []
     job, block, err = _job(list(sources), None, mode, jobs, keep), Block(), _CError()
     _check(library().codecllm_pack_memory(ctypes.byref(job), *block.out(), ctypes.byref(err)), err)
     return block
@@ -319,6 +324,6 @@ def pack_file(
     jobs: int = 0,
 ) -> None:
     """The tensors as a packed file, which appears whole or not at all."""
-    keep: List[Any] = []
+    keep: list[Any] = []
     job, err = _job(list(sources), metadata, mode, jobs, keep), _CError()
     _check(library().codecllm_pack_file(ctypes.byref(job), os.fsencode(path), ctypes.byref(err)), err)

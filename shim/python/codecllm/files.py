@@ -1,14 +1,15 @@
-"""Packed files in the safetensors API, for programs that run without the shim: safe_open, load_file, save_file, from_pretrained."""
+"""Packed files in the safetensors API, for programs that run without the shim: safe_open, load_file, save_file."""
 
 import functools
-import json
 import math
 import os
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional, Union
 
 import torch
 
-from codecllm import Error, _library
+from codecllm import _library
+from codecllm._error import Error
 from codecllm.tensor import (
     TENSOR_NAME,
     CompressedTensor,
@@ -25,18 +26,22 @@ Device = Union[str, int, torch.device, None]
 
 _FRAMEWORKS = {"pt": "pt", "torch": "pt", "pytorch": "pt", "np": "np", "numpy": "np"}
 
-# Names of safetensors files, and what numpy calls them. Types that numpy does not have itself come with ml_dtypes, once that is imported.
+# Names of safetensors files, and what numpy calls them. Types that numpy does not have itself come with ml_dtypes, once
+# that is imported.
 _NUMPY = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32", "I64": "int64",
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64",
     "U64": "uint64", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _error_class(also: type = Exception) -> type:
-    """codecllm.Error, and what safetensors raises for the same reason, so that programs that catch one or the other go on."""
+    """codecllm.Error, and what safetensors raises for the same reason, so that programs that catch one or the other go
+    on."""
     try:
         from safetensors import SafetensorError
     except ImportError:
@@ -56,18 +61,20 @@ def _numpy_type(info: _library.Info) -> Any:
         return numpy.dtype(_NUMPY[info.dtype])
     except (KeyError, TypeError):  # what safetensors raises
         raise _error_class(TypeError)(
-            f"tensor {info.name!r}: numpy has no type for {info.dtype}; import ml_dtypes, if that has one, or open the file with framework='pt'"
+            f"tensor {info.name!r}: numpy has no type for {info.dtype}; import ml_dtypes, if that has one, or open "
+            f"the file with framework='pt'"
         ) from None
 
 
 class PackedSlice:
-    """A tensor of a packed file that is decoded when it is indexed, as safetensors' get_slice gives it. Indexing with an int or a slice of step 1
-    in the first dimension decodes only these rows. Takes every index that a tensor, or an array, takes."""
+    """A tensor of a packed file that is decoded when it is indexed, as safetensors' get_slice gives it. Indexing with
+    an int or a slice of step 1 in the first dimension decodes only these rows. Takes every index that a tensor, or an
+    array, takes."""
 
     def __init__(self, file: "PackedFile", info: _library.Info):
         self._file, self._info = file, info
 
-    def get_shape(self) -> List[int]:
+    def get_shape(self) -> list[int]:
         return list(self._info.shape)
 
     def get_dtype(self) -> str:
@@ -102,8 +109,8 @@ class PackedSlice:
 class PackedFile:
     """What safe_open gives for a packed file. A context manager; close() or leaving it ends it.
 
-    framework: "pt" (tensors of torch) or "np" (arrays of numpy, on the CPU). What is asked for wrongly raises codecllm.Error that is a
-    safetensors.SafetensorError, too; damaged bytes raise codecllm.Error."""
+    framework: "pt" (tensors of torch) or "np" (arrays of numpy, on the CPU). What is asked for wrongly raises
+    codecllm.Error that is a safetensors.SafetensorError, too; damaged bytes raise codecllm.Error."""
 
     def __init__(self, path: Path, framework: str = "pt", device: Device = "cpu"):
         self._path = os.fspath(path)
@@ -120,7 +127,8 @@ class PackedFile:
             raise _error_class()(f"{self._path}: device {device!r} is invalid") from None
         if self.framework == "np" and self._device.type != "cpu":
             raise _error_class()(
-                f"{self._path}: device {device!r} is not supported for framework {framework!r}, whose arrays are on the CPU"
+                f"{self._path}: device {device!r} is not supported for framework {framework!r}, whose arrays are on "
+                f"the CPU"
             )
         self._store: Optional[_library.Store] = _library.Store(path)
 
@@ -140,19 +148,19 @@ class PackedFile:
             raise _error_class()(f"{self._path}: the file is closed")
         return self._store
 
-    def keys(self) -> List[str]:
+    def keys(self) -> list[str]:
         """Names, sorted."""
         return sorted(self._open().tensors())
 
-    def offset_keys(self) -> List[str]:
+    def offset_keys(self) -> list[str]:
         """Names in the order of the file."""
         return list(self._open().tensors())
 
-    def metadata(self) -> Optional[Dict[str, str]]:
+    def metadata(self) -> Optional[dict[str, str]]:
         """`__metadata__` of the file that was packed."""
         return self._open().metadata()
 
-    def get_tensors(self) -> Dict[str, Any]:
+    def get_tensors(self) -> dict[str, Any]:
         """All of them, by name, in the order of the file."""
         return {name: self.get_tensor(name) for name in self.offset_keys()}
 
@@ -177,7 +185,7 @@ class PackedFile:
     def _dtype(self, info: _library.Info) -> Any:
         return torch_dtype(info.dtype) if self.framework == "pt" else _numpy_type(info)
 
-    def _shape(self, info: _library.Info) -> Tuple[int, ...]:
+    def _shape(self, info: _library.Info) -> tuple[int, ...]:
         return torch_shape(info.dtype, info.shape) if self.framework == "pt" else info.shape
 
     def _rows(self, info: _library.Info, begin: int, end: int) -> Any:
@@ -185,7 +193,7 @@ class PackedFile:
         row = math.prod(shape[1:]) * self._dtype(info).itemsize
         return self._read(info, (end - begin, *shape[1:]), info.begin + begin * row, info.begin + end * row)
 
-    def _read(self, info: _library.Info, shape: Tuple[int, ...], begin: int, end: int) -> Any:
+    def _read(self, info: _library.Info, shape: tuple[int, ...], begin: int, end: int) -> Any:
         dtype = self._dtype(info)
         if self.framework == "np":
             import numpy
@@ -199,7 +207,8 @@ class PackedFile:
 
 
 def safe_open(filename: Path, framework: str = "pt", device: Device = "cpu", **options: Any) -> Any:
-    """safetensors.safe_open for packed files, framework "pt" or "np"; a plain file goes to safetensors itself, with its own options."""
+    """safetensors.safe_open for packed files, framework "pt" or "np"; a plain file goes to safetensors itself, with its
+    own options."""
     if _library.is_store(filename):
         return PackedFile(filename, framework, device)
     import safetensors
@@ -207,7 +216,7 @@ def safe_open(filename: Path, framework: str = "pt", device: Device = "cpu", **o
     return safetensors.safe_open(filename, framework=framework, device=device, **options)
 
 
-def load_file(filename: Path, device: Device = "cpu") -> Dict[str, torch.Tensor]:
+def load_file(filename: Path, device: Device = "cpu") -> dict[str, torch.Tensor]:
     """All tensors of a packed (or plain) safetensors file, by name."""
     with safe_open(filename, framework="pt", device=device) as file:
         return {name: file.get_tensor(name) for name in file.keys()}
@@ -221,8 +230,9 @@ def save_file(
     mode: str = "lossless",
     jobs: int = 0,
 ) -> None:
-    """Writes tensors as a packed file. CompressedTensors go in as they are, whatever `mode`; for the others see CompressedTensor.compress. The file
-    appears whole or not at all. Raises codecllm.Error, with nothing written, for a dtype or name that safetensors files cannot hold."""
+    """Writes tensors as a packed file. CompressedTensors go in as they are, whatever `mode`; for the others see
+    CompressedTensor.compress. The file appears whole or not at all. Raises codecllm.Error, with nothing written, for a
+    dtype or name that safetensors files cannot hold."""
     sources, keep = [], []
     for name, t in tensors.items():
         if isinstance(t, CompressedTensor):
@@ -246,56 +256,11 @@ def packed_files(directory: Path) -> Iterator[str]:
             yield path
 
 
-def from_pretrained(directory: Path, *args: Any, auto_class: Any = None, **kwargs: Any) -> Any:
-    """A Transformers model from a packed (or plain) model directory, in a process without the shim.
-
-    auto_class: the class whose from_pretrained is called with all other arguments; default: the class that config.json names (that of `subfolder`,
-    for a model of a pipeline). While it runs,
-    Transformers reads weight files through codecllm.safe_open. The weights are ordinary tensors then, and take their full size; with
-    quantization_config=CodecConfig(...) they stay compressed. Raises codecllm.Error where Transformers is missing or knows no such model."""
-    try:
-        import transformers
-        from transformers import modeling_utils
-    except ImportError as why:
-        raise Error(f"transformers cannot be imported ({why}); install it: pip install transformers") from None
-    try:
-        from codecllm import transformers_integration  # noqa: F401  registers CodecConfig: config.json may name it
-    except Error:
-        pass  # an older Transformers: only CodecConfig needs more
-
-    original = modeling_utils.safe_open
-
-    def open_weights(filename: Path, *a: Any, **k: Any) -> Any:
-        return safe_open(filename, k.pop("framework", a[0] if a else "pt"), k.pop("device", "cpu")) if _library.is_store(filename) \
-            else original(filename, *a, **k)  # fmt: skip
-
-    loader = auto_class or _named_class(os.path.join(directory, kwargs.get("subfolder") or ""), transformers)
-    modeling_utils.safe_open = open_weights
-    try:
-        return loader.from_pretrained(directory, *args, **kwargs)
-    finally:
-        modeling_utils.safe_open = original
-
-
-def _named_class(directory: Path, transformers: Any) -> Any:
-    path = os.path.join(directory, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            names = json.load(file).get("architectures") or []
-    except (OSError, ValueError) as why:
-        raise Error(f"{path}: {why}: {os.fspath(directory)} is not a model directory") from None
-    for name in names:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    return transformers.AutoModelForCausalLM
-
-
 __all__ = [
     "CompressedTensor",
     "PackedFile",
     "PackedSlice",
     "TENSOR_NAME",
-    "from_pretrained",
     "load_file",
     "safe_open",
     "save_file",

@@ -1,21 +1,23 @@
 """CompressedLinear and CompressedEmbedding: layers whose weight is kept compressed and is decoded for each call."""
 
 import threading
-from typing import Any, List, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from codecllm import Error
+from codecllm._error import Error
 from codecllm.tensor import CompressedTensor, is_recorded
 
 _scratch = threading.local()
 
 
 def _shared_memory(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Memory for one decoded weight at a time, used by all layers of a thread: fresh pages for each call would cost as much as decoding.
-    Grows to the largest weight. Only where nobody keeps the weight: without autograd, on the CPU, where a call is over when it returns."""
+    """Memory for one decoded weight at a time, used by all layers of a thread: fresh pages for each call would cost as
+    much as decoding. Grows to the largest weight. Only where nobody keeps the weight: without autograd, on the CPU,
+    where a call is over when it returns."""
     need = shape.numel() * dtype.itemsize
     have = getattr(_scratch, "bytes", None)
     if have is None or have.numel() < need:
@@ -25,8 +27,8 @@ def _shared_memory(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Times(torch.autograd.Function):
-    """F.linear(x, w, bias) or x @ w, for torch.func, which knows no hooks for what it saves: keeps the compressed weight instead of the decoded
-    one. A derivative is another product with w."""
+    """F.linear(x, w, bias) or x @ w, for torch.func, which knows no hooks for what it saves: keeps the compressed
+    weight instead of the decoded one. A derivative is another product with w."""
 
     @staticmethod
     def forward(
@@ -82,7 +84,8 @@ class _Times(torch.autograd.Function):
 
 
 class _Compressed(nn.Module):
-    """What the layers share: the weight as a buffer `weight_packed` of bytes, which state_dict, .to(device) and pickling treat as any buffer."""
+    """What the layers share: the weight as a buffer `weight_packed` of bytes, which state_dict, .to(device) and
+    pickling treat as any buffer."""
 
     weight_packed: torch.Tensor
 
@@ -110,11 +113,12 @@ class _Compressed(nn.Module):
     def _is_recorded(self) -> bool:
         return is_recorded() or self.weight_packed.is_meta
 
-    def _shape(self) -> List[int]:
+    def _shape(self) -> list[int]:
         raise NotImplementedError
 
     def decoded(self, packed: torch.Tensor) -> torch.Tensor:
-        """The weight from `packed`, which is weight_packed or what torch made of it (a fake tensor, say, whose bytes nobody may look at)."""
+        """The weight from `packed`, which is weight_packed or what torch made of it (a fake tensor, say, whose bytes
+        nobody may look at)."""
         if is_recorded() or packed.is_meta:
             return torch.ops.codecllm.decode(packed, self._shape(), self.compute_dtype)
         known = self._compressed
@@ -131,7 +135,8 @@ class _Compressed(nn.Module):
         return c.decompress(dtype=self.compute_dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "nn.Module":
-        # What fn does to devices it does to the buffer; what it does to dtypes (.half()) shows on a tensor of the weight's dtype.
+        # What fn does to devices it does to the buffer; what it does to dtypes (.half()) shows on a tensor of the
+        # weight's dtype.
         super()._apply(fn, recurse)
         if self.compute_dtype.is_floating_point:
             self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=self.weight_packed.device)).dtype
@@ -143,9 +148,9 @@ class _Compressed(nn.Module):
         prefix: str,
         local_metadata: Mapping[str, Any],
         strict: bool,
-        missing_keys: List[str],
-        unexpected_keys: List[str],
-        error_msgs: List[str],
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """Takes `weight_packed`, of any length, or a plain `weight`, which is compressed with `mode`."""
         key, plain = prefix + "weight_packed", prefix + "weight"
@@ -178,17 +183,18 @@ class _Compressed(nn.Module):
 
 
 class CompressedLinear(_Compressed):
-    """nn.Linear with a compressed weight of shape (out_features, in_features) and, if there is one, a plain bias (out_features).
+    """nn.Linear with a compressed weight of shape (out_features, in_features) and, if there is one, a plain bias
+    (out_features).
 
-    forward(x), x of shape (..., in_features), gives F.linear(x, w, bias) bit for bit, where w is the decoded weight, which lives as long as the
-    call. Gradients flow to the input and the bias, not to the weight; backward decodes it once more instead of keeping it.
-    Raises codecllm.Error when the compressed bytes are damaged.
-    """
+    forward(x), x of shape (..., in_features), gives F.linear(x, w, bias) bit for bit, where w is the decoded weight,
+    which lives as long as the call. Gradients flow to the input and the bias, not to the weight; backward decodes it
+    once more instead of keeping it. Raises codecllm.Error when the compressed bytes are damaged."""
 
     def __init__(self, weight: CompressedTensor, bias: Optional[torch.Tensor] = None, mode: Optional[str] = None):
         if weight.dim() != 2 or not weight.dtype.is_floating_point:
             raise Error(
-                f"the weight of a linear layer has 2 dimensions and a float dtype, not shape {tuple(weight.shape)} and {weight.dtype}"
+                f"the weight of a linear layer has 2 dimensions and a float dtype, not shape {tuple(weight.shape)} "
+                f"and {weight.dtype}"
             )
         super().__init__(weight, mode or weight.mode)
         self.out_features, self.in_features = weight.shape
@@ -196,7 +202,7 @@ class CompressedLinear(_Compressed):
             bias = nn.Parameter(bias)
         self.register_parameter("bias", bias)
 
-    def _shape(self) -> List[int]:
+    def _shape(self) -> list[int]:
         return [self.out_features, self.in_features]
 
     @classmethod
@@ -234,12 +240,14 @@ class CompressedLinear(_Compressed):
             return F.linear(x, w, self.bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {self._sizes()}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, bias={self.bias is not None}, {self._sizes()}"
 
 
 class CompressedEmbedding(_Compressed):
-    """nn.Embedding with a compressed weight of shape (num_embeddings, embedding_dim). A call decodes the rows it needs, or all of them when it
-    needs many. No gradients. Raises IndexError for an index outside, codecllm.Error when bytes are damaged."""
+    """nn.Embedding with a compressed weight of shape (num_embeddings, embedding_dim). A call decodes the rows it needs,
+    or all of them when it needs many. No gradients. Raises IndexError for an index outside, codecllm.Error when bytes
+    are damaged."""
 
     def __init__(self, weight: CompressedTensor, padding_idx: Optional[int] = None, mode: Optional[str] = None):
         if weight.dim() != 2:
@@ -248,7 +256,7 @@ class CompressedEmbedding(_Compressed):
         self.num_embeddings, self.embedding_dim = weight.shape
         self.padding_idx = padding_idx
 
-    def _shape(self) -> List[int]:
+    def _shape(self) -> list[int]:
         return [self.num_embeddings, self.embedding_dim]
 
     @classmethod

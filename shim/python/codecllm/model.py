@@ -4,13 +4,15 @@ import fnmatch
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from codecllm import Error, _library
+from codecllm import _library
+from codecllm._error import Error
 from codecllm.linear import CompressedEmbedding, CompressedLinear
 from codecllm.tensor import CompressedTensor
 
@@ -21,7 +23,7 @@ class Layer:
 
     name: str
     mode: str  #: what was really used: "lossless" where the weight could not be quantised
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     logical_bytes: int
     stored_bytes: int
     ratio: float
@@ -33,8 +35,8 @@ class CompressionReport:
     """What compress_model did. str() gives a table, to_json() the same for programs. Sizes in bytes."""
 
     mode: str
-    layers: List[Layer] = field(default_factory=list)
-    kept: Dict[str, str] = field(default_factory=dict)  #: name of a layer that was left alone: why
+    layers: list[Layer] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)  #: name of a layer that was left alone: why
     model_bytes_before: int = 0  #: all parameters and buffers, shared ones once
     model_bytes_after: int = 0
     seconds: float = 0.0
@@ -66,16 +68,19 @@ class CompressionReport:
     def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers] + [9])
         lines = [
-            f"{'layer':<{width}}  {'mode':<8}  {'shape':>14}  {'bytes':>12}  {'packed':>12}  {'ratio':>6}  {'bits/w':>6}"
+            f"{'layer':<{width}}  {'mode':<8}  {'shape':>14}  {'bytes':>12}  {'packed':>12}  {'ratio':>6}  "
+            f"{'bits/w':>6}"
         ]
         for x in self.layers:
             lines.append(
-                f"{x.name:<{width}}  {x.mode:<8}  {'x'.join(map(str, x.shape)):>14}  {x.logical_bytes:>12,}  {x.stored_bytes:>12,}  "
+                f"{x.name:<{width}}  {x.mode:<8}  {'x'.join(map(str, x.shape)):>14}  {x.logical_bytes:>12,}  "
+                f"{x.stored_bytes:>12,}  "
                 f"{x.ratio:>6.3f}  {x.bits_per_weight:>6.2f}"
             )
         lines += [f"kept: {name}: {why}" for name, why in self.kept.items()]
         lines.append(
-            f"{len(self.layers)} layers: {_mib(self.logical_bytes)} -> {_mib(self.stored_bytes)}, ratio {self.ratio:.3f}"
+            f"{len(self.layers)} layers: {_mib(self.logical_bytes)} -> {_mib(self.stored_bytes)}, ratio "
+            f"{self.ratio:.3f}"
         )
         lines.append(
             f"whole model: {_mib(self.model_bytes_before)} -> {_mib(self.model_bytes_after)}, ratio "
@@ -97,7 +102,8 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def is_skipped(name: str, skip: Sequence[str]) -> bool:
-    """Does a layer's full name match an entry of skip: its name, its last part, or a pattern with * and ? for the whole name?"""
+    """Does a layer's full name match an entry of skip: its name, its last part, or a pattern with * and ? for the whole
+    name?"""
     return any(name == s or name.endswith("." + s) or fnmatch.fnmatchcase(name, s) for s in skip)
 
 
@@ -107,8 +113,9 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def let_go_of_files(model: nn.Module) -> None:
-    """Copies the weights that lie in mapped files, such as those that safetensors loads, so that the mappings can go: one small weight that was not
-    compressed keeps the whole file of the model in memory. Views of packed files, which the shim pages, are no such mappings."""
+    """Copies the weights that lie in mapped files, such as those that safetensors loads, so that the mappings can go:
+    one small weight that was not compressed keeps the whole file of the model in memory. Views of packed files, which
+    the shim pages, are no such mappings."""
     files = []
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         for line in maps:
@@ -116,7 +123,7 @@ def let_go_of_files(model: nn.Module) -> None:
             if len(parts) == 6 and parts[5].startswith("/") and parts[4] != "0" and not parts[5].startswith("/dev/"):
                 begin, _, end = parts[0].partition("-")
                 files.append((int(begin, 16), int(end, 16)))
-    copies: Dict[Any, torch.Tensor] = {}
+    copies: dict[Any, torch.Tensor] = {}
     for t in (*model.parameters(), *model.buffers()):
         at = t.data_ptr() if t.device.type == "cpu" and t.layout == torch.strided else 0
         if any(begin <= at < end for begin, end in files):
@@ -156,8 +163,8 @@ class _Progress:
 
 
 def _candidates(
-    model: nn.Module, skip: Sequence[str], embeddings: bool, kept: Dict[str, str]
-) -> Iterator[Tuple[str, nn.Module]]:
+    model: nn.Module, skip: Sequence[str], embeddings: bool, kept: dict[str, str]
+) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         linear, embedding = isinstance(module, nn.Linear), isinstance(module, nn.Embedding) and embeddings
         if not linear and not embedding:
@@ -187,11 +194,13 @@ def compress_model(
     embeddings: bool = False,
     jobs: int = 0,
 ) -> CompressionReport:
-    """Replaces every nn.Linear of a model (with embeddings=True also every nn.Embedding), in place, by a layer whose weight is compressed.
+    """Replaces every nn.Linear of a model (with embeddings=True also every nn.Embedding), in place, by a layer whose
+    weight is compressed.
 
-    mode: "lossless", "q8", "q6". skip: names of layers to leave: the whole name, its last part, or a pattern with * and ?. progress: a bar on
-    stderr. A weight that layers share is compressed once and shared again. Layer by layer: the peak is the model and one packed weight.
-    Raises codecllm.Error; layers that were replaced before it stay replaced, so that calling it again goes on."""
+    mode: "lossless", "q8", "q6". skip: names of layers to leave: the whole name, its last part, or a pattern with * and
+    ?. progress: a bar on stderr. A weight that layers share is compressed once and shared again. Layer by layer: the
+    peak is the model and one packed weight. Raises codecllm.Error; layers that were replaced before it stay replaced,
+    so that calling it again goes on."""
     if mode not in _library.MODES:
         raise Error(f"mode {mode!r}: use one of {', '.join(_library.MODES)}")
     if isinstance(skip, str):
@@ -203,9 +212,9 @@ def compress_model(
     for _, m in layers:
         uses[id(m.weight)] += 1
     bar = _Progress(sum(m.weight.nbytes for _, m in layers), progress)
-    shared: Dict[int, CompressedTensor] = {}
-    keep: List[Any] = []  # weights that are met again: their ids must stay theirs
-    replaced: Dict[int, nn.Module] = {}
+    shared: dict[int, CompressedTensor] = {}
+    keep: list[Any] = []  # weights that are met again: their ids must stay theirs
+    replaced: dict[int, nn.Module] = {}
     while layers:
         name, module = layers.pop(0)
         weight, size = module.weight, module.weight.nbytes
@@ -245,7 +254,7 @@ def compress_model(
     return report
 
 
-def _explain_tied(model: nn.Module, compressed: List[Any], report: CompressionReport) -> None:
+def _explain_tied(model: nn.Module, compressed: list[Any], report: CompressionReport) -> None:
     del compressed[:]
     # A weight that something else still holds (a tied embedding) takes memory twice.
     tied = getattr(model, "_tied_weights_keys", None)

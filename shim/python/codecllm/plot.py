@@ -1,4 +1,5 @@
-"""codecllm plot: a picture of a trace (CODEC_TRACE=FILE): which weights were in memory when, what was read, how often the program had to wait.
+"""codecllm plot: a picture of a trace (CODEC_TRACE=FILE): which weights were in memory when, what was read, how often
+the program had to wait.
 
     codecllm plot trace.json -o out.png
 
@@ -10,17 +11,18 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any
 
-from codecllm import Error
+from codecllm._error import Error
 
 BINS = 600  # columns of the picture
 LABELS_MOST = 48  # names beside the rows
 MIB = float(1 << 20)
 
 
-def read_events(path: str) -> List[Dict[str, Any]]:
+def read_events(path: str) -> list[dict[str, Any]]:
     """The events of a trace file. Raises codecllm.Error with one line when it is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -47,15 +49,14 @@ class Trace:
     """What the picture shows. Times in seconds since the first event, sizes in bytes."""
 
     end: float = 0.0
-    tensors: Dict[str, int] = field(default_factory=dict)  #: bytes of each
-    changes: List[Tuple[float, str, int]] = field(
-        default_factory=list
-    )  #: (time, tensor, bytes more in memory), in order
-    memory: List[Tuple[float, int, int]] = field(default_factory=list)  #: (time, weights, of these written)
-    read: List[Tuple[float, int]] = field(default_factory=list)  #: (time, stored bytes)
-    waited: List[float] = field(default_factory=list)  #: a use found the weight missing
-    ready: List[float] = field(default_factory=list)  #: it was there, or was decoded ahead of its use
-    tokens: List[float] = field(default_factory=list)
+    tensors: dict[str, int] = field(default_factory=dict)  #: bytes of each
+    #: (time, tensor, bytes more in memory), in order
+    changes: list[tuple[float, str, int]] = field(default_factory=list)
+    memory: list[tuple[float, int, int]] = field(default_factory=list)  #: (time, weights, of these written)
+    read: list[tuple[float, int]] = field(default_factory=list)  #: (time, stored bytes)
+    waited: list[float] = field(default_factory=list)  #: a use found the weight missing
+    ready: list[float] = field(default_factory=list)  #: it was there, or was decoded ahead of its use
+    tokens: list[float] = field(default_factory=list)
     lost: int = 0  #: events that the trace dropped
 
     def share_ready(self) -> float:
@@ -63,9 +64,10 @@ class Trace:
         return len(self.ready) / total if total else 0.0
 
 
-def spans(events: List[Dict[str, Any]]) -> Iterator[Tuple[float, float, str, Dict[str, Any]]]:
-    """(begin, end, name, args) of everything, by end; a moment begins and ends at once. A span that was never closed is left out."""
-    open_spans: Dict[Any, List[Dict[str, Any]]] = {}
+def spans(events: list[dict[str, Any]]) -> Iterator[tuple[float, float, str, dict[str, Any]]]:
+    """(begin, end, name, args) of everything, by end; a moment begins and ends at once. A span that was never closed is
+    left out."""
+    open_spans: dict[Any, list[dict[str, Any]]] = {}
     found = []
     for e in events:
         phase, args = e["ph"], e.get("args", {})
@@ -81,7 +83,7 @@ def spans(events: List[Dict[str, Any]]) -> Iterator[Tuple[float, float, str, Dic
     return iter(sorted(found, key=lambda s: s[1]))
 
 
-def understand(events: List[Dict[str, Any]]) -> Trace:
+def understand(events: list[dict[str, Any]]) -> Trace:
     trace, inside = Trace(), {}
     first = min((e["ts"] for e in events if "ts" in e), default=0.0)
     for begin, end, name, args in spans(events):
@@ -119,12 +121,12 @@ def understand(events: List[Dict[str, Any]]) -> Trace:
     return trace
 
 
-def natural(name: str) -> List[Any]:
+def natural(name: str) -> list[Any]:
     """So that layer 10 comes behind layer 9."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def residency(trace: Trace) -> Tuple[List[str], List[List[float]]]:
+def residency(trace: Trace) -> tuple[list[str], list[list[float]]]:
     """(names, for each the share of it that was in memory at each of BINS moments)."""
     names = sorted(trace.tensors, key=natural)
     now, rows, k = dict.fromkeys(names, 0), {name: [] for name in names}, 0
@@ -138,7 +140,7 @@ def residency(trace: Trace) -> Tuple[List[str], List[List[float]]]:
     return names, [rows[name] for name in names]
 
 
-def per_second(points: List[Tuple[float, int]], end: float, bins: int) -> List[float]:
+def per_second(points: list[tuple[float, int]], end: float, bins: int) -> list[float]:
     out = [0.0] * bins
     for at, size in points:
         out[min(int(at / end * bins), bins - 1)] += size * bins / end
@@ -240,7 +242,8 @@ def main() -> None:
         print(f"codecllm: {why}", file=sys.stderr)
         sys.exit(2)
     print(
-        f"{args.output}: {len(trace.tensors)} tensors, {trace.end:.2f} s, {sum(s for _, s in trace.read) / MIB:.1f} MiB read, "
+        f"{args.output}: {len(trace.tensors)} tensors, {trace.end:.2f} s, {sum(s for _, s in trace.read) / MIB:.1f} "
+        f"MiB read, "
         f"{100 * trace.share_ready():.1f} % ready before they were needed"
     )
 

@@ -2,11 +2,12 @@
 
 import math
 import warnings
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import torch
 
-from codecllm import Error, _library
+from codecllm import _library
+from codecllm._error import Error
 
 # Names of safetensors files, and what they are in torch. Not every torch has all of them.
 DTYPES = {
@@ -14,7 +15,8 @@ DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
 for _name, _attribute in (("U16", "uint16"), ("U32", "uint32"), ("U64", "uint64"), ("F8_E4M3", "float8_e4m3fn"),
-                          ("F8_E5M2", "float8_e5m2"), ("F8_E4M3FNUZ", "float8_e4m3fnuz"), ("F8_E5M2FNUZ", "float8_e5m2fnuz"),
+                          ("F8_E5M2", "float8_e5m2"), ("F8_E4M3FNUZ", "float8_e4m3fnuz"), ("F8_E5M2FNUZ",
+                                                                                           "float8_e5m2fnuz"),
                           ("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2")):  # fmt: skip
     if hasattr(torch, _attribute):
         DTYPES[_name] = getattr(torch, _attribute)
@@ -38,19 +40,20 @@ def torch_dtype(name: str) -> torch.dtype:
         raise Error(f"this torch ({torch.__version__}) has no dtype for {name}") from None
 
 
-def torch_shape(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
-    """The shape in torch of a tensor that has `shape` in the file. An F4 of the file is half an element of torch, in the last dimension. Raises
-    codecllm.Error where that is no whole number."""
+def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch of a tensor that has `shape` in the file. An F4 of the file is half an element of torch, in
+    the last dimension. Raises codecllm.Error where that is no whole number."""
     if name != "F4":
         return shape
     if not shape or shape[-1] % 2:
         raise Error(
-            f"a tensor of F4 with shape {list(shape)} is none in torch, where two share a byte: the last dimension must be even"
+            f"a tensor of F4 with shape {list(shape)} is none in torch, where two share a byte: the last dimension "
+            f"must be even"
         )
     return (*shape[:-1], shape[-1] // 2)
 
 
-def file_shape(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
+def file_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The way back. Raises codecllm.Error for a scalar of F4."""
     if name != "F4":
         return shape
@@ -59,7 +62,7 @@ def file_shape(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
     return (*shape[:-1], shape[-1] * 2)
 
 
-def host_source(name: str, t: torch.Tensor) -> Tuple[_library.Source, torch.Tensor]:
+def host_source(name: str, t: torch.Tensor) -> tuple[_library.Source, torch.Tensor]:
     """What the library packs, and the tensor that owns its memory (keep it until the call is over)."""
     if t.layout != torch.strided or t.device.type == "meta":
         raise Error(f"tensor {name!r}: only dense tensors with data can be compressed, not {t.layout} on {t.device}")
@@ -81,8 +84,9 @@ def block_tensor(block: _library.Block) -> torch.Tensor:
 
 
 def is_recorded() -> bool:
-    """Does something look at each operation of torch, to differentiate, batch or record it (torch.func, torch.jit.trace, make_fx, export, fake
-    tensors)? Bytes that are decoded into a tensor's memory are no operation: decoding must then be one, `codecllm::decode`."""
+    """Does something look at each operation of torch, to differentiate, batch or record it (torch.func,
+    torch.jit.trace, make_fx, export, fake tensors)? Bytes that are decoded into a tensor's memory are no operation:
+    decoding must then be one, `codecllm::decode`."""
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
@@ -90,7 +94,7 @@ def is_recorded() -> bool:
     )
 
 
-def _decode_operator(packed: torch.Tensor, shape: List[int], dtype: torch.dtype) -> torch.Tensor:
+def _decode_operator(packed: torch.Tensor, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     compressed = CompressedTensor(packed)
     if list(compressed.shape) != list(shape):
         raise Error(f"the compressed tensor has shape {tuple(compressed.shape)}, not {tuple(shape)}")
@@ -106,12 +110,11 @@ _operators.impl("decode", lambda packed, shape, dtype: packed.new_empty(shape, d
 class CompressedTensor:
     """A tensor, kept compressed. Immutable.
 
-    `packed` is all there is to it: a uint8 vector that holds a complete store of one tensor (docs/format.md), with its dtype and shape, and a
-    checksum over every byte. It is an ordinary tensor: move it, save it, share it.
+    `packed` is all there is to it: a uint8 vector that holds a complete store of one tensor (docs/format.md), with its
+    dtype and shape, and a checksum over every byte. It is an ordinary tensor: move it, save it, share it.
 
-    Pickling, torch.save and copy.deepcopy keep it compressed. Decoding checks what it reads: a damaged byte raises codecllm.Error and never
-    becomes a wrong weight. Any number of threads may decode one object.
-    """
+    Pickling, torch.save and copy.deepcopy keep it compressed. Decoding checks what it reads: a damaged byte raises
+    codecllm.Error and never becomes a wrong weight. Any number of threads may decode one object."""
 
     __slots__ = ("packed", "shape", "dtype", "mode", "stored_codec", "_gpu")
 
@@ -136,12 +139,13 @@ class CompressedTensor:
 
     @classmethod
     def compress(cls, t: torch.Tensor, mode: str = "lossless", *, jobs: int = 0) -> "CompressedTensor":
-        """Compresses a tensor of any shape (also empty, also not contiguous) and any dtype that safetensors files hold, on any device; the
-        result is on the same device. The tensor is not changed and not kept.
+        """Compresses a tensor of any shape (also empty, also not contiguous) and any dtype that safetensors files hold,
+        on any device; the result is on the same device. The tensor is not changed and not kept.
 
-        mode: "lossless" (exact), or "q8" or "q6": about 7.2 and 6 bits per weight, with a scale for each row. They quantise F16, BF16 and F32
-        tensors of at least 2 dimensions and 4096 elements, and leave all others lossless: see `.mode`. jobs: threads, 0 all cores.
-        Raises codecllm.Error for another dtype, a sparse or meta tensor, or no memory."""
+        mode: "lossless" (exact), or "q8" or "q6": about 7.2 and 6 bits per weight, with a scale for each row. They
+        quantise F16, BF16 and F32 tensors of at least 2 dimensions and 4096 elements, and leave all others lossless:
+        see `.mode`. jobs: threads, 0 all cores. Raises codecllm.Error for another dtype, a sparse or meta tensor, or no
+        memory."""
         source, keep = host_source(TENSOR_NAME, t)
         compressed = cls(block_tensor(_library.pack_memory([source], mode, jobs)))
         del keep
@@ -155,9 +159,10 @@ class CompressedTensor:
         *,
         jobs: int = 0,
     ) -> torch.Tensor:
-        """Decodes, on the GPU where the packed bytes are on one. The tensor of `.shape`, contiguous, on `device` (default: where `packed` is) and of `dtype` (default: its own; a cast rounds to
-        nearest). out: is filled and returned instead; it must have the shape, and its device and dtype decide. jobs: threads, 0 all cores.
-        Raises codecllm.Error when a byte is damaged; `out` is then undefined."""
+        """Decodes, on the GPU where the packed bytes are on one. The tensor of `.shape`, contiguous, on `device`
+        (default: where `packed` is) and of `dtype` (default: its own; a cast rounds to nearest). out: is filled and
+        returned instead; it must have the shape, and its device and dtype decide. jobs: threads, 0 all cores. Raises
+        codecllm.Error when a byte is damaged; `out` is then undefined."""
         if is_recorded():
             w = torch.ops.codecllm.decode(self.packed, self.shape, self.dtype if dtype is None else dtype)
             return w.to(self.packed.device if device is None else device) if out is None else out.copy_(w)
@@ -189,8 +194,8 @@ class CompressedTensor:
         _library.unpack(packed.data_ptr(), packed.numel(), host.data_ptr(), host.numel() * host.element_size(), jobs)
 
     def _decode_on_gpu(self, out: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-        """The decoded tensor where the packed bytes are, without a way through host memory; None where only the host can decode it. Into `out`
-        itself where that is possible."""
+        """The decoded tensor where the packed bytes are, without a way through host memory; None where only the host
+        can decode it. Into `out` itself where that is possible."""
         if self.packed.data_ptr() % 16:  # a slice of something
             self.packed = self.packed.clone()
         try:
@@ -219,7 +224,8 @@ class CompressedTensor:
             return None
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
-        """Rows [begin, end) of the first dimension, on the device of `packed`, without decoding the others (but for the tiles at the ends)."""
+        """Rows [begin, end) of the first dimension, on the device of `packed`, without decoding the others (but for the
+        tiles at the ends)."""
         if not self.shape or not 0 <= begin <= end <= self.shape[0]:
             raise Error(f"rows [{begin}, {end}) of a tensor of shape {tuple(self.shape)}")
         if self.packed.is_cuda:  # copying the packed bytes to the host would take longer than decoding them all
@@ -238,8 +244,9 @@ class CompressedTensor:
         _library.Store(address=packed.data_ptr(), nbytes=packed.numel()).verify()
 
     def entropy_bound(self) -> float:
-        """Bits per weight that no code for single symbols can go below: the order-0 entropy of the symbols (exponents, or quantised values) and
-        what is stored beside them uncoded. Raises codecllm.Error when the tensor is stored in another way."""
+        """Bits per weight that no code for single symbols can go below: the order-0 entropy of the symbols (exponents,
+        or quantised values) and what is stored beside them uncoded. Raises codecllm.Error when the tensor is stored in
+        another way."""
         packed = self.packed.to("cpu")
         store = _library.Store(address=packed.data_ptr(), nbytes=packed.numel())
         return (
@@ -288,7 +295,7 @@ class CompressedTensor:
     def dim(self) -> int:
         return len(self.shape)
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (CompressedTensor, (self.packed,))
 
     def __deepcopy__(self, memo: Any) -> "CompressedTensor":
@@ -297,7 +304,8 @@ class CompressedTensor:
     def __repr__(self) -> str:
         where = "" if self.device.type == "cpu" else f", device='{self.device}'"
         return (
-            f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, mode={self.mode!r}, nbytes={self.nbytes}, "
+            f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, mode={self.mode!r}, "
+            f"nbytes={self.nbytes}, "
             f"ratio={self.ratio:.3f}{where})"
         )
 

@@ -1,28 +1,34 @@
-"""Transformers: CodecConfig as quantization_config. Importing this module registers it, through transformers.quantizers' public registration.
+"""Transformers: CodecConfig as quantization_config. Importing this module registers it, through
+transformers.quantizers' public registration.
 
     model = AutoModelForCausalLM.from_pretrained(directory, quantization_config=codecllm.CodecConfig(mode="q8"))
-    model.save_pretrained(packed)                  # a packed directory: CODEC_VRAM_BUDGET, codecllm.from_pretrained and the command read it
+    model.save_pretrained(packed)  # a packed directory: CODEC_VRAM_BUDGET, codecllm.from_pretrained and the command
+                                   # read it
 
-Each weight is compressed as soon as it is read. Weights of packed files that are quantised already are taken over as they are."""
+Each weight is compressed as soon as it is read. Weights of packed files that are quantised already are taken over as
+they are."""
 
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 try:
     from transformers.core_model_loading import ConversionOps
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 except ImportError as _why:
-    from codecllm import Error as _Error
+    from codecllm._error import Error as _Error
 
     raise _Error(
-        f"CodecConfig needs transformers 5 or later, which cannot be imported ({_why}); install it: pip install 'transformers>=5'"
+        f"CodecConfig needs transformers 5 or later, which cannot be imported ({_why}); install it: pip install "
+        f"'transformers>=5'"
     ) from None
 
 import torch
 from torch import nn
 
-from codecllm import Error, _library
+from codecllm import _library
+from codecllm._error import Error
 from codecllm.files import PackedFile, save_file
 from codecllm.linear import CompressedLinear, _Compressed
 from codecllm.model import is_skipped, let_go_of_files, set_module
@@ -35,8 +41,8 @@ METHOD = "codecllm"
 class CodecConfig(QuantizationConfigMixin):
     """Compress every nn.Linear while a model is loaded.
 
-    mode: "lossless" (bit-identical results), "q8" or "q6". skip: names of layers to leave as they are; see codecllm.compress_model. Weights that
-    are tied to a weight that is not compressed are left, too."""
+    mode: "lossless" (bit-identical results), "q8" or "q6". skip: names of layers to leave as they are; see
+    codecllm.compress_model. Weights that are tied to a weight that is not compressed are left, too."""
 
     def __init__(self, mode: str = "lossless", skip: Sequence[str] = ("lm_head",), **_: Any):
         if mode not in _library.MODES:
@@ -47,21 +53,22 @@ class CodecConfig(QuantizationConfigMixin):
 
 
 class _Compress(ConversionOps):
-    """Called with each weight as it is loaded: puts a CompressedLinear in the place of the nn.Linear that was to have it."""
+    """Called with each weight as it is loaded: puts a CompressedLinear in the place of the nn.Linear that was to have
+    it."""
 
     def __init__(self, quantizer: "CodecQuantizer"):
         self.quantizer = quantizer
 
     def convert(
         self,
-        input_dict: Dict[str, Any],
-        source_patterns: Optional[List[str]] = None,
-        target_patterns: Optional[List[str]] = None,
+        input_dict: dict[str, Any],
+        source_patterns: Optional[list[str]] = None,
+        target_patterns: Optional[list[str]] = None,
         full_layer_name: str = "",
         model: Any = None,
         missing_keys: Any = None,
         **_: Any,
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         ((name, weight),) = input_dict.items()
         weight = weight[0] if isinstance(weight, list) else weight
         packed = self.quantizer.packed_already(source_patterns, weight)
@@ -88,7 +95,7 @@ class CodecQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         # What is loaded are always plain weights, also from a directory that says it is packed: its files show them so.
         self.pre_quantized = False
-        self._files: List[PackedFile] = []
+        self._files: list[PackedFile] = []
         self._tied: set = set()
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
@@ -106,8 +113,9 @@ class CodecQuantizer(HfQuantizer):
             and not is_skipped(layer, self.quantization_config.skip)
         )
 
-    def packed_already(self, sources: Optional[List[str]], weight: torch.Tensor) -> Optional[CompressedTensor]:
-        """The weight as the checkpoint holds it, if it is quantised there, or if nothing is to be lost here: quantising twice would add errors."""
+    def packed_already(self, sources: Optional[list[str]], weight: torch.Tensor) -> Optional[CompressedTensor]:
+        """The weight as the checkpoint holds it, if it is quantised there, or if nothing is to be lost here: quantising
+        twice would add errors."""
         if not sources or len(sources) != 1:
             return None
         for file in self._files:
@@ -153,9 +161,10 @@ class CodecQuantizer(HfQuantizer):
         return False
 
 
-def stored_tensors(model: nn.Module) -> Dict[str, Any]:
-    """What a packed file of this model holds: the names of the model as it was before it was compressed; compressed weights as they are."""
-    tensors: Dict[str, Any] = {}
+def stored_tensors(model: nn.Module) -> dict[str, Any]:
+    """What a packed file of this model holds: the names of the model as it was before it was compressed; compressed
+    weights as they are."""
+    tensors: dict[str, Any] = {}
     for name, t in model.state_dict().items():
         layer, _, last = name.rpartition(".")
         if last == "weight_packed" and isinstance(model.get_submodule(layer), _Compressed):
@@ -168,7 +177,8 @@ def stored_tensors(model: nn.Module) -> Dict[str, Any]:
 
 
 class _Save:
-    """save_pretrained of a compressed model: what Transformers writes, and the weights as one packed file, model.safetensors."""
+    """save_pretrained of a compressed model: what Transformers writes, and the weights as one packed file,
+    model.safetensors."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -177,7 +187,8 @@ class _Save:
         model = self.model
         if kwargs.get("state_dict") is not None or kwargs.get("push_to_hub"):
             raise Error(
-                "save_pretrained of a compressed model takes neither state_dict nor push_to_hub; save it, then upload the directory"
+                "save_pretrained of a compressed model takes neither state_dict nor push_to_hub; save it, then upload "
+                "the directory"
             )
         type(model).save_pretrained(model, save_directory, *args, **kwargs)
         save_file(stored_tensors(model), os.path.join(save_directory, "model.safetensors"), {"format": "pt"})
