@@ -104,6 +104,8 @@ def test_memory_stats_tell_where_memory_goes(shim, build_dir):
     assert devices == {"0": first}
     assert first["budget"] == 40 << 20 and first["other"] >= 4 << 20 and first["decoded"] == 0
     assert {"decoded", "compressed", "staging", "other", "peak", "used"} <= set(first)
+    keys = "from codecllm import counters; print(*counters.MemoryStats.__annotations__)"
+    assert set(run(sys.executable, "-c", keys, env=env).stdout.split()) == set(first)
     assert first["peak"] >= first["used"] >= first["staging"] + first["other"]
 
 

@@ -1,5 +1,5 @@
-"""The Python package, installed by pip into a fresh environment: what it brings, how it starts the library, and that it does
-nothing when it is not asked to."""
+"""The Python package, installed by pip into a fresh environment: what it brings, how it starts the library, and that it
+does nothing when it is not asked to."""
 
 import json
 import os
@@ -65,6 +65,7 @@ def test_installs_library_command_and_pth(venv):
     assert (venv.site / "codecllm" / "libcodecshim.so").exists()
     assert (venv.site / "codecllm" / "libcws.so").exists()
     assert (venv.site / "codecllm.pth").exists()
+    assert (venv.site / "codecllm" / "py.typed").exists()
     assert os.access(venv.command, os.X_OK)
     package = run(
         venv.python,
@@ -247,8 +248,22 @@ def test_a_bad_budget_ends_the_program_with_one_line(venv, value):
 
 
 def test_budgets_are_asked_of_the_library(venv):
-    """tests/store/test_options.c has all forms; here, that the package hands over each text as it is and takes the answer."""
-    good = ["2G", "1048576", "1.5G", ".5G", "2Gi", "512B", "100%", "0:2G", "0:2G,1:50%", "0:2G,1:0", "00050%", "16777215T"]
+    """tests/store/test_options.c has all forms; here, that the package hands over each text as it is and takes the
+    answer."""
+    good = [
+        "2G",
+        "1048576",
+        "1.5G",
+        ".5G",
+        "2Gi",
+        "512B",
+        "100%",
+        "0:2G",
+        "0:2G,1:50%",
+        "0:2G,1:0",
+        "00050%",
+        "16777215T",
+    ]
     bad = ["", "2Q", "1.5", "0.0G", "%", "0:2G,", ":2G", "2 G", "+2G", "16777216T", "0x10", "2G\n", "\udcff", "\u0662G"]
     code = (
         "import os, json; os.environ.pop('CODEC_VRAM_BUDGET', None); from codecllm import _boot\n"
@@ -296,15 +311,16 @@ def test_a_path_with_a_space(venv, tmp_path):
     shutil.copytree(venv.site / "codecllm", tmp_path / "with space" / "codecllm")
     path = f"import sys; sys.path.insert(0, {str(tmp_path / 'with space')!r}); import codecllm._boot; "
     code = (
-        path
-        + "import json, os; print(json.dumps([os.environ['LD_LIBRARY_PATH'], 'libcodecshim.so' in open('/proc/self/maps').read()]))"
+        path + "import json, os; print(json.dumps([os.environ['LD_LIBRARY_PATH'], 'libcodecshim.so' in "
+        "open('/proc/self/maps').read()]))"
     )
     directories, loaded = venv.probe("-S", "-c", code, CODEC_VRAM_BUDGET="64M", LD_LIBRARY_PATH="/nowhere")
     assert loaded and directories == f"{tmp_path / 'with space' / 'codecllm'}:/nowhere"
 
 
 def test_an_embedded_interpreter_is_not_started_again(venv):
-    """A process whose program is not the interpreter that Python believes in: like an application with Python inside."""
+    """A process whose program is not the interpreter that Python believes in: like an application with Python
+    inside."""
     code = "import sys; sys.executable = '/bin/sh'; import codecllm._boot; print('ran')"
     env = clean_environment(CODEC_VRAM_BUDGET="64M", PYTHONPATH=str(venv.site))
     done = run(venv.python, "-S", "-c", code, env=env)
@@ -337,6 +353,8 @@ def test_stats_under_the_library(venv, packed_bard):
     assert seen["faults"] > 0 and seen["decoded_bytes"] > 9 << 20 and seen["evictions"] > 0
     assert seen["budget_bytes"] == 4 << 20 and seen["peak_bytes"] > 0 and seen["written_bytes"] == 0
     assert {"resident_bytes", "reads", "read_bytes"} <= seen.keys()
+    keys = "from codecllm import counters; print(*counters.Stats.__annotations__)"
+    assert set(run(venv.python, "-c", keys).stdout.split()) == seen.keys()
 
 
 def test_an_unmodified_program_needs_only_the_variable(venv, bard, packed_bard):

@@ -8,10 +8,26 @@
 The package has no logic of its own: the work is done by libcodecshim.so, libcws.so and the codecllm command. It depends
 on nothing; what needs torch or transformers imports them when it is first used."""
 
+from __future__ import annotations
+
 import os
 import sys
 
 from codecllm._error import Error
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the import: codecllm.pth imports this package, too
+if TYPE_CHECKING:
+    from typing import Any, overload
+
+    import torch
+
+    from codecllm.counters import MemoryStats, Stats
+    from codecllm.files import load_file, safe_open, save_file
+    from codecllm.linear import CompressedEmbedding, CompressedLinear
+    from codecllm.model import CompressionReport, compress_model
+    from codecllm.pretrained import from_pretrained
+    from codecllm.tensor import CompressedTensor
+    from codecllm.transformers_integration import CodecConfig
 
 # What needs torch, and the module it lives in.
 _WITH_TORCH = {
@@ -27,15 +43,31 @@ _WITH_TORCH = {
     "CodecConfig": "transformers_integration",
 }
 
-__all__ = ["Error", "command_path", "memory_stats", "shim_path", "stats", *_WITH_TORCH]
+__all__ = [
+    "CodecConfig",
+    "CompressedEmbedding",
+    "CompressedLinear",
+    "CompressedTensor",
+    "CompressionReport",
+    "Error",
+    "command_path",
+    "compress_model",
+    "from_pretrained",
+    "load_file",
+    "memory_stats",
+    "safe_open",
+    "save_file",
+    "shim_path",
+    "stats",
+]
 
 
-def shim_path():
+def shim_path() -> str:
     """Path of libcodecshim.so, the library that LD_PRELOAD takes."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "libcodecshim.so")
 
 
-def command_path():
+def command_path() -> str:
     """Path of the codecllm command that was installed with this package."""
     import shutil
     import sysconfig
@@ -50,7 +82,7 @@ def command_path():
     return path
 
 
-def _json(name):
+def _json(name: str) -> Any:
     """What a function of the library that writes JSON says."""
     import ctypes
     import json
@@ -72,7 +104,7 @@ def _json(name):
         size = need + 1
 
 
-def stats():
+def stats() -> Stats:
     """The counters of paging in this process, as a dict: faults, decoded_bytes, evictions, resident_bytes,
     written_bytes, peak_bytes, reads, read_bytes and more. What no budget bounds: outside_bytes, the process's own
     memory beside the weights that are paged, and copied_bytes, about how much of the mapped_bytes of weights the
@@ -80,12 +112,20 @@ def stats():
     return _json("codecllm_stats_json")
 
 
-def memory_stats(device=None):
+if TYPE_CHECKING:
+
+    @overload
+    def memory_stats(device: None = None) -> dict[int, MemoryStats]: ...
+    @overload
+    def memory_stats(device: int | str | torch.device) -> MemoryStats: ...
+
+
+def memory_stats(device: int | str | torch.device | None = None) -> MemoryStats | dict[int, MemoryStats]:
     """Where the GPU's memory goes, in bytes: a dict with decoded (weights in device memory), compressed (in pinned host
     memory), staging, other (activations and all else), used, peak, budget, spilled (written weights and idle
     allocations that went to host memory for now) and more, for one device; without an argument a dict of these by
     device. A device appears with its first allocation. Raises codecllm.Error when the library is not loaded."""
-    devices = {entry.pop("device"): entry for entry in _json("codecllm_gpu_stats_json")}
+    devices: dict[int, MemoryStats] = {entry.pop("device"): entry for entry in _json("codecllm_gpu_stats_json")}
     if device is None:
         return devices
     index = device.rpartition(":")[2] if isinstance(device, str) else getattr(device, "index", device)
@@ -95,7 +135,7 @@ def memory_stats(device=None):
     return devices[index]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name == "__version__":  # looked up when asked for, because importlib.metadata is slow to import
         from importlib.metadata import version
 
@@ -113,5 +153,5 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_WITH_TORCH])

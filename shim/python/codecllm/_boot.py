@@ -1,13 +1,15 @@
 """Puts libcodecshim.so under this interpreter, by starting it once more with LD_PRELOAD.
 
-codecllm.pth imports this module while the interpreter starts, and only when CODEC_VRAM_BUDGET is set. Nothing of the program
-has run yet and nothing was read from stdin, so a second start with the same arguments is the same program. Whatever
-prevents it is said in one line, because a program that silently runs without its budget is worse than one that stops;
-the program itself then runs as if this package were not there.
+codecllm.pth imports this module while the interpreter starts, and only when CODEC_VRAM_BUDGET is set. Nothing of the
+program has run yet and nothing was read from stdin, so a second start with the same arguments is the same program.
+Whatever prevents it is said in one line, because a program that silently runs without its budget is worse than one that
+stops; the program itself then runs as if this package were not there.
 
 (Python versions that read NAME.start files beside or instead of the import lines of .pth files, PEP 829, call the same
 module; the .pth line stays for the versions before.)
 """
+
+from __future__ import annotations
 
 import os
 import sys
@@ -19,9 +21,11 @@ GUARD = "_CODECLLM_STARTED"
 _BACKEND = "cudaMallocAsync"
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
-def _refusal(budget):
-    """What libcws.so says against this budget; "" when nothing. Also "" where it cannot be asked (a Python without ctypes,
-    a part of the package is missing): libcodecshim.so has the same parser, and opens no store under such a budget."""
+
+def _refusal(budget: str) -> str:
+    """What libcws.so says against this budget; "" when nothing. Also "" where it cannot be asked (a Python without
+    ctypes, a part of the package is missing): libcodecshim.so has the same parser, and opens no store under such a
+    budget."""
     try:
         import ctypes
 
@@ -35,18 +39,18 @@ def _refusal(budget):
     return os.fsdecode(error.message) if check(os.fsencode(budget), ctypes.byref(error)) else ""
 
 
-def _say(text):
+def _say(text: str) -> None:
     try:
         os.write(2, f"codecllm: {text}\n".encode(errors="backslashreplace"))
     except OSError:
         pass
 
 
-def _off(why):
+def _off(why: str) -> None:
     _say(f"paging is OFF, CODEC_VRAM_BUDGET has no effect: {why}")
 
 
-def _loaded():
+def _loaded() -> bool:
     try:
         with open("/proc/self/maps", "rb") as maps:
             return b"/libcodecshim.so" in maps.read()
@@ -54,7 +58,7 @@ def _loaded():
         return "libcodecshim.so" in os.environ.get("LD_PRELOAD", "")
 
 
-def _arguments():
+def _arguments() -> list[str] | list[bytes]:
     """The arguments this interpreter was started with, as they were."""
     if hasattr(sys, "orig_argv"):  # Python 3.10
         return sys.orig_argv
@@ -62,7 +66,7 @@ def _arguments():
         return cmdline.read().split(b"\0")[:-1]
 
 
-def _is_interpreter():
+def _is_interpreter() -> bool:
     """False when Python is embedded in another program, which must not be started a second time."""
     try:
         return bool(sys.executable) and os.path.samefile(sys.executable, "/proc/self/exe")
@@ -70,7 +74,7 @@ def _is_interpreter():
         return False
 
 
-def _split(conf):
+def _split(conf: str) -> list[str]:
     """The entries of a PyTorch allocator configuration: key:value, where a value may be a list in brackets."""
     entries, depth, start = [], 0, 0
     for i, c in enumerate(conf + ","):
@@ -81,7 +85,7 @@ def _split(conf):
     return [entry for entry in entries if entry]
 
 
-def allocator_settings(conf):
+def allocator_settings(conf: str) -> tuple[str, list[str]]:
     """(conf with the allocator that pages, [what was changed for it]). Other keys stay as they are."""
     kept, changed = [], []
     for entry in _split(conf):
@@ -97,7 +101,7 @@ def allocator_settings(conf):
     return ",".join(kept + ["backend:" + _BACKEND]), changed
 
 
-def _has_gpu():
+def _has_gpu() -> bool:
     """Could PyTorch see an NVIDIA GPU here? Answered from files, because nothing may be initialised yet."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
@@ -105,8 +109,9 @@ def _has_gpu():
     return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
 
 
-def choose_allocator():
-    """Weights are paged only where each tensor is an allocation of its own, so PyTorch's other allocators are switched off."""
+def choose_allocator() -> None:
+    """Weights are paged only where each tensor is an allocation of its own, so PyTorch's other allocators are switched
+    off."""
     if not _has_gpu():
         return
     said = []
@@ -120,12 +125,12 @@ def choose_allocator():
         _say("; ".join(said) + " (paging on the GPU needs this allocator)")
 
 
-def _put_in_front(name, entry):
+def _put_in_front(name: str, entry: str) -> None:
     before = os.environ.get(name)
     os.environ[name] = f"{entry}:{before}" if before else entry
 
 
-def boot():
+def boot() -> None:
     budget = os.environ.get("CODEC_VRAM_BUDGET", "")
     started = os.environ.pop(GUARD, None)
     if not budget:
@@ -144,7 +149,8 @@ def boot():
     preload, directory = shim, None
     if ":" in shim or (" " in shim and ";" in shim):
         return _off(
-            f"neither LD_PRELOAD nor LD_LIBRARY_PATH can hold the path {shim}; install into one without colon and semicolon"
+            f"neither LD_PRELOAD nor LD_LIBRARY_PATH can hold the path {shim}; install into one without colon and "
+            f"semicolon"
         )
     if " " in shim:  # LD_PRELOAD cannot hold it: the library is named alone, and found through LD_LIBRARY_PATH
         directory, preload = os.path.split(shim)

@@ -1,0 +1,57 @@
+"""The types of what codecllm.stats() and codecllm.memory_stats() return: ordinary dicts, with these keys."""
+
+from typing import TypedDict
+
+
+class Stats(TypedDict):
+    """codecllm.stats(): paging on the host, since the process began. Written by shim/libc/paging.c."""
+
+    rung: (
+        str  # how pages are filled: "uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"; "none" before the first store
+    )
+    budget_bytes: int
+    block_bytes: int
+    views: int  # mappings of packed files, now
+    faults: int
+    write_faults: int
+    decoded_bytes: int
+    evictions: int
+    prefetched_blocks: int
+    resident_bytes: int  # decoded weights in memory, now
+    peak_bytes: int
+    written_bytes: int  # in pages that the program wrote to
+    reads: int
+    read_bytes: int
+    errors: int
+    mapped_bytes: int
+    outside_bytes: int  # the process's own memory, beside the weights that are paged
+    copied_bytes: int  # about how much of mapped_bytes the program has copied there
+
+
+class MemoryStats(TypedDict):
+    """codecllm.memory_stats(device): one GPU, in bytes where nothing else is said. Written by shim/cuda/devices.c."""
+
+    budget: int
+    used: int
+    peak: int
+    decoded: int  # weights in device memory
+    compressed: int  # in pinned host memory
+    staging: int
+    other: int  # anonymous, idle and driver: activations and all else
+    bound: int
+    anonymous: int
+    dirty: int
+    idle: int
+    driver: int
+    ranges: int  # a count
+    loads: int  # a count
+    prefetched: int  # a count
+    demand: int  # a count
+    drops: int  # a count
+    spilled: int  # written weights and idle allocations that are in host memory for now
+    spills: int  # a count
+    restores: int  # a count
+    loaded_bytes: int
+    link_bytes: int
+    stall_ns: int  # nanoseconds that launches waited
+    least_budget: int
