@@ -3,7 +3,7 @@
 #
 #   tests/run.sh             everything; the aim is 20 minutes on two idle cores
 #   tests/run.sh quick       release build, the tests that take seconds, one run of the small model; the aim is 4 minutes
-#   tests/run.sh STAGE ...   release asan tsan clang tidy fuzz python
+#   tests/run.sh STAGE ...   style release asan tsan clang tidy fuzz python
 #
 #   SETUP=0                  what tools/setup.sh --tests installs is there already
 #   FUZZ_SECONDS=20          time for each fuzz target
@@ -13,11 +13,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
-[ $# -gt 0 ] || set -- release asan tsan clang tidy fuzz python
+[ $# -gt 0 ] || set -- style release asan tsan clang tidy fuzz python
 for stage in "$@"; do
     case $stage in
-    quick | release | asan | tsan | clang | tidy | fuzz | python) ;;
-    *) echo "run.sh: unknown stage $stage; use quick, release, asan, tsan, clang, tidy, fuzz or python" >&2; exit 2 ;;
+    quick | style | release | asan | tsan | clang | tidy | fuzz | python) ;;
+    *) echo "run.sh: unknown stage $stage; use quick, style, release, asan, tsan, clang, tidy, fuzz or python" >&2; exit 2 ;;
     esac
 done
 [ "${SETUP:-1}" = 0 ] || tools/setup.sh --tests
@@ -43,6 +43,10 @@ pytests() { # pytests [ARGUMENTS of pytest]. A process whose pager hangs blocks 
     CWS_BUILD_DIR=$root/build-ci-release timeout -s KILL 7200 .venv/bin/python -m pytest -q -n "$jobs" --dist loadfile "$@"
 }
 
+stage_style() {
+    .venv/bin/python -m ruff check --no-cache .
+    .venv/bin/python -m ruff format --no-cache --check .
+}
 stage_release() { build release -DCMAKE_BUILD_TYPE=Release; ctests release; }
 stage_asan() { build_sanitized asan address; ctests asan; }
 stage_tsan() {
@@ -78,6 +82,7 @@ stage_python() {
     pytests tests/python tests/lowmem
 }
 stage_quick() {
+    stage_style
     build release -DCMAKE_BUILD_TYPE=Release
     ctests release -LE long
     pytests tests/python/test_infer.py -k 'fair_reference or 50 or refused'
