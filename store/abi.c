@@ -1,3 +1,5 @@
+/* abi.c - the functions of abi.h, each a thin layer over the store's own: they check what a foreign language
+ * hands in and turn it into the structs of store.h and writer.h. */
 #include "abi.h"
 #include "store/base/options.h"
 #include "store/read/store.h"

@@ -1,4 +1,5 @@
-/* The GPU's part of abi.h: the driver's table, and a decoder for each context, made when they are first needed. */
+/* abi_gpu.c - the GPU's part of abi.h. The driver's table, and a decoder for each context, are made when they are
+ * first needed. */
 #include "abi.h"
 #include "store/cuda/tensor.h"
 

@@ -1,3 +1,4 @@
+/* atomic_file.c - temporary files that are renamed over their final name when they are complete. */
 #include "atomic_file.h"
 #include "file_mode.h"
 #include "os.h"

@@ -1,3 +1,4 @@
+/* driver.c - the table of driver calls, filled from the installed libcuda.so.1. */
 #include "driver.h"
 
 #include <dlfcn.h>

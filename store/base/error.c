@@ -1,3 +1,4 @@
+/* error.c - error messages, and the words for each code. */
 #include "error.h"
 
 #include <errno.h>

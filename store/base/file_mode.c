@@ -1,3 +1,4 @@
+/* file_mode.c - the owner and the permissions of an output, taken over from its input. */
 #include "file_mode.h"
 #include "os.h"
 

@@ -1,3 +1,5 @@
+/* guard.c - sections without signals and without cancellation, by raw system calls: the C library's own functions
+ * keep some signals open, and the shim replaces others. */
 #include "guard.h"
 
 #include <errno.h>

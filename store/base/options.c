@@ -1,3 +1,4 @@
+/* options.c - the table of CODEC_* variables, and the parser of each. */
 #include "options.h"
 #include "memory_limit.h"
 

@@ -1,3 +1,4 @@
+/* os.c - system calls of the store as direct calls, without the C library's functions. */
 #include "os.h"
 #include "own_fd.h"
 #include "sys.h"

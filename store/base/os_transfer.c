@@ -1,3 +1,4 @@
+/* os_transfer.c - whole reads and writes: the loops that go on after a short transfer or an interruption. */
 #include "os.h"
 
 #include <errno.h>

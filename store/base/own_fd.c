@@ -1,3 +1,4 @@
+/* own_fd.c - the set of descriptors that belong to this library, and the numbers that they get. */
 #include "own_fd.h"
 #include "guard.h"
 

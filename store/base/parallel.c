@@ -1,3 +1,4 @@
+/* parallel.c - a loop whose items are handed out to several threads. */
 #include "parallel.h"
 #include "os.h"
 

@@ -1,3 +1,5 @@
+/* trace.c - the recording of trace events: a ring that any thread writes to, and the thread that empties it into
+ * the file. */
 #include "trace.h"
 #include "guard.h"
 #include "os.h"

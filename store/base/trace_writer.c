@@ -1,4 +1,5 @@
-/* Records become lines of JSON. One thread's work; the file is written by direct calls (os.h), since inside the shim the C library's are hooks. */
+/* trace_writer.c - trace records as lines of JSON. One thread's work; the file is written by direct calls (os.h),
+ * since inside the shim the C library's are hooks. */
 #include "os.h"
 #include "trace_ring.h"
 #include "utf8.h"

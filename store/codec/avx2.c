@@ -1,4 +1,5 @@
-/* Built with -mavx2 -mbmi -mbmi2 -mlzcnt -mf16c; nothing here may be called before runs_here() says yes. */
+/* avx2.c - the decoder for processors with AVX2. Built with -mavx2 -mbmi -mbmi2 -mlzcnt -mf16c; nothing here may be
+ * called before runs_here() says yes. */
 #include "fast.h"
 
 #if defined(__x86_64__)

@@ -1,4 +1,5 @@
-/* Built with AVX-512 F, BW, VL, DQ, VBMI, VBMI2 and GFNI; nothing here may be called before runs_here() says yes.
+/* avx512.c - the decoder for processors with AVX-512. Built with AVX-512 F, BW, VL, DQ, VBMI, VBMI2 and GFNI; nothing here
+ * may be called before runs_here() says yes.
  *
  * A tile is decoded 32 lanes at a time, beside another tile: four vectors hold 64 bits of each lane, 16 bits in each, first
  * bit on top. A step finds each lane's next word from its upper 16 bits (decode_table.h) and shifts all four. Eight steps

@@ -1,3 +1,4 @@
+/* check.c - the checks of a coded chunk that need no decoding: head, sizes, scales, directory. */
 #include "check.h"
 
 #define FAIL(...) cws_fail(err, CWS_E_CORRUPT, "chunk: " __VA_ARGS__)

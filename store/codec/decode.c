@@ -1,3 +1,5 @@
+/* decode.c - the decoding of a chunk, whole or in part: raw, zstd, or tile by tile with the fastest decoder that
+ * this machine runs. */
 #include "fast.h"
 #include "store/base/race_range.h"
 

@@ -1,3 +1,4 @@
+/* decode_table.c - the look-up tables of a prefix code, built from its code lengths. */
 #include "decode_table.h"
 
 #include "huffman.h"

@@ -1,3 +1,4 @@
+/* encode.c - the encoding of a chunk as its plan says; where that saves nothing, the chunk is stored raw. */
 #include "encode.h"
 #include "quant.h"
 #include "huffman.h"

@@ -1,4 +1,5 @@
-/* Built with -mavx2 -mbmi2; nothing here may be called before runs_here(). */
+/* encode_avx2.c - the encoder's inner loops for processors with AVX2. Built with -mavx2 -mbmi2; nothing here may be
+ * called before runs_here() says yes. */
 #include "encode.h"
 
 #if defined(__x86_64__)

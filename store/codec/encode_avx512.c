@@ -1,4 +1,5 @@
-/* Built with -mavx512f -mavx512bw -mavx512vl -mavx512vbmi -mbmi2; nothing here may be called before runs_here(). */
+/* encode_avx512.c - the encoder's inner loops for processors with AVX-512. Built with -mavx512f -mavx512bw -mavx512vl
+ * -mavx512vbmi -mbmi2; nothing here may be called before runs_here() says yes. */
 #include "encode.h"
 
 #if defined(__x86_64__)

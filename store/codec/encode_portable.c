@@ -1,3 +1,4 @@
+/* encode_portable.c - the encoder's inner loops in plain C, for every machine. */
 #include "encode.h"
 
 static bool always(void)

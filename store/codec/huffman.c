@@ -1,3 +1,5 @@
+/* huffman.c - the prefix code: optimal lengths of limited size, their packed form, and the codes that follow from
+ * them. */
 #include "huffman.h"
 
 #include <math.h>

@@ -1,3 +1,4 @@
+/* plan.c - the choice of a tensor's codec, chunk size and code, from a sample and a count of its symbols. */
 #include "encode.h"
 #include "quant.h"
 #include "huffman.h"

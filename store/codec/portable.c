@@ -1,3 +1,4 @@
+/* portable.c - the decoder in plain C, for every machine. */
 #include "lanes.h"
 
 static bool always(void)

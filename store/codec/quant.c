@@ -1,3 +1,4 @@
+/* quant.c - the quantisation of rows in plain C, and the choice between that and AVX2. */
 #include "quant_body.h"
 
 #include <stdatomic.h>

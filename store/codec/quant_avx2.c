@@ -1,4 +1,5 @@
-/* Built with -mavx2 and without FMA; chosen at run time. */
+/* quant_avx2.c - the quantisation of rows for processors with AVX2. Built with -mavx2 and without FMA; chosen at run
+ * time. */
 #include "quant.h"
 
 #if defined(__x86_64__)

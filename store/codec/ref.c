@@ -1,4 +1,5 @@
-/* The oracle: one byte, one bit, one rule of docs/format.md at a time. It shares no code with the fast decoders. */
+/* ref.c - the reference decoder: one byte, one bit, one rule of docs/format.md at a time. Tests compare the fast
+ * decoders with it; it shares no code with them. */
 #include "codec.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* batch.c - the jobs of a batch, made from the heads of chunks, and how a launch is divided among them. */
 #include "store/codec/check.h"
 #include "decoder.h"
 

@@ -1,3 +1,4 @@
+/* compile.c - NVRTC: found on the user's machine, and run over the kernels' sources. */
 #include "compile.h"
 
 #include <dlfcn.h>

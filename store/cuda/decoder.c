@@ -1,3 +1,4 @@
+/* decoder.c - a decoder in a CUDA context: its kernels are loaded once and launched for each batch. */
 #include "decoder.h"
 #include "compile.h"
 

@@ -1,3 +1,4 @@
+/* image.c - the kernels that nvcc compiled with this library, if it did. */
 #include "decoder.h"
 
 #ifdef CWS_GPU_FATBIN

@@ -1,3 +1,4 @@
+/* sources.c - the kernels' source files as text in this library, for the compiler on the user's machine. */
 #include "compile.h"
 
 /* The kernels' own files, as they lie in the repository. */

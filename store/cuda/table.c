@@ -1,3 +1,4 @@
+/* table.c - the decode table of a tensor in the form that the kernels read. */
 #include "store/codec/huffman.h"
 #include "decoder.h"
 

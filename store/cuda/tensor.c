@@ -1,3 +1,4 @@
+/* tensor.c - a compressed tensor in device memory: what its decode needs, and the decode. */
 #include "tensor.h"
 #include "store/format/content_hash.h"
 

@@ -1,3 +1,4 @@
+/* checksum.c - the checksum of stored bytes, by the fastest code that this machine runs. */
 #include "checksum.h"
 #include "store/base/race_range.h"
 

@@ -1,4 +1,4 @@
-/* Built with -mavx2; not to be called where there is none. */
+/* checksum_avx2.c - the checksum for processors with AVX2. Built with -mavx2; not to be called where there is none. */
 #include "checksum.h"
 
 #if defined(__x86_64__)

@@ -1,3 +1,4 @@
+/* content_hash.c - the hash of decoded bytes. Parts of a tensor are hashed apart and added. */
 #include "content_hash.h"
 #include "store/base/race_range.h"
 

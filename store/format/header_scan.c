@@ -1,3 +1,4 @@
+/* header_scan.c - the entries of a JSON object, found without a parser. */
 #include "header_scan.h"
 
 #include <string.h>

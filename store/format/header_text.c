@@ -1,3 +1,4 @@
+/* header_text.c - safetensors headers as text: the front of a store, and the header of a converted file. */
 #include "header_text.h"
 #include "format.h"
 

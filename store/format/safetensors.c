@@ -1,3 +1,4 @@
+/* safetensors.c - the header of a safetensors file: parsed, checked against every rule, and searched by name. */
 #include "safetensors.h"
 #include "header_scan.h"
 

@@ -1,3 +1,4 @@
+/* convert.c - casts between float types. */
 #include "convert.h"
 
 #include <stdint.h>

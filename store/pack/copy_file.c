@@ -1,3 +1,4 @@
+/* copy_file.c - files that are copied or written as they are, with the same guarantees as a packed one. */
 #include "store/base/atomic_file.h"
 #include "store/base/os.h"
 #include "writer.h"

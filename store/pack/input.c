@@ -1,3 +1,4 @@
+/* input.c - the input of packing: a safetensors file, or tensors in memory that stand for one. */
 #include "input.h"
 #include "convert.h"
 #include "store/format/header_text.h"

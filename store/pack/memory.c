@@ -1,4 +1,4 @@
-/* Packing tensors that lie in memory, into a file or into memory. */
+/* memory.c - packing of tensors that lie in memory, into a file or into memory. */
 #include "store/base/os.h"
 #include "run.h"
 

@@ -1,3 +1,4 @@
+/* unpack.c - a store back into the safetensors file that was packed. */
 #include "store/base/atomic_file.h"
 #include "store/read/internal.h"
 #include "writer.h"

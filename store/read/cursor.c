@@ -1,5 +1,5 @@
-/* Reading: reader slots, the check of each chunk, and decode into the caller's memory. Runs inside page-fault handlers:
- * everything is allocated in cws_store_cursor_create(). */
+/* cursor.c - a cursor: reads chunks into its slots, checks them and decodes them into the caller's memory. It runs
+ * inside page-fault handlers, so everything is allocated in cws_store_cursor_create(). */
 #include "store/format/checksum.h"
 #include "internal.h"
 #include "store/base/trace.h"

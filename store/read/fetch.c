@@ -1,4 +1,4 @@
-/* The stored bytes of a tensor, checked but not decoded: for a decoder that is not this process's CPU. */
+/* fetch.c - the stored bytes of a tensor, checked but not decoded: for a decoder that is not this process's CPU. */
 #include "internal.h"
 
 #include <string.h>

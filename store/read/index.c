@@ -1,5 +1,6 @@
-/* Everything a reader must refuse before it trusts a store. docs/format.md, "What a reader must reject", has the list in the same
- * order. Every count is checked against the bytes that are there before it is multiplied or allocated. */
+/* index.c - the index of a store: everything that a reader must refuse before it trusts one. docs/format.md, "What
+ * a reader must reject", has the list in the same order. Every count is checked against the bytes that are there before
+ * it is multiplied or allocated. */
 #include "store/format/content_hash.h"
 #include "store/base/os.h"
 #include "internal.h"

@@ -1,4 +1,4 @@
-/* pread in a few threads: what remains where the kernel grants no ring. */
+/* preadv.c - the engine that reads with pread in a few threads: what remains where the kernel grants no ring. */
 #include "engine.h"
 
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* A range of the logical file with several threads, each with a cursor of its own. */
+/* read.c - a range of the logical file, read by several threads, each with a cursor of its own. */
 #include "store/base/parallel.h"
 #include "internal.h"
 

@@ -1,3 +1,4 @@
+/* reader.c - a reader: its slots and their memory, the choice of its engine, and the reads of last resort. */
 #include "engine.h"
 #include "store/base/memory_limit.h"
 #include "store/base/os.h"

@@ -1,3 +1,4 @@
+/* store.c - an open store: found by its trailer, opened, counted, closed, and looked into. */
 #include "store.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"

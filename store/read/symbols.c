@@ -1,3 +1,4 @@
+/* symbols.c - the symbols that a tensor is coded with, counted for their entropy. */
 #include "symbols.h"
 #include "store/codec/check.h"
 #include "store/codec/huffman.h"

@@ -1,5 +1,6 @@
-/* io_uring. A ring with SINGLE_ISSUER and DEFER_TASKRUN belongs to the thread that made it, and a reader may move between
- * threads: the ring is made by the thread that submits first, and made again when another thread comes. */
+/* uring.c - the engine that reads with io_uring. A ring with SINGLE_ISSUER and DEFER_TASKRUN belongs to the
+ * thread that made it, and a reader may move between threads: the ring is made by the thread that submits first, and
+ * made again when another thread comes. */
 #include "store/base/os.h"
 #include "engine.h"
 

@@ -1,3 +1,4 @@
+/* verify.c - every chunk of a store checked, and each fault reported. */
 #include "store/base/os.h"
 #include "internal.h"
 

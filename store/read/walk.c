@@ -1,4 +1,5 @@
-/* Every chunk of a store, decoded and compared with its content hash, by several threads: verify and unpack. */
+/* walk.c - every chunk of a store, decoded and compared with its content hash, by several threads: for verify and
+ * unpack. */
 #include "store/format/content_hash.h"
 #include "store/base/parallel.h"
 #include "internal.h"
