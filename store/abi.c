@@ -30,7 +30,8 @@ int codecllm_open(const char *path, struct cws_store **out, struct cws_error *er
     return code ? code : cws_store_open(path, options.io, out, err);
 }
 
-int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err)
+int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out,
+                         struct cws_error *err)
 {
     return cws_store_open_memory(data, bytes, name, out, err);
 }
@@ -100,12 +101,14 @@ int codecllm_tensor(const struct cws_store *s, uint64_t i, struct codecllm_tenso
     return 0;
 }
 
-int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst, struct cws_error *err)
+int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst,
+                  struct cws_error *err)
 {
     return cws_store_read_parallel(s, jobs, begin, end, dst, err);
 }
 
-int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, uint64_t dst_bytes, struct cws_error *err)
+int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, uint64_t dst_bytes,
+                    struct cws_error *err)
 {
     struct cws_store *s;
     int code = cws_store_open_memory(data, bytes, "compressed tensor", &s, err);
@@ -113,7 +116,8 @@ int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, 
         return code;
     const struct cws_tensor_info *t = cws_store_tensor(s, 0);
     if (cws_store_tensor_count(s) != 1 || t->end - t->begin != dst_bytes)
-        code = cws_fail(err, CWS_E_RANGE, "compressed tensor: not one tensor of %llu bytes", (unsigned long long)dst_bytes);
+        code = cws_fail(err, CWS_E_RANGE, "compressed tensor: not one tensor of %llu bytes",
+                        (unsigned long long)dst_bytes);
     else
         code = cws_store_read_parallel(s, jobs, t->begin, t->end, dst, err);
     cws_store_close(s);
@@ -135,7 +139,8 @@ int codecllm_verify(const struct cws_store *s, unsigned jobs, struct cws_error *
     return code == 1 ? CWS_E_CORRUPT : code;
 }
 
-int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits, double *out_plain_bits, struct cws_error *err)
+int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits, double *out_plain_bits,
+                     struct cws_error *err)
 {
     const struct cws_tensor_info *t;
     struct cws_symbols symbols;
@@ -165,12 +170,14 @@ static int parse_mode(const char *mode, enum cws_mode *out, struct cws_error *er
 }
 
 /* Sets *out but for `packed`, which it opens; the caller closes it. */
-static int take_input(const struct codecllm_input *in, struct cws_memory_tensor *out, struct cws_store **packed, struct cws_error *err)
+static int take_input(const struct codecllm_input *in, struct cws_memory_tensor *out, struct cws_store **packed,
+                      struct cws_error *err)
 {
     uint64_t bytes;
     *out = (struct cws_memory_tensor){.name = in->name, .shape = in->shape, .ndim = in->ndim, .data = in->data};
     if (cws_dtype_parse(in->dtype, strlen(in->dtype), &out->dtype) || (out->dtype == CWS_OTHER && !in->packed))
-        return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": dtype %.20s is not one that safetensors files have here", in->name, in->dtype);
+        return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": dtype %.20s is not one that safetensors files have here",
+                        in->name, in->dtype);
     if (in->packed) {
         int code = cws_store_open_memory(in->packed, in->packed_bytes, in->name, packed, err);
         if (!code && cws_store_tensor_count(*packed) != 1)
@@ -183,15 +190,17 @@ static int take_input(const struct codecllm_input *in, struct cws_memory_tensor 
     for (uint64_t d = 0; d < in->ndim && fits; d++)
         fits = !__builtin_mul_overflow(elems, in->shape[d], &elems);
     if (!fits || !cws_dtype_size(out->dtype, elems, &bytes))
-        return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": its shape is larger than memory, or no whole number of bytes", in->name);
+        return cws_fail(err, CWS_E_USAGE,
+                        "tensor \"%.100s\": its shape is larger than memory, or no whole number of bytes", in->name);
     if (bytes != in->bytes)
-        return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": %llu bytes were given; its dtype and shape take %llu", in->name,
-                        (unsigned long long)in->bytes, (unsigned long long)bytes);
+        return cws_fail(err, CWS_E_USAGE, "tensor \"%.100s\": %llu bytes were given; its dtype and shape take %llu",
+                        in->name, (unsigned long long)in->bytes, (unsigned long long)bytes);
     return 0;
 }
 
 /* To `path`, or where that is NULL to memory. */
-static int pack(const struct codecllm_job *job, const char *path, uint8_t **out, uint64_t *out_bytes, struct cws_error *err)
+static int pack(const struct codecllm_job *job, const char *path, uint8_t **out, uint64_t *out_bytes,
+                struct cws_error *err)
 {
     struct cws_pack_options options = {.jobs = job->jobs};
     size_t count = job->tensor_count;

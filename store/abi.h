@@ -1,10 +1,12 @@
-/* abi.h - what libcws.so exports: stores in files and in memory, for programs that load a library (Python's ctypes). Thin: each function
- * checks its arguments and calls the one behind it (store.h, writer.h, symbols.h), whose contract holds. codecllm_open() reads the CODEC_*
- * variables (options.h); a value that is not understood is CWS_E_USAGE.
+/* abi.h - what libcws.so exports: stores in files and in memory, for programs that load a library (Python's ctypes).
+ * Thin: each function checks its arguments and calls the one behind it (store.h, writer.h, symbols.h), whose contract
+ * holds. codecllm_open() reads the CODEC_* variables (options.h); a value that is not understood is CWS_E_USAGE.
  *
- * Functions return 0 or a code of error.h and then fill *err with the line for a person. Structs are read and filled by both sides: fields
- * are only ever appended, and CODECLLM_ABI counts the changes. Sizes are bytes. Strings are UTF-8 with a NUL.
- * Threads: an open store may be used by any number of threads. Nothing here prints, exits, or keeps state but the decoders of GPUs. */
+ * Functions return 0 or a code of error.h and then fill *err with the line for a person. Structs are read and filled by
+ * both sides: fields are only ever appended, and CODECLLM_ABI counts the changes. Sizes are bytes. Strings are UTF-8
+ * with a NUL.
+ * Threads: an open store may be used by any number of threads. Nothing here prints, exits, or keeps state but the
+ * decoders of GPUs. */
 #ifndef CWS_ABI_H
 #define CWS_ABI_H
 #include "store/base/error.h"
@@ -22,9 +24,11 @@ CODECLLM_API int codecllm_abi(void);
  * command says. Reads no environment. */
 CODECLLM_API int codecllm_budget_check(const char *text, struct cws_error *err);
 
-/* path: a packed file. memory: a whole packed file in memory, which stays the caller's and as it is until close; `name` is for messages. */
+/* path: a packed file. memory: a whole packed file in memory, which stays the caller's and as it is until close; `name`
+ * is for messages. */
 CODECLLM_API int codecllm_open(const char *path, struct cws_store **out, struct cws_error *err);
-CODECLLM_API int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err);
+CODECLLM_API int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out,
+                                      struct cws_error *err);
 CODECLLM_API void codecllm_close(struct cws_store *s); /* NULL is fine */
 
 /* Is this file a packed one? 1 yes, 0 no (also when it cannot be read). Only its end is looked at. */
@@ -47,19 +51,22 @@ struct codecllm_tensor {
 };
 CODECLLM_API uint64_t codecllm_tensor_count(const struct cws_store *s);
 /* Tensor i in the order of the file. CWS_E_RANGE: there is none. */
-CODECLLM_API int codecllm_tensor(const struct cws_store *s, uint64_t i, struct codecllm_tensor *out, struct cws_error *err);
+CODECLLM_API int codecllm_tensor(const struct cws_store *s, uint64_t i, struct codecllm_tensor *out,
+                                 struct cws_error *err);
 
 /* Logical bytes [begin, end) to dst; jobs 0: all cores. On an error dst is undefined. */
-CODECLLM_API int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst, struct cws_error *err);
+CODECLLM_API int codecllm_read(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst,
+                               struct cws_error *err);
 /* The whole tensor of a store in memory that holds one, into dst_bytes bytes, which must be its size. */
-CODECLLM_API int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, uint64_t dst_bytes, struct cws_error *err);
+CODECLLM_API int codecllm_unpack(const void *data, uint64_t bytes, unsigned jobs, void *dst, uint64_t dst_bytes,
+                                 struct cws_error *err);
 /* Every chunk decoded and compared with its content hash. CWS_E_CORRUPT with the first fault. */
 CODECLLM_API int codecllm_verify(const struct cws_store *s, unsigned jobs, struct cws_error *err);
 
-/* Entropy, bits per element (order 0), of the symbols that tensor i is coded with, and how many bits of each element are stored beside them
- * uncoded. CWS_E_UNSUPPORTED: the tensor is not coded so. */
-CODECLLM_API int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits, double *out_plain_bits,
-                                  struct cws_error *err);
+/* Entropy, bits per element (order 0), of the symbols that tensor i is coded with, and how many bits of each element
+ * are stored beside them uncoded. CWS_E_UNSUPPORTED: the tensor is not coded so. */
+CODECLLM_API int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits,
+                                  double *out_plain_bits, struct cws_error *err);
 
 struct codecllm_input {    /* a tensor to pack */
     const char *name;
@@ -82,22 +89,27 @@ struct codecllm_job {
 };
 /* To a file, which appears whole or not at all; or to memory: *out is freed with codecllm_free(). */
 CODECLLM_API int codecllm_pack_file(const struct codecllm_job *job, const char *path, struct cws_error *err);
-CODECLLM_API int codecllm_pack_memory(const struct codecllm_job *job, uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
+CODECLLM_API int codecllm_pack_memory(const struct codecllm_job *job, uint8_t **out, uint64_t *out_bytes,
+                                      struct cws_error *err);
 /* Tensor i alone, as it is packed, as a store in memory whose tensor is called "tensor". */
-CODECLLM_API int codecllm_extract(const struct cws_store *s, uint64_t i, uint8_t **out, uint64_t *out_bytes, struct cws_error *err);
+CODECLLM_API int codecllm_extract(const struct cws_store *s, uint64_t i, uint8_t **out, uint64_t *out_bytes,
+                                  struct cws_error *err);
 CODECLLM_API void codecllm_free(void *data);
 
 /* --- a compressed tensor on a GPU: gpu/gpu_tensor.h ----------------------------------------------------- */
 
 struct cws_gpu_tensor;
-/* From the bytes in host memory, which are not kept. CWS_E_UNSUPPORTED: some of it only the host can decode. No GPU is needed. */
-CODECLLM_API int codecllm_gpu_create(const void *data, uint64_t bytes, struct cws_gpu_tensor **out, struct cws_error *err);
+/* From the bytes in host memory, which are not kept. CWS_E_UNSUPPORTED: some of it only the host can decode. No GPU is
+ * needed. */
+CODECLLM_API int codecllm_gpu_create(const void *data, uint64_t bytes, struct cws_gpu_tensor **out,
+                                     struct cws_error *err);
 CODECLLM_API void codecllm_gpu_destroy(struct cws_gpu_tensor *t); /* NULL is fine */
 /* Bytes of device memory that a decode needs while it runs. */
 CODECLLM_API uint64_t codecllm_gpu_scratch(const struct cws_gpu_tensor *t);
-/* In the current context, on a stream of it (NULL: the default one), and waits for it. Device addresses, multiples of 16. The first decode in a
- * context loads the kernels. CWS_E_UNSUPPORTED: no driver, no kernels for the device; CWS_E_CORRUPT; driver errors. */
-CODECLLM_API int codecllm_gpu_decode(const struct cws_gpu_tensor *t, uint64_t packed, uint64_t scratch, uint64_t dst, void *stream,
-                                     struct cws_error *err);
+/* In the current context, on a stream of it (NULL: the default one), and waits for it. Device addresses, multiples of
+ * 16. The first decode in a context loads the kernels. CWS_E_UNSUPPORTED: no driver, no kernels for the device;
+ * CWS_E_CORRUPT; driver errors. */
+CODECLLM_API int codecllm_gpu_decode(const struct cws_gpu_tensor *t, uint64_t packed, uint64_t scratch, uint64_t dst,
+                                     void *stream, struct cws_error *err);
 
 #endif

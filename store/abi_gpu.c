@@ -69,7 +69,8 @@ uint64_t codecllm_gpu_scratch(const struct cws_gpu_tensor *t)
     return cws_gpu_tensor_scratch_bytes(t);
 }
 
-int codecllm_gpu_decode(const struct cws_gpu_tensor *t, uint64_t packed, uint64_t scratch, uint64_t dst, void *stream, struct cws_error *err)
+int codecllm_gpu_decode(const struct cws_gpu_tensor *t, uint64_t packed, uint64_t scratch, uint64_t dst, void *stream,
+                        struct cws_error *err)
 {
     struct cws_gpu_decoder *decoder = NULL;
     pthread_mutex_lock(&lock);

@@ -44,7 +44,8 @@ static int check_target(const struct cws_atomic_file *f, const struct stat *inpu
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot stat", f->path);
     if (S_ISLNK(st.st_mode))
-        return cws_fail(err, CWS_E_USAGE, "%s: the output is a symbolic link; remove it or name the file it points to", f->path);
+        return cws_fail(err, CWS_E_USAGE, "%s: the output is a symbolic link; remove it or name the file it points to",
+                        f->path);
     if (!S_ISREG(st.st_mode))
         return cws_fail(err, CWS_E_USAGE, "%s: the output exists and is not a regular file", f->path);
     if (input && input->st_dev == st.st_dev && input->st_ino == st.st_ino)
@@ -95,7 +96,8 @@ static int make_temporary(struct cws_atomic_file *f, struct cws_error *err)
     remove_stale(f, prefix);
     for (unsigned tries = 0; tries < 1000; tries++) {
         unsigned n = atomic_fetch_add(&serial, 1);
-        if ((size_t)snprintf(f->temporary, sizeof f->temporary, "%s%ld.%u", prefix, (long)getpid(), n) >= sizeof f->temporary)
+        if ((size_t)snprintf(f->temporary, sizeof f->temporary, "%s%ld.%u", prefix, (long)getpid(), n) >=
+            sizeof f->temporary)
             break;
         f->fd = cws_os_openat(f->dir, f->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
         if (f->fd >= 0) {

@@ -3,7 +3,8 @@
 
 #include <dlfcn.h>
 
-int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void *arg, const char *symbol), void *arg, struct cws_error *err)
+int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void *arg, const char *symbol), void *arg,
+                    struct cws_error *err)
 {
 #define CWS_DRIVER_CALL(member, symbol, parameters)                                                                  \
     out->member = (CUresult(*) parameters)resolve(arg, symbol);                                                      \

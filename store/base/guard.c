@@ -19,7 +19,8 @@ static __thread bool inside __attribute__((tls_model("initial-exec"))); /* signa
 #define TSAN 1
 #endif
 
-/* Raw: the C library keeps its own signals open (one is how a thread is cancelled), and the shim replaces its functions. */
+/* Raw: the C library keeps its own signals open (one is how a thread is cancelled), and the shim replaces its
+ * functions. */
 static void set_mask(uint64_t mask, uint64_t *out_before)
 {
     int saved = errno;
@@ -38,8 +39,9 @@ struct cws_guard cws_guard_begin(void)
     sigemptyset(&none);
     pthread_sigmask(SIG_BLOCK, &none, NULL);
 #endif
-    /* Behind the mask: a jump out of a handler would leave the thread without cancellation. The type stays as it is: where it is asynchronous
-     * and a cancellation is on its way, the C library's cancellation points would wait, with a deferred one, for the signal that is blocked. */
+    /* Behind the mask: a jump out of a handler would leave the thread without cancellation. The type stays as it is:
+     * where it is asynchronous and a cancellation is on its way, the C library's cancellation points would wait, with a
+     * deferred one, for the signal that is blocked. */
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &g.state);
     inside = true;
     return g;
@@ -54,8 +56,9 @@ void cws_guard_end(const struct cws_guard *g)
     if (!g->outermost)
         return;
     inside = false;
-    /* A thread that may be cancelled at any instruction ends in the second pthread_setcanceltype(), and its clean-up handlers run with its own
-     * mask. (It could end in pthread_setcancelstate(), but is then joined with a result of NULL by some C libraries.) */
+    /* A thread that may be cancelled at any instruction ends in the second pthread_setcanceltype(), and its clean-up
+     * handlers run with its own mask. (It could end in pthread_setcancelstate(), but is then joined with a result of
+     * NULL by some C libraries.) */
     pthread_cleanup_push(open_mask, &mask);
     pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
     pthread_setcancelstate(g->state, NULL);

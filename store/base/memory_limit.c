@@ -111,7 +111,8 @@ static uint64_t left_in(const char *root, const char *group, const struct versio
     return used < limit ? limit - used : 0;
 }
 
-/* The limits of one group. One that is no less than the machine's memory is none: version 1 writes a number near 2^63. */
+/* The limits of one group. One that is no less than the machine's memory is none: version 1 writes a number near
+ * 2^63. */
 static void read_group(const char *root, const char *group, const struct version *v, struct cws_memory_limit *out)
 {
     for (int i = 0; i < 2 && v->limits[i]; i++) {
@@ -127,7 +128,8 @@ static void read_group(const char *root, const char *group, const struct version
 
 /* From the process's group up to the mount: a limit holds for everything below it. Groups that are not there (they were
  * removed, or are hidden from a container) are passed over. */
-static void read_groups(const char *root, const char *mount, const char *below, const struct version *v, struct cws_memory_limit *out)
+static void read_groups(const char *root, const char *mount, const char *below, const struct version *v,
+                        struct cws_memory_limit *out)
 {
     char group[PATH_BYTES];
     size_t least = strlen(mount);
@@ -164,7 +166,8 @@ static void own_groups(const char *root, char groups[2][PATH_BYTES])
     groups[0][0] = groups[1][0] = '\0';
     if (!lines_open(&l, root, "/proc/self", "cgroup"))
         return;
-    while (lines_next(&l, line, sizeof line)) { /* "4:cpu,memory:/group" or "0::/group"; a group's name may hold a colon */
+    while (lines_next(&l, line, sizeof line)) { /* "4:cpu,memory:/group" or "0::/group"; a group's name may hold a
+                                                 * colon */
         char *list = strchr(line, ':'), *group = list ? strchr(list + 1, ':') : NULL;
         if (!group || group[1] != '/')
             continue;
@@ -181,7 +184,8 @@ static void unescape(char *text)
 {
     char *to = text;
     for (const char *from = text; *from; to++) {
-        if (from[0] == '\\' && from[1] >= '0' && from[1] <= '3' && from[2] >= '0' && from[2] <= '7' && from[3] >= '0' && from[3] <= '7') {
+        if (from[0] == '\\' && from[1] >= '0' && from[1] <= '3' && from[2] >= '0' && from[2] <= '7' && from[3] >= '0' &&
+            from[3] <= '7') {
             *to = (char)((from[1] - '0') << 6 | (from[2] - '0') << 3 | (from[3] - '0'));
             from += 4;
         } else {
@@ -216,8 +220,8 @@ static int parse_mount(char *line, char **tree, char **mount)
     return strncmp(rest, "cgroup ", 7) == 0 && has_word(options + 1, options + strlen(options), "memory") ? 0 : -1;
 }
 
-/* Where a group lies below a mount that shows the tree from `tree` on; NULL: it does not. "/.." is a tree from above this
- * namespace's root: what lies between is not named, so only the mount's own limits are seen. */
+/* Where a group lies below a mount that shows the tree from `tree` on; NULL: it does not. "/.." is a tree from above
+ * this namespace's root: what lies between is not named, so only the mount's own limits are seen. */
 static const char *below_mount(const char *group, const char *tree)
 {
     size_t len = strlen(tree);

@@ -81,8 +81,9 @@ static int parse_list(struct cws_options *o, const char *value)
         const char *stop = entry + strcspn(entry, ","), *mark = strchr(entry, ':');
         uint64_t bytes;
         unsigned percent;
-        if (!mark || mark > stop || mark == entry || mark - entry > 9 || strspn(entry, "0123456789") != (size_t)(mark - entry) ||
-            o->device_count == CWS_OPTIONS_DEVICES || parse_amount(mark + 1, stop, &bytes, &percent))
+        if (!mark || mark > stop || mark == entry || mark - entry > 9 ||
+            strspn(entry, "0123456789") != (size_t)(mark - entry) || o->device_count == CWS_OPTIONS_DEVICES ||
+            parse_amount(mark + 1, stop, &bytes, &percent))
             return CWS_E_USAGE;
         o->devices[o->device_count].device = (int)strtol(entry, NULL, 10); /* digits, as was seen */
         o->devices[o->device_count].percent = percent;
@@ -204,20 +205,23 @@ static int parse_pager(struct cws_options *o, const char *value)
     return CWS_E_USAGE;
 }
 
-static const struct option table[] = { /* the first row is the budget: cws_options_check_budget */
+/* The first row is the budget: cws_options_check_budget. */
+static const struct option table[] = {
     {"CODEC_VRAM_BUDGET", "unset: paging off", "decoded weights kept at most; without a GPU, in host memory",
      "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:50%)", parse_budget},
-    {"CODEC_HOST_BUDGET", "automatic", "pinned host memory of a GPU's paging: compressed bytes, and what was written", "a size (8G, 512M)",
-     parse_host_budget},
+    {"CODEC_HOST_BUDGET", "automatic", "pinned host memory of a GPU's paging: compressed bytes, and what was written",
+     "a size (8G, 512M)", parse_host_budget},
     {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},
     {"CODEC_PREFETCH", "1", "decode ahead of the program", "0 or 1", parse_prefetch},
     {"CODEC_PIN", "none", "weights never dropped from a GPU, for kernels that reach them through hidden pointers",
      "tensor names with * and ?, comma-separated, at most 255 bytes", parse_pin},
     {"CODEC_IO", "automatic", "how the store is read: uring (io_uring) or preadv", "uring or preadv", parse_io},
     {"CODEC_PAGER", "automatic", "force one paging rung", "uffd-dev, uffd, uffd-user, sigsegv or eager", parse_pager},
-    {"CODEC_TRACE", "none", "file to write what was paged when to, for ui.perfetto.dev and 'codecllm plot'", "the name of a file, at most 1023 bytes",
-     parse_trace},
-    {"CODEC_STRICT", "0", "1: on a GPU, only what a launch names is mapped while it runs: shows hidden pointers at once; slow", "0 or 1", parse_strict},
+    {"CODEC_TRACE", "none", "file to write what was paged when to, for ui.perfetto.dev and 'codecllm plot'",
+     "the name of a file, at most 1023 bytes", parse_trace},
+    {"CODEC_STRICT", "0",
+     "1: on a GPU, only what a launch names is mapped while it runs: shows hidden pointers at once; slow", "0 or 1",
+     parse_strict},
     {"CODEC_STATS", "0", "print the counters when the program ends", "0 or 1", parse_stats},
     {"CODEC_VERBOSE", "0", "1: say at the first store what is in force", "0 or 1", parse_verbose},
 };

@@ -14,8 +14,8 @@ enum cws_policy_id { CWS_POLICY_NEXT, CWS_POLICY_LRU };
 
 struct cws_options {
     bool active;                 /* CODEC_VRAM_BUDGET is set */
-    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What it means:
-                                  * cws_options_host_budget, cws_options_device_budget */
+    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What
+                                  * it means: cws_options_host_budget, cws_options_device_budget */
     unsigned budget_percent;     /* of the memory that the budget is for; 0: not a percentage */
     unsigned device_count;       /* entries of a list per device; 0: not a list */
     struct {
@@ -32,7 +32,8 @@ struct cws_options {
     int verbose;                 /* CODEC_VERBOSE=0|1 */
     char pin[256];               /* CODEC_PIN: tensor names with * and ?, comma-separated; empty: none */
     char trace[1024];            /* CODEC_TRACE: where a trace is written (trace.h); empty: nowhere */
-    const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL: probe */
+    const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL:
+                                  * probe */
 };
 
 /* Reads the environment. CWS_E_USAGE with one line naming variable, value and what is accepted; *out is then the
@@ -43,7 +44,8 @@ CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_erro
  * Reads no environment. */
 CWS_MUST_CHECK int cws_options_check_budget(const char *value, struct cws_error *err);
 
-/* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h). 0: nothing could be told. */
+/* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h). 0: nothing could
+ * be told. */
 uint64_t cws_options_host_budget(const struct cws_options *o);
 /* The budget of a device that has device_bytes of memory; 0: a list that does not name it. */
 uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint64_t device_bytes);

@@ -2,8 +2,8 @@
  *
  * Direct, because this library also runs inside the preloaded shim, where the C library's open, pread and fstat
  * are the shim's own hooks: a page-fault handler must not take the locks of those. It is also the one place that
- * the tests replace (linker option --wrap, tests/support/inject.h) to make the N-th call fail or come back short; therefore the loops
- * have a file of their own.
+ * the tests replace (linker option --wrap, tests/support/inject.h) to make the N-th call fail or come back short;
+ * therefore the loops have a file of their own.
  * All return -errno on failure. Threads: any. Never allocate. */
 #ifndef CWS_OS_H
 #define CWS_OS_H
@@ -31,16 +31,16 @@ int cws_os_ioctl(int fd, unsigned long request, void *argument); /* result >= 0 
 int cws_os_gettid(void);
 
 /* Reads until `bytes` bytes, the end of the file, or an error. *out_got is set in every case; less than `bytes` with
- * result 0 means end of file. EINTR, EAGAIN and short reads are retried. A descriptor with O_DIRECT is read by whole blocks,
- * whatever `data`, `bytes` and `offset` are. */
+ * result 0 means end of file. EINTR, EAGAIN and short reads are retried. A descriptor with O_DIRECT is read by whole
+ * blocks, whatever `data`, `bytes` and `offset` are. */
 CWS_MUST_CHECK int cws_os_read_full(int fd, void *data, size_t bytes, uint64_t offset, size_t *out_got);
 
 /* Writes all of it or fails. A write of 0 bytes is -ENOSPC. */
 CWS_MUST_CHECK int cws_os_write_full(int fd, const void *data, size_t bytes, uint64_t offset);
 
-/* Opens the regular file behind `fd` once more, so that flags and offset are not shared with whoever has `fd`: it works for one
- * that was renamed or unlinked. `flags` as of openat. Descriptor, O_CLOEXEC; -errno: no regular file, no /proc, or the file may
- * not be opened by this process again. */
+/* Opens the regular file behind `fd` once more, so that flags and offset are not shared with whoever has `fd`: it works
+ * for one that was renamed or unlinked. `flags` as of openat. Descriptor, O_CLOEXEC; -errno: no regular file, no /proc,
+ * or the file may not be opened by this process again. */
 int cws_os_reopen(int fd, int flags);
 
 /* The process's umask. Other threads may make files meanwhile: it is read, and changed only where there is no /proc. */

@@ -39,8 +39,8 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-int cws_parallel(unsigned jobs, uint64_t count, int (*item)(void *arg, unsigned thread, uint64_t i), void (*on_stop)(void *arg),
-                 void *arg)
+int cws_parallel(unsigned jobs, uint64_t count, int (*item)(void *arg, unsigned thread, uint64_t i),
+                 void (*on_stop)(void *arg), void *arg)
 {
     struct loop loop = {.item = item, .on_stop = on_stop, .arg = arg, .count = count};
     struct worker workers[JOBS_MAX];

@@ -40,8 +40,8 @@ static inline long cws_sys_result(long rc, int saved_errno)
 static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int fd, size_t offset)
 {
 #ifdef CWS_TSAN
-    /* ThreadSanitizer does not see raw calls: it would take an address that the kernel hands out again for the memory that was there before. What
-     * replaces pages of a view stays raw, because for it that would be a write to them. */
+    /* ThreadSanitizer does not see raw calls: it would take an address that the kernel hands out again for the memory
+     * that was there before. What replaces pages of a view stays raw, because for it that would be a write to them. */
     if (!(flags & MAP_FIXED)) {
         int saved = errno;
         void *at = mmap(addr, len, prot, flags, fd, (off_t)offset);
@@ -52,8 +52,14 @@ static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int
 }
 static inline int cws_sys_munmap(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munmap, addr, len); }
 static inline int cws_sys_munlock(void *addr, size_t len) { return (int)CWS_SYSCALL(SYS_munlock, addr, len); }
-static inline int cws_sys_mprotect(void *addr, size_t len, int prot) { return (int)CWS_SYSCALL(SYS_mprotect, addr, len, prot); }
-static inline int cws_sys_madvise(void *addr, size_t len, int advice) { return (int)CWS_SYSCALL(SYS_madvise, addr, len, advice); }
+static inline int cws_sys_mprotect(void *addr, size_t len, int prot)
+{
+    return (int)CWS_SYSCALL(SYS_mprotect, addr, len, prot);
+}
+static inline int cws_sys_madvise(void *addr, size_t len, int advice)
+{
+    return (int)CWS_SYSCALL(SYS_madvise, addr, len, advice);
+}
 /* Moves pages to a fixed address, replacing what is there. */
 static inline int cws_sys_move(void *from, size_t len, void *to)
 {
@@ -63,8 +69,8 @@ static inline int cws_sys_move(void *from, size_t len, void *to)
 static inline long cws_sys_read(int fd, void *dst, size_t len) { return CWS_SYSCALL(SYS_read, fd, dst, len); }
 static inline long cws_sys_write(int fd, const void *src, size_t len) { return CWS_SYSCALL(SYS_write, fd, src, len); }
 
-/* For handlers of faults, which may run on a small stack: what a guard is elsewhere. All signals are blocked, that of an asynchronous cancellation
- * among them; the C library's cancellation points are not to be called. */
+/* For handlers of faults, which may run on a small stack: what a guard is elsewhere. All signals are blocked, that of
+ * an asynchronous cancellation among them; the C library's cancellation points are not to be called. */
 struct cws_signal_mask { uint64_t bits; };
 static inline struct cws_signal_mask cws_signals_block(void)
 {

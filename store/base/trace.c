@@ -43,7 +43,8 @@ uint64_t cws_trace_now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The next slot, if more than `spare` are free. Inside a guard: a slot that is left unpublished stops the writer for good. */
+/* The next slot, if more than `spare` are free. Inside a guard: a slot that is left unpublished stops the writer for
+ * good. */
 static struct cws_trace_slot *claim(uint64_t spare, uint64_t *out_turn)
 {
     uint64_t at = atomic_load_explicit(&ring.head, memory_order_relaxed);
@@ -64,7 +65,10 @@ static struct cws_trace_slot *claim(uint64_t spare, uint64_t *out_turn)
     return &ring.slots[at % CWS_RING_SLOTS];
 }
 
-static void publish(struct cws_trace_slot *slot, uint64_t turn) { atomic_store_explicit(&slot->turn, turn, memory_order_release); }
+static void publish(struct cws_trace_slot *slot, uint64_t turn)
+{
+    atomic_store_explicit(&slot->turn, turn, memory_order_release);
+}
 
 static void copy_tensor(struct cws_trace_record *r, const char *tensor)
 {
@@ -79,7 +83,8 @@ static void copy_tensor(struct cws_trace_record *r, const char *tensor)
     r->tensor[n] = '\0';
 }
 
-static bool record(enum cws_record_phase phase, uint64_t at, uint64_t span, uint32_t lane, const struct cws_trace_what *what)
+static bool record(enum cws_record_phase phase, uint64_t at, uint64_t span, uint32_t lane,
+                   const struct cws_trace_what *what)
 {
     uint64_t turn;
     uint32_t tid = lane ? 0 : (uint32_t)cws_os_gettid();
@@ -107,7 +112,10 @@ static bool record(enum cws_record_phase phase, uint64_t at, uint64_t span, uint
     return true;
 }
 
-bool cws_trace_begin_slow(const struct cws_trace_what *what) { return record(CWS_RECORD_BEGIN, cws_trace_now(), 0, 0, what); }
+bool cws_trace_begin_slow(const struct cws_trace_what *what)
+{
+    return record(CWS_RECORD_BEGIN, cws_trace_now(), 0, 0, what);
+}
 
 void cws_trace_end_slow(enum cws_trace_kind kind)
 {
@@ -133,7 +141,8 @@ void cws_trace_count(int device, uint64_t weights, uint64_t fixed)
     struct cws_guard guard = cws_guard_begin();
     struct cws_trace_slot *slot = claim(CWS_RING_SPARE, &turn);
     if (slot) {
-        slot->record = (struct cws_trace_record){.at_ns = now, .bytes = weights, .tensor_bytes = fixed, .device = device, .phase = CWS_RECORD_COUNT};
+        slot->record = (struct cws_trace_record){
+            .at_ns = now, .bytes = weights, .tensor_bytes = fixed, .device = device, .phase = CWS_RECORD_COUNT};
         publish(slot, turn);
     }
     cws_guard_end(&guard);
@@ -146,8 +155,12 @@ static int report_lost(void)
     uint64_t lost = atomic_exchange(&ring.lost, 0);
     if (!lost)
         return 0;
-    const struct cws_trace_record r = {
-        .at_ns = cws_trace_now(), .bytes = lost, .index = UINT64_MAX, .thread = (uint32_t)cws_os_gettid(), .phase = CWS_RECORD_MARK, .kind = CWS_TRACE_LOST};
+    const struct cws_trace_record r = {.at_ns = cws_trace_now(),
+                                       .bytes = lost,
+                                       .index = UINT64_MAX,
+                                       .thread = (uint32_t)cws_os_gettid(),
+                                       .phase = CWS_RECORD_MARK,
+                                       .kind = CWS_TRACE_LOST};
     return cws_trace_writer_put(writer, &r);
 }
 
@@ -200,7 +213,9 @@ static void *writer_main(void *arg)
     if (code) {
         char line[256];
         atomic_store(&cws_trace_running, false);
-        snprintf(line, sizeof line, "the trace ends early, its file cannot be written: %s (CODEC_TRACE); the program is not affected", cws_strerror(code));
+        snprintf(line, sizeof line,
+                 "the trace ends early, its file cannot be written: %s (CODEC_TRACE); the program is not affected",
+                 cws_strerror(code));
         say(line);
     }
     return NULL;
@@ -210,11 +225,12 @@ static void *writer_main(void *arg)
 
 static int left_alone(const char *path, const char *why, struct cws_error *err)
 {
-    return cws_fail(err, CWS_E_INPUT, "CODEC_TRACE=%s: %s; it is left alone (remove it, or choose another name)", path, why);
+    return cws_fail(err, CWS_E_INPUT, "CODEC_TRACE=%s: %s; it is left alone (remove it, or choose another name)", path,
+                    why);
 }
 
-/* What is there may be replaced: an empty file or a trace, which nobody else can have put there or have under another name. A character device is written to
- * (/dev/null). */
+/* What is there may be replaced: an empty file or a trace, which nobody else can have put there or have under another
+ * name. A character device is written to (/dev/null). */
 static int look_at(int fd, const char *path, struct cws_error *err)
 {
     char head[sizeof CWS_TRACE_FIRST - 1];
@@ -246,10 +262,16 @@ static int cannot_open(int code, const char *path, struct cws_error *err)
     return cws_fail_errno(err, -code, "CODEC_TRACE=%s cannot be written", path);
 }
 
-/* In a directory that others can write to, a link or a FIFO may lie in wait under the name: links are not followed, nothing blocks, and what was there
- * is looked at. */
-static int open_there(const char *path) { return cws_os_openat(AT_FDCWD, path, O_RDWR | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0); }
-static int open_new(const char *path) { return cws_os_openat(AT_FDCWD, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_NOCTTY, 0666); }
+/* In a directory that others can write to, a link or a FIFO may lie in wait under the name: links are not followed,
+ * nothing blocks, and what was there is looked at. */
+static int open_there(const char *path)
+{
+    return cws_os_openat(AT_FDCWD, path, O_RDWR | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0);
+}
+static int open_new(const char *path)
+{
+    return cws_os_openat(AT_FDCWD, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_NOCTTY, 0666);
+}
 
 static int open_file(const char *path, int *out_fd, struct cws_error *err)
 {
@@ -268,7 +290,8 @@ static int open_file(const char *path, int *out_fd, struct cws_error *err)
     return 0;
 }
 
-/* FILE.PID, or FILE.PID.N when that is there: never one that is there already, which somebody may have put under a name that can be guessed. */
+/* FILE.PID, or FILE.PID.N when that is there: never one that is there already, which somebody may have put under a name
+ * that can be guessed. */
 static int open_own(const char *path, char *own, size_t bytes, int *out_fd, struct cws_error *err)
 {
     enum { NAMES = 100 };
@@ -294,7 +317,8 @@ static int take_file(const char *path, int *out_fd, struct cws_error *err)
         cws_os_close(fd);
         code = open_own(path, own, sizeof own, &fd, err);
         if (!code) {
-            snprintf(line, sizeof line, "another process writes its trace to %s; the one of this process goes to %s", path, own);
+            snprintf(line, sizeof line, "another process writes its trace to %s; the one of this process goes to %s",
+                     path, own);
             say(line);
         }
     }
@@ -336,7 +360,8 @@ static void after_fork(void)
     pthread_mutex_init(&life, NULL); /* the thread that held it is not here */
 }
 
-/* The first write is made here, so that a full disk is known at once. At a limit of file sizes it would end the program: the signal is taken back. */
+/* The first write is made here, so that a full disk is known at once. At a limit of file sizes it would end the
+ * program: the signal is taken back. */
 static int create_writer(void)
 {
     static const struct timespec at_once;
@@ -365,7 +390,8 @@ static int start_locked(const char *path, struct cws_error *err)
 {
     static bool registered;
     if (!ring.slots) { /* for good: somebody may still write down what he began before a stop */
-        void *slots = mmap(NULL, CWS_RING_SLOTS * sizeof *ring.slots, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *slots = mmap(NULL, CWS_RING_SLOTS * sizeof *ring.slots, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (slots == MAP_FAILED)
             return cws_fail(err, -ENOMEM, "CODEC_TRACE=%s: no memory to record into", path);
         ring.slots = slots;

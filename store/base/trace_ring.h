@@ -1,4 +1,5 @@
-/* trace_ring.h - between those who record (trace.c) and the thread that writes (trace_writer.c). Only these two and their test include it. */
+/* trace_ring.h - between those who record (trace.c) and the thread that writes (trace_writer.c). Only these two and
+ * their test include it. */
 #ifndef CWS_TRACE_RING_H
 #define CWS_TRACE_RING_H
 #include "trace.h"
@@ -39,7 +40,8 @@ struct cws_trace_ring {
 /* Formats and writes; belongs to the writing thread. */
 struct cws_trace_writer;
 CWS_MUST_CHECK int cws_trace_writer_create(int fd, struct cws_trace_writer **out);
-/* Writes the record, or buffers it. 0 or -errno: then the file ends behind its last whole event, and the writer is of no more use. */
+/* Writes the record, or buffers it. 0 or -errno: then the file ends behind its last whole event, and the writer is of
+ * no more use. */
 CWS_MUST_CHECK int cws_trace_writer_put(struct cws_trace_writer *w, const struct cws_trace_record *r);
 CWS_MUST_CHECK int cws_trace_writer_flush(struct cws_trace_writer *w);
 /* Ends spans that are open, and the array. */

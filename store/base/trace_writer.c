@@ -108,7 +108,8 @@ static void put_time(struct cws_trace_writer *w, const char *key, uint64_t ns)
 
 /* --- the file ---------------------------------------------------------------------------------------- */
 
-/* Of the buffer, of which only a piece reached the file: the whole events. Each but the first of all begins with ",\n". */
+/* Of the buffer, of which only a piece reached the file: the whole events. Each but the first of all begins with
+ * ",\n". */
 static size_t whole_bytes(const struct cws_trace_writer *w)
 {
     struct stat st;
@@ -133,7 +134,10 @@ int cws_trace_writer_flush(struct cws_trace_writer *w)
     return 0;
 }
 
-static int need_line(struct cws_trace_writer *w) { return BUFFER_BYTES - w->used < LINE_BYTES ? cws_trace_writer_flush(w) : 0; }
+static int need_line(struct cws_trace_writer *w)
+{
+    return BUFFER_BYTES - w->used < LINE_BYTES ? cws_trace_writer_flush(w) : 0;
+}
 
 /* The first line of a file of /proc, or "". */
 static void first_line(const char *path, char *out, size_t room)
@@ -190,14 +194,18 @@ static void name_thread(struct cws_trace_writer *w, uint32_t thread)
     char name[64], path[64];
     if (thread > LANE_BASE) {
         lane_name(thread - LANE_BASE, name, sizeof name);
-        put(w, ",\n{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":%d,\"tid\":%" PRIu32 ",\"args\":{\"sort_index\":%" PRIu32 "}}", w->pid, thread, thread);
+        put(w,
+            ",\n{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":%d,\"tid\":%" PRIu32
+            ",\"args\":{\"sort_index\":%" PRIu32 "}}",
+            w->pid, thread, thread);
     } else {
         snprintf(path, sizeof path, "/proc/self/task/%" PRIu32 "/comm", thread);
         first_line(path, name, sizeof name);
         if (!name[0]) /* it has ended already */
             snprintf(name, sizeof name, "thread");
     }
-    put(w, ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%" PRIu32 ",\"args\":{\"name\":", w->pid, thread);
+    put(w, ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%" PRIu32 ",\"args\":{\"name\":", w->pid,
+        thread);
     put_string(w, name);
     put(w, "}}");
 }
@@ -222,9 +230,11 @@ static struct seen *find(struct cws_trace_writer *w, uint32_t thread)
 
 /* --- events ------------------------------------------------------------------------------------------ */
 
-static void put_head(struct cws_trace_writer *w, const char *name, const char *category, char phase, uint32_t thread, uint64_t at)
+static void put_head(struct cws_trace_writer *w, const char *name, const char *category, char phase, uint32_t thread,
+                     uint64_t at)
 {
-    put(w, ",\n{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"%c\",\"pid\":%d,\"tid\":%" PRIu32, name, category, phase, w->pid, thread);
+    put(w, ",\n{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"%c\",\"pid\":%d,\"tid\":%" PRIu32, name, category, phase,
+        w->pid, thread);
     put_time(w, "ts", at);
 }
 
@@ -255,7 +265,8 @@ static void put_args(struct cws_trace_writer *w, const struct cws_trace_record *
 
 int cws_trace_writer_put(struct cws_trace_writer *w, const struct cws_trace_record *r)
 {
-    static const char letters[] = {[CWS_RECORD_BEGIN] = 'B', [CWS_RECORD_END] = 'E', [CWS_RECORD_SPAN] = 'X', [CWS_RECORD_MARK] = 'i'};
+    static const char letters[] = {
+        [CWS_RECORD_BEGIN] = 'B', [CWS_RECORD_END] = 'E', [CWS_RECORD_SPAN] = 'X', [CWS_RECORD_MARK] = 'i'};
     int code = need_line(w);
     if (code)
         return code;

@@ -21,15 +21,16 @@ static bool runs_here(void)
 /* 16 elements: 8 symbols of each of two lanes above 16 plane bytes, rotated right by one. */
 ALWAYS_INLINE void split2_pair(const uint8_t *lane0, const uint8_t *lane1, const uint8_t *plane, uint8_t *dst)
 {
-    __m128i symbols = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)lane0), _mm_loadl_epi64((const __m128i *)lane1));
+    __m128i symbols = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)lane0),
+                                         _mm_loadl_epi64((const __m128i *)lane1));
     __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(symbols), 7);
     __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)plane));
     __m256i v = _mm256_or_si256(_mm256_or_si256(high, _mm256_srli_epi16(low, 1)), _mm256_slli_epi16(low, 15));
     _mm256_storeu_si256((__m256i *)dst, v);
 }
 
-/* The next tile's lines are fetched while this one is merged and the next one's lanes are decoded; without, a buffer that
- * is not in the cache costs an eighth. A prefetch past the buffer's end does not fault. */
+/* The next tile's lines are fetched while this one is merged and the next one's lanes are decoded; without, a buffer
+ * that is not in the cache costs an eighth. A prefetch past the buffer's end does not fault. */
 #define AHEAD (2u * 256u * CWS_TILE_LANES)
 
 static void split_avx2(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst)

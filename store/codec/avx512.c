@@ -1,9 +1,9 @@
-/* avx512.c - the decoder for processors with AVX-512. Built with AVX-512 F, BW, VL, DQ, VBMI, VBMI2 and GFNI; nothing here
- * may be called before runs_here() says yes.
+/* avx512.c - the decoder for processors with AVX-512. Built with AVX-512 F, BW, VL, DQ, VBMI, VBMI2 and GFNI; nothing
+ * here may be called before runs_here() says yes.
  *
- * A tile is decoded 32 lanes at a time, beside another tile: four vectors hold 64 bits of each lane, 16 bits in each, first
- * bit on top. A step finds each lane's next word from its upper 16 bits (decode_table.h) and shifts all four. Eight steps
- * are a row of 256 elements, which leaves in element order. */
+ * A tile is decoded 32 lanes at a time, beside another tile: four vectors hold 64 bits of each lane, 16 bits in each,
+ * first bit on top. A step finds each lane's next word from its upper 16 bits (decode_table.h) and shifts all four.
+ * Eight steps are a row of 256 elements, which leaves in element order. */
 
 #include "fast.h"
 
@@ -12,14 +12,15 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
-/* clang 14 does not know all of these names in __builtin_cpu_supports; that "avx512f" is there also tells that the system
- * saves the registers. */
+/* clang 14 does not know all of these names in __builtin_cpu_supports; that "avx512f" is there also tells that the
+ * system saves the registers. */
 static bool runs_here(void)
 {
     unsigned a, b, c, d;
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("bmi2"))
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("bmi2"))
         return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & bit_AVX512VBMI2) || !(c & bit_GFNI))
         return false;
@@ -55,15 +56,18 @@ ALWAYS_INLINE __m128i two_words(const uint8_t *streams, const uint32_t *byte)
 /* A gather takes longer, by a twentieth of all on Zen 4. */
 ALWAYS_INLINE __m512i eight_words(const uint8_t *streams, const uint32_t *byte)
 {
-    __m256i a = _mm256_inserti128_si256(_mm256_castsi128_si256(two_words(streams, byte)), two_words(streams, byte + 2), 1);
-    __m256i b = _mm256_inserti128_si256(_mm256_castsi128_si256(two_words(streams, byte + 4)), two_words(streams, byte + 6), 1);
+    __m256i a = _mm256_inserti128_si256(_mm256_castsi128_si256(two_words(streams, byte)), two_words(streams, byte + 2),
+                                        1);
+    __m256i b = _mm256_inserti128_si256(_mm256_castsi128_si256(two_words(streams, byte + 4)),
+                                        two_words(streams, byte + 6), 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
 }
 
 /* 64 bits from each lane's byte on, the bits before its own not yet dropped; none past last_byte. */
 ALWAYS_INLINE struct window fetch(const uint8_t *streams, const struct cursor *at, __m512i last_byte)
 {
-    /* Two vectors of 8 lanes to the first (+ 4: third) words of 16 lanes, then the next words; bytes swap: the first on top. */
+    /* Two vectors of 8 lanes to the first (+ 4: third) words of 16 lanes, then the next words; bytes swap: the first on
+     * top. */
     static const uint8_t index[64] __attribute__((aligned(64))) = {
         1, 0, 9, 8, 17, 16, 25, 24, 33, 32, 41, 40, 49, 48, 57, 56,
         65, 64, 73, 72, 81, 80, 89, 88, 97, 96, 105, 104, 113, 112, 121, 120,
@@ -131,7 +135,8 @@ ALWAYS_INLINE __m512i step(struct window *w, const struct code *c, int lasts, __
 {
     __m512i top = w->part[0], bits, index;
     if (lasts == 0) {
-        index = _mm512_add_epi16(_mm512_srli_epi16(top, 10), _mm512_subs_epu16(_mm512_srlv_epi16(top, c->shift), c->cap));
+        index = _mm512_add_epi16(_mm512_srli_epi16(top, 10),
+                                 _mm512_subs_epu16(_mm512_srlv_epi16(top, c->shift), c->cap));
         bits = _mm512_permutex2var_epi8(c->length[0], index, c->length[1]);
     } else {
         bits = c->shortest;
@@ -183,8 +188,8 @@ ALWAYS_INLINE void steps(const struct code *c, struct window w[2], int lasts, in
             even[k] = step(&w[k], c, lasts, &used[k]);
         UNROLL for (int k = 0; k < 2; k++)
             odd[k] = step(&w[k], c, lasts, &used[k]);
-        UNROLL for (int k = 0; k < 2; k++)
-            pair[k][i / 2] = _mm512_mask_blend_epi8(UINT64_C(0xaaaaaaaaaaaaaaaa), even[k], _mm512_slli_epi16(odd[k], 8));
+        UNROLL for (int k = 0; k < 2; k++) pair[k][i / 2] = _mm512_mask_blend_epi8(
+            UINT64_C(0xaaaaaaaaaaaaaaaa), even[k], _mm512_slli_epi16(odd[k], 8));
     }
     UNROLL for (int k = 0; k < 2; k++)
         used[k] = low_bytes(used[k]);
@@ -278,7 +283,8 @@ static void start(struct tile *job, const uint8_t *streams, const struct cws_til
     __m512i low = _mm512_loadu_si512(ends), high = _mm512_loadu_si512(ends + 16);
     job->at.byte[0] = _mm512_srli_epi32(low, 3);
     job->at.byte[1] = _mm512_srli_epi32(high, 3);
-    job->at.bit = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)), _mm512_cvtepi32_epi16(high), 1);
+    job->at.bit = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)), _mm512_cvtepi32_epi16(high),
+                                     1);
     job->at.bit = _mm512_and_si512(job->at.bit, _mm512_set1_epi16(7));
     job->streams = streams + bits->first_bit / 8; /* a word starts there */
     job->last_byte = _mm512_set1_epi32((int)((bits->end_bit - bits->first_bit) / 8));
@@ -317,7 +323,8 @@ static bool finish(struct tile *job, const struct cws_vector_table *t, unsigned 
     return ended(&job->at, ends);
 }
 
-/* Rows of a tile that has no other beside it are decoded as if there were two, to the same place: it takes hardly longer. */
+/* Rows of a tile that has no other beside it are decoded as if there were two, to the same place: it takes hardly
+ * longer. */
 static bool two_avx512(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits bits[2],
                        const unsigned elems[2], uint8_t *const out[2])
 {

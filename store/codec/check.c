@@ -15,7 +15,8 @@ static int check_head(const struct cws_chunk_context *ctx, const struct cws_code
         return FAIL("elements of %u bytes in a %s tensor", h->elem_bytes, cws_dtype_name(ctx->dtype));
     if (h->elem_count == 0 || logical_bytes > CWS_CHUNK_BYTES_MAX ||
         (uint64_t)h->elem_count * h->elem_bytes != logical_bytes)
-        return FAIL("%u elements of %u bytes do not make %zu logical bytes", h->elem_count, h->elem_bytes, logical_bytes);
+        return FAIL("%u elements of %u bytes do not make %zu logical bytes", h->elem_count, h->elem_bytes,
+                    logical_bytes);
     if (h->tile_count != (h->elem_count + (CWS_TILE_LANES * lane - 1)) / (CWS_TILE_LANES * lane))
         return FAIL("%u tiles do not fit %u elements", h->tile_count, h->elem_count);
 

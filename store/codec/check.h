@@ -19,8 +19,8 @@ struct cws_coded {               /* points into the stored bytes, at any alignme
     const uint8_t *streams;      /* stream_words words and CWS_STREAM_PAD zero bytes */
 };
 
-/* The first half: head, sections, padding between and behind them; neither directory nor scale codes. All that a GPU does not
- * check itself. 0 or CWS_E_CORRUPT. */
+/* The first half: head, sections, padding between and behind them; neither directory nor scale codes. All that a GPU
+ * does not check itself. 0 or CWS_E_CORRUPT. */
 CWS_MUST_CHECK int cws_coded_layout(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes,
                                     size_t logical_bytes, struct cws_coded *out, struct cws_error *err);
 

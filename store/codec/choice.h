@@ -1,4 +1,5 @@
-/* choice.h - which of several implementations this machine runs: the best one, or the one that a test asks for. Threads: any. */
+/* choice.h - which of several implementations this machine runs: the best one, or the one that a test asks for.
+ * Threads: any. */
 #ifndef CWS_CHOICE_H
 #define CWS_CHOICE_H
 #include <stdatomic.h>

@@ -57,7 +57,8 @@ const char *cws_decoder_name(unsigned i);
 /* Forces one by name (tests, benchmark); NULL: the best. 0 or CWS_E_UNSUPPORTED. Not while others decode. */
 int cws_decoder_force(const char *name);
 
-/* The same for the encoders ("avx512", "avx2", "portable"), which all give the same bytes. Not while others encode or plan. */
+/* The same for the encoders ("avx512", "avx2", "portable"), which all give the same bytes. Not while others encode or
+ * plan. */
 const char *cws_encoder_name(unsigned i);
 int cws_encoder_force(const char *name);
 
@@ -80,8 +81,10 @@ struct cws_plan {
     float q6_step;          /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */
     float typical_rms;      /* q6: mean RMS of a row, as in the sample */
     bool needs_count;
-    bool counts_part;       /* SPLIT, large: cws_plan_count looks at a part of each chunk; an unforeseen symbol makes a chunk RAW */
-    bool counts_range;      /* and at all of it for the least and the largest symbol (2-byte floats, 64 KiB to 4 MiB): none is unforeseen */
+    bool counts_part;       /* SPLIT, large: cws_plan_count looks at a part of each chunk; an unforeseen symbol makes a
+                             * chunk RAW */
+    bool counts_range;      /* and at all of it for the least and the largest symbol (2-byte floats, 64 KiB to 4 MiB):
+                             * none is unforeseen */
     unsigned rounds;
     unsigned stored_planes; /* SPLIT: byte planes that are not constant in the sample */
     unsigned scale_bits;    /* QUANT: packed width of a scale code, as in the sample */
@@ -90,21 +93,22 @@ struct cws_plan {
     double symbol_entropy;  /* bits, after finish; 0 for RAW and ZSTD */
 };
 
-/* Starts a plan. shape: dims; ndim 0 is a scalar; their product must not overflow. Quantised are F16, BF16 and F32 tensors of
- * >= 2 dimensions and >= 4096 elements, in rows of at least 32 elements (the last dimension, or the last few where it
- * is shorter; never all of them); others, and those with a NaN, an infinity or a magnitude over half of the dtype's
- * largest, stay lossless. */
+/* Starts a plan. shape: dims; ndim 0 is a scalar; their product must not overflow. Quantised are F16, BF16 and F32
+ * tensors of >= 2 dimensions and >= 4096 elements, in rows of at least 32 elements (the last dimension, or the last few
+ * where it is shorter; never all of them); others, and those with a NaN, an infinity or a magnitude over half of the
+ * dtype's largest, stay lossless. */
 void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype, const uint64_t *shape, size_t ndim);
 
 /* Chooses the codec from at most 1 MiB taken at even spacing out of the tensor (the caller gathers it, whole
- * rows for QUANT where it can). sample_bytes a multiple of the element size; 0 allowed. Allocates up to 256 KiB and a zstd
- * context for the while. 0, or -ENOMEM, CWS_E_BUG: the plan is not to be used. */
+ * rows for QUANT where it can). sample_bytes a multiple of the element size; 0 allowed. Allocates up to 256 KiB and a
+ * zstd context for the while. 0, or -ENOMEM, CWS_E_BUG: the plan is not to be used. */
 CWS_MUST_CHECK int cws_plan_sample(struct cws_plan *p, const void *sample, size_t sample_bytes, struct cws_error *err);
 
-/* Adds the symbols of one chunk (a part of them where counts_part) to histogram[256]. first_elem: index in the tensor. Thread-safe (plan is const).
- * Returns 0, or 1 if QUANT met a value it refuses: call cws_plan_refuse_quant, then cws_plan_sample again, clear the
- * histogram and, if needs_count, count again. */
-int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256]);
+/* Adds the symbols of one chunk (a part of them where counts_part) to histogram[256]. first_elem: index in the tensor.
+ * Thread-safe (plan is const). Returns 0, or 1 if QUANT met a value it refuses: call cws_plan_refuse_quant, then
+ * cws_plan_sample again, clear the histogram and, if needs_count, count again. */
+int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem,
+                   uint64_t histogram[256]);
 void cws_plan_refuse_quant(struct cws_plan *p);
 
 /* Fixes the code from the whole tensor's histogram. 0: ready to encode (the codec may have become RAW);
@@ -115,7 +119,8 @@ int cws_plan_finish(struct cws_plan *p, const uint64_t histogram[256]);
 size_t cws_chunk_bound(const struct cws_plan *p, size_t logical_bytes);
 
 /* Encodes one chunk. dst has cws_chunk_bound() bytes. *out_codec is the plan's codec, or RAW when that would not
- * be smaller or counts_part left a symbol of it without a code (dst then holds the logical bytes). Deterministic. 0, CWS_E_BUG, -ENOMEM (zstd context).
+ * be smaller or counts_part left a symbol of it without a code (dst then holds the logical bytes). Deterministic. 0,
+ * CWS_E_BUG, -ENOMEM (zstd context).
  *   scratch  one per thread, from cws_encode_scratch_create */
 struct cws_encode_scratch;
 CWS_MUST_CHECK int cws_encode_scratch_create(struct cws_encode_scratch **out);

@@ -59,8 +59,8 @@ void cws_decode_scratch_destroy(struct cws_decode_scratch *s)
     free(s);
 }
 
-static void tile_to_quant(const struct cws_decoder_ops *ops, const struct cws_chunk_context *ctx, const struct cws_coded *c,
-                          const struct cws_tile *tile, uint64_t first, uint8_t *dst)
+static void tile_to_quant(const struct cws_decoder_ops *ops, const struct cws_chunk_context *ctx,
+                          const struct cws_coded *c, const struct cws_tile *tile, uint64_t first, uint8_t *dst)
 {
     uint64_t elem = ctx->first_elem + first, row_elems = ctx->row_elems;
     uint64_t row = elem / row_elems - ctx->first_elem / row_elems, left_in_row = row_elems - elem % row_elems;
@@ -128,7 +128,8 @@ static int decode_tile(const struct job *j, uint32_t t, uint8_t *dst, struct cws
     uint8_t *lanes = j->scratch->lanes[0];
     struct cws_tile_bits bits;
     find_bits(j, t, &bits);
-    if (!j->ops->lanes(j->ctx->table, j->coded->streams, &bits, elems, lanes, CWS_LANE_STRIDE(j->coded->head.lane_symbols)))
+    if (!j->ops->lanes(j->ctx->table, j->coded->streams, &bits, elems, lanes,
+                       CWS_LANE_STRIDE(j->coded->head.lane_symbols)))
         return cws_fail(err, CWS_E_CORRUPT, "chunk: tile %u: a lane does not hold exactly its symbols", t);
     merge_tile(j, t, elems, lanes, dst);
     return 0;
@@ -149,8 +150,9 @@ static bool decode_two_tiles(const struct job *j, uint32_t t, uint8_t *dst)
     return true;
 }
 
-static int decode_coded(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes, size_t logical_bytes,
-                        size_t begin, size_t end, uint8_t *dst, struct cws_decode_scratch *s, struct cws_error *err)
+static int decode_coded(const struct cws_chunk_context *ctx, const void *stored, size_t stored_bytes,
+                        size_t logical_bytes, size_t begin, size_t end, uint8_t *dst, struct cws_decode_scratch *s,
+                        struct cws_error *err)
 {
     struct cws_coded c;
     int rc = cws_coded_check(ctx, stored, stored_bytes, logical_bytes, &c, err);
@@ -185,8 +187,8 @@ static int decode_coded(const struct cws_chunk_context *ctx, const void *stored,
     return 0;
 }
 
-static int decode_zstd(const void *stored, size_t stored_bytes, size_t logical_bytes, size_t begin, size_t end, uint8_t *dst,
-                       struct cws_decode_scratch *s, struct cws_error *err)
+static int decode_zstd(const void *stored, size_t stored_bytes, size_t logical_bytes, size_t begin, size_t end,
+                       uint8_t *dst, struct cws_decode_scratch *s, struct cws_error *err)
 {
     bool whole = begin == 0 && end == logical_bytes;
     if (ZSTD_findFrameCompressedSize(stored, stored_bytes) != stored_bytes || logical_bytes == 0 ||
@@ -195,7 +197,8 @@ static int decode_zstd(const void *stored, size_t stored_bytes, size_t logical_b
     uint8_t *to = whole ? dst : s->whole;
     size_t got = ZSTD_decompressDCtx(s->zstd, to, logical_bytes, stored, stored_bytes);
     if (got != logical_bytes)
-        return cws_fail(err, CWS_E_CORRUPT, "chunk: zstd: %s", ZSTD_isError(got) ? ZSTD_getErrorName(got) : "short frame");
+        return cws_fail(err, CWS_E_CORRUPT, "chunk: zstd: %s",
+                        ZSTD_isError(got) ? ZSTD_getErrorName(got) : "short frame");
     if (!whole)
         memcpy(dst, to + begin, end - begin);
     return 0;
@@ -211,7 +214,8 @@ int cws_chunk_decode(const struct cws_chunk_context *ctx, const void *stored, si
     switch (ctx->codec) {
     case CWS_CODEC_RAW:
         if (stored_bytes != logical_bytes)
-            return cws_fail(err, CWS_E_CORRUPT, "chunk: raw, but %zu bytes stored for %zu", stored_bytes, logical_bytes);
+            return cws_fail(err, CWS_E_CORRUPT, "chunk: raw, but %zu bytes stored for %zu", stored_bytes,
+                            logical_bytes);
         if (end > begin)
             memcpy(dst, (const uint8_t *)stored + begin, end - begin);
         return 0;

@@ -38,7 +38,8 @@ static void fill_single(struct cws_decode_table *t, const uint8_t *symbol, const
 }
 
 /* False: two windows with different words have the same index. */
-static bool fill_direct(struct cws_vector_table *v, const uint8_t *symbol, const uint8_t lengths[SYMBOLS], unsigned longest)
+static bool fill_direct(struct cws_vector_table *v, const uint8_t *symbol, const uint8_t lengths[SYMBOLS],
+                        unsigned longest)
 {
     unsigned bits = longest < 6 ? 6 : longest, reversed = 0;
     v->shift = (uint16_t)(16 - bits);
@@ -77,8 +78,8 @@ static void fill_ranked(struct cws_vector_table *v, const uint8_t lengths[SYMBOL
     }
 }
 
-static void fill_vector(struct cws_vector_table *v, const uint8_t *symbol, const uint8_t lengths[SYMBOLS], unsigned longest,
-                        double average)
+static void fill_vector(struct cws_vector_table *v, const uint8_t *symbol, const uint8_t lengths[SYMBOLS],
+                        unsigned longest, double average)
 {
     memset(v, 0, sizeof *v);
     memset(v->last, 0xff, sizeof v->last);

@@ -50,7 +50,8 @@ ALWAYS_INLINE void split2(const uint8_t *symbol, const uint8_t *p0, unsigned fro
     }
 }
 
-static void split4(const uint8_t *symbol, const uint8_t *p0, const uint8_t *p1, const uint8_t *p2, unsigned n, uint8_t *dst)
+static void split4(const uint8_t *symbol, const uint8_t *p0, const uint8_t *p1, const uint8_t *p2, unsigned n,
+                   uint8_t *dst)
 {
     for (unsigned i = 0; i < n; i++) {
         uint32_t v = (uint32_t)unrotate(symbol[i], p2[i]) << 16 | (uint32_t)p1[i] << 8 | p0[i];

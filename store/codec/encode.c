@@ -60,7 +60,8 @@ size_t cws_chunk_bound(const struct cws_plan *p, size_t logical_bytes)
         bound = ZSTD_compressBound(logical_bytes);
     } else if (p->codec == CWS_CODEC_SPLIT || p->codec == CWS_CODEC_QUANT) {
         size_t elems = logical_bytes / p->elem_bytes, tiles = elems / (CWS_TILE_LANES * p->lane_symbols) + 1;
-        size_t before = p->codec == CWS_CODEC_SPLIT ? (p->elem_bytes - 1) * (elems + 16) : 2 * (elems / CWS_QUANT_ROW_MIN + 2);
+        size_t before = p->codec == CWS_CODEC_SPLIT ? (p->elem_bytes - 1) * (elems + 16)
+                                                    : 2 * (elems / CWS_QUANT_ROW_MIN + 2);
         bound = sizeof(struct cws_coded_head) + before + directory_bytes(tiles, true) + elems * CWS_CODE_BITS_MAX / 8 +
                 4 * tiles + CWS_STREAM_PAD + 128;
     }
@@ -220,7 +221,8 @@ static void put_scales(const struct coder *c, uint64_t rows, size_t bytes)
 {
     memset(c->at.scales, 0, bytes);
     for (uint64_t i = 0; i < rows; i++) {
-        uint32_t code = c->scratch->scale_code[i], field = code ? code - c->head.scale_base : 0; /* zeros: any scale does */
+        /* zeros: any scale does */
+        uint32_t code = c->scratch->scale_code[i], field = code ? code - c->head.scale_base : 0;
         uint64_t bit = i * c->head.scale_bits;
         field <<= bit % 8;
         for (size_t b = bit / 8; field; b++, field >>= 8)

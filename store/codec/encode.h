@@ -18,8 +18,8 @@
 struct cws_encode_table {
     uint32_t code[256];           /* code | bits << 16, or CWS_CODE_ABSENT */
     uint8_t low[256], high[256];  /* the same in bytes: code & 0xff, code >> 8 | bits << 4; 0, 0 when absent */
-    /* For encoders with a prepare(): pairs of symbols by their slots, first + CWS_ENCODE_SLOTS * second; code in the highest bits
-     * | bits. Slot 0 is symbol 0, slot 1 symbol base. */
+    /* For encoders with a prepare(): pairs of symbols by their slots, first + CWS_ENCODE_SLOTS * second; code in the
+     * highest bits | bits. Slot 0 is symbol 0, slot 1 symbol base. */
     bool paired;                  /* but rare ones all coded symbols have a slot; else the rest is not set */
     uint8_t base;
     uint8_t present[CWS_ENCODE_SLOTS]; /* 255: the slot's symbol has a code, 0: not */
@@ -36,8 +36,8 @@ struct cws_encoder_ops {
     void (*range2)(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most);
     /* Fills in the rest of a table; NULL: there is none. */
     void (*prepare)(struct cws_encode_table *table);
-    /* One tile's bits at `to`, zero bits up to a word; may write 64 bytes more. Returns the end of the last word, or NULL
-     * if a symbol has no code. symbols: readable up to a multiple of CWS_TILE_ROW. */
+    /* One tile's bits at `to`, zero bits up to a word; may write 64 bytes more. Returns the end of the last word, or
+     * NULL if a symbol has no code. symbols: readable up to a multiple of CWS_TILE_ROW. */
     uint8_t *(*tile)(const struct cws_encode_table *table, const uint8_t *symbols, unsigned elems, uint8_t *to,
                      uint32_t lane_bits[CWS_TILE_LANES]);
 };
@@ -48,8 +48,8 @@ extern const struct cws_encoder_ops cws_encoder_avx512;
 
 #define CWS_COMMON 12 /* neighbouring symbols that are counted in vectors */
 
-/* The first of the CWS_COMMON neighbours that cover most of a probe of these elements of 2 bytes, or -1 when they do not cover
- * enough. */
+/* The first of the CWS_COMMON neighbours that cover most of a probe of these elements of 2 bytes, or -1 when they do
+ * not cover enough. */
 int cws_common_base(const uint8_t *elems, size_t count);
 
 /* The one in use. */

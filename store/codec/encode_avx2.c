@@ -16,7 +16,8 @@ static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *
     const __m256i byte = _mm256_set1_epi16(255);
     size_t i = 0;
     for (; i + 32 <= count; i += 32) {
-        __m256i a = _mm256_loadu_si256((const __m256i *)(elems + 2 * i)), b = _mm256_loadu_si256((const __m256i *)(elems + 2 * i + 32));
+        __m256i a = _mm256_loadu_si256((const __m256i *)(elems + 2 * i)),
+                b = _mm256_loadu_si256((const __m256i *)(elems + 2 * i + 32));
         a = _mm256_or_si256(_mm256_add_epi16(a, a), _mm256_srli_epi16(a, 15));
         b = _mm256_or_si256(_mm256_add_epi16(b, b), _mm256_srli_epi16(b, 15));
         __m256i low = _mm256_packus_epi16(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
@@ -41,8 +42,8 @@ static void count_rest(__m256i symbols, uint32_t which, uint64_t histogram[256])
         histogram[rest[__builtin_ctz(which)]]++;
 }
 
-/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half
- * of a byte, so that an addition counts 64 counters. */
+/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high
+ * half of a byte, so that an addition counts 64 counters. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
     int base = cws_common_base(elems, count);
@@ -66,7 +67,8 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
         for (unsigned k = 0; k < TABLES; k++)
             nibbles[k] = zero;
         for (unsigned round = 0; round < NIBBLE_MAX && i + 32 <= count; round++, i += 32) {
-            __m256i a = _mm256_loadu_si256((const __m256i *)(elems + 2 * i)), b = _mm256_loadu_si256((const __m256i *)(elems + 2 * i + 32));
+            __m256i a = _mm256_loadu_si256((const __m256i *)(elems + 2 * i)),
+                    b = _mm256_loadu_si256((const __m256i *)(elems + 2 * i + 32));
             a = _mm256_srli_epi16(_mm256_add_epi16(a, a), 8);
             b = _mm256_srli_epi16(_mm256_add_epi16(b, b), 8);
             __m256i symbols = _mm256_packus_epi16(a, b); /* in any order */
@@ -79,7 +81,8 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
         }
         for (unsigned k = 0; k < TABLES; k++) {
             bytes[2 * k] = _mm256_add_epi8(bytes[2 * k], _mm256_and_si256(nibbles[k], half));
-            bytes[2 * k + 1] = _mm256_add_epi8(bytes[2 * k + 1], _mm256_and_si256(_mm256_srli_epi16(nibbles[k], 4), half));
+            bytes[2 * k + 1] = _mm256_add_epi8(bytes[2 * k + 1],
+                                               _mm256_and_si256(_mm256_srli_epi16(nibbles[k], 4), half));
         }
         if (fills % BYTE_MAX == 0 || i + 32 > count)
             for (unsigned k = 0; k < COMMON; k++) {
@@ -122,8 +125,8 @@ static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8
 #define RARE_MAX (1u << (CWS_CODE_BITS_MAX - 4)) /* of the codes: more without a slot, and no tile would do without */
 #define WORD_MAX 56 /* bits of a word, so that what lies below them never counts */
 
-/* Symbol 0 has slot 0, the largest coded ones have the others: zeros are far from all other weights, and what is far below the
- * largest is rare. */
+/* Symbol 0 has slot 0, the largest coded ones have the others: zeros are far from all other weights, and what is far
+ * below the largest is rare. */
 static void prepare(struct cws_encode_table *t)
 {
     unsigned base = 1, last = 255, rare = 0; /* 2^-CWS_CODE_BITS_MAX */
@@ -154,10 +157,12 @@ static void prepare(struct cws_encode_table *t)
 /* Slots of pairs. False: a symbol has no slot, or no code. */
 static bool find_pairs(const struct cws_encode_table *t, const uint8_t *symbols, unsigned elems, uint16_t *pairs)
 {
-    const __m256i before = _mm256_set1_epi8((char)(t->base - 1)), zero = _mm256_setzero_si256(), room = _mm256_set1_epi8(SLOTS - 1);
+    const __m256i before = _mm256_set1_epi8((char)(t->base - 1)), zero = _mm256_setzero_si256(),
+                  room = _mm256_set1_epi8(SLOTS - 1);
     const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->present));
     const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(t->present + 16)));
-    const __m256i to_low = _mm256_set1_epi8(0x70), to_high = _mm256_set1_epi8(16), weight = _mm256_set1_epi16(1 | SLOTS << 8);
+    const __m256i to_low = _mm256_set1_epi8(0x70), to_high = _mm256_set1_epi8(16),
+                  weight = _mm256_set1_epi16(1 | SLOTS << 8);
     __m256i bad = zero, good = _mm256_set1_epi8(-1);
     for (unsigned i = 0; i < elems; i += 32) {
         __m256i s = _mm256_loadu_si256((const __m256i *)(symbols + i)), slot = _mm256_subs_epu8(s, before);
@@ -165,14 +170,16 @@ static bool find_pairs(const struct cws_encode_table *t, const uint8_t *symbols,
                                         _mm256_shuffle_epi8(high, _mm256_sub_epi8(slot, to_high)));
         good = _mm256_and_si256(good, known);
         bad = _mm256_or_si256(bad, _mm256_andnot_si256(room, slot)); /* beyond the slots */
-        bad = _mm256_or_si256(bad, _mm256_andnot_si256(_mm256_cmpeq_epi8(s, zero), _mm256_cmpeq_epi8(slot, zero))); /* below */
+        /* below them */
+        bad = _mm256_or_si256(bad, _mm256_andnot_si256(_mm256_cmpeq_epi8(s, zero), _mm256_cmpeq_epi8(slot, zero)));
         _mm256_storeu_si256((__m256i *)(pairs + i / 2), _mm256_maddubs_epi16(_mm256_and_si256(slot, room), weight));
     }
     return _mm256_testz_si256(bad, bad) && _mm256_movemask_epi8(good) == -1;
 }
 
 /* Some pairs more: codes come in at the top, and push those before them down. */
-static inline __attribute__((always_inline)) void push(const uint64_t *pair, const uint16_t *pairs, unsigned count, uint64_t *word, uint64_t *bits)
+static inline __attribute__((always_inline)) void push(const uint64_t *pair, const uint16_t *pairs, unsigned count,
+                                                       uint64_t *word, uint64_t *bits)
 {
     for (unsigned k = 0; k < count; k++) {
         uint64_t e = pair[pairs[k]];
@@ -189,7 +196,8 @@ static inline __attribute__((always_inline)) unsigned append(struct cws_bits *b,
 }
 
 /* 8 symbols of a lane, or 4 and 4 where they do not fit a word. */
-static inline __attribute__((always_inline)) unsigned append_row(struct cws_bits *b, const uint64_t *pair, const uint16_t *pairs)
+static inline __attribute__((always_inline)) unsigned append_row(struct cws_bits *b, const uint64_t *pair,
+                                                                 const uint16_t *pairs)
 {
     uint64_t word = 0, bits = 0;
     push(pair, pairs, 4, &word, &bits);

@@ -8,15 +8,16 @@
 static bool runs_here(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2");
 }
 
 /* Bytes 1, 3, 5, ... of two vectors; one less and it is 0, 2, 4, ... */
 static inline __m512i odd_bytes(void)
 {
-    const __m512i words = _mm512_setr_epi64(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110, 0x1f1e1d1c1b1a1918, 0x2726252423222120,
-                                            0x2f2e2d2c2b2a2928, 0x3736353433323130, 0x3f3e3d3c3b3a3938);
+    const __m512i words = _mm512_setr_epi64(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110,
+                                            0x1f1e1d1c1b1a1918, 0x2726252423222120, 0x2f2e2d2c2b2a2928,
+                                            0x3736353433323130, 0x3f3e3d3c3b3a3938);
     return _mm512_or_si512(_mm512_add_epi8(words, words), _mm512_set1_epi8(1));
 }
 
@@ -42,8 +43,8 @@ static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *
 #define NIBBLE_MAX 15 /* rounds until a counter of four bits is full */
 #define BYTE_MAX 17   /* fills of a nibble until a byte is */
 
-/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half
- * of a byte, so that an addition counts 128 counters; what is not common is looked at one by one. */
+/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high
+ * half of a byte, so that an addition counts 128 counters; what is not common is looked at one by one. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
     int base = cws_common_base(elems, count);
@@ -82,7 +83,8 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
         }
         for (unsigned k = 0; k < TABLES; k++) {
             bytes[2 * k] = _mm512_add_epi8(bytes[2 * k], _mm512_and_si512(nibbles[k], half));
-            bytes[2 * k + 1] = _mm512_add_epi8(bytes[2 * k + 1], _mm512_and_si512(_mm512_srli_epi16(nibbles[k], 4), half));
+            bytes[2 * k + 1] = _mm512_add_epi8(bytes[2 * k + 1],
+                                               _mm512_and_si512(_mm512_srli_epi16(nibbles[k], 4), half));
         }
         if (fills % BYTE_MAX == 0 || i + 64 > count)
             for (unsigned k = 0; k < COMMON; k++) {
@@ -102,7 +104,8 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8_t *out_most)
 {
     const __m512i one = _mm512_set1_epi16(256);
-    __m512i least[2] = {_mm512_set1_epi16(-1), _mm512_set1_epi16(-1)}, most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    __m512i least[2] = {_mm512_set1_epi16(-1), _mm512_set1_epi16(-1)},
+            most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     size_t i = 0;
     for (; i + 64 <= count; i += 64)
         for (unsigned k = 0; k < 2; k++) {
@@ -151,7 +154,8 @@ struct groups { /* of 64 symbols, 8 groups of 8: what each u64 holds becomes a s
     __m512i first_bits, bits; /* of the first, of both */
 };
 
-/* Pairs of codes in each 64-bit half of a group, joined. codes, bits: u16 each; even + odd * 2^(bits of even) is a pair. */
+/* Pairs of codes in each 64-bit half of a group, joined. codes, bits: u16 each; even + odd * 2^(bits of even) is a
+ * pair. */
 static inline __m512i join_four(__m512i codes, __m512i bits)
 {
     const __m512i one = _mm512_set1_epi16(1), low32 = _mm512_set1_epi64(0xffffffff);
@@ -228,8 +232,8 @@ static inline void append_group(struct lanes *b, const struct groups *g)
     }
 }
 
-static inline __attribute__((always_inline)) void encode_lanes(struct coding *c, bool small, const uint8_t *symbols, unsigned rows,
-                                                               struct lanes *b)
+static inline __attribute__((always_inline)) void encode_lanes(struct coding *c, bool small, const uint8_t *symbols,
+                                                               unsigned rows, struct lanes *b)
 {
     unsigned r = 0;
     for (; r + 2 <= rows; r += 2) {
@@ -261,7 +265,8 @@ static void encode_apart(struct coding *c, const uint8_t *symbols, unsigned rows
     __m512i coded = _mm512_or_si512(c->high.part[2], c->high.part[3]);
     bool small = _mm512_test_epi8_mask(coded, coded) == 0;
     for (unsigned l = 0; l < CWS_TILE_LANES; l += 8) {
-        uint64_t start[8] __attribute__((aligned(64))), at[8] __attribute__((aligned(64))), left[8] __attribute__((aligned(64)));
+        uint64_t start[8] __attribute__((aligned(64))), at[8] __attribute__((aligned(64))),
+            left[8] __attribute__((aligned(64)));
         for (unsigned k = 0; k < 8; k++) {
             apart->word[l + k][0] = 0;
             start[k] = (uint64_t)(uintptr_t)&apart->word[l + k][1];

@@ -29,8 +29,8 @@ struct cws_tile_bits { /* where a tile lies in the streams */
 struct cws_decoder_ops {
     struct cws_variant variant; /* first */
     /* Decodes the 32 lanes of a tile of `elems` elements to out, CWS_LANES_BYTES, for split() and linear() of the same
-     * decoder; lane l starts where lane l - 1 ends, the first at first_bit, a multiple of 32. Reads at most 8 bytes past
-     * end_bit. False: some lane does not hold exactly its symbols. */
+     * decoder; lane l starts where lane l - 1 ends, the first at first_bit, a multiple of 32. Reads at most 8 bytes
+     * past end_bit. False: some lane does not hold exactly its symbols. */
     bool (*lanes)(const struct cws_decode_table *table, const uint8_t *streams, const struct cws_tile_bits *bits,
                   unsigned elems, uint8_t *out, unsigned stride);
     /* The same for two tiles, the second not the larger; NULL where it would not be faster. */

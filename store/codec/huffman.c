@@ -50,7 +50,8 @@ static void package_merge(const uint64_t *weight, unsigned n, unsigned limit, un
     }
     unsigned take = 2 * n - 2;
     for (unsigned k = limit; k-- > 0 && take > 0;) {
-        /* Every list was filled up to its length, and take is at most that. NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign) */
+        /* Every list was filled up to its length, and take is at most that.
+         * NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign) */
         unsigned taken = leaves[k][take];
         for (unsigned i = 0; i < taken; i++)
             depth[i]++;
@@ -106,14 +107,15 @@ int cws_huffman_unpack(const uint8_t packed[128], uint8_t lengths[256], struct c
     for (unsigned s = 0; s < SYMBOLS; s++) {
         unsigned len = packed[s / 2] >> (s % 2 * 4) & 15;
         if (len > LIMIT)
-            return cws_fail(err, CWS_E_CORRUPT, "code table: symbol %u has a code of %u bits, at most %u are allowed", s,
-                            len, LIMIT);
+            return cws_fail(err, CWS_E_CORRUPT, "code table: symbol %u has a code of %u bits, at most %u are allowed",
+                            s, len, LIMIT);
         lengths[s] = (uint8_t)len;
         if (len)
             kraft += 1u << (LIMIT - len);
     }
     if (kraft != 1u << LIMIT)
-        return cws_fail(err, CWS_E_CORRUPT, "code table: the code is not complete (Kraft sum %u of %u)", kraft, 1u << LIMIT);
+        return cws_fail(err, CWS_E_CORRUPT, "code table: the code is not complete (Kraft sum %u of %u)", kraft,
+                        1u << LIMIT);
     return 0;
 }
 

@@ -1,5 +1,5 @@
-/* huffman.h - the prefix code shared by SPLIT and QUANT: lengths, their packed form and canonical codes. Pure functions, no
- * allocation. cws_huffman_lengths() is declared in codec.h; the decoding tables are in decode_table.h.
+/* huffman.h - the prefix code shared by SPLIT and QUANT: lengths, their packed form and canonical codes. Pure
+ * functions, no allocation. cws_huffman_lengths() is declared in codec.h; the decoding tables are in decode_table.h.
  *
  * Canonical code: symbols sorted by (length, symbol) get rising codes, as in RFC 1951; a code is written
  * from its most significant bit on into a stream that is filled from the least significant bit on, so codes

@@ -38,7 +38,8 @@ ALWAYS_INLINE uint64_t refill(const uint8_t *streams, uint64_t at)
 /* Decodes CWS_LANE_GROUP lanes; at[], out[] and end[] are per lane. No load starts past end_bit, whatever the bits
  * say. On return at[] tells where each lane's symbols really ended. */
 ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_t *streams, uint64_t end_bit,
-                              uint64_t at[CWS_LANE_GROUP], uint8_t *out[CWS_LANE_GROUP], uint8_t *const end[CWS_LANE_GROUP])
+                              uint64_t at[CWS_LANE_GROUP], uint8_t *out[CWS_LANE_GROUP],
+                              uint8_t *const end[CWS_LANE_GROUP])
 {
     uint64_t buffer[CWS_LANE_GROUP];
     for (;;) { /* whole entries, while they cannot overshoot */
@@ -108,8 +109,8 @@ static bool single_rest(const struct cws_decode_single *one, const uint8_t *stre
     return true;
 }
 
-ALWAYS_INLINE bool single_lanes(const struct cws_decode_single *one, const uint8_t *streams, const struct cws_tile_bits *bits, unsigned elems,
-                                uint8_t *out, unsigned stride)
+ALWAYS_INLINE bool single_lanes(const struct cws_decode_single *one, const uint8_t *streams,
+                                const struct cws_tile_bits *bits, unsigned elems, uint8_t *out, unsigned stride)
 {
     uint64_t start = bits->first_bit;
     unsigned whole = elems / CWS_TILE_ROW * 8;

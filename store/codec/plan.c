@@ -19,16 +19,19 @@
 #define GAIN_MIN 0.01             /* a smaller gain is not worth decoding */
 #define ROUNDS_MAX 12
 #define PARTIAL_BYTES (4u << 20) /* of a tensor, above which a part of each chunk is counted */
-#define RANGE_BYTES (64u << 10)  /* of a tensor of 2-byte floats, from which on the same, and the range of all is looked up */
+#define RANGE_BYTES (64u << 10)  /* of a tensor of 2-byte floats, from which on the same, and the range of all is looked
+                                  * up */
 #define PARTIAL_SHARE 4u         /* how much is counted: one in so many bytes */
 #define STRIPE_BYTES 1024u       /* it is taken in pieces of this size */
-#define UNSEEN_BELOW 8u          /* exponents below one that was counted that get a code: each is half as likely as the next */
+#define UNSEEN_BELOW 8u          /* exponents below one that was counted that get a code: each is half as likely as the
+                                  * next */
 #define UNSEEN_ABOVE 2u
 #define UNSEEN_MAX 12u /* codes within the range */
-/* Elements from which on lanes are short. A GPU decodes a tile with one warp, so that short lanes keep more of them busy: on an
- * H200, 64 Mi weights, 1616 GB/s with 128 symbols a lane and 1428 with 256 (q8: 1296 and 1053). They cost 0.04 bits per
- * weight more (q8: 0.06 over 512), which small tensors, whose records weigh enough already, would gain little from. Quantised
- * tensors are packed for their size: there only the largest get short lanes, and with q6, where bits are precision, 256 must do. */
+/* Elements from which on lanes are short. A GPU decodes a tile with one warp, so that short lanes keep more of them
+ * busy: on an H200, 64 Mi weights, 1616 GB/s with 128 symbols a lane and 1428 with 256 (q8: 1296 and 1053). They cost
+ * 0.04 bits per weight more (q8: 0.06 over 512), which small tensors, whose records weigh enough already, would gain
+ * little from. Quantised tensors are packed for their size: there only the largest get short lanes, and with q6, where
+ * bits are precision, 256 must do. */
 #define LARGE_ELEMS (1u << 20)
 #define HUGE_ELEMS (8u << 20)
 
@@ -46,7 +49,8 @@ static void set_lossless(struct cws_plan *p)
 {
     p->codec = cws_dtype_is_float(p->dtype) ? CWS_CODEC_SPLIT : CWS_CODEC_ZSTD;
     p->needs_count = p->codec == CWS_CODEC_SPLIT;
-    p->counts_range = p->codec == CWS_CODEC_SPLIT && p->elem_bytes == 2 && p->elems >= RANGE_BYTES / 2 && p->elems <= PARTIAL_BYTES / 2;
+    p->counts_range = p->codec == CWS_CODEC_SPLIT && p->elem_bytes == 2 && p->elems >= RANGE_BYTES / 2 &&
+                      p->elems <= PARTIAL_BYTES / 2;
     p->counts_part = p->needs_count && (p->counts_range || p->elems > PARTIAL_BYTES / p->elem_bytes);
     p->lane_symbols = p->elems < LARGE_ELEMS ? 256 : 128;
     p->chunk_bytes = CWS_CHUNK_BYTES;
@@ -204,7 +208,8 @@ static int count_quant(const struct cws_plan *p, float step, const uint8_t *elem
 }
 
 /* Which of its parts a chunk shows changes from chunk to chunk, so that no column of a matrix always hides. */
-static void count_part(const struct cws_plan *p, const uint8_t *chunk, size_t elems, uint64_t first_elem, uint64_t histogram[256])
+static void count_part(const struct cws_plan *p, const uint8_t *chunk, size_t elems, uint64_t first_elem,
+                       uint64_t histogram[256])
 {
     uint64_t index = first_elem * p->elem_bytes / p->chunk_bytes;
     size_t each = elems / PARTIAL_SHARE, which = (size_t)((index ^ index >> 2 ^ index >> 4) % PARTIAL_SHARE);
@@ -212,8 +217,8 @@ static void count_part(const struct cws_plan *p, const uint8_t *chunk, size_t el
         count_split(p->elem_bytes, chunk + which * each * p->elem_bytes, each, histogram);
 }
 
-/* A stripe of each eight, which one as good as random, and once more the least and the largest symbol of all: what is not
- * counted lies between them. */
+/* A stripe of each eight, which one as good as random, and once more the least and the largest symbol of all: what is
+ * not counted lies between them. */
 static void count_stripes(const uint8_t *chunk, size_t elems, uint64_t first_elem, uint64_t histogram[256])
 {
     enum { STRIPE = STRIPE_BYTES / 2, SHARE = 8, BLOCK = STRIPE * SHARE, ROOM = 16 };
@@ -238,7 +243,8 @@ static void count_stripes(const uint8_t *chunk, size_t elems, uint64_t first_ele
         histogram[least]++;
 }
 
-int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem, uint64_t histogram[256])
+int cws_plan_count(const struct cws_plan *p, const void *chunk, size_t bytes, uint64_t first_elem,
+                   uint64_t histogram[256])
 {
     struct codes codes = {0, 0};
     if (p->codec == CWS_CODEC_QUANT)
@@ -359,11 +365,12 @@ static double step_bits(struct cws_plan *p, float step, const uint8_t *sample, s
     if (count_quant(p, step, sample, elems, 0, histogram, &codes) != 0)
         return -1;
     p->scale_bits = codes_bits(&codes);
-    return (double)cws_huffman_lengths(histogram, CWS_CODE_BITS_MAX, lengths) / (double)elems + overhead_bits(p) / (double)p->elems;
+    return (double)cws_huffman_lengths(histogram, CWS_CODE_BITS_MAX, lengths) / (double)elems +
+           overhead_bits(p) / (double)p->elems;
 }
 
-/* The least step, in units of a row's rms, that about meets the target. Twice the step is one bit less, so a few corrections
- * get there; the full count has the last word. */
+/* The least step, in units of a row's rms, that about meets the target. Twice the step is one bit less, so a few
+ * corrections get there; the full count has the last word. */
 static float search_step(struct cws_plan *p, const uint8_t *sample, size_t elems)
 {
     const double target = TARGET_BITS - TARGET_MARGIN;
@@ -428,8 +435,8 @@ static uint64_t sum(const uint64_t histogram[256])
     return total;
 }
 
-/* Codes for all between the least and the largest symbol, which were looked up, and for zeros. False: those that were not
- * counted are so many that their codes would cost more than to count everything. */
+/* Codes for all between the least and the largest symbol, which were looked up, and for zeros. False: those that were
+ * not counted are so many that their codes would cost more than to count everything. */
 static bool fill_range(uint64_t histogram[256])
 {
     unsigned least = 1, most = 255, unseen = 0;

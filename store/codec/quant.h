@@ -14,8 +14,8 @@ struct cws_quant_row {
  * might overflow. elems: count elements of F16, BF16 or F32, any alignment. */
 int cws_quant_measure(enum cws_dtype dtype, const uint8_t *elems, size_t count, struct cws_quant_row *out);
 
-/* The scale code (format.h), 0 for a row of zeros. step: per unit of rms; 0 for q8. A row whose rms is within a third of
- * typical_rms takes the step of that: such rows share a code, and their scales need no bits. */
+/* The scale code (format.h), 0 for a row of zeros. step: per unit of rms; 0 for q8. A row whose rms is within a third
+ * of typical_rms takes the step of that: such rows share a code, and their scales need no bits. */
 uint32_t cws_quant_scale_code(const struct cws_quant_row *row, float step, float typical_rms);
 
 /* symbols[i] = clamp(round-half-even(x / scale), -127, 127) + 128; all 128 when code is 0. */

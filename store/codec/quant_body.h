@@ -96,8 +96,8 @@ static void symbols_of(enum cws_dtype dtype, const uint8_t *elems, size_t count,
         size_t n = count - done < BLOCK ? count - done : BLOCK;
         to_float(dtype, elems + done * elem_bytes, n, x);
         for (size_t i = 0; i < n; i++) {
-            /* Adding 1.5 * 2^23 leaves no fraction bits: the sum is rounded to the nearest integer, half to even. The scale
-             * is at least absmax / 127, so the quotient is small; the clamp only takes what rounding may add. */
+            /* Adding 1.5 * 2^23 leaves no fraction bits: the sum is rounded to the nearest integer, half to even. The
+             * scale is at least absmax / 127, so the quotient is small; the clamp only takes what rounding may add. */
             int32_t q = (int32_t)(to_bits(x[i] / scale + 0x1.8p23f) - to_bits(0x1.8p23f));
             q = q < -127 ? -127 : q;
             q = q > 127 ? 127 : q;

@@ -171,7 +171,8 @@ static int ref_split(struct ref *r, const struct cws_coded_head *h, const struct
     return rc;
 }
 
-/* Round to nearest even at the precision of a small float format: `mantissa` stored bits, exponents from `lowest` on. */
+/* Round to nearest even at the precision of a small float format: `mantissa` stored bits, exponents from `lowest`
+ * on. */
 static uint16_t ref_round(float value, int mantissa, int lowest, int bias)
 {
     uint16_t sign = signbit(value) ? 0x8000 : 0;
@@ -192,7 +193,8 @@ static uint16_t ref_round(float value, int mantissa, int lowest, int bias)
 static int ref_quant(struct ref *r, const struct cws_coded_head *h, const struct ref_code *code,
                      const struct cws_chunk_context *ctx, uint8_t *dst)
 {
-    if (h->const_planes != 0 || h->scale_bits > 13 || ctx->row_elems == 0 || ctx->first_elem > UINT64_MAX - h->elem_count)
+    if (h->const_planes != 0 || h->scale_bits > 13 || ctx->row_elems == 0 ||
+        ctx->first_elem > UINT64_MAX - h->elem_count)
         return bad(r, "head of a quantised chunk is not valid");
     if (ctx->dtype != CWS_F16 && ctx->dtype != CWS_BF16 && ctx->dtype != CWS_F32)
         return bad(r, "this dtype cannot be quantised");
@@ -220,7 +222,8 @@ static int ref_quant(struct ref *r, const struct cws_coded_head *h, const struct
     rc = ref_streams(r, code, h, symbols);
     for (uint64_t i = 0; rc == 0 && i < h->elem_count; i++) {
         uint64_t row = (ctx->first_elem + i) / ctx->row_elems - first_row;
-        uint32_t scale_bits = (uint32_t)(h->scale_base + get_bits(scales, row * h->scale_bits, h->scale_bits)) << CWS_SCALE_SHIFT;
+        uint32_t scale_bits = (uint32_t)(h->scale_base + get_bits(scales, row * h->scale_bits, h->scale_bits))
+                              << CWS_SCALE_SHIFT;
         float scale, value;
         memcpy(&scale, &scale_bits, 4);
         value = (float)(symbols[i] - 128) * scale;
@@ -235,8 +238,8 @@ static int ref_quant(struct ref *r, const struct cws_coded_head *h, const struct
     return rc;
 }
 
-static int ref_coded(struct ref *r, const struct cws_chunk_context *ctx, const uint8_t packed[128], size_t logical_bytes,
-                     uint8_t *dst)
+static int ref_coded(struct ref *r, const struct cws_chunk_context *ctx, const uint8_t packed[128],
+                     size_t logical_bytes, uint8_t *dst)
 {
     struct cws_coded_head h;
     struct ref_code *code;
@@ -254,7 +257,8 @@ static int ref_coded(struct ref *r, const struct cws_chunk_context *ctx, const u
         return bad(r, "lane_symbols is not valid");
     if (!cws_dtype_is_float(ctx->dtype) || h.elem_bytes != cws_dtype_unit(ctx->dtype))
         return bad(r, "element size is not the dtype's");
-    if (h.elem_count == 0 || logical_bytes > CWS_CHUNK_BYTES_MAX || (uint64_t)h.elem_count * h.elem_bytes != logical_bytes)
+    if (h.elem_count == 0 || logical_bytes > CWS_CHUNK_BYTES_MAX ||
+        (uint64_t)h.elem_count * h.elem_bytes != logical_bytes)
         return bad(r, "element count does not fit the chunk's size");
     uint64_t tile_elems = (uint64_t)CWS_TILE_LANES * h.lane_symbols;
     if (h.tile_count != (h.elem_count + tile_elems - 1) / tile_elems)

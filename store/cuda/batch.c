@@ -32,7 +32,8 @@ static void set_rows(struct cws_gpu_job *job, uint64_t row_elems, uint64_t first
     job->row_offset = (uint32_t)offset;
 }
 
-static int init_coded(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk, const void *stored, struct cws_error *err)
+static int init_coded(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk, const void *stored,
+                      struct cws_error *err)
 {
     struct cws_coded c;
     struct cws_chunk_context ctx = {
@@ -59,7 +60,8 @@ static int init_coded(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk
     return 0;
 }
 
-int cws_gpu_job_init(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk, const void *stored_host, struct cws_error *err)
+int cws_gpu_job_init(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk, const void *stored_host,
+                     struct cws_error *err)
 {
     memset(job, 0, sizeof *job);
     bool coded = chunk->codec == CWS_CODEC_SPLIT || chunk->codec == CWS_CODEC_QUANT;
@@ -67,8 +69,8 @@ int cws_gpu_job_init(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk,
         return cws_fail(err, CWS_E_UNSUPPORTED, "chunk: codec %d is not decoded on a GPU", (int)chunk->codec);
     if (chunk->stored % 16 != 0 || chunk->dst % 16 != 0 || chunk->first_byte % 16 != 0 || chunk->table % 16 != 0 ||
         (coded && chunk->table == 0))
-        return cws_fail(err, CWS_E_BUG, "chunk: addresses 0x%llx and 0x%llx, table 0x%llx, place %llu", chunk->stored, chunk->dst,
-                        chunk->table, (unsigned long long)chunk->first_byte);
+        return cws_fail(err, CWS_E_BUG, "chunk: addresses 0x%llx and 0x%llx, table 0x%llx, place %llu", chunk->stored,
+                        chunk->dst, chunk->table, (unsigned long long)chunk->first_byte);
     job->stored = chunk->stored;
     job->dst = chunk->dst;
     job->table = coded ? chunk->table : 0;
@@ -80,9 +82,11 @@ int cws_gpu_job_init(struct cws_gpu_job *job, const struct cws_gpu_chunk *chunk,
     if (coded)
         return init_coded(job, chunk, stored_host, err);
     if (chunk->stored_bytes != chunk->logical_bytes)
-        return cws_fail(err, CWS_E_CORRUPT, "chunk: raw, but %u bytes stored for %u", chunk->stored_bytes, chunk->logical_bytes);
+        return cws_fail(err, CWS_E_CORRUPT, "chunk: raw, but %u bytes stored for %u", chunk->stored_bytes,
+                        chunk->logical_bytes);
     if (chunk->logical_bytes > CWS_CHUNK_BYTES_MAX)
-        return cws_fail(err, CWS_E_CORRUPT, "chunk: %u bytes; %u is the most", chunk->logical_bytes, CWS_CHUNK_BYTES_MAX);
+        return cws_fail(err, CWS_E_CORRUPT, "chunk: %u bytes; %u is the most", chunk->logical_bytes,
+                        CWS_CHUNK_BYTES_MAX);
     job->tiles = (chunk->logical_bytes + CWS_GPU_RAW_TILE - 1) / CWS_GPU_RAW_TILE;
     return 0;
 }
@@ -96,7 +100,9 @@ static enum cws_gpu_kind kind_of(const struct cws_gpu_job *job)
 {
     if (job->head.elem_bytes != 2)
         return CWS_GPU_ANY;
-    return job->codec == CWS_CODEC_SPLIT ? CWS_GPU_SPLIT2 : job->codec == CWS_CODEC_QUANT ? CWS_GPU_QUANT2 : CWS_GPU_ANY;
+    return job->codec == CWS_CODEC_SPLIT   ? CWS_GPU_SPLIT2
+           : job->codec == CWS_CODEC_QUANT ? CWS_GPU_QUANT2
+                                           : CWS_GPU_ANY;
 }
 
 struct cws_hash128 cws_gpu_result_hash(const struct cws_gpu_result *r)
@@ -131,7 +137,8 @@ int cws_gpu_hash_plan(struct cws_gpu_hash_job *jobs, uint32_t count, struct cws_
     uint64_t units = 0;
     for (uint32_t i = 0; i < count; i++) {
         if (jobs[i].address % 16 != 0)
-            return cws_fail(err, CWS_E_BUG, "hash of memory at 0x%llx: no multiple of 16", (unsigned long long)jobs[i].address);
+            return cws_fail(err, CWS_E_BUG, "hash of memory at 0x%llx: no multiple of 16",
+                            (unsigned long long)jobs[i].address);
         if (jobs[i].bytes / CWS_GPU_RAW_TILE >= UNITS_MAX)
             return too_many(err);
         jobs[i].first_unit = (uint32_t)units;

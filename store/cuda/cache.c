@@ -1,5 +1,5 @@
-/* cache.c - compiled kernels kept from one program to the next. A file is the image and the XXH3 of it, seeded with that of the
- * sources: one that was cut short, changed, or made of other sources is not taken. */
+/* cache.c - compiled kernels kept from one program to the next. A file is the image and the XXH3 of it, seeded with
+ * that of the sources: one that was cut short, changed, or made of other sources is not taken. */
 #include "store/base/atomic_file.h"
 #include "store/format/checksum.h"
 #include "store/base/os.h"
@@ -43,7 +43,10 @@ static bool path_of(const struct cws_gpu_target *target, bool make, char *out, s
 }
 
 /* Code from this file will run on the device: nobody but this user and root may have had a hand in it. */
-static bool is_ours(const struct stat *s) { return (s->st_uid == geteuid() || s->st_uid == 0) && !(s->st_mode & (S_IWGRP | S_IWOTH)); }
+static bool is_ours(const struct stat *s)
+{
+    return (s->st_uid == geteuid() || s->st_uid == 0) && !(s->st_mode & (S_IWGRP | S_IWOTH));
+}
 
 /* The directory of `path`, if nobody else can put files into it: a descriptor, or -1. */
 static int open_directory(const char *path)
@@ -64,8 +67,8 @@ static void *read_image(int fd, const struct cws_gpu_target *target, size_t *byt
     struct stat s;
     size_t got = 0;
     uint64_t sum;
-    if (cws_os_fstat(fd, &s) != 0 || !S_ISREG(s.st_mode) || !is_ours(&s) || s.st_nlink != 1 || s.st_size <= (off_t)sizeof sum ||
-        s.st_size > IMAGE_BYTES_MAX)
+    if (cws_os_fstat(fd, &s) != 0 || !S_ISREG(s.st_mode) || !is_ours(&s) || s.st_nlink != 1 ||
+        s.st_size <= (off_t)sizeof sum || s.st_size > IMAGE_BYTES_MAX)
         return NULL;
     size_t size = (size_t)s.st_size - sizeof sum;
     char *image = malloc(size + sizeof sum);
@@ -91,7 +94,8 @@ void *cws_gpu_cache_read(const struct cws_gpu_target *target, size_t *bytes)
     int directory = path_of(target, false, path, sizeof path) ? open_directory(path) : -1;
     if (directory < 0)
         return NULL;
-    int fd = cws_os_openat(directory, strrchr(path, '/') + 1, O_RDONLY | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0); /* a FIFO would wait for a writer */
+    /* a FIFO would wait for a writer */
+    int fd = cws_os_openat(directory, strrchr(path, '/') + 1, O_RDONLY | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK, 0);
     cws_os_close(directory);
     if (fd < 0)
         return NULL;

@@ -60,12 +60,14 @@ static void add_place(struct places *p, const char *directory, size_t length, co
         p->count++;
 }
 
-/* Beside the CUDA libraries that the process has: there lies the NVRTC that belongs to them. PyTorch's packages keep each in a
- * directory of its own. */
+/* Beside the CUDA libraries that the process has: there lies the NVRTC that belongs to them. PyTorch's packages keep
+ * each in a directory of its own. */
 static int near_loaded(struct dl_phdr_info *info, size_t size, void *arg)
 {
-    static const char *const families[] = {"/libcudart", "/libcublas", "/libtorch_cuda", "/libc10_cuda", "/libcudnn", "/libcupy"};
-    static const char *const below[] = {"", "/../../cuda_nvrtc/lib", "/../../cu13/lib", "/../../nvidia/cuda_nvrtc/lib", "/../../nvidia/cu13/lib"};
+    static const char *const families[] = {"/libcudart",   "/libcublas", "/libtorch_cuda",
+                                           "/libc10_cuda", "/libcudnn",  "/libcupy"};
+    static const char *const below[] = {"", "/../../cuda_nvrtc/lib", "/../../cu13/lib", "/../../nvidia/cuda_nvrtc/lib",
+                                        "/../../nvidia/cu13/lib"};
     const char *name = info->dlpi_name, *slash = name ? strrchr(name, '/') : NULL;
     (void)size;
     if (!slash)
@@ -129,9 +131,11 @@ static int find(struct compiler *c, const struct cws_gpu_target *target, struct 
     }
     if (found)
         return 0;
-    return cws_fail(err, CWS_E_UNSUPPORTED, "no NVRTC%s was found to compile the decoding kernels with; it comes with PyTorch for CUDA, with the CUDA "
-                                            "toolkit, and as the Python package nvidia-cuda-nvrtc-cu12; or build where nvcc is",
-                    target->driver_version ? " for this driver" : "");
+    return cws_fail(
+        err, CWS_E_UNSUPPORTED,
+        "no NVRTC%s was found to compile the decoding kernels with; it comes with PyTorch for CUDA, with the CUDA "
+        "toolkit, and as the Python package nvidia-cuda-nvrtc-cu12; or build where nvcc is",
+        target->driver_version ? " for this driver" : "");
 }
 
 int cws_gpu_compiler_find(const struct cws_gpu_target *target, char path[1024], int *version, struct cws_error *err)
@@ -149,7 +153,8 @@ int cws_gpu_compiler_find(const struct cws_gpu_target *target, char path[1024], 
 /* --- compiling ------------------------------------------------------------------------------------ */
 
 /* The device's own architecture, or the latest before it, as PTX for the driver to finish. */
-static int choose(const struct compiler *c, const struct cws_gpu_target *target, int *arch, bool *exact, struct cws_error *err)
+static int choose(const struct compiler *c, const struct cws_gpu_target *target, int *arch, bool *exact,
+                  struct cws_error *err)
 {
     int arches[ARCHES_MAX], count = 0, wanted = 10 * target->major + target->minor;
     *arch = 0;
@@ -160,8 +165,8 @@ static int choose(const struct compiler *c, const struct cws_gpu_target *target,
             *arch = arches[i];
     *exact = *arch == wanted;
     if (*arch < 80)
-        return cws_fail(err, CWS_E_UNSUPPORTED, "%s (version %d.%d) compiles for no device of compute capability %d.%d", c->path, c->major, c->minor,
-                        target->major, target->minor);
+        return cws_fail(err, CWS_E_UNSUPPORTED, "%s (version %d.%d) compiles for no device of compute capability %d.%d",
+                        c->path, c->major, c->minor, target->major, target->minor);
     return 0;
 }
 
@@ -173,8 +178,8 @@ static int refused(const struct compiler *c, program of, int code, struct cws_er
         first = strstr(log, "error") ? strstr(log, "error") : log;
     if (first)
         first[strcspn(first, "\n")] = '\0';
-    int rc = cws_fail(err, CWS_E_BUG, "%s (version %d.%d) does not compile the decoding kernels (%d): %s", c->path, c->major, c->minor, code,
-                      first ? first : "it does not say why");
+    int rc = cws_fail(err, CWS_E_BUG, "%s (version %d.%d) does not compile the decoding kernels (%d): %s", c->path,
+                      c->major, c->minor, code, first ? first : "it does not say why");
     free(log);
     return rc;
 }
@@ -199,7 +204,8 @@ static int take(const struct compiler *c, program of, bool exact, void **image, 
     return 0;
 }
 
-static int compile(const struct compiler *c, const struct cws_gpu_target *target, void **image, size_t *bytes, struct cws_error *err)
+static int compile(const struct compiler *c, const struct cws_gpu_target *target, void **image, size_t *bytes,
+                   struct cws_error *err)
 {
     char architecture[64];
     const char *options[] = {architecture, "-std=c++17", "--device-int128"};

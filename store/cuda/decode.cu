@@ -2,8 +2,8 @@
  *
  * Three kernels from one text: for any chunks, and for the two kinds that models mostly are (enum cws_gpu_kind).
  *
- * Work is counted in units; each block takes an equal, contiguous run of them, and its warps the tiles in it in turn. A tile
- * is decoded by one warp without a barrier; blocks stop only to change the code table in shared memory. */
+ * Work is counted in units; each block takes an equal, contiguous run of them, and its warps the tiles in it in turn. A
+ * tile is decoded by one warp without a barrier; blocks stop only to change the code table in shared memory. */
 #ifdef __cplusplus
 #define _Static_assert static_assert
 #endif
@@ -11,8 +11,9 @@
 #include "hash.cuh"
 #include "lanes.cuh"
 
-/* Tried on an H200 (docs/notes/gpu-decoder.md has the speeds): 4, 8 and 16 warps and 40 to 80 registers; a function of its own for each kind of tile in
- * one kernel; asking for the next tile's bytes, or loading a row's plane one row ahead; streams in shared memory, or in pairs of words. */
+/* Tried on an H200 (docs/notes/gpu-decoder.md has the speeds): 4, 8 and 16 warps and 40 to 80 registers; a function of
+ * its own for each kind of tile in one kernel; asking for the next tile's bytes, or loading a row's plane one row
+ * ahead; streams in shared memory, or in pairs of words. */
 #ifndef CWS_BLOCK_WARPS
 #define CWS_BLOCK_WARPS CWS_GPU_BLOCK_WARPS
 #endif
@@ -26,7 +27,10 @@
 enum kind { SPLIT1, SPLIT2, SPLIT4, SPLIT8, QUANT_HALF, QUANT_F32 };
 
 template <int KIND> struct shape {
-    static constexpr int elem_bytes = KIND == SPLIT1 ? 1 : KIND == SPLIT2 || KIND == QUANT_HALF ? 2 : KIND == SPLIT8 ? 8 : 4;
+    static constexpr int elem_bytes = KIND == SPLIT1                         ? 1
+                                      : KIND == SPLIT2 || KIND == QUANT_HALF ? 2
+                                      : KIND == SPLIT8                       ? 8
+                                                                             : 4;
     static constexpr bool quant = KIND == QUANT_HALF || KIND == QUANT_F32;
     static constexpr int planes = quant ? 0 : elem_bytes - 1;
 };
@@ -42,17 +46,18 @@ static __device__ __forceinline__ uint32_t align16(uint32_t v)
     return (v + 15) & ~15u;
 }
 
-/* Asks for the tile's streams in the first-level cache, by sectors: lanes come to new sectors at different steps, and each
- * time the whole warp would wait. */
+/* Asks for the tile's streams in the first-level cache, by sectors: lanes come to new sectors at different steps, and
+ * each time the whole warp would wait. */
 static __device__ __forceinline__ void fetch_streams(const uint8_t *from, uint32_t bytes, unsigned lane)
 {
     for (uint32_t at = 32 * lane; at < bytes; at += 32 * LANES)
         asm volatile("prefetch.global.L1 [%0];" ::"l"(from + at));
 }
 
-/* Reads the tile's directory entry and starts the lane's reader. False, with place.bad set, when it cannot be decoded safely. */
-static __device__ __forceinline__ bool tile_start(const cws_gpu_job &job, uint32_t tile, unsigned lane, bit_reader &reader,
-                                                  tile_place &place)
+/* Reads the tile's directory entry and starts the lane's reader. False, with place.bad set, when it cannot be decoded
+ * safely. */
+static __device__ __forceinline__ bool tile_start(const cws_gpu_job &job, uint32_t tile, unsigned lane,
+                                                  bit_reader &reader, tile_place &place)
 {
     const uint8_t *stored = (const uint8_t *)job.stored, *directory = stored + job.directory_at;
     const uint8_t *streams = stored + job.streams_at;
@@ -81,7 +86,8 @@ static __device__ __forceinline__ bool tile_start(const cws_gpu_job &job, uint32
     return true;
 }
 
-/* The bits behind the tile, and behind the last one the padding of the streams. Looked at when the tile is done: these words are near then. */
+/* The bits behind the tile, and behind the last one the padding of the streams. Looked at when the tile is done: these
+ * words are near then. */
 static __device__ __forceinline__ bool padding_is_zero(const cws_gpu_job &job, uint32_t tile, const tile_place &place)
 {
     const uint32_t *words = (const uint32_t *)((const uint8_t *)job.stored + job.streams_at);
@@ -136,15 +142,16 @@ static __device__ __forceinline__ void cursor_step(row_cursor &c, uint32_t row_e
 
 /* Eight elements (of the last row of a tile: count) from symbols; leaves the cursor at the first of them. */
 template <int KIND>
-static __device__ __forceinline__ void scale_eight(const cws_gpu_job &job, row_cursor &c, const uint32_t symbols[8], unsigned count,
-                                                   uint32_t *out, unsigned &bad)
+static __device__ __forceinline__ void scale_eight(const cws_gpu_job &job, row_cursor &c, const uint32_t symbols[8],
+                                                   unsigned count, uint32_t *out, unsigned &bad)
 {
     float v[8], scale = count ? cursor_scale(job, c, bad) : 0;
     uint32_t row_elems = job.row_elems;
 #pragma unroll
     for (int i = 0; i < 8; i++)
         v[i] = scaled_from(symbols[i], scale, c.base);
-    if (c.offset + count > row_elems || __float_as_uint(c.base) == MINUS_INFINITY) { /* several rows, or scales above 2^104 */
+    /* several rows, or scales above 2^104 */
+    if (c.offset + count > row_elems || __float_as_uint(c.base) == MINUS_INFINITY) {
         row_cursor walk = c;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -164,8 +171,8 @@ static __device__ __forceinline__ void scale_eight(const cws_gpu_job &job, row_c
     }
 }
 
-/* Hash of a lane's first `bytes` bytes, the rest of their last 16-byte word being zero. 1-byte elements share a word with the
- * neighbour's. */
+/* Hash of a lane's first `bytes` bytes, the rest of their last 16-byte word being zero. 1-byte elements share a word
+ * with the neighbour's. */
 template <int WORDS>
 static __device__ __forceinline__ void hash_words(hash_sum &sum, hash_key key, uint64_t position, const uint32_t *out,
                                                   uint32_t bytes, unsigned lane)
@@ -243,8 +250,8 @@ template <> struct row_hash<4> {
 
 /* Decodes a tile with one warp. Returns the lane's enum cws_gpu_status. */
 template <int KIND, bool PAIRS>
-static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
-                                                       hash_key key, hash_sum &out_sum)
+static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane,
+                                                       const uint32_t *table, hash_key key, hash_sum &out_sum)
 {
     hash_sum sum = {0, 0};
     typedef shape<KIND> s;
@@ -334,9 +341,11 @@ static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, u
     return place.bad;
 }
 
-static __device__ __forceinline__ void copy_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane, hash_key key, hash_sum &sum)
+static __device__ __forceinline__ void copy_tile(const cws_gpu_job &job, uint32_t tile, unsigned lane, hash_key key,
+                                                 hash_sum &sum)
 {
-    uint32_t begin = tile * CWS_GPU_RAW_TILE, end = min(job.logical_bytes, begin + CWS_GPU_RAW_TILE), at = begin + 16 * lane;
+    uint32_t begin = tile * CWS_GPU_RAW_TILE, end = min(job.logical_bytes, begin + CWS_GPU_RAW_TILE),
+             at = begin + 16 * lane;
     const uint8_t *from = (const uint8_t *)job.stored;
     uint8_t *to = (uint8_t *)job.dst;
     uint64_t position = hash_position(key, job.first_word + at / 16);
@@ -351,14 +360,15 @@ static __device__ __forceinline__ void copy_tile(const cws_gpu_job &job, uint32_
             to[at + b] = from[at + b];
             half[b / 8] |= (uint64_t)from[at + b] << 8 * (b % 8);
         }
-        hash_add(sum, key, position,
-                 make_uint4((uint32_t)half[0], (uint32_t)(half[0] >> 32), (uint32_t)half[1], (uint32_t)(half[1] >> 32)));
+        hash_add(
+            sum, key, position,
+            make_uint4((uint32_t)half[0], (uint32_t)(half[0] >> 32), (uint32_t)half[1], (uint32_t)(half[1] >> 32)));
     }
 }
 
 template <int WHAT, bool PAIRS>
-static __device__ __forceinline__ unsigned decode_coded(const cws_gpu_job &job, uint32_t tile, unsigned lane, const uint32_t *table,
-                                                        hash_key key, hash_sum &sum)
+static __device__ __forceinline__ unsigned decode_coded(const cws_gpu_job &job, uint32_t tile, unsigned lane,
+                                                        const uint32_t *table, hash_key key, hash_sum &sum)
 {
     if constexpr (WHAT == CWS_GPU_SPLIT2) {
         return decode_tile<SPLIT2, PAIRS>(job, tile, lane, table, key, sum);
@@ -388,8 +398,8 @@ static __device__ __forceinline__ unsigned check_head(const cws_gpu_job *job, un
 }
 
 template <int WHAT>
-static __device__ __forceinline__ void run_tile(const cws_gpu_job *at, uint32_t tile, unsigned lane, const cws_gpu_table &table,
-                                                hash_key key, cws_gpu_result *result)
+static __device__ __forceinline__ void run_tile(const cws_gpu_job *at, uint32_t tile, unsigned lane,
+                                                const cws_gpu_table &table, hash_key key, cws_gpu_result *result)
 {
     const cws_gpu_job job = *at;
     hash_sum sum = {0, 0};
@@ -409,8 +419,9 @@ static __device__ __forceinline__ void run_tile(const cws_gpu_job *at, uint32_t 
         atomicMax(&result->status, bad);
 }
 
-/* Asks for what run_tile() will read first of a tile, while the block's table is on its way: its place in the directory, and from
- * there the start of its streams. What it reads is not trusted: an address is asked for only inside the chunk. */
+/* Asks for what run_tile() will read first of a tile, while the block's table is on its way: its place in the
+ * directory, and from there the start of its streams. What it reads is not trusted: an address is asked for only inside
+ * the chunk. */
 static __device__ __forceinline__ void fetch_tile(const cws_gpu_job *job, uint32_t tile, unsigned lane)
 {
     const uint8_t *stored = (const uint8_t *)job->stored;
@@ -419,7 +430,8 @@ static __device__ __forceinline__ void fetch_tile(const cws_gpu_job *job, uint32
     if (lane == 0)
         asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 4 * tiles + 2 * tile));
     if (lane == 1 || lane == 2)
-        asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 6 * tiles + tile * LANES * wide + (lane - 1) * 32 * (wide - 1)));
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(stored + directory + 6 * tiles + tile * LANES * wide +
+                                                      (lane - 1) * 32 * (wide - 1)));
     uint32_t word = __ldg((const uint32_t *)(stored + directory) + tile), words = job->head.stream_words;
     for (uint32_t at = 8 * lane; at < 2 * 8 * LANES; at += 8 * LANES) /* 2 KiB: mostly all of them */
         if (word < words && at < words - word)
@@ -432,7 +444,8 @@ struct table_words {
     uint4 word[each];
     uint32_t pairs;
 };
-_Static_assert(table_words::each * 32 * CWS_BLOCK_WARPS * 16 == sizeof(((cws_gpu_table *)NULL)->entry), "a table in equal parts");
+_Static_assert(table_words::each * 32 * CWS_BLOCK_WARPS * 16 == sizeof(((cws_gpu_table *)NULL)->entry),
+               "a table in equal parts");
 
 static __device__ __forceinline__ void table_ask(table_words &w, const cws_gpu_table *from)
 {
@@ -452,8 +465,9 @@ static __device__ __forceinline__ void table_put(cws_gpu_table &table, const tab
 }
 
 template <int WHAT>
-static __device__ __forceinline__ void decode_batch(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units,
-                                                    cws_gpu_result *results, uint64_t key0, uint64_t key1)
+static __device__ __forceinline__ void decode_batch(const cws_gpu_job *__restrict__ jobs, uint32_t count,
+                                                    uint32_t units, cws_gpu_result *results, uint64_t key0,
+                                                    uint64_t key1)
 {
     __shared__ __align__(16) cws_gpu_table table;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -498,11 +512,12 @@ static __device__ __forceinline__ void decode_batch(const cws_gpu_job *__restric
     }
 }
 
-#define DECODE_KERNEL(name, what)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS, CWS_BLOCKS_PER_SM)                                         \
-    name(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results, uint64_t key0, uint64_t key1) \
-    {                                                                                                                             \
-        decode_batch<what>(jobs, count, units, results, key0, key1);                                                              \
+#define DECODE_KERNEL(name, what)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS, CWS_BLOCKS_PER_SM)                              \
+    name(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results, uint64_t key0, \
+         uint64_t key1)                                                                                                \
+    {                                                                                                                  \
+        decode_batch<what>(jobs, count, units, results, key0, key1);                                                   \
     }
 DECODE_KERNEL(cws_gpu_decode_kernel, CWS_GPU_ANY)
 DECODE_KERNEL(cws_gpu_decode_split2_kernel, CWS_GPU_SPLIT2)
@@ -514,7 +529,8 @@ cws_gpu_hash_kernel(const cws_gpu_hash_job *__restrict__ jobs, uint32_t count, u
                     uint64_t key0, uint64_t key1)
 {
     unsigned lane = threadIdx.x % 32;
-    uint64_t warp = (uint64_t)blockIdx.x * CWS_BLOCK_WARPS + threadIdx.x / 32, warps = (uint64_t)gridDim.x * CWS_BLOCK_WARPS;
+    uint64_t warp = (uint64_t)blockIdx.x * CWS_BLOCK_WARPS + threadIdx.x / 32,
+             warps = (uint64_t)gridDim.x * CWS_BLOCK_WARPS;
     uint32_t unit = (uint32_t)(units * warp / warps), end = (uint32_t)(units * (warp + 1) / warps);
     hash_key key = {key0, key1 - key0};
     if (unit == end)
@@ -545,8 +561,9 @@ cws_gpu_hash_kernel(const cws_gpu_hash_job *__restrict__ jobs, uint32_t count, u
             uint64_t half[2] = {0, 0};
             for (uint32_t b = 0; at + b < stop; b++)
                 half[b / 8] |= (uint64_t)p[at + b] << 8 * (b % 8);
-            hash_add(sum, key, position,
-                     make_uint4((uint32_t)half[0], (uint32_t)(half[0] >> 32), (uint32_t)half[1], (uint32_t)(half[1] >> 32)));
+            hash_add(
+                sum, key, position,
+                make_uint4((uint32_t)half[0], (uint32_t)(half[0] >> 32), (uint32_t)half[1], (uint32_t)(half[1] >> 32)));
         }
         __syncwarp();
         hash_give(sum, lane, results + j);

@@ -42,7 +42,8 @@ static bool is_about_the_image(CUresult r)
 }
 
 /* The kernels that came with the library, those that an earlier program compiled on this machine, or new ones. */
-static int load_some(struct cws_gpu_decoder *d, const struct cws_gpu_target *target, void (*say)(const char *line), struct cws_error *err)
+static int load_some(struct cws_gpu_decoder *d, const struct cws_gpu_target *target, void (*say)(const char *line),
+                     struct cws_error *err)
 {
     CUresult r = cws_gpu_image() ? d->driver->module_load(&d->module, cws_gpu_image()) : CUDA_ERROR_NO_BINARY_FOR_GPU;
     size_t bytes = 0;
@@ -54,7 +55,9 @@ static int load_some(struct cws_gpu_decoder *d, const struct cws_gpu_target *tar
         r = d->driver->module_load(&d->module, image);
         free(image);
         if (!is_about_the_image(r))
-            return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, "loading the decoding kernels that were kept");
+            return r == CUDA_SUCCESS
+                       ? 0
+                       : cws_driver_fail(d->driver, err, r, "loading the decoding kernels that were kept");
     }
     if (say)
         say("compiling the decoding kernels for this GPU: some seconds, once");
@@ -65,7 +68,8 @@ static int load_some(struct cws_gpu_decoder *d, const struct cws_gpu_target *tar
     if (r == CUDA_SUCCESS)
         cws_gpu_cache_write(target, image, bytes);
     free(image);
-    return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, "loading the decoding kernels that were compiled");
+    return r == CUDA_SUCCESS ? 0
+                             : cws_driver_fail(d->driver, err, r, "loading the decoding kernels that were compiled");
 }
 
 /* image: NULL for the library's choice. */
@@ -86,7 +90,8 @@ static int load(struct cws_gpu_decoder *d, const void *image, void (*say)(const 
     if (r != CUDA_SUCCESS)
         return cws_driver_fail(d->driver, err, r, "the device's properties");
     if (target.major < 8)
-        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d.%d; paging needs 8.0 or later", target.major, target.minor);
+        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d.%d; paging needs 8.0 or later",
+                        target.major, target.minor);
     d->sms = (unsigned)sms;
     if (image) {
         r = d->driver->module_load(&d->module, image);
@@ -97,15 +102,16 @@ static int load(struct cws_gpu_decoder *d, const void *image, void (*say)(const 
         if (rc != 0)
             return rc;
     }
-    static const char *const names[CWS_GPU_KINDS] = {"cws_gpu_decode_kernel", "cws_gpu_decode_split2_kernel", "cws_gpu_decode_quant2_kernel"};
+    static const char *const names[CWS_GPU_KINDS] = {"cws_gpu_decode_kernel", "cws_gpu_decode_split2_kernel",
+                                                     "cws_gpu_decode_quant2_kernel"};
     int rc = find_kernel(d, "cws_gpu_hash_kernel", &d->hash, err);
     for (unsigned kind = 0; kind < CWS_GPU_KINDS && rc == 0; kind++)
         rc = find_kernel(d, names[kind], &d->decode[kind], err);
     return rc;
 }
 
-static int create(const struct cws_driver *driver, const void *image, unsigned block_warps, void (*say)(const char *line),
-                  struct cws_gpu_decoder **out, struct cws_error *err)
+static int create(const struct cws_driver *driver, const void *image, unsigned block_warps,
+                  void (*say)(const char *line), struct cws_gpu_decoder **out, struct cws_error *err)
 {
     *out = NULL;
     struct cws_gpu_decoder *d = calloc(1, sizeof *d);
@@ -129,7 +135,8 @@ int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *ima
     return create(driver, image, block_warps, NULL, out, err);
 }
 
-int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line), struct cws_gpu_decoder **out, struct cws_error *err)
+int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line), struct cws_gpu_decoder **out,
+                           struct cws_error *err)
 {
     return create(driver, NULL, CWS_GPU_BLOCK_WARPS, say, out, err);
 }
@@ -148,8 +155,8 @@ void cws_gpu_decoder_tune(struct cws_gpu_decoder *dec, unsigned waves)
     dec->waves = waves ? waves : WAVES_DEFAULT;
 }
 
-/* As many blocks as there are tiles for their warps, a multiple of the SMs so that each has as much to do, and no more than
- * fit: a block then loads its table once. Few tiles are spread one to a block. */
+/* As many blocks as there are tiles for their warps, a multiple of the SMs so that each has as much to do, and no more
+ * than fit: a block then loads its table once. Few tiles are spread one to a block. */
 static unsigned grid_of(const struct cws_gpu_decoder *d, const struct kernel *k, const struct cws_gpu_batch *batch)
 {
     unsigned most = k->blocks * d->waves, want = (batch->tiles + d->warps - 1) / d->warps;
@@ -173,16 +180,16 @@ static int launch(const struct cws_gpu_decoder *d, const struct kernel *k, CUstr
     return r == CUDA_SUCCESS ? 0 : cws_driver_fail(d->driver, err, r, what);
 }
 
-int cws_gpu_decode(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs, const struct cws_gpu_batch *batch,
-                   CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
+int cws_gpu_decode(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs,
+                   const struct cws_gpu_batch *batch, CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
 {
     if ((unsigned)batch->kind >= CWS_GPU_KINDS)
         return cws_fail(err, CWS_E_BUG, "a batch for the GPU without a plan");
     return launch(dec, &dec->decode[batch->kind], stream, jobs, batch, results, key, "launching the decoder", err);
 }
 
-int cws_gpu_hash(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs, const struct cws_gpu_batch *batch,
-                 CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
+int cws_gpu_hash(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs,
+                 const struct cws_gpu_batch *batch, CUdeviceptr results, const uint64_t key[2], struct cws_error *err)
 {
     return launch(dec, &dec->hash, stream, jobs, batch, results, key, "launching the hash", err);
 }

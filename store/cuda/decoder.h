@@ -1,16 +1,18 @@
 /* decoder.h - chunks decoded by a GPU, through the driver table of driver.h. Host side only: no CUDA header is needed.
  *
- * A batch: for each chunk cws_gpu_job_init() from the chunk's bytes in host memory; cws_gpu_batch_plan(); the caller copies the
- * jobs, and the stored bytes, to the device on a stream; cws_gpu_decode() on the same stream; the caller copies the results
- * back. Chunks of many tensors, codecs and dtypes mix in one batch; neighbours with the same table are cheaper.
+ * A batch: for each chunk cws_gpu_job_init() from the chunk's bytes in host memory; cws_gpu_batch_plan(); the caller
+ * copies the jobs, and the stored bytes, to the device on a stream; cws_gpu_decode() on the same stream; the caller
+ * copies the results back. Chunks of many tensors, codecs and dtypes mix in one batch; neighbours with the same table
+ * are cheaper.
  *
- * What is checked where: head, section sizes, padding between sections and behind the scales by cws_gpu_job_init(), from the
- * host's copy; directory, streams, scales and lane lengths by the kernel, from the device's. Together they accept and refuse what
- * cws_chunk_decode() does. The kernel stays inside [stored, stored + stored_bytes) and [dst, dst + logical_bytes) whatever
- * the device's copy holds, and ends after a bounded number of steps; a refused chunk's destination is of no meaning.
- * The XXH3 of stored bytes is the caller's to check.
+ * What is checked where: head, section sizes, padding between sections and behind the scales by cws_gpu_job_init(),
+ * from the host's copy; directory, streams, scales and lane lengths by the kernel, from the device's. Together they
+ * accept and refuse what cws_chunk_decode() does. The kernel stays inside [stored, stored + stored_bytes) and [dst, dst
+ * + logical_bytes) whatever the device's copy holds, and ends after a bounded number of steps; a refused chunk's
+ * destination is of no meaning. The XXH3 of stored bytes is the caller's to check.
  *
- * Threads: a decoder may be used by several threads at once (it does not change after create, but for cws_gpu_decoder_tune). */
+ * Threads: a decoder may be used by several threads at once (it does not change after create, but for
+ * cws_gpu_decoder_tune). */
 #ifndef CWS_GPU_DECODE_H
 #define CWS_GPU_DECODE_H
 #include "store/codec/codec.h"
@@ -20,15 +22,16 @@
 
 struct cws_gpu_decoder;
 
-/* The kernels (a fatbin: sm_80, sm_90, PTX for others); NULL where this build has none, because no nvcc was found: then they
- * are compiled when they are needed (compile.h). */
+/* The kernels (a fatbin: sm_80, sm_90, PTX for others); NULL where this build has none, because no nvcc was found: then
+ * they are compiled when they are needed (compile.h). */
 const void *cws_gpu_image(void);
 
-/* Loads the kernels into the current context: those of this build, those that were compiled and kept, or new ones (a few seconds).
- * `driver` must outlive it; say (may be NULL) hears one line before a compilation. 0; CWS_E_UNSUPPORTED: a device below compute capability 8.0, or no kernels for it and nothing to compile
- * them with; -ENOMEM; driver errors. */
-CWS_MUST_CHECK int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line), struct cws_gpu_decoder **out,
-                                          struct cws_error *err);
+/* Loads the kernels into the current context: those of this build, those that were compiled and kept, or new ones (a
+ * few seconds). `driver` must outlive it; say (may be NULL) hears one line before a compilation. 0; CWS_E_UNSUPPORTED:
+ * a device below compute capability 8.0, or no kernels for it and nothing to compile them with; -ENOMEM; driver
+ * errors. */
+CWS_MUST_CHECK int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line),
+                                          struct cws_gpu_decoder **out, struct cws_error *err);
 /* The same with other kernels than the built-in ones, built for blocks of so many warps (benchmark). */
 CWS_MUST_CHECK int cws_gpu_decoder_create_from(const struct cws_driver *driver, const void *image, unsigned block_warps,
                                                struct cws_gpu_decoder **out, struct cws_error *err);
@@ -65,20 +68,24 @@ struct cws_gpu_batch {
     enum cws_gpu_kind kind; /* which kernel decodes it */
 };
 
-/* Numbers the jobs of a batch and chooses its kernel; call it after the last change to them. CWS_E_RANGE: more than 2^31 units (8 TB of bf16). */
-CWS_MUST_CHECK int cws_gpu_batch_plan(struct cws_gpu_job *jobs, uint32_t count, struct cws_gpu_batch *out, struct cws_error *err);
+/* Numbers the jobs of a batch and chooses its kernel; call it after the last change to them. CWS_E_RANGE: more than
+ * 2^31 units (8 TB of bf16). */
+CWS_MUST_CHECK int cws_gpu_batch_plan(struct cws_gpu_job *jobs, uint32_t count, struct cws_gpu_batch *out,
+                                      struct cws_error *err);
 
 /* Puts the decoding of a batch on `stream`. Asynchronous; no allocation, no synchronisation.
  *   jobs     device address of batch->count jobs, 16-byte aligned
- *   results  device address of as many results, 8-byte aligned, all zero: sums are added to them. (Uploaded behind the jobs they
- *            cost nothing; clearing them on the stream would cost a small batch 2 us.)
+ *   results  device address of as many results, 8-byte aligned, all zero: sums are added to them. (Uploaded behind the
+ *            jobs they cost nothing; clearing them on the stream would cost a small batch 2 us.)
  *   key      of the content hash
- * The batch's jobs, tables and stored bytes must stay as they are until it ran. Driver errors; a batch of 0 jobs is fine. */
+ * The batch's jobs, tables and stored bytes must stay as they are until it ran. Driver errors; a batch of 0 jobs is
+ * fine. */
 CWS_MUST_CHECK int cws_gpu_decode(const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr jobs,
                                   const struct cws_gpu_batch *batch, CUdeviceptr results, const uint64_t key[2],
                                   struct cws_error *err);
 
-/* The content hash of plain device memory, in the same three steps, results zero before; the status of its results stays 0. Fills first_unit.
+/* The content hash of plain device memory, in the same three steps, results zero before; the status of its results
+ * stays 0. Fills first_unit.
  * CWS_E_BUG: an address that is no multiple of 16. */
 CWS_MUST_CHECK int cws_gpu_hash_plan(struct cws_gpu_hash_job *jobs, uint32_t count, struct cws_gpu_batch *out,
                                      struct cws_error *err);

@@ -44,7 +44,8 @@ static __device__ __forceinline__ void join_planes(const uint32_t symbols[4], co
         if (ELEM_BYTES == 4) {
             out[i] = high | byte_at(plane[1], i) << 8 | byte_at(plane[0], i);
         } else {
-            out[2 * i] = byte_at(plane[3], i) << 24 | byte_at(plane[2], i) << 16 | byte_at(plane[1], i) << 8 | byte_at(plane[0], i);
+            out[2 * i] = byte_at(plane[3], i) << 24 | byte_at(plane[2], i) << 16 | byte_at(plane[1], i) << 8 |
+                         byte_at(plane[0], i);
             out[2 * i + 1] = high | byte_at(plane[5], i) << 8 | byte_at(plane[4], i);
         }
     }
@@ -64,8 +65,8 @@ static __device__ __forceinline__ float scaled(uint32_t symbol, float scale)
     return (symbol_float(symbol) - SYMBOL_BASE) * scale;
 }
 
-/* The same in one step, where base = -SYMBOL_BASE * scale is finite. It is exact then: 2^23 + 128 is 65537 * 2^7, and a scale has
- * six significant bits. So the sum is rounded once, as the product above. */
+/* The same in one step, where base = -SYMBOL_BASE * scale is finite. It is exact then: 2^23 + 128 is 65537 * 2^7, and a
+ * scale has six significant bits. So the sum is rounded once, as the product above. */
 static __device__ __forceinline__ float scaled_from(uint32_t symbol, float scale, float base)
 {
     return __fmaf_rn(symbol_float(symbol), scale, base);

@@ -38,7 +38,8 @@ static __device__ __forceinline__ void hash_add(hash_sum &sum, hash_key key, uin
     sum.hi = (uint64_t)(s >> 64);
 }
 
-/* A hash_add whose word is known before there is time for it: its steps go between the lookups of the next eight symbols. */
+/* A hash_add whose word is known before there is time for it: its steps go between the lookups of the next eight
+ * symbols. */
 struct hash_late {
     uint64_t position;
     uint4 v;
@@ -53,7 +54,8 @@ static __device__ __forceinline__ void late_none(hash_late &late, uint64_t posit
     late.v = make_uint4((uint32_t)low, (uint32_t)(low >> 32), 0, 0);
 }
 
-static __device__ __forceinline__ void late_step(hash_late &late, hash_sum &sum, hash_key key, int step) /* 0, 1, 2, in turn */
+/* Called with step 0, 1 and 2, in turn. */
+static __device__ __forceinline__ void late_step(hash_late &late, hash_sum &sum, hash_key key, int step)
 {
     if (step == 0)
         late.a = ((uint64_t)late.v.y << 32 | late.v.x) + hash_derive(late.position);
@@ -78,21 +80,26 @@ static __device__ __forceinline__ void hash_give(hash_sum sum, unsigned lane, cw
     }
     uint64_t half = lane & 2 ? (uint64_t)(s >> 64) : (uint64_t)s;
     if (lane < 4)
-        atomicAdd((unsigned long long *)&result->digit[lane], (unsigned long long)(lane & 1 ? half >> 32 : half & 0xffffffffu));
+        atomicAdd((unsigned long long *)&result->digit[lane],
+                  (unsigned long long)(lane & 1 ? half >> 32 : half & 0xffffffffu));
 }
 
-/* The last of jobs[0 .. n) whose first_unit is not above `unit`; jobs[0].first_unit is 0, and n jobs have `units`. By a whole warp. Mostly
- * they are of one size, and the job is where that says or beside it; the rest of it and the job behind it, which are needed next, are asked for with
- * the question. Else 32 probes a step: all warps of a launch ask at once, so that many would wait for the same few lines. */
+/* The last of jobs[0 .. n) whose first_unit is not above `unit`; jobs[0].first_unit is 0, and n jobs have `units`. By a
+ * whole warp. Mostly they are of one size, and the job is where that says or beside it; the rest of it and the job
+ * behind it, which are needed next, are asked for with the question. Else 32 probes a step: all warps of a launch ask
+ * at once, so that many would wait for the same few lines. */
 template <typename Job>
-static __device__ __forceinline__ uint32_t find_job(const Job *jobs, uint32_t n, uint32_t unit, uint32_t units, unsigned lane)
+static __device__ __forceinline__ uint32_t find_job(const Job *jobs, uint32_t n, uint32_t unit, uint32_t units,
+                                                    unsigned lane)
 {
     if (n == 1)
         return 0;
-    uint32_t guess = min(n - 1, (uint32_t)(((float)unit + 0.5f) * ((float)n / (float)units))), at = guess ? guess - 1 : 0;
+    uint32_t guess = min(n - 1, (uint32_t)(((float)unit + 0.5f) * ((float)n / (float)units))),
+             at = guess ? guess - 1 : 0;
     if (lane < sizeof *jobs / 16 && guess + lane / (sizeof *jobs / 32) < n)
         asm volatile("prefetch.global.L1 [%0];" ::"l"((const char *)(jobs + guess) + 32 * lane));
-    unsigned near = __ballot_sync(WARP_ALL, lane < 4 && at + lane < n && jobs[lane < 4 && at + lane < n ? at + lane : at].first_unit <= unit);
+    unsigned near = __ballot_sync(WARP_ALL, lane < 4 && at + lane < n &&
+                                                jobs[lane < 4 && at + lane < n ? at + lane : at].first_unit <= unit);
     if ((near & 9) == 1)
         return at + 31 - __clz(near);
     uint32_t begin = 0, end = n;

@@ -1,5 +1,5 @@
-/* job.h - what the host and the kernels exchange: fixed layouts, little-endian, read by C and by CUDA C++. The host fills
- * jobs with cws_gpu_job_init() and cws_gpu_batch_plan() (decoder.h); nothing else makes a valid one. */
+/* job.h - what the host and the kernels exchange: fixed layouts, little-endian, read by C and by CUDA C++. The host
+ * fills jobs with cws_gpu_job_init() and cws_gpu_batch_plan() (decoder.h); nothing else makes a valid one. */
 #ifndef CWS_GPU_JOB_H
 #define CWS_GPU_JOB_H
 #include "store/format/format.h"
@@ -39,7 +39,8 @@ struct cws_gpu_job { /* one chunk */
     uint8_t dtype;
     uint8_t tile_shift;     /* a tile is 1 << tile_shift units */
     uint8_t reserved[21];
-    struct cws_coded_head head; /* as the host read and checked it; the kernel compares it with the one in device memory */
+    struct cws_coded_head head; /* as the host read and checked it; the kernel compares it with the one in device
+                                 * memory */
 };
 
 enum cws_gpu_status { /* pinned; of the failures of a chunk the highest value is told */
@@ -52,8 +53,9 @@ enum cws_gpu_status { /* pinned; of the failures of a chunk the highest value is
 };
 
 struct cws_gpu_result { /* one per job */
-    uint64_t digit[4]; /* content hash of the decoded bytes at their place in the tensor, in base 2^32, lowest first, carries not yet
-                          taken (cws_gpu_result_hash): warps add to the digits without waiting for each other; only where status is 0 */
+    uint64_t digit[4]; /* content hash of the decoded bytes at their place in the tensor, in base 2^32, lowest first,
+                        * carries not yet taken (cws_gpu_result_hash): warps add to the digits without waiting for each
+                        * other; only where status is 0 */
     uint32_t status;   /* enum cws_gpu_status */
     uint32_t reserved;
 };

@@ -3,10 +3,10 @@
 #define CWS_GPU_LANES_CUH
 #include "job.h"
 
-/* A lane's place in the streams. Low bits of the buffer come first; they start two bits before `bit`, so that masking gives
- * a byte offset into the table. So reading starts in the word before the streams, which is part of the chunk: at least its head
- * lies there. The buffer is loaded at the same step by all lanes, not by each when it runs out: a warp waits for the loads of all its
- * lanes, so loads at every step would cost their latency at every step. */
+/* A lane's place in the streams. Low bits of the buffer come first; they start two bits before `bit`, so that masking
+ * gives a byte offset into the table. So reading starts in the word before the streams, which is part of the chunk: at
+ * least its head lies there. The buffer is loaded at the same step by all lanes, not by each when it runs out: a warp
+ * waits for the loads of all its lanes, so loads at every step would cost their latency at every step. */
 struct bit_reader {
     const uint32_t *words; /* the word before the streams */
     uint32_t last;         /* index of the last word that may be read: the end of the padding */
@@ -26,7 +26,8 @@ static __device__ __forceinline__ void reader_load(bit_reader &r)
 }
 
 /* bit: of the streams, at most 32 * stream_words. */
-static __device__ __forceinline__ void reader_start(bit_reader &r, const uint8_t *streams, uint32_t stream_words, uint32_t bit)
+static __device__ __forceinline__ void reader_start(bit_reader &r, const uint8_t *streams, uint32_t stream_words,
+                                                    uint32_t bit)
 {
     r.words = (const uint32_t *)streams - 1;
     r.last = stream_words + CWS_STREAM_PAD / 4;
@@ -52,10 +53,12 @@ static __device__ __forceinline__ void reader_take(bit_reader &r, uint32_t bits)
     r.bit += bits;
 }
 
-/* Pair i of 4 since the last load: two symbols, in the low bytes of the result. Before it at most 2 + 12 * i bits of the buffer
- * are spent, so that 12 are there for each of the pairs to come and for a second symbol that did not fit its pair. */
+/* Pair i of 4 since the last load: two symbols, in the low bytes of the result. Before it at most 2 + 12 * i bits of
+ * the buffer are spent, so that 12 are there for each of the pairs to come and for a second symbol that did not fit its
+ * pair. */
 template <typename Between>
-static __device__ __forceinline__ uint32_t reader_pair(bit_reader &r, const uint32_t *table, unsigned i, const Between &between)
+static __device__ __forceinline__ uint32_t reader_pair(bit_reader &r, const uint32_t *table, unsigned i,
+                                                       const Between &between)
 {
     uint32_t e = reader_entry(r, table);
     between(i);
@@ -78,12 +81,13 @@ static __device__ __forceinline__ uint32_t reader_one(bit_reader &r, const uint3
     return e;
 }
 
-/* Eight symbols, from a loaded buffer; loads it anew for the next eight, whose wait then falls behind what the caller does meanwhile.
- * between(0) to between(3): what can be done while lookups are on their way. */
+/* Eight symbols, from a loaded buffer; loads it anew for the next eight, whose wait then falls behind what the caller
+ * does meanwhile. between(0) to between(3): what can be done while lookups are on their way. */
 
 /* From a table of pairs, two in the low bytes of each word. */
 template <typename Between>
-static __device__ __forceinline__ void reader_pairs(bit_reader &r, const uint32_t *table, const Between &between, uint32_t out[4])
+static __device__ __forceinline__ void reader_pairs(bit_reader &r, const uint32_t *table, const Between &between,
+                                                    uint32_t out[4])
 {
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -91,10 +95,11 @@ static __device__ __forceinline__ void reader_pairs(bit_reader &r, const uint32_
     reader_load(r);
 }
 
-/* From either form of table, one in the low byte of each word. Of an entry's lengths the shifts see the first one alone, for they take five bits, and the
- * bit above it is zero; the sum of four of them is masked once. */
+/* From either form of table, one in the low byte of each word. Of an entry's lengths the shifts see the first one
+ * alone, for they take five bits, and the bit above it is zero; the sum of four of them is masked once. */
 template <typename Between>
-static __device__ __forceinline__ void reader_ones(bit_reader &r, const uint32_t *table, const Between &between, uint32_t out[8])
+static __device__ __forceinline__ void reader_ones(bit_reader &r, const uint32_t *table, const Between &between,
+                                                   uint32_t out[8])
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -115,7 +120,8 @@ static __device__ __forceinline__ void reader_ones(bit_reader &r, const uint32_t
 }
 
 /* count < 8 symbols, the rest zero, as reader_ones has them. */
-static __device__ __forceinline__ void reader_some(bit_reader &r, const uint32_t *table, unsigned count, uint32_t out[8])
+static __device__ __forceinline__ void reader_some(bit_reader &r, const uint32_t *table, unsigned count,
+                                                   uint32_t out[8])
 {
 #pragma unroll
     for (int i = 0; i < 8; i++) {

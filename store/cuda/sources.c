@@ -28,5 +28,6 @@ static const char stdint_text[] = "typedef unsigned char uint8_t;\n"
 
 const struct cws_gpu_sources cws_gpu_sources = {
     {"decode.cu", "elements.cuh", "hash.cuh", "lanes.cuh", "job.h", "store/format/format.h", "stdint.h"},
-    {cws_gpu_text_decode, cws_gpu_text_elements, cws_gpu_text_hash, cws_gpu_text_lanes, cws_gpu_text_job, cws_gpu_text_format, stdint_text},
+    {cws_gpu_text_decode, cws_gpu_text_elements, cws_gpu_text_hash, cws_gpu_text_lanes, cws_gpu_text_job,
+     cws_gpu_text_format, stdint_text},
 };

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-/* What a table of pairs must find two symbols for, of 4096 windows: below that one symbol a lookup is faster, for a warp does
- * the slow step whenever one of its lanes has to. */
+/* What a table of pairs must find two symbols for, of 4096 windows: below that one symbol a lookup is faster, for a
+ * warp does the slow step whenever one of its lanes has to. */
 #define PAIRS_MIN 3686u
 
 /* Symbol that the low bits of w start with; *bits: its length. One exists, for the code is complete. */

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What goes to the scratch memory before a decode: table, jobs, results that are zero. Addresses in the jobs are relative to the packed bytes, to the
- * destination and to the scratch memory until then. */
+/* What goes to the scratch memory before a decode: table, jobs, results that are zero. Addresses in the jobs are
+ * relative to the packed bytes, to the destination and to the scratch memory until then. */
 struct cws_gpu_tensor {
     struct cws_gpu_batch batch;
     struct cws_hash128 *hashes; /* by chunk */
@@ -21,7 +21,8 @@ static struct cws_gpu_job *jobs_of(const struct cws_gpu_tensor *t, uint8_t *imag
 }
 
 /* One chunk's job, from its bytes at `stored`. */
-static int describe(struct cws_gpu_tensor *t, const struct cws_tensor_info *info, uint64_t k, const uint8_t *stored, struct cws_error *err)
+static int describe(struct cws_gpu_tensor *t, const struct cws_tensor_info *info, uint64_t k, const uint8_t *stored,
+                    struct cws_error *err)
 {
     const struct cws_chunk_record *r = &info->chunks[k];
     struct cws_gpu_chunk chunk = {
@@ -39,12 +40,14 @@ static int describe(struct cws_gpu_tensor *t, const struct cws_tensor_info *info
     return cws_gpu_job_init(&jobs_of(t, t->image)[k], &chunk, stored, err);
 }
 
-static int fill(struct cws_gpu_tensor *t, const struct cws_store *s, const struct cws_tensor_info *info, struct cws_error *err)
+static int fill(struct cws_gpu_tensor *t, const struct cws_store *s, const struct cws_tensor_info *info,
+                struct cws_error *err)
 {
     const uint8_t *packed = cws_store_table(s, info);
     struct cws_store_cursor *cursor = NULL;
     uint8_t *stored = malloc((size_t)info->record->chunk_bytes + CWS_STREAM_PAD);
-    int code = stored ? cws_store_cursor_create(s, 1, &cursor, err) : cws_fail(err, -ENOMEM, "not enough memory for a tensor on the GPU");
+    int code = stored ? cws_store_cursor_create(s, 1, &cursor, err)
+                      : cws_fail(err, -ENOMEM, "not enough memory for a tensor on the GPU");
     if (!code && packed)
         code = cws_gpu_table_build(packed, (struct cws_gpu_table *)(void *)t->image, err);
     for (uint64_t k = 0; k < info->record->chunk_count && !code; k++) {
@@ -74,7 +77,8 @@ int cws_gpu_tensor_create(const struct cws_store *s, struct cws_gpu_tensor **out
     t->image_bytes = t->results_at + count * sizeof(struct cws_gpu_result);
     t->image = calloc(1, t->image_bytes);
     t->hashes = calloc(count + 1, sizeof *t->hashes);
-    int code = t->image && t->hashes ? fill(t, s, info, err) : cws_fail(err, -ENOMEM, "not enough memory for a tensor on the GPU");
+    int code = t->image && t->hashes ? fill(t, s, info, err)
+                                     : cws_fail(err, -ENOMEM, "not enough memory for a tensor on the GPU");
     if (code) {
         cws_gpu_tensor_destroy(t);
         return code;
@@ -100,7 +104,8 @@ uint64_t cws_gpu_tensor_scratch_bytes(const struct cws_gpu_tensor *t)
 static int check_results(const struct cws_gpu_tensor *t, const struct cws_gpu_result *results, struct cws_error *err)
 {
     for (uint32_t k = 0; k < t->batch.count; k++) {
-        const char *what = results[k].status ? cws_gpu_status_text(results[k].status) : "the decoded bytes fail their content hash";
+        const char *what = results[k].status ? cws_gpu_status_text(results[k].status)
+                                             : "the decoded bytes fail their content hash";
         struct cws_hash128 hash = cws_gpu_result_hash(&results[k]);
         if (results[k].status || hash.lo != t->hashes[k].lo || hash.hi != t->hashes[k].hi)
             return cws_fail(err, CWS_E_CORRUPT, "compressed tensor on the GPU: chunk %u: %s", k, what);
@@ -108,8 +113,9 @@ static int check_results(const struct cws_gpu_tensor *t, const struct cws_gpu_re
     return 0;
 }
 
-int cws_gpu_tensor_decode(const struct cws_gpu_tensor *t, const struct cws_driver *driver, const struct cws_gpu_decoder *dec, CUstream stream,
-                          CUdeviceptr packed, CUdeviceptr scratch, CUdeviceptr dst, struct cws_error *err)
+int cws_gpu_tensor_decode(const struct cws_gpu_tensor *t, const struct cws_driver *driver,
+                          const struct cws_gpu_decoder *dec, CUstream stream, CUdeviceptr packed, CUdeviceptr scratch,
+                          CUdeviceptr dst, struct cws_error *err)
 {
     if (t->batch.count == 0)
         return 0;
@@ -130,7 +136,8 @@ int cws_gpu_tensor_decode(const struct cws_gpu_tensor *t, const struct cws_drive
     /* From memory that is not pinned: the driver has its own copy when the call returns. */
     CUresult r = driver->copy_in_async(scratch, image, t->image_bytes, stream);
     if (r == CUDA_SUCCESS) {
-        code = cws_gpu_decode(dec, stream, scratch + t->jobs_at, &t->batch, scratch + t->results_at, cws_content_key, err);
+        code = cws_gpu_decode(dec, stream, scratch + t->jobs_at, &t->batch, scratch + t->results_at, cws_content_key,
+                              err);
         if (!code)
             r = driver->copy_out_async(results, scratch + t->results_at, t->image_bytes - t->results_at, stream);
         CUresult ended = driver->stream_sync(stream); /* whatever happened: what was started uses the caller's memory */

@@ -47,14 +47,17 @@ static inline unsigned __int128 sum_of(const uint64_t part[8])
     return all;
 }
 
-/* Eight words at a time: a product's factors are cut at bit 52, and the halves of what multiplies them are summed apart. Takes
- * whole 128-byte blocks and returns how many bytes that was. */
-__attribute__((target("avx512f,avx512dq,avx512ifma"))) static size_t add_avx512(unsigned __int128 *sum, uint64_t y0, uint64_t y1,
-                                                                                const uint8_t *p, size_t bytes)
+/* Eight words at a time: a product's factors are cut at bit 52, and the halves of what multiplies them are summed
+ * apart. Takes whole 128-byte blocks and returns how many bytes that was. */
+__attribute__((target("avx512f,avx512dq,avx512ifma"))) static size_t add_avx512(unsigned __int128 *sum, uint64_t y0,
+                                                                                uint64_t y1, const uint8_t *p,
+                                                                                size_t bytes)
 {
-    const __m512i mix = _mm512_set1_epi64((long long)KEY_MIX), step = _mm512_set1_epi64((long long)(8 * KEY_STEP)), zero = _mm512_setzero_si512();
+    const __m512i mix = _mm512_set1_epi64((long long)KEY_MIX), step = _mm512_set1_epi64((long long)(8 * KEY_STEP)),
+                  zero = _mm512_setzero_si512();
     /* The words' order behind an unpack. */
-    const __m512i word_step = _mm512_mullo_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), _mm512_set1_epi64((long long)KEY_STEP));
+    const __m512i word_step = _mm512_mullo_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0),
+                                                 _mm512_set1_epi64((long long)KEY_STEP));
     __m512i key0 = _mm512_add_epi64(_mm512_set1_epi64((long long)y0), word_step);
     __m512i key1 = _mm512_add_epi64(_mm512_set1_epi64((long long)y1), word_step);
     size_t blocks = bytes / 128;
@@ -83,7 +86,8 @@ __attribute__((target("avx512f,avx512dq,avx512ifma"))) static size_t add_avx512(
         for (unsigned k = 0; k < 3; k++)
             _mm512_storeu_si512(part[1 + k], middle[k]);
         _mm512_storeu_si512(part[4], _mm512_add_epi64(_mm512_add_epi64(high[0], high[1]), high[2]));
-        *sum += sum_of(part[0]) + ((sum_of(part[1]) + sum_of(part[2]) + sum_of(part[3])) << 52) + (sum_of(part[4]) << 104);
+        *sum += sum_of(part[0]) + (sum_of(part[4]) << 104);
+        *sum += (sum_of(part[1]) + sum_of(part[2]) + sum_of(part[3])) << 52;
     }
     return 128 * blocks;
 }
@@ -94,7 +98,10 @@ static size_t add_fast(unsigned __int128 *sum, uint64_t y0, uint64_t y1, const u
     int can = atomic_load_explicit(&known, memory_order_relaxed);
     if (can == 0) {
         __builtin_cpu_init();
-        can = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512ifma") ? 1 : -1;
+        can = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512ifma")
+                  ? 1
+                  : -1;
         atomic_store_explicit(&known, can, memory_order_relaxed);
     }
     return can > 0 ? add_avx512(sum, y0, y1, p, bytes) : 0;

@@ -35,7 +35,8 @@ enum cws_codec_id { /* on disk: u8, pinned */
     CWS_CODEC_QUANT = 3, /* int8 symbols Huffman-coded, a scale per row (q8, q6) */
 };
 
-enum cws_dtype { /* on disk: u8, pinned, but for CWS_OTHER, which is CWS_DTYPE_CODE_OTHER there; safetensors names in cws_dtype_name() */
+enum cws_dtype { /* on disk: u8, pinned, but for CWS_OTHER, which is CWS_DTYPE_CODE_OTHER there; safetensors names in
+                  * cws_dtype_name() */
     CWS_BOOL = 0, CWS_U8 = 1, CWS_I8 = 2, CWS_U16 = 3, CWS_I16 = 4, CWS_U32 = 5, CWS_I32 = 6,
     CWS_U64 = 7, CWS_I64 = 8, CWS_F8_E4M3 = 9, CWS_F8_E5M2 = 10, CWS_F16 = 11, CWS_BF16 = 12,
     CWS_F32 = 13, CWS_F64 = 14, CWS_F8_E8M0 = 15, CWS_F8_E4M3FNUZ = 16, CWS_F8_E5M2FNUZ = 17, CWS_F4 = 18,
@@ -68,9 +69,11 @@ struct cws_trailer { /* the last bytes of the file */
 };
 _Static_assert(sizeof(struct cws_trailer) == CWS_TRAILER_BYTES, "trailer layout");
 
-struct cws_index_header { /* at index_offset; then, without gaps: original header, tensor records, chunk records, code tables */
+struct cws_index_header { /* at index_offset; then, without gaps: original header, tensor records, chunk records, code
+                           * tables */
     uint64_t header_bytes; /* original safetensors header, verbatim, incl. its 8-byte length; padded to 8 */
-    uint32_t tensor_count; /* records by begin, then end, then position in the header; as many as the header has tensors */
+    uint32_t tensor_count; /* records by begin, then end, then position in the header; as many as the header has
+                            * tensors */
     uint32_t table_count;  /* 128 bytes each: 256 four-bit code lengths, low nibble first */
     uint64_t chunk_count;  /* chunk records, in order of logical offset */
     uint64_t reserved;     /* 0 */

@@ -41,7 +41,8 @@ static size_t says(const uint8_t *at, size_t left, char c)
         return 1;
     if (left < 6 || memcmp(at, "\\u00", 4) != 0)
         return 0;
-    return at[4] == hex[c >> 4] && (at[5] | 0x20) == (hex[c & 15] | 0x20) ? 6 : 0; /* none of its characters is above 0x7f */
+    /* none of its characters is above 0x7f */
+    return at[4] == hex[c >> 4] && (at[5] | 0x20) == (hex[c & 15] | 0x20) ? 6 : 0;
 }
 
 static bool says_metadata(const uint8_t *token, size_t len)
@@ -70,7 +71,8 @@ bool cws_scan_value(const struct cws_scan *scan, const struct cws_scan_entry *en
     return true;
 }
 
-/* From the value's first byte to the comma or brace that ends the entry; bounds what the library may be asked to build. */
+/* From the value's first byte to the comma or brace that ends the entry; bounds what the library may be asked to
+ * build. */
 static int skip_value(struct cws_scan *s, struct cws_scan_entry *e, struct cws_error *err)
 {
     const uint8_t *text = s->text;
@@ -87,8 +89,8 @@ static int skip_value(struct cws_scan *s, struct cws_scan_entry *e, struct cws_e
         case '{':
         case '[':
             if (depth == CWS_HEADER_DEPTH_MAX)
-                return cws_fail(err, CWS_E_INPUT, "%s: offset %zu: the header is nested more than %d deep", s->path, i + 8,
-                                CWS_HEADER_DEPTH_MAX);
+                return cws_fail(err, CWS_E_INPUT, "%s: offset %zu: the header is nested more than %d deep", s->path,
+                                i + 8, CWS_HEADER_DEPTH_MAX);
             commas[++depth] = 0;
             e->values++;
             break;
@@ -110,7 +112,8 @@ static int skip_value(struct cws_scan *s, struct cws_scan_entry *e, struct cws_e
             }
             /* The pairs of __metadata__ are scanned by themselves. */
             if (++commas[depth] >= CWS_HEADER_VALUES_MAX && !(e->metadata && depth == s->depth + 1))
-                return cws_fail(err, CWS_E_INPUT, "%s: offset %zu: an array of more than %d numbers, or an object of as many entries",
+                return cws_fail(err, CWS_E_INPUT,
+                                "%s: offset %zu: an array of more than %d numbers, or an object of as many entries",
                                 s->path, i + 8, CWS_HEADER_VALUES_MAX);
             e->values++;
             break;

@@ -1,8 +1,9 @@
 /* header_scan.h - cuts a JSON object into its entries, without building what they hold. No I/O, no memory.
  *
- * A header of 100 MB may have two million entries. Built as a whole by the JSON library they take sixty times their text; so they are found
- * here and given to the library a few at a time. Nothing is decided here that the library decides: an entry is what stands between the commas of its
- * object, and a text that is not valid JSON has an entry that is not, or ends where it should not. */
+ * A header of 100 MB may have two million entries. Built as a whole by the JSON library they take sixty times their
+ * text; so they are found here and given to the library a few at a time. Nothing is decided here that the library
+ * decides: an entry is what stands between the commas of its object, and a text that is not valid JSON has an entry
+ * that is not, or ends where it should not. */
 #ifndef CWS_HEADER_SCAN_H
 #define CWS_HEADER_SCAN_H
 #include "store/base/error.h"
@@ -12,7 +13,8 @@
 
 enum {
     CWS_HEADER_DEPTH_MAX = 8,    /* a valid header needs 3; the library recurses */
-    CWS_HEADER_VALUES_MAX = 256, /* of an array or object in an entry: keeps a hostile header from becoming 50 times as much memory */
+    CWS_HEADER_VALUES_MAX = 256, /* of an array or object in an entry: keeps a hostile header from becoming 50 times as
+                                  * much memory */
 };
 
 struct cws_scan {
@@ -33,7 +35,8 @@ struct cws_scan_entry {
 
 /* At an object's '{' at text[at]. */
 struct cws_scan cws_scan_object(const char *path, const uint8_t *text, size_t len, size_t at, unsigned depth);
-/* 1: *out is the next entry; 0: the object has ended, scan->at is behind its '}'; CWS_E_INPUT, -ENOMEM with a message. */
+/* 1: *out is the next entry; 0: the object has ended, scan->at is behind its '}'; CWS_E_INPUT, -ENOMEM with a
+ * message. */
 CWS_MUST_CHECK int cws_scan_next(struct cws_scan *scan, struct cws_scan_entry *out, struct cws_error *err);
 /* The object that is an entry's value, or false where that is none. The scan ends where the entry does. */
 bool cws_scan_value(const struct cws_scan *scan, const struct cws_scan_entry *entry, struct cws_scan *out);

@@ -101,8 +101,8 @@ static void put_header(struct text *t, const struct cws_header *h, const size_t 
     put(t, "}", 1);
 }
 
-static int write_header(const char *path, const struct cws_header *h, bool front, unsigned align, uint8_t **out, uint64_t *out_bytes,
-                        struct cws_error *err)
+static int write_header(const char *path, const struct cws_header *h, bool front, unsigned align, uint8_t **out,
+                        uint64_t *out_bytes, struct cws_error *err)
 {
     *out = NULL;
     size_t *by_position = malloc((h->tensor_count + 1) * sizeof *by_position);
@@ -133,12 +133,14 @@ static int write_header(const char *path, const struct cws_header *h, bool front
     return code;
 }
 
-int cws_header_write_front(const char *path, const struct cws_header *h, uint8_t **out, uint64_t *out_bytes, struct cws_error *err)
+int cws_header_write_front(const char *path, const struct cws_header *h, uint8_t **out, uint64_t *out_bytes,
+                           struct cws_error *err)
 {
     return write_header(path, h, /* front */ true, CWS_CHUNK_ALIGN, out, out_bytes, err);
 }
 
-int cws_header_write(const char *path, const struct cws_header *h, uint8_t **out, uint64_t *out_bytes, struct cws_error *err)
+int cws_header_write(const char *path, const struct cws_header *h, uint8_t **out, uint64_t *out_bytes,
+                     struct cws_error *err)
 {
     return write_header(path, h, /* front */ false, 8, out, out_bytes, err);
 }

@@ -30,22 +30,26 @@ const char *cws_name_shown(const char *name, char buf[CWS_NAME_SHOWN_BYTES])
     return buf;
 }
 
-int cws_header_length(const char *path, const uint8_t first[8], uint64_t file_bytes, uint64_t *out_bytes, struct cws_error *err)
+int cws_header_length(const char *path, const uint8_t first[8], uint64_t file_bytes, uint64_t *out_bytes,
+                      struct cws_error *err)
 {
     uint64_t n;
     if (file_bytes < 8)
-        return cws_fail(err, CWS_E_INPUT, "%s: %" PRIu64 " bytes are too few for a safetensors file; is the download complete?",
-                        path, file_bytes);
+        return cws_fail(err, CWS_E_INPUT,
+                        "%s: %" PRIu64 " bytes are too few for a safetensors file; is the download complete?", path,
+                        file_bytes);
     memcpy(&n, first, sizeof n);
     if (n > CWS_HEADER_BYTES_MAX)
         return cws_fail(err, CWS_E_INPUT,
-                        "%s: offset 0: header length %" PRIu64 " is above the limit of %u; not a safetensors file?", path, n,
-                        CWS_HEADER_BYTES_MAX);
+                        "%s: offset 0: header length %" PRIu64 " is above the limit of %u; not a safetensors file?",
+                        path, n, CWS_HEADER_BYTES_MAX);
     if (n < 2)
-        return cws_fail(err, CWS_E_INPUT, "%s: offset 0: header length %" PRIu64 " is too small; not a safetensors file?", path, n);
+        return cws_fail(err, CWS_E_INPUT,
+                        "%s: offset 0: header length %" PRIu64 " is too small; not a safetensors file?", path, n);
     if (n > file_bytes - 8)
         return cws_fail(err, CWS_E_INPUT,
-                        "%s: offset 0: the header takes %" PRIu64 " bytes but only %" PRIu64 " follow; is the download complete?",
+                        "%s: offset 0: the header takes %" PRIu64 " bytes but only %" PRIu64
+                        " follow; is the download complete?",
                         path, n, file_bytes - 8);
     *out_bytes = n + 8;
     return 0;
@@ -61,8 +65,8 @@ static bool to_u64(const json_t *value, uint64_t *out)
     return true;
 }
 
-static int parse_shape(const char *path, const char *shown, const json_t *shape, struct cws_header_tensor *t, uint64_t *dims,
-                       struct cws_error *err)
+static int parse_shape(const char *path, const char *shown, const json_t *shape, struct cws_header_tensor *t,
+                       uint64_t *dims, struct cws_error *err)
 {
     if (!json_is_array(shape))
         return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"shape\" is missing or is not an array", path, shown);
@@ -72,7 +76,8 @@ static int parse_shape(const char *path, const char *shown, const json_t *shape,
     bool overflow = false;
     for (size_t i = 0; i < t->ndim; i++) {
         if (!to_u64(json_array_get(shape, i), &dims[i]))
-            return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": shape[%zu] is not a non-negative integer", path, shown, i);
+            return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": shape[%zu] is not a non-negative integer", path,
+                            shown, i);
         overflow |= __builtin_mul_overflow(t->elems, dims[i], &t->elems);
     }
     if (overflow) /* refused even where a later 0 would make the product 0: the reference implementation does */
@@ -81,8 +86,8 @@ static int parse_shape(const char *path, const char *shown, const json_t *shape,
 }
 
 /* *text: where the name goes if it is not one of the table's. */
-static int parse_dtype(const char *path, const char *shown, const json_t *dtype, struct cws_header_tensor *t, char **text,
-                       struct cws_error *err)
+static int parse_dtype(const char *path, const char *shown, const json_t *dtype, struct cws_header_tensor *t,
+                       char **text, struct cws_error *err)
 {
     if (!json_is_string(dtype))
         return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"dtype\" is missing or is not a string", path, shown);
@@ -105,7 +110,8 @@ static int parse_tensor(const char *path, const json_t *entry, struct cws_header
     char shown[CWS_NAME_SHOWN_BYTES];
     cws_name_shown(t->name, shown);
     if (!json_is_object(entry) || json_object_size(entry) != 3)
-        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": its entry must be an object of dtype, shape and data_offsets", path, shown);
+        return cws_fail(err, CWS_E_INPUT,
+                        "%s: tensor \"%s\": its entry must be an object of dtype, shape and data_offsets", path, shown);
     int code = parse_dtype(path, shown, json_object_get(entry, "dtype"), t, text, err);
     if (!code)
         code = parse_shape(path, shown, json_object_get(entry, "shape"), t, dims, err);
@@ -114,13 +120,15 @@ static int parse_tensor(const char *path, const json_t *entry, struct cws_header
     const json_t *offsets = json_object_get(entry, "data_offsets");
     if (!json_is_array(offsets) || json_array_size(offsets) != 2 || !to_u64(json_array_get(offsets, 0), &t->begin) ||
         !to_u64(json_array_get(offsets, 1), &t->end))
-        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"data_offsets\" is not a pair of non-negative integers", path, shown);
+        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": \"data_offsets\" is not a pair of non-negative integers",
+                        path, shown);
     uint64_t bytes = 0;
     bool sized = t->dtype != CWS_OTHER;
     if (t->begin > t->end || (sized && (!cws_dtype_size(t->dtype, t->elems, &bytes) || bytes != t->end - t->begin)))
         return cws_fail(err, CWS_E_INPUT,
-                        "%s: tensor \"%s\": data_offsets [%" PRIu64 ", %" PRIu64 ") do not hold %" PRIu64 " elements of %s", path, shown,
-                        t->begin, t->end, t->elems, t->dtype_name);
+                        "%s: tensor \"%s\": data_offsets [%" PRIu64 ", %" PRIu64 ") do not hold %" PRIu64
+                        " elements of %s",
+                        path, shown, t->begin, t->end, t->elems, t->dtype_name);
     return 0;
 }
 
@@ -145,11 +153,14 @@ static int check_cover(const char *path, struct cws_header *h, uint64_t file_byt
         const struct cws_header_tensor *t = &h->tensors[i];
         if (t->begin < at)
             return cws_fail(err, CWS_E_INPUT,
-                            "%s: tensor \"%s\" at data offset %" PRIu64 " (file offset %" PRIu64 ") overlaps \"%s\", which ends at %" PRIu64,
-                            path, cws_name_shown(t->name, shown), t->begin, h->header_bytes + t->begin, cws_name_shown(last, before), at);
+                            "%s: tensor \"%s\" at data offset %" PRIu64 " (file offset %" PRIu64
+                            ") overlaps \"%s\", which ends at %" PRIu64,
+                            path, cws_name_shown(t->name, shown), t->begin, h->header_bytes + t->begin,
+                            cws_name_shown(last, before), at);
         if (t->begin > at)
             return cws_fail(err, CWS_E_INPUT,
-                            "%s: hole of %" PRIu64 " bytes at data offset %" PRIu64 " (file offset %" PRIu64 ") before tensor \"%s\"",
+                            "%s: hole of %" PRIu64 " bytes at data offset %" PRIu64 " (file offset %" PRIu64
+                            ") before tensor \"%s\"",
                             path, t->begin - at, at, h->header_bytes + at, cws_name_shown(t->name, shown));
         at = t->end;
         last = t->name;
@@ -159,8 +170,9 @@ static int check_cover(const char *path, struct cws_header *h, uint64_t file_byt
         return 0;
     if (file_bytes - h->header_bytes < at)
         return cws_fail(err, CWS_E_INPUT,
-                        "%s: the file ends at offset %" PRIu64 " but tensor \"%s\" ends at %" PRIu64 "; is the download complete?", path,
-                        file_bytes, cws_name_shown(last, shown), h->header_bytes + at);
+                        "%s: the file ends at offset %" PRIu64 " but tensor \"%s\" ends at %" PRIu64
+                        "; is the download complete?",
+                        path, file_bytes, cws_name_shown(last, shown), h->header_bytes + at);
     return cws_fail(err, CWS_E_INPUT, "%s: %" PRIu64 " bytes at offset %" PRIu64 " belong to no tensor", path,
                     file_bytes - h->header_bytes - at, h->header_bytes + at);
 }
@@ -186,16 +198,18 @@ static int no_memory(const struct parsing *p, struct cws_error *err)
     return cws_fail(err, -ENOMEM, "%s: not enough memory for the header", p->path);
 }
 
-/* Entries that stand beside each other and are given to the library together: most are short, and a call costs as much as one. */
+/* Entries that stand beside each other and are given to the library together: most are short, and a call costs as much
+ * as one. */
 struct batch {
     size_t begin, end, longest, count;
 };
 
 enum { BATCH_COUNT = 32, BATCH_BYTES = 1 << 16 };
 
-/* Feeds the library ["xxx...",{ENTRIES}]. Its buffer for a token grows while it reads one, and where there is no memory for that the token loses
- * a character: behind a backslash that ends in a failed assertion, and a closing quote that is lost in a read past the end. So the buffer grows on
- * a string that is at least as long as any of the entries', and the rest follows only if that went well. */
+/* Feeds the library ["xxx...",{ENTRIES}]. Its buffer for a token grows while it reads one, and where there is no memory
+ * for that the token loses a character: behind a backslash that ends in a failed assertion, and a closing quote that is
+ * lost in a read past the end. So the buffer grows on a string that is at least as long as any of the entries', and the
+ * rest follows only if that went well. */
 struct feed {
     const uint8_t *at;
     size_t left, pad;
@@ -246,12 +260,14 @@ static size_t feed_entries(void *to, size_t room, void *arg)
 }
 
 /* *out: to be released; *entries belongs to it, an object of as many as the batch has. */
-static int load_batch(const struct parsing *p, const struct batch *e, json_t **out, json_t **entries, struct cws_error *err)
+static int load_batch(const struct parsing *p, const struct batch *e, json_t **out, json_t **entries,
+                      struct cws_error *err)
 {
     struct feed feed = {.at = p->text + e->begin, .left = e->end - e->begin, .pad = padding(e->longest)};
     size_t before = FEED_AROUND + feed.pad;
     json_error_t why;
-    /* Where the parser has no memory it says so in few places, speaks of the syntax in most, and drops the end of a word in one: errno tells. */
+    /* Where the parser has no memory it says so in few places, speaks of the syntax in most, and drops the end of a
+     * word in one: errno tells. */
     int saved = errno;
     errno = 0;
     *out = json_load_callback(feed_entries, &feed, JSON_REJECT_DUPLICATES, &why);
@@ -279,7 +295,8 @@ static int take_pair(struct parsing *p, const char *key, const json_t *value, st
     struct cws_header *h = &p->b->header;
     char shown[CWS_NAME_SHOWN_BYTES];
     if (!json_is_string(value))
-        return cws_fail(err, CWS_E_INPUT, "%s: \"__metadata__\": the value of \"%s\" is not a string", p->path, cws_name_shown(key, shown));
+        return cws_fail(err, CWS_E_INPUT, "%s: \"__metadata__\": the value of \"%s\" is not a string", p->path,
+                        cws_name_shown(key, shown));
     struct cws_header_metadata *m = &h->metadata[h->metadata_count++];
     m->key = p->strings;
     p->strings = stpcpy(p->strings, key) + 1;
@@ -290,8 +307,8 @@ static int take_pair(struct parsing *p, const char *key, const json_t *value, st
 
 static bool same_tensor(const struct cws_header_tensor *a, const struct cws_header_tensor *b)
 {
-    return a->dtype == b->dtype && strcmp(a->dtype_name, b->dtype_name) == 0 && a->begin == b->begin && a->end == b->end &&
-           a->ndim == b->ndim && memcmp(a->shape, b->shape, a->ndim * sizeof *a->shape) == 0;
+    return a->dtype == b->dtype && strcmp(a->dtype_name, b->dtype_name) == 0 && a->begin == b->begin &&
+           a->end == b->end && a->ndim == b->ndim && memcmp(a->shape, b->shape, a->ndim * sizeof *a->shape) == 0;
 }
 
 static void compare_tensor(struct parsing *p, const struct cws_header_tensor *t)
@@ -346,17 +363,20 @@ static int take_batch(struct parsing *p, struct batch *batch, bool pairs, struct
     return code;
 }
 
-static int add_to_batch(struct parsing *p, struct batch *batch, const struct cws_scan_entry *e, bool pairs, struct cws_error *err)
+static int add_to_batch(struct parsing *p, struct batch *batch, const struct cws_scan_entry *e, bool pairs,
+                        struct cws_error *err)
 {
     if (batch->count == 0)
         batch->begin = e->begin;
     batch->end = e->end;
     batch->longest = e->longest > batch->longest ? e->longest : batch->longest;
     batch->count++;
-    return batch->count == BATCH_COUNT || batch->end - batch->begin >= BATCH_BYTES ? take_batch(p, batch, pairs, err) : 0;
+    return batch->count == BATCH_COUNT || batch->end - batch->begin >= BATCH_BYTES ? take_batch(p, batch, pairs, err)
+                                                                                   : 0;
 }
 
-static int take_metadata(struct parsing *p, const struct cws_scan *outer, const struct cws_scan_entry *e, struct cws_error *err)
+static int take_metadata(struct parsing *p, const struct cws_scan *outer, const struct cws_scan_entry *e,
+                         struct cws_error *err)
 {
     struct cws_scan scan;
     struct cws_scan_entry pair;
@@ -379,7 +399,8 @@ static int take_metadata(struct parsing *p, const struct cws_scan *outer, const 
     return code;
 }
 
-/* Room for everything is counted first, so that building cannot run out half way. Strings never take more than their text does. */
+/* Room for everything is counted first, so that building cannot run out half way. Strings never take more than their
+ * text does. */
 static int reserve(struct parsing *p, struct cws_error *err)
 {
     struct cws_scan scan = cws_scan_object(p->path, p->text, p->len, 0, 1), inner;
@@ -450,7 +471,8 @@ static int metadata_order(const void *a, const void *b, void *metadata)
     return strcmp(m[*(const uint32_t *)a].key, m[*(const uint32_t *)b].key);
 }
 
-/* *out: 0 .. count-1 in order, or NULL without memory. Returns how many of them come before the first that has an equal behind it. */
+/* *out: 0 .. count-1 in order, or NULL without memory. Returns how many of them come before the first that has an equal
+ * behind it. */
 static size_t sort_names(size_t count, void *items, int (*order)(const void *, const void *, void *), uint32_t **out)
 {
     uint32_t *names = malloc((count + 1) * sizeof *names);
@@ -479,7 +501,8 @@ static int check_names(const struct parsing *p, struct cws_error *err)
     const char *twice = unique < h->metadata_count ? h->metadata[keys[unique]].key : NULL;
     free(keys);
     if (twice)
-        return cws_fail(err, CWS_E_INPUT, "%s: \"__metadata__\": duplicate key \"%s\"", p->path, cws_name_shown(twice, shown));
+        return cws_fail(err, CWS_E_INPUT, "%s: \"__metadata__\": duplicate key \"%s\"", p->path,
+                        cws_name_shown(twice, shown));
     if (p->with)
         return 0;
     unique = sort_names(h->tensor_count, h->tensors, tensor_order, &h->by_name);
@@ -512,7 +535,8 @@ size_t cws_header_find(const struct cws_header *h, const char *name)
 static int parse(struct parsing *p, uint64_t header_bytes, struct cws_error *err)
 {
     if (p->text[0] != '{')
-        return cws_fail(err, CWS_E_INPUT, "%s: offset 8: the header does not start with '{'; not a safetensors file?", p->path);
+        return cws_fail(err, CWS_E_INPUT, "%s: offset 8: the header does not start with '{'; not a safetensors file?",
+                        p->path);
     p->b = calloc(1, sizeof *p->b);
     if (!p->b)
         return no_memory(p, err);
@@ -523,8 +547,8 @@ static int parse(struct parsing *p, uint64_t header_bytes, struct cws_error *err
     return code ? code : check_names(p, err);
 }
 
-int cws_header_parse(const char *path, const uint8_t *bytes, uint64_t header_bytes, uint64_t file_bytes, struct cws_header **out,
-                     struct cws_error *err)
+int cws_header_parse(const char *path, const uint8_t *bytes, uint64_t header_bytes, uint64_t file_bytes,
+                     struct cws_header **out, struct cws_error *err)
 {
     struct parsing p = {.path = path, .text = bytes + 8, .len = (size_t)header_bytes - 8};
     *out = NULL;
@@ -538,8 +562,8 @@ int cws_header_parse(const char *path, const uint8_t *bytes, uint64_t header_byt
     return code;
 }
 
-int cws_header_compare(const char *path, const uint8_t *bytes, uint64_t header_bytes, const struct cws_header *with, bool *out_same,
-                       struct cws_error *err)
+int cws_header_compare(const char *path, const uint8_t *bytes, uint64_t header_bytes, const struct cws_header *with,
+                       bool *out_same, struct cws_error *err)
 {
     struct parsing p = {.path = path, .text = bytes + 8, .len = (size_t)header_bytes - 8, .with = with, .same = true};
     p.seen = calloc(1, with->tensor_count / 8 + 1);

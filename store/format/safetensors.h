@@ -1,9 +1,10 @@
 /* safetensors.h - reads and checks the header of a safetensors file. No I/O.
  *
- * The rules (docs/format.md, "The logical file"): an 8-byte length of at most 100 MB; a JSON object that starts with '{' and may be
- * followed by white space; no key twice in any object; "__metadata__" maps strings to strings; every other entry is
- * exactly {dtype, shape, data_offsets} with a shape of non-negative integers whose product does not overflow, and offsets
- * that span exactly that many bytes, where the dtype's size is known; the tensors cover the data without overlap or hole. */
+ * The rules (docs/format.md, "The logical file"): an 8-byte length of at most 100 MB; a JSON object that starts with
+ * '{' and may be followed by white space; no key twice in any object; "__metadata__" maps strings to strings; every
+ * other entry is exactly {dtype, shape, data_offsets} with a shape of non-negative integers whose product does not
+ * overflow, and offsets that span exactly that many bytes, where the dtype's size is known; the tensors cover the data
+ * without overlap or hole. */
 #ifndef CWS_SAFETENSORS_H
 #define CWS_SAFETENSORS_H
 #include "dtype.h"
@@ -52,10 +53,10 @@ CWS_MUST_CHECK int cws_header_parse(const char *path, const uint8_t *bytes, uint
 /* The tensor of this name, SIZE_MAX: none. */
 size_t cws_header_find(const struct cws_header *h, const char *name);
 
-/* Does a header list exactly the tensors of `with`, in whatever order? It is checked like one to be parsed, but takes far less memory: only its
- * metadata is built. CWS_E_INPUT, -ENOMEM as above. */
-CWS_MUST_CHECK int cws_header_compare(const char *path, const uint8_t *bytes, uint64_t header_bytes, const struct cws_header *with,
-                                      bool *out_same, struct cws_error *err);
+/* Does a header list exactly the tensors of `with`, in whatever order? It is checked like one to be parsed, but takes
+ * far less memory: only its metadata is built. CWS_E_INPUT, -ENOMEM as above. */
+CWS_MUST_CHECK int cws_header_compare(const char *path, const uint8_t *bytes, uint64_t header_bytes,
+                                      const struct cws_header *with, bool *out_same, struct cws_error *err);
 void cws_header_destroy(struct cws_header *h); /* NULL is fine */
 
 /* A tensor's name fit for a one-line message: control characters become '?', a long name is cut. Returns buf. */

@@ -38,7 +38,8 @@ static uint64_t round_off(uint64_t value, int bits)
 }
 
 /* Any format to any other. The value is mantissa * 2^(exponent - mantissa_bits), mantissa with its leading one made
- * explicit; adding what rounding carries to the packed number moves on to the next exponent, and to infinity, by itself. */
+ * explicit; adding what rounding carries to the packed number moves on to the next exponent, and to infinity, by
+ * itself. */
 static uint64_t cast(struct shape a, struct shape b, uint64_t bits)
 {
     uint64_t sign = bits >> (a.bytes * 8 - 1);

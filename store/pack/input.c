@@ -12,14 +12,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int read_exactly(const struct cws_pack_input *in, void *dst, size_t bytes, uint64_t offset, struct cws_error *err)
+static int read_exactly(const struct cws_pack_input *in, void *dst, size_t bytes, uint64_t offset,
+                        struct cws_error *err)
 {
     size_t got;
     int code = cws_os_read_full(in->fd, dst, bytes, offset, &got);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot read offset %" PRIu64, in->path, offset);
     if (got < bytes)
-        return cws_fail(err, CWS_E_CHANGED, "%s: the file became shorter while it was read (it ends at offset %" PRIu64 ")", in->path,
+        return cws_fail(err, CWS_E_CHANGED,
+                        "%s: the file became shorter while it was read (it ends at offset %" PRIu64 ")", in->path,
                         offset + got);
     return 0;
 }
@@ -35,7 +37,8 @@ static int read_header(struct cws_pack_input *in, struct cws_error *err)
         return code;
     in->header_text = malloc(header_bytes);
     if (!in->header_text)
-        return cws_fail(err, -ENOMEM, "%s: not enough memory for a header of %" PRIu64 " bytes", in->path, header_bytes);
+        return cws_fail(err, -ENOMEM, "%s: not enough memory for a header of %" PRIu64 " bytes", in->path,
+                        header_bytes);
     code = read_exactly(in, in->header_text, header_bytes, 0, err);
     if (!code && memcmp(first, in->header_text, sizeof first) != 0)
         code = cws_fail(err, CWS_E_CHANGED, "%s: the file changed while it was read", in->path);
@@ -117,7 +120,8 @@ static int open_input(struct cws_pack_input *in, const struct cws_pack_options *
     return code || !options->convert ? code : convert_header(in, options->dtype, err);
 }
 
-int cws_pack_input_open(struct cws_pack_input *in, const char *path, const struct cws_pack_options *options, struct cws_error *err)
+int cws_pack_input_open(struct cws_pack_input *in, const char *path, const struct cws_pack_options *options,
+                        struct cws_error *err)
 {
     *in = (struct cws_pack_input){.path = path, .fd = -1};
     int code = open_input(in, options, err);
@@ -130,7 +134,8 @@ int cws_pack_input_open(struct cws_pack_input *in, const char *path, const struc
 
 static int by_size_and_name(const void *a, const void *b)
 {
-    const struct cws_memory_tensor *x = *(const struct cws_memory_tensor *const *)a, *y = *(const struct cws_memory_tensor *const *)b;
+    const struct cws_memory_tensor *x = *(const struct cws_memory_tensor *const *)a,
+                                   *y = *(const struct cws_memory_tensor *const *)b;
     unsigned xs = cws_dtype_bits(x->dtype), ys = cws_dtype_bits(y->dtype);
     return xs != ys ? (xs < ys ? 1 : -1) : strcmp(x->name, y->name);
 }
@@ -140,9 +145,14 @@ static int describe(const struct cws_pack_input *in, const struct cws_memory_ten
                     struct cws_header_tensor *out, struct cws_error *err)
 {
     char shown[CWS_NAME_SHOWN_BYTES];
-    *out = (struct cws_header_tensor){
-        .name = m->name, .shape = m->shape, .ndim = m->ndim, .elems = 1, .begin = at, .position = position, .dtype = m->dtype,
-        .dtype_name = cws_dtype_name(m->dtype)};
+    *out = (struct cws_header_tensor){.name = m->name,
+                                      .shape = m->shape,
+                                      .ndim = m->ndim,
+                                      .elems = 1,
+                                      .begin = at,
+                                      .position = position,
+                                      .dtype = m->dtype,
+                                      .dtype_name = cws_dtype_name(m->dtype)};
     uint64_t bytes = 0;
     bool fits = true;
     for (size_t d = 0; d < m->ndim && fits; d++)
@@ -155,7 +165,8 @@ static int describe(const struct cws_pack_input *in, const struct cws_memory_ten
         fits = fits && cws_dtype_size(m->dtype, out->elems, &bytes);
     }
     if (!fits || __builtin_add_overflow(bytes, at, &out->end) || out->end > INT64_MAX)
-        return cws_fail(err, CWS_E_INPUT, "%s: tensor \"%s\": its shape is larger than memory, or no whole number of bytes", in->path,
+        return cws_fail(err, CWS_E_INPUT,
+                        "%s: tensor \"%s\": its shape is larger than memory, or no whole number of bytes", in->path,
                         cws_name_shown(m->name, shown));
     if (!m->packed && !m->data && out->elems)
         return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": no data", in->path, cws_name_shown(m->name, shown));
@@ -165,14 +176,16 @@ static int describe(const struct cws_pack_input *in, const struct cws_memory_ten
 static int make_header(struct cws_pack_input *in, const struct cws_memory_model *model, struct cws_error *err)
 {
     size_t count = model->tensor_count;
-    struct cws_header h = {.tensor_count = count, .metadata_count = model->metadata_count, .has_metadata = model->metadata_count > 0};
+    struct cws_header h = {
+        .tensor_count = count, .metadata_count = model->metadata_count, .has_metadata = model->metadata_count > 0};
     h.tensors = calloc(count + 1, sizeof *h.tensors);
     h.metadata = calloc(model->metadata_count + 1, sizeof *h.metadata);
     in->memory = calloc(count + 1, sizeof *in->memory);
     int code = h.tensors && h.metadata && in->memory ? 0 : cws_fail(err, -ENOMEM, "%s: not enough memory", in->path);
     for (size_t i = 0; i < count && !code; i++) {
         in->memory[i] = &model->tensors[i];
-        if (!cws_dtype_bits(model->tensors[i].dtype) && (model->tensors[i].dtype != CWS_OTHER || !model->tensors[i].packed))
+        if (!cws_dtype_bits(model->tensors[i].dtype) &&
+            (model->tensors[i].dtype != CWS_OTHER || !model->tensors[i].packed))
             code = cws_fail(err, CWS_E_USAGE, "%s: tensor %zu has an unknown dtype", in->path, i);
     }
     if (!code)
@@ -198,9 +211,11 @@ static int check_packed(const struct cws_pack_input *in, const struct cws_memory
 {
     char shown[CWS_NAME_SHOWN_BYTES];
     const struct cws_tensor_info *t = cws_store_tensor(m->packed, m->packed_index);
-    if (!t || t->dtype != m->dtype || t->ndim != m->ndim || (m->ndim && memcmp(t->shape, m->shape, m->ndim * sizeof *m->shape) != 0) ||
+    if (!t || t->dtype != m->dtype || t->ndim != m->ndim ||
+        (m->ndim && memcmp(t->shape, m->shape, m->ndim * sizeof *m->shape) != 0) ||
         t->record->chunk_bytes > CWS_CHUNK_BYTES)
-        return cws_fail(err, CWS_E_USAGE, "%s: tensor \"%s\": what it is said to be packed in is no tensor of its dtype and shape",
+        return cws_fail(err, CWS_E_USAGE,
+                        "%s: tensor \"%s\": what it is said to be packed in is no tensor of its dtype and shape",
                         in->path, cws_name_shown(m->name, shown));
     return 0;
 }
@@ -239,8 +254,8 @@ void cws_pack_input_close(struct cws_pack_input *in)
     *in = (struct cws_pack_input){.fd = -1};
 }
 
-int cws_pack_input_read(const struct cws_pack_input *in, size_t t, uint64_t begin, size_t bytes, void *dst, void *scratch,
-                        struct cws_error *err)
+int cws_pack_input_read(const struct cws_pack_input *in, size_t t, uint64_t begin, size_t bytes, void *dst,
+                        void *scratch, struct cws_error *err)
 {
     const struct cws_header_tensor *from = &in->source->tensors[t], *to = &in->logical->tensors[t];
     uint64_t file_offset = in->source->header_bytes + from->begin;
@@ -263,7 +278,9 @@ int cws_pack_input_changed(const struct cws_pack_input *in, struct cws_error *er
     int code = cws_os_fstat(in->fd, &now);
     if (code)
         return cws_fail_errno(err, -code, "%s: cannot stat", in->path);
-    if (now.st_size != then->st_size || now.st_mtim.tv_sec != then->st_mtim.tv_sec || now.st_mtim.tv_nsec != then->st_mtim.tv_nsec)
-        return cws_fail(err, CWS_E_CHANGED, "%s: the file changed while it was packed; pack it again when it is at rest", in->path);
+    if (now.st_size != then->st_size || now.st_mtim.tv_sec != then->st_mtim.tv_sec ||
+        now.st_mtim.tv_nsec != then->st_mtim.tv_nsec)
+        return cws_fail(err, CWS_E_CHANGED,
+                        "%s: the file changed while it was packed; pack it again when it is at rest", in->path);
     return 0;
 }

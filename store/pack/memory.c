@@ -21,7 +21,8 @@ static int write_memory(void *arg, const void *data, size_t bytes, uint64_t offs
         uint64_t room = g->room + g->room / 2 > end ? g->room + g->room / 2 : end;
         uint8_t *more = realloc(g->data, room);
         if (!more)
-            return cws_fail(err, -ENOMEM, "not enough memory for a store of more than %llu bytes", (unsigned long long)end);
+            return cws_fail(err, -ENOMEM, "not enough memory for a store of more than %llu bytes",
+                            (unsigned long long)end);
         g->data = more;
         g->room = room;
     }
@@ -43,8 +44,9 @@ static struct cws_pack_options with_jobs(const struct cws_pack_options *options,
     return o;
 }
 
-int cws_pack_tensors_to_file(const struct cws_memory_model *model, const char *out_path, const struct cws_pack_options *options,
-                             struct cws_pack_result *result, struct cws_error *err)
+int cws_pack_tensors_to_file(const struct cws_memory_model *model, const char *out_path,
+                             const struct cws_pack_options *options, struct cws_pack_result *result,
+                             struct cws_error *err)
 {
     struct cws_pack_input in;
     int code = cws_pack_input_memory(&in, model, out_path, options, err);
@@ -56,8 +58,8 @@ int cws_pack_tensors_to_file(const struct cws_memory_model *model, const char *o
     return code;
 }
 
-int cws_pack_tensors_to_memory(const struct cws_memory_model *model, const struct cws_pack_options *options, uint8_t **out,
-                               uint64_t *out_bytes, struct cws_error *err)
+int cws_pack_tensors_to_memory(const struct cws_memory_model *model, const struct cws_pack_options *options,
+                               uint8_t **out, uint64_t *out_bytes, struct cws_error *err)
 {
     struct cws_pack_input in;
     struct growing g = {0};

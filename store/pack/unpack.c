@@ -30,7 +30,8 @@ static int unpack_chunk(void *arg, const struct cws_walk_item *item)
     return code;
 }
 
-static int unpack_into(const struct cws_store *s, struct unpacking *u, const struct cws_walk *walk, struct cws_error *err)
+static int unpack_into(const struct cws_store *s, struct unpacking *u, const struct cws_walk *walk,
+                       struct cws_error *err)
 {
     uint64_t header_bytes;
     const uint8_t *header = cws_store_header(s, &header_bytes);

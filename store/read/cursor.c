@@ -11,7 +11,8 @@
 
 enum {
     DEPTH_MAX = 256,
-    TABLES_KEPT = 8, /* decode tables are built when met: one for each tensor of a hostile file would be 160 times its size */
+    TABLES_KEPT = 8, /* decode tables are built when met: one for each tensor of a hostile file would be 160 times its
+                      * size */
     GAP_MAX = 2 * CWS_CHUNK_ALIGN,
 };
 
@@ -33,7 +34,8 @@ struct cws_store_cursor {
     const uint8_t *kept_stored;
 };
 
-int cws_store_cursor_create(const struct cws_store *s, unsigned depth, struct cws_store_cursor **out, struct cws_error *err)
+int cws_store_cursor_create(const struct cws_store *s, unsigned depth, struct cws_store_cursor **out,
+                            struct cws_error *err)
 {
     int code = 0;
     *out = NULL;
@@ -113,16 +115,17 @@ void cws_cursor_start(struct cws_store_cursor *c, unsigned slot, uint64_t chunk,
 }
 
 /* "PATH: tensor "T": WHAT in chunk N (file offset A, logical offset B)". */
-static int chunk_fail(const struct cws_store *s, const struct cws_tensor_info *t, uint64_t chunk, int code, const char *what,
-                      struct cws_error *err)
+static int chunk_fail(const struct cws_store *s, const struct cws_tensor_info *t, uint64_t chunk, int code,
+                      const char *what, struct cws_error *err)
 {
     char shown[CWS_NAME_SHOWN_BYTES];
-    return cws_fail(err, code, "%s: tensor \"%s\": %s in chunk %" PRIu64 " (file offset %" PRIu64 ", logical offset %" PRIu64 ")", s->path,
-                    cws_name_shown(t->name, shown), what, chunk, s->chunks[chunk].offset, cws_store_chunk_begin(t, chunk));
+    return cws_fail(
+        err, code, "%s: tensor \"%s\": %s in chunk %" PRIu64 " (file offset %" PRIu64 ", logical offset %" PRIu64 ")",
+        s->path, cws_name_shown(t->name, shown), what, chunk, s->chunks[chunk].offset, cws_store_chunk_begin(t, chunk));
 }
 
-int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws_tensor_info *t, uint64_t chunk, bool with_gap,
-                     const uint8_t **out_stored, struct cws_error *err)
+int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws_tensor_info *t, uint64_t chunk,
+                     bool with_gap, const uint8_t **out_stored, struct cws_error *err)
 {
     const struct cws_store *s = c->store;
     const struct cws_chunk_record *r = &s->chunks[chunk];
@@ -144,10 +147,12 @@ int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws
     int changed = cws_store_changed(s, err);
     if (changed)
         return changed;
-    return chunk_fail(s, t, chunk, code, code == CWS_E_CORRUPT ? "the stored bytes fail their checksum" : "the file ends", err);
+    return chunk_fail(s, t, chunk, code,
+                      code == CWS_E_CORRUPT ? "the stored bytes fail their checksum" : "the file ends", err);
 }
 
-static int table_for(struct cws_store_cursor *c, uint32_t id, const struct cws_decode_table **out, struct cws_error *err)
+static int table_for(struct cws_store_cursor *c, uint32_t id, const struct cws_decode_table **out,
+                     struct cws_error *err)
 {
     *out = NULL;
     if (id == UINT32_MAX)
@@ -170,8 +175,8 @@ static int table_for(struct cws_store_cursor *c, uint32_t id, const struct cws_d
     return 0;
 }
 
-int cws_cursor_decode(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t chunk, const uint8_t *stored, size_t begin,
-                      size_t end, void *dst, struct cws_error *err)
+int cws_cursor_decode(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t chunk,
+                      const uint8_t *stored, size_t begin, size_t end, void *dst, struct cws_error *err)
 {
     struct cws_store *s = c->store;
     const struct cws_chunk_record *r = &s->chunks[chunk];
@@ -197,8 +202,8 @@ int cws_cursor_decode(struct cws_store_cursor *c, const struct cws_tensor_info *
 /* --- a range ------------------------------------------------------------------------------------- */
 
 /* Decodes the part of a checked chunk that lies in the logical range [begin, end); dst is where `begin` goes. */
-static int decode_part(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t chunk, const uint8_t *stored, uint64_t begin,
-                       uint64_t end, uint8_t *dst, struct cws_error *err)
+static int decode_part(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t chunk,
+                       const uint8_t *stored, uint64_t begin, uint64_t end, uint8_t *dst, struct cws_error *err)
 {
     uint64_t first = cws_store_chunk_begin(t, chunk);
     uint64_t last = first + c->store->chunks[chunk].logical_bytes;
@@ -250,8 +255,9 @@ int cws_store_read(struct cws_store_cursor *c, uint64_t begin, uint64_t end, voi
     const struct cws_store *s = c->store;
     uint64_t header_bytes = s->parsed->header_bytes;
     if (begin > end || end > s->trailer.logical_bytes)
-        return cws_fail(err, CWS_E_RANGE, "%s: bytes [%" PRIu64 ", %" PRIu64 ") are outside the logical file of %" PRIu64 " bytes", s->path,
-                        begin, end, s->trailer.logical_bytes);
+        return cws_fail(err, CWS_E_RANGE,
+                        "%s: bytes [%" PRIu64 ", %" PRIu64 ") are outside the logical file of %" PRIu64 " bytes",
+                        s->path, begin, end, s->trailer.logical_bytes);
     uint8_t *to = dst;
     if (begin < header_bytes) {
         uint64_t stop = end < header_bytes ? end : header_bytes;

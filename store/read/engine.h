@@ -48,7 +48,8 @@ struct cws_reader {
     struct cws_pool *pool;
 };
 
-/* Finishes a slot with plain pread, whatever was read so far, and sets its code; the caller marks it DONE. Any thread. */
+/* Finishes a slot with plain pread, whatever was read so far, and sets its code; the caller marks it DONE. Any
+ * thread. */
 void cws_reader_finish_slot(struct cws_reader *r, struct cws_slot *s);
 
 /* Reads a whole slot with pread, direct where that is on. The caller marks it DONE. Any thread. */

@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t first, uint64_t count, void *dst,
-                    struct cws_error *err)
+int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t first, uint64_t count,
+                    void *dst, struct cws_error *err)
 {
     uint64_t chunk = t->record->first_chunk + first, stop = chunk + count, base = t->chunks[first].offset;
     unsigned depth = cws_cursor_depth(c);

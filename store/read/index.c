@@ -15,7 +15,8 @@
 
 static int corrupt(const struct cws_store *s, struct cws_error *err, const char *what)
 {
-    return cws_fail(err, CWS_E_CORRUPT, "%s: the index at offset %" PRIu64 " is not valid: %s", s->path, s->trailer.index_offset, what);
+    return cws_fail(err, CWS_E_CORRUPT, "%s: the index at offset %" PRIu64 " is not valid: %s", s->path,
+                    s->trailer.index_offset, what);
 }
 
 static int corrupt_tensor(const struct cws_store *s, struct cws_error *err, const char *name, const char *what)
@@ -33,8 +34,8 @@ static bool all_zero(const uint8_t *p, size_t n)
 }
 
 /* A part of the file in private memory, checked against its checksum. */
-static int load_part(const struct cws_store *s, const char *what, uint64_t offset, uint64_t bytes, uint64_t xxh3, uint8_t **out,
-                     struct cws_error *err)
+static int load_part(const struct cws_store *s, const char *what, uint64_t offset, uint64_t bytes, uint64_t xxh3,
+                     uint8_t **out, struct cws_error *err)
 {
     size_t got;
     uint8_t *data = malloc(bytes);
@@ -103,8 +104,8 @@ static int check_tables(const struct cws_store *s, struct cws_error *err)
     for (uint32_t i = 0; i < s->table_count && !code; i++) {
         struct cws_error why = {0};
         if (cws_decode_table_init(t, s->tables[i], &why))
-            code = cws_fail(err, CWS_E_CORRUPT, "%s: the index at offset %" PRIu64 " is not valid: code table %u: %s", s->path,
-                            s->trailer.index_offset, i, why.message);
+            code = cws_fail(err, CWS_E_CORRUPT, "%s: the index at offset %" PRIu64 " is not valid: code table %u: %s",
+                            s->path, s->trailer.index_offset, i, why.message);
     }
     free(t);
     return code;
@@ -113,7 +114,8 @@ static int check_tables(const struct cws_store *s, struct cws_error *err)
 /* --- tensors and chunks ----------------------------------------------------------------------- */
 
 /* NULL, or what is wrong with a tensor's record by itself. */
-static const char *record_fault(const struct cws_store *s, const struct cws_tensor_record *r, const struct cws_tensor_info *t)
+static const char *record_fault(const struct cws_store *s, const struct cws_tensor_record *r,
+                                const struct cws_tensor_info *t)
 {
     uint64_t bytes = t->end - t->begin;
     bool coded = r->codec == CWS_CODEC_SPLIT || r->codec == CWS_CODEC_QUANT;
@@ -123,7 +125,8 @@ static const char *record_fault(const struct cws_store *s, const struct cws_tens
         return "its dtype is not the header's";
     if (r->codec > CWS_CODEC_QUANT)
         return "unknown codec";
-    if (r->chunk_bytes == 0 || r->chunk_bytes > CWS_CHUNK_BYTES_MAX || r->chunk_bytes % 16 || r->chunk_bytes % cws_dtype_unit(t->dtype))
+    if (r->chunk_bytes == 0 || r->chunk_bytes > CWS_CHUNK_BYTES_MAX || r->chunk_bytes % 16 ||
+        r->chunk_bytes % cws_dtype_unit(t->dtype))
         return "chunk_bytes is not allowed";
     if (r->chunk_count != bytes / r->chunk_bytes + (bytes % r->chunk_bytes != 0))
         return "its chunk count does not match its size";
@@ -142,8 +145,8 @@ static const char *record_fault(const struct cws_store *s, const struct cws_tens
     return NULL;
 }
 
-static const char *chunk_fault(const struct cws_tensor_record *r, const struct cws_chunk_record *c, uint64_t logical, uint64_t offset,
-                               uint64_t limit)
+static const char *chunk_fault(const struct cws_tensor_record *r, const struct cws_chunk_record *c, uint64_t logical,
+                               uint64_t offset, uint64_t limit)
 {
     if (!all_zero(c->reserved, sizeof c->reserved))
         return "a reserved field of a chunk is not 0";
@@ -164,7 +167,8 @@ static uint64_t align_up(uint64_t n)
 }
 
 /* The chunks of one tensor: in order, back to back. *at: where the next one must start; *chunk: its index. */
-static int check_chunks(struct cws_store *s, struct cws_tensor_info *t, uint64_t *chunk, uint64_t *at, struct cws_error *err)
+static int check_chunks(struct cws_store *s, struct cws_tensor_info *t, uint64_t *chunk, uint64_t *at,
+                        struct cws_error *err)
 {
     const struct cws_tensor_record *r = t->record;
     struct cws_hash128 sum = {0, 0};
@@ -261,17 +265,21 @@ static int check_front(const struct cws_store *s, const uint8_t *front, struct c
     uint64_t bytes;
     bool same = false;
     int code = cws_header_length(s->path, front, s->trailer.front_bytes, &bytes, &why);
-    if (!code && (bytes != s->trailer.front_bytes || bytes < 8 + sizeof mark - 1 || memcmp(front + 8, mark, sizeof mark - 1) != 0))
-        return cws_fail(err, CWS_E_CORRUPT, "%s: offset 0: the front does not say that this is a codecllm store", s->path);
+    if (!code && (bytes != s->trailer.front_bytes || bytes < 8 + sizeof mark - 1 ||
+                  memcmp(front + 8, mark, sizeof mark - 1) != 0))
+        return cws_fail(err, CWS_E_CORRUPT, "%s: offset 0: the front does not say that this is a codecllm store",
+                        s->path);
     if (!code)
         code = cws_header_compare(s->path, front, bytes, s->parsed, &same, &why);
     if (code)
         return cws_fail(err, code == CWS_E_INPUT ? CWS_E_CORRUPT : code, "%s", why.message);
     bool plain_size = s->trailer.front_bytes + s->parsed->data_bytes == s->trailer.file_bytes;
     if (!same)
-        return cws_fail(err, CWS_E_CORRUPT, "%s: offset 0: the front does not list the tensors of the original header", s->path);
+        return cws_fail(err, CWS_E_CORRUPT, "%s: offset 0: the front does not list the tensors of the original header",
+                        s->path);
     if (plain_size) /* a plain loader would take the compressed bytes for weights */
-        return cws_fail(err, CWS_E_CORRUPT, "%s: the file's size is what its front implies; a store's must not be", s->path);
+        return cws_fail(err, CWS_E_CORRUPT, "%s: the file's size is what its front implies; a store's must not be",
+                        s->path);
     return 0;
 }
 

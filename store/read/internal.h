@@ -34,7 +34,8 @@ struct cws_store {
 CWS_MUST_CHECK int cws_store_load(struct cws_store *s, struct cws_error *err);
 
 /* As cws_os_read_full(), from the file or the memory. */
-CWS_MUST_CHECK int cws_store_read_stored(const struct cws_store *s, void *dst, size_t bytes, uint64_t offset, size_t *out_got);
+CWS_MUST_CHECK int cws_store_read_stored(const struct cws_store *s, void *dst, size_t bytes, uint64_t offset,
+                                         size_t *out_got);
 
 /* Where the zero bytes behind chunk `chunk` end: at the next chunk or the index. */
 uint64_t cws_store_gap_end(const struct cws_store *s, uint64_t chunk);
@@ -51,8 +52,8 @@ int cws_store_changed(const struct cws_store *s, struct cws_error *err);
 unsigned cws_cursor_depth(const struct cws_store_cursor *c);
 void cws_cursor_drain(struct cws_store_cursor *c); /* waits for all that was started, forgets it */
 void cws_cursor_start(struct cws_store_cursor *c, unsigned slot, uint64_t chunk, bool with_gap);
-CWS_MUST_CHECK int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws_tensor_info *t, uint64_t chunk,
-                                    bool with_gap, const uint8_t **out_stored, struct cws_error *err);
+CWS_MUST_CHECK int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws_tensor_info *t,
+                                    uint64_t chunk, bool with_gap, const uint8_t **out_stored, struct cws_error *err);
 CWS_MUST_CHECK int cws_cursor_decode(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t chunk,
                                      const uint8_t *stored, size_t begin, size_t end, void *dst, struct cws_error *err);
 

@@ -112,7 +112,8 @@ static void pool_wait(struct cws_reader *r, unsigned slot)
 
 static void pool_after_fork(struct cws_reader *r)
 {
-    r->pool = NULL; /* its threads and the state of its lock stayed with the parent; the block is not worth a free() here */
+    r->pool = NULL; /* its threads and the state of its lock stayed with the parent; the block is not worth a free()
+                     * here */
 }
 
 static void pool_destroy(struct cws_reader *r)

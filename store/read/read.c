@@ -25,16 +25,19 @@ static int read_piece(void *arg, unsigned thread, uint64_t i)
     uint64_t from = r->begin + i * PIECE_BYTES, to = r->end - from < PIECE_BYTES ? r->end : from + PIECE_BYTES;
     int code = 0;
     if (!r->cursors[thread])
-        code = cws_store_cursor_create(r->store, r->store->memory ? 1 : FILE_DEPTH, &r->cursors[thread], &r->errors[thread]);
+        code = cws_store_cursor_create(r->store, r->store->memory ? 1 : FILE_DEPTH, &r->cursors[thread],
+                                       &r->errors[thread]);
     return code ? code : cws_store_read(r->cursors[thread], from, to, r->dst + (from - r->begin), &r->errors[thread]);
 }
 
-int cws_store_read_parallel(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst, struct cws_error *err)
+int cws_store_read_parallel(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst,
+                            struct cws_error *err)
 {
     struct reading r = {.store = s, .begin = begin, .end = end, .dst = dst};
     if (begin > end || end > s->trailer.logical_bytes)
         return cws_fail(err, CWS_E_RANGE, "%s: bytes [%llu, %llu) are outside the logical file of %llu bytes", s->path,
-                        (unsigned long long)begin, (unsigned long long)end, (unsigned long long)s->trailer.logical_bytes);
+                        (unsigned long long)begin, (unsigned long long)end,
+                        (unsigned long long)s->trailer.logical_bytes);
     if (begin == end)
         return 0;
     uint64_t pieces = (end - begin + PIECE_BYTES - 1) / PIECE_BYTES;

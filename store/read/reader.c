@@ -99,7 +99,8 @@ static bool wants_direct(const struct cws_reader_options *o)
     return o->file_bytes > limit.bytes / 2;
 }
 
-/* A second descriptor, because the buffered one is read without alignment. Where it cannot be had: -1, all is buffered. */
+/* A second descriptor, because the buffered one is read without alignment. Where it cannot be had: -1, all is
+ * buffered. */
 static int open_direct(int fd)
 {
     int direct = cws_os_reopen(fd, O_RDONLY | O_DIRECT);
@@ -117,7 +118,8 @@ static int choose_engine(struct cws_reader *r, enum cws_io_engine engine, struct
             return 0;
         }
         if (engine == CWS_IO_URING)
-            return cws_fail(err, CWS_E_UNSUPPORTED, "CODEC_IO=uring: this system does not grant an io_uring (%s); use CODEC_IO=preadv",
+            return cws_fail(err, CWS_E_UNSUPPORTED,
+                            "CODEC_IO=uring: this system does not grant an io_uring (%s); use CODEC_IO=preadv",
                             cws_strerror(code));
     }
     if (r->slot_count > 1 && cws_pool_create(r) == 0)
@@ -153,7 +155,8 @@ int cws_reader_create(int fd, const struct cws_reader_options *options, struct c
     r->staging = mmap(NULL, r->staging_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     int code = 0;
     if (!r->slots || r->staging == MAP_FAILED)
-        code = cws_fail(err, -ENOMEM, "not enough memory for %u read buffers of %zu bytes", r->slot_count, r->slot_bytes);
+        code = cws_fail(err, -ENOMEM, "not enough memory for %u read buffers of %zu bytes", r->slot_count,
+                        r->slot_bytes);
     for (unsigned i = 0; !code && i < r->slot_count; i++)
         r->slots[i].buffer = r->staging + i * r->slot_bytes;
     if (!code)

@@ -59,21 +59,27 @@ static int check_trailer(const struct cws_store *s, uint64_t file_bytes, struct 
     if (XXH3_64bits(t, offsetof(struct cws_trailer, trailer_xxh3)) != t->trailer_xxh3)
         return cws_fail(err, CWS_E_CORRUPT, "%s: offset %" PRIu64 ": the trailer fails its checksum", s->path, at);
     if (t->version != CWS_FORMAT_VERSION)
-        return cws_fail(err, CWS_E_VERSION, "%s: store version %u; this build reads version %u: pack the model again or use that build",
+        return cws_fail(err, CWS_E_VERSION,
+                        "%s: store version %u; this build reads version %u: pack the model again or use that build",
                         s->path, t->version, CWS_FORMAT_VERSION);
     if (t->incompat & ~CWS_INCOMPAT_KNOWN)
-        return cws_fail(err, CWS_E_FEATURE, "%s: the store needs feature bits 0x%" PRIx64 ", which this build lacks: use a newer codecllm",
+        return cws_fail(err, CWS_E_FEATURE,
+                        "%s: the store needs feature bits 0x%" PRIx64 ", which this build lacks: use a newer codecllm",
                         s->path, t->incompat & ~CWS_INCOMPAT_KNOWN);
     if (t->file_bytes != file_bytes)
         return cws_fail(err, t->file_bytes > file_bytes ? CWS_E_TRUNCATED : CWS_E_CORRUPT,
-                        "%s: the file has %" PRIu64 " bytes but was written with %" PRIu64, s->path, file_bytes, t->file_bytes);
+                        "%s: the file has %" PRIu64 " bytes but was written with %" PRIu64, s->path, file_bytes,
+                        t->file_bytes);
     if (t->trailer_bytes != TRAILER || t->reserved[0] || t->reserved[1])
-        return cws_fail(err, CWS_E_CORRUPT, "%s: offset %" PRIu64 ": the trailer has fields that version %u does not know", s->path, at,
+        return cws_fail(err, CWS_E_CORRUPT,
+                        "%s: offset %" PRIu64 ": the trailer has fields that version %u does not know", s->path, at,
                         CWS_FORMAT_VERSION);
-    if (t->front_bytes < 8 + 2 || t->front_bytes > CWS_HEADER_BYTES_MAX + UINT64_C(8) || t->front_bytes % CWS_CHUNK_ALIGN ||
-        t->index_offset % CWS_CHUNK_ALIGN || t->front_bytes > t->index_offset || t->index_offset > at ||
-        t->index_bytes != at - t->index_offset || t->index_bytes < sizeof(struct cws_index_header))
-        return cws_fail(err, CWS_E_CORRUPT, "%s: offset %" PRIu64 ": the trailer's offsets do not fit the file", s->path, at);
+    if (t->front_bytes < 8 + 2 || t->front_bytes > CWS_HEADER_BYTES_MAX + UINT64_C(8) ||
+        t->front_bytes % CWS_CHUNK_ALIGN || t->index_offset % CWS_CHUNK_ALIGN || t->front_bytes > t->index_offset ||
+        t->index_offset > at || t->index_bytes != at - t->index_offset ||
+        t->index_bytes < sizeof(struct cws_index_header))
+        return cws_fail(err, CWS_E_CORRUPT, "%s: offset %" PRIu64 ": the trailer's offsets do not fit the file",
+                        s->path, at);
     return 0;
 }
 
@@ -146,7 +152,8 @@ int cws_store_open(const char *path, enum cws_io_engine io, struct cws_store **o
     return open_owned(fd, NULL, 0, path, io, out, err);
 }
 
-/* Not a duplicate where that can be: whoever has fd may set O_DIRECT at any time, and every read would go by single blocks. */
+/* Not a duplicate where that can be: whoever has fd may set O_DIRECT at any time, and every read would go by single
+ * blocks. */
 static int open_again(int fd)
 {
     int own = cws_os_reopen(fd, O_RDONLY);
@@ -163,15 +170,16 @@ int cws_store_open_fd(int fd, const char *path, enum cws_io_engine io, struct cw
     }
     if (own == -EMFILE)
         return cws_fail(err, own,
-                        "%s: all descriptors that the process may have are open, and the packed file needs one: allow more (ulimit -n), or save the "
-                        "model in fewer, larger files",
+                        "%s: all descriptors that the process may have are open, and the packed file needs one: "
+                        "allow more (ulimit -n), or save the model in fewer, larger files",
                         path);
     if (own < 0)
         return cws_fail_errno(err, -own, "%s: cannot duplicate the descriptor", path);
     return open_owned(own, NULL, 0, path, io, out, err);
 }
 
-int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out, struct cws_error *err)
+int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out,
+                          struct cws_error *err)
 {
     static const uint8_t nothing;
     *out = NULL;
@@ -270,8 +278,9 @@ int cws_store_changed(const struct cws_store *s, struct cws_error *err)
         return 0;
     const struct stat *then = &s->opened;
     if (now.st_size != then->st_size)
-        return cws_fail(err, CWS_E_CHANGED, "%s: the file was %s while open (%" PRIu64 " bytes, now %" PRIu64 ")", s->path,
-                        now.st_size < then->st_size ? "truncated" : "extended", (uint64_t)then->st_size, (uint64_t)now.st_size);
+        return cws_fail(err, CWS_E_CHANGED, "%s: the file was %s while open (%" PRIu64 " bytes, now %" PRIu64 ")",
+                        s->path, now.st_size < then->st_size ? "truncated" : "extended", (uint64_t)then->st_size,
+                        (uint64_t)now.st_size);
     if (now.st_mtim.tv_sec != then->st_mtim.tv_sec || now.st_mtim.tv_nsec != then->st_mtim.tv_nsec ||
         now.st_ctim.tv_sec != then->st_ctim.tv_sec || now.st_ctim.tv_nsec != then->st_ctim.tv_nsec)
         return cws_fail(err, CWS_E_CHANGED, "%s: the file was rewritten while open", s->path);

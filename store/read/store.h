@@ -42,11 +42,13 @@ int cws_store_probe_fd(int fd);
  *         environment is read in here. CWS_IO_AUTO: the best that the kernel grants
  *   path  in the fd form for messages only
  * Errors: CWS_E_NOT_STORE, _VERSION, _FEATURE, _TRUNCATED, _CORRUPT, -errno; *out = NULL then. */
-CWS_MUST_CHECK int cws_store_open(const char *path, enum cws_io_engine io, struct cws_store **out, struct cws_error *err);
+CWS_MUST_CHECK int cws_store_open(const char *path, enum cws_io_engine io, struct cws_store **out,
+                                  struct cws_error *err);
 CWS_MUST_CHECK int cws_store_open_fd(int fd, const char *path, enum cws_io_engine io, struct cws_store **out,
                                      struct cws_error *err);
-/* Opens a store that lies in memory: nothing is copied but its index, and chunks are decoded from where they are. The memory stays the
- * caller's; it must not change until the last close. `name` stands for the path, in messages. Errors as above, without -errno but -ENOMEM. */
+/* Opens a store that lies in memory: nothing is copied but its index, and chunks are decoded from where they are. The
+ * memory stays the caller's; it must not change until the last close. `name` stands for the path, in messages. Errors
+ * as above, without -errno but -ENOMEM. */
 CWS_MUST_CHECK int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, struct cws_store **out,
                                          struct cws_error *err);
 /* A store is reference-counted: open gives one reference, close drops one and frees at the last. NULL is fine.
@@ -82,14 +84,16 @@ void cws_store_cursor_after_fork(struct cws_store_cursor *c);
 CWS_MUST_CHECK int cws_store_read(struct cws_store_cursor *c, uint64_t begin, uint64_t end, void *dst,
                                   struct cws_error *err);
 
-/* The same with `jobs` threads (0: all cores; fewer for a short range) and cursors of its own. Allocates; may be called from any number of threads. */
-CWS_MUST_CHECK int cws_store_read_parallel(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end, void *dst,
-                                           struct cws_error *err);
+/* The same with `jobs` threads (0: all cores; fewer for a short range) and cursors of its own. Allocates; may be called
+ * from any number of threads. */
+CWS_MUST_CHECK int cws_store_read_parallel(const struct cws_store *s, unsigned jobs, uint64_t begin, uint64_t end,
+                                           void *dst, struct cws_error *err);
 
-/* Copies the stored bytes of chunks [first, first + count) of a tensor (count > 0, indices within the tensor), each checked against its XXH3,
- * to dst + (its file offset - that of the first): as they lie in the file; what lies between them is not written. Errors as cws_store_read. */
-CWS_MUST_CHECK int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t first, uint64_t count,
-                                   void *dst, struct cws_error *err);
+/* Copies the stored bytes of chunks [first, first + count) of a tensor (count > 0, indices within the tensor), each
+ * checked against its XXH3, to dst + (its file offset - that of the first): as they lie in the file; what lies between
+ * them is not written. Errors as cws_store_read. */
+CWS_MUST_CHECK int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t, uint64_t first,
+                                   uint64_t count, void *dst, struct cws_error *err);
 /* The 128 packed bytes of a tensor's code table, or NULL where it has none. */
 const uint8_t *cws_store_table(const struct cws_store *s, const struct cws_tensor_info *t);
 

@@ -1,5 +1,5 @@
-/* symbols.h - the symbols that a tensor's entropy code is about: exponent bytes (split) or int8 codes (quantised), counted
- * from the decoded weights. For `inspect --tensor` and for tests. Threads: any. */
+/* symbols.h - the symbols that a tensor's entropy code is about: exponent bytes (split) or int8 codes (quantised),
+ * counted from the decoded weights. For `inspect --tensor` and for tests. Threads: any. */
 #ifndef CWS_SYMBOLS_H
 #define CWS_SYMBOLS_H
 #include "store.h"

@@ -25,7 +25,8 @@ enum { EXTENT_RETRIES_MAX = 1000 };
 /* The flags are asked for, then not: kernels before 6.1 and some sandboxes refuse them. */
 static int ring_init(struct io_uring *ring, unsigned entries)
 {
-    struct io_uring_params with = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL};
+    struct io_uring_params with = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                                            IORING_SETUP_SUBMIT_ALL};
     int code = io_uring_queue_init_params(entries, ring, &with);
     if (code != -EINVAL)
         return code;
@@ -41,7 +42,8 @@ int cws_reader_probe_uring(void)
         return code;
     /* A ring may be granted and reading refused: that is seen by reading. Operation READ came later than rings. */
     struct io_uring_probe *probe = io_uring_get_probe_ring(&ring);
-    code = probe && io_uring_opcode_supported(probe, IORING_OP_READ) && io_uring_opcode_supported(probe, IORING_OP_READ_FIXED)
+    code = probe && io_uring_opcode_supported(probe, IORING_OP_READ) &&
+                   io_uring_opcode_supported(probe, IORING_OP_READ_FIXED)
                ? 0
                : -EOPNOTSUPP;
     io_uring_free_probe(probe);

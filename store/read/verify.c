@@ -47,7 +47,8 @@ static int verify_empty(struct verifying *v, struct cws_error *err)
         return 0;
     int code = cws_store_read_stored(v->store, gap, bytes, t->front_bytes, &got);
     if (code)
-        return cws_fail_errno(err, -code, "%s: cannot read offset %llu", v->store->path, (unsigned long long)t->front_bytes);
+        return cws_fail_errno(err, -code, "%s: cannot read offset %llu", v->store->path,
+                              (unsigned long long)t->front_bytes);
     for (size_t i = 0; i < got; i++)
         if (gap[i])
             return tell(v, &(struct cws_verify_fault){
@@ -57,7 +58,8 @@ static int verify_empty(struct verifying *v, struct cws_error *err)
     return 0;
 }
 
-int cws_store_verify(const struct cws_store *s, unsigned jobs, int (*report)(void *arg, const struct cws_verify_fault *fault),
+int cws_store_verify(const struct cws_store *s, unsigned jobs,
+                     int (*report)(void *arg, const struct cws_verify_fault *fault),
                      void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg, struct cws_error *err)
 {
     struct verifying v = {.store = s, .report = report, .arg = arg};

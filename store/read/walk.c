@@ -48,10 +48,10 @@ static int visit(struct walking *w, struct walker *me, unsigned slot, const stru
         if (sum.lo != r->content_hash[0] || sum.hi != r->content_hash[1]) {
             char shown[CWS_NAME_SHOWN_BYTES];
             item.code = cws_fail(&err, CWS_E_CORRUPT,
-                                 "%s: tensor \"%s\": the decoded bytes fail their content hash in chunk %llu (file offset %llu, logical "
-                                 "offset %llu)",
-                                 s->path, cws_name_shown(t->name, shown), (unsigned long long)chunk, (unsigned long long)r->offset,
-                                 (unsigned long long)item.logical_begin);
+                                 "%s: tensor \"%s\": the decoded bytes fail their content hash in chunk %llu "
+                                 "(file offset %llu, logical offset %llu)",
+                                 s->path, cws_name_shown(t->name, shown), (unsigned long long)chunk,
+                                 (unsigned long long)r->offset, (unsigned long long)item.logical_begin);
         }
     }
     if (!item.code)
