@@ -39,7 +39,6 @@ HALVES = [
     {"uvm/policy/order", "uvm/policy/history"},  # history.h: the part of an order that remembers rounds
     {"uvm/host/view", "uvm/host/pager", "uvm/host/channel"},  # pager.h: the inside of the views
     {"uvm/cuda/manager", "uvm/cuda/state"},  # state.h: the inside of the manager
-    {"tools/say", "tools/progress"},  # a line first clears the bar, the bar is part of what is said
 ]
 
 

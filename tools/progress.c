@@ -1,6 +1,6 @@
 /* progress.c - draws the progress bar, and counts signals that ask the command to stop. */
 #include "progress.h"
-#include "say.h"
+#include "text.h"
 
 #include <signal.h>
 #include <stdio.h>
