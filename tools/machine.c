@@ -1,4 +1,5 @@
-/* machine.c - reads what the machine offers from /proc, the processor and the CUDA driver. */
+/* machine.c - reads what the machine offers from /proc, the processor and the CUDA driver. The driver is asked by a few
+ * calls that every one has: store/base/driver.h refuses one before 12.4, of which doctor is to tell the version. */
 #include "machine.h"
 
 #include <dlfcn.h>

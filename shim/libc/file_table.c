@@ -1,6 +1,7 @@
 /* file_table.c - which descriptors are stores, and reads of their logical bytes through a window of decoded ones. */
 #include "file_table.h"
 #include "uvm/host/lock.h"
+#include "store/base/list.h"
 #include "store/base/sys.h"
 #include "uvm/host/view.h"
 #include "hooks.h"
@@ -30,7 +31,7 @@ struct cws_file {
     ino_t ino;
     uint64_t bytes;
     uint64_t serial;             /* no other file of this process has or had it */
-    struct cws_file *next, **at; /* all files; table_lock */
+    struct cws_list all; /* all_files; table_lock */
 
     /* A read with its move of the offset, and what follows. Held as long as a read takes, so it is waited for outside
      * of any guard (enter). 0 free, 1 held, 2 held and waited for. */
@@ -46,7 +47,7 @@ unsigned cws_files_tracked;
 typedef _Atomic(struct cws_file *) slot_t;
 static _Atomic(slot_t *) pages[PAGES]; /* a page appears with its first store and stays */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER; /* writing slots, pages, the list; taking a reference */
-static struct cws_file *all_files;
+static struct cws_list all_files = {&all_files, &all_files};
 static _Atomic uint32_t unlocked; /* counts the ends of waits for any file's lock: it stays, where a file may go */
 
 static slot_t *slot_at(int fd)
@@ -71,6 +72,7 @@ static struct cws_file *create(struct cws_shared *shared, const struct stat *st)
         return NULL;
     atomic_init(&f->refs, 1);
     f->serial = atomic_fetch_add_explicit(&last_serial, 1, memory_order_relaxed) + 1;
+    cws_list_init(&f->all);
     f->shared = shared;
     f->dev = st->st_dev;
     f->ino = st->st_ino;
@@ -81,11 +83,7 @@ static struct cws_file *create(struct cws_shared *shared, const struct stat *st)
 static void destroy(struct cws_file *f)
 {
     pthread_mutex_lock(&table_lock);
-    if (f->at) {
-        *f->at = f->next;
-        if (f->next)
-            f->next->at = f->at;
-    }
+    cws_list_remove(&f->all);
     pthread_mutex_unlock(&table_lock);
     cws_store_cursor_destroy(f->cursor);
     cws_stores_release(f->shared);
@@ -212,11 +210,7 @@ static int track(int fd, const char *path, struct cws_shared *shared, const stru
         return cannot_note(path, -ENOMEM);
     }
     pthread_mutex_lock(&table_lock);
-    f->next = all_files;
-    f->at = &all_files;
-    if (f->next)
-        f->next->at = &f->next;
-    all_files = f;
+    cws_list_add_before(&all_files, &f->all);
     pthread_mutex_unlock(&table_lock);
     int code = install(fd, f, &before);
     cws_file_put(code ? f : before);
@@ -599,7 +593,8 @@ void cws_files_fork_parent(void) { fork_done(); }
 
 void cws_files_fork_child(void)
 {
-    for (struct cws_file *f = all_files; f; f = f->next) {
+    for (struct cws_list *at = all_files.next; at != &all_files; at = at->next) {
+        struct cws_file *f = CWS_LIST_OF(at, struct cws_file, all);
         if (try_lock(f)) {
             if (f->cursor)
                 cws_store_cursor_after_fork(f->cursor);

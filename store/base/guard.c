@@ -1,31 +1,19 @@
 /* guard.c - sections without signals and without cancellation, by raw system calls: the C library's own functions
  * keep some signals open, and the shim replaces others. */
 #include "guard.h"
+#include "sys.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 static __thread bool inside __attribute__((tls_model("initial-exec"))); /* signals are blocked while it is set */
-
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TSAN 1
-#endif
-#elif defined(__SANITIZE_THREAD__)
-#define TSAN 1
-#endif
 
 /* Raw: the C library keeps its own signals open (one is how a thread is cancelled), and the shim replaces its
  * functions. */
 static void set_mask(uint64_t mask, uint64_t *out_before)
 {
-    int saved = errno;
-    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, out_before, sizeof mask);
-    errno = saved;
+    CWS_SYSCALL(SYS_rt_sigprocmask, SIG_SETMASK, &mask, out_before, sizeof mask);
 }
 
 struct cws_guard cws_guard_begin(void)
@@ -34,7 +22,7 @@ struct cws_guard cws_guard_begin(void)
     if (inside)
         return g;
     set_mask(~UINT64_C(0), &g.mask);
-#ifdef TSAN /* whose own handler keeps signals for later: they are delivered here, before anything is locked */
+#ifdef CWS_TSAN /* whose own handler keeps signals for later: they are delivered here, before anything is locked */
     sigset_t none;
     sigemptyset(&none);
     pthread_sigmask(SIG_BLOCK, &none, NULL);
@@ -69,11 +57,9 @@ void cws_guard_end(const struct cws_guard *g)
 bool cws_guard_is_wanted(const struct cws_guard *g)
 {
     uint64_t pending = 0;
-    int saved = errno;
     if (!g->outermost)
         return false;
-    syscall(SYS_rt_sigpending, &pending, sizeof pending);
-    errno = saved;
+    CWS_SYSCALL(SYS_rt_sigpending, &pending, sizeof pending);
     return (pending & ~g->mask) != 0;
 }
 

@@ -1,16 +1,14 @@
 /* own_fd.c - the set of descriptors that belong to this library, and the numbers that they get. */
 #include "own_fd.h"
 #include "guard.h"
+#include "sys.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 /* A set bit means: the descriptor is open and ours. A cleared bit means that the program may do what it likes. */
 static _Atomic uint64_t marks[CWS_OWN_FD_MAX / 64];
@@ -64,13 +62,9 @@ static atomic_flag raised = ATOMIC_FLAG_INIT;
 static struct rlimit before;    /* of who has raised */
 static struct cws_guard holder; /* the same one's: a jump in between would leave the limit raised */
 
-/* Direct, and errno is the program's. */
 static int limit_call(const struct rlimit *set, struct rlimit *get)
 {
-    int saved = errno;
-    int rc = (int)syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, set, get);
-    errno = saved;
-    return rc;
+    return (int)CWS_SYSCALL(SYS_prlimit64, 0, RLIMIT_NOFILE, set, get);
 }
 
 bool cws_own_fd_raise(void)
@@ -118,13 +112,12 @@ static bool is_crowded(int fd)
 int cws_own_fd_keep(int fd)
 {
     if (fd >= 0 && is_crowded(fd) && cws_own_fd_raise()) {
-        int saved = errno, high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, (int)before.rlim_cur);
+        int high = (int)CWS_SYSCALL(SYS_fcntl, fd, F_DUPFD_CLOEXEC, (int)before.rlim_cur);
         cws_own_fd_lower();
         if (high >= 0) {
-            syscall(SYS_close, fd);
+            CWS_SYSCALL(SYS_close, fd);
             fd = high;
         }
-        errno = saved;
     }
     return cws_own_fd_note(fd);
 }

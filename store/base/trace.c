@@ -4,6 +4,7 @@
 #include "guard.h"
 #include "os.h"
 #include "own_fd.h"
+#include "sys.h"
 #include "trace_ring.h"
 
 #include <errno.h>
@@ -17,7 +18,6 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -185,7 +185,7 @@ static int drain(bool *out_stuck)
 static void pause_ms(long ms)
 {
     const struct timespec limit = {.tv_nsec = ms * 1000000};
-    syscall(SYS_futex, &stopping, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0);
+    CWS_SYSCALL(SYS_futex, &stopping, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0);
 }
 
 static void *writer_main(void *arg)
@@ -441,7 +441,7 @@ void cws_trace_stop(void)
     if (atomic_load(&started)) {
         atomic_store(&cws_trace_running, false);
         atomic_store(&stopping, 1);
-        syscall(SYS_futex, &stopping, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+        CWS_SYSCALL(SYS_futex, &stopping, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
         pthread_join(thread, NULL);
         cws_trace_writer_destroy(writer);
         cws_os_close(file);
