@@ -10,8 +10,8 @@
 
 extern bool cws_shim_is_active; /* written by cws_shim_activate only */
 static inline bool cws_shim_active(void) { return __builtin_expect(cws_shim_is_active, 0); }
-/* From the constructor: reads the options of the environment. A wrong one is said at the first store: this program may
- * never open one. */
+/* From the constructor: reads the options from the environment. An error is reported at the first store, because the
+ * program may never open one. */
 void cws_shim_activate(void);
 
 /* Before a store is opened: 0, or -EINVAL when a CODEC_* variable has a value that is not understood (one line says

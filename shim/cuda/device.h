@@ -22,7 +22,7 @@ size_t codecllm_gpu_stats_json(char *buf, size_t n);
 extern struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
 extern _Atomic unsigned cws_cuda_device_count; /* entries in use; they keep their place */
 
-/* What other files keep for a manager; set before the first one opens. */
+/* Callbacks for what other files keep for a manager; set before the first one opens. */
 struct cws_cuda_parts {
     void (*release)(const struct cws_gpu *gpu); /* memory is short: as cws_gpu_config.release */
     void (*forget)(struct cws_gpu *gpu);        /* it is about to close; its context is current */

@@ -93,7 +93,7 @@ void *cws_cuda_symbol(void *arg, const char *symbol);
 typedef void *(*cws_dlsym_function)(void *handle, const char *name);
 extern cws_dlsym_function cws_real_dlsym __attribute__((visibility("hidden")));
 __attribute__((visibility("hidden"))) cws_dlsym_function cws_find_dlsym(void);
-/* What our dlsym answers for a name of cu[A-Z]..., or NULL: the real one has to. */
+/* The answer of our dlsym for a name of cu[A-Z]..., or NULL: the real dlsym is to answer. */
 __attribute__((visibility("hidden"))) void *cws_cuda_dlsym(void *handle, const char *name);
 /* Functions of the driver that are replaced, for CODEC_VERBOSE. */
 unsigned cws_cuda_hook_count(void);

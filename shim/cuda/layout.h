@@ -6,14 +6,15 @@
 
 struct cws_cuda_layout {
     _Atomic uint32_t epoch; /* that it was last seen to be right in */
-    bool known;             /* false: the driver does not say; such a launch may touch anything */
+    bool known;             /* false: the driver does not tell the parameters, so a launch may touch any range */
     uint32_t count;
     struct {
         uint16_t param, at; /* word of 8 bytes at offset `at` of parameter `param` */
     } words[];
 };
 
-/* Valid for good. NULL: no memory. function: what a launch was given, a CUfunction or a CUkernel. */
+/* The layout of a kernel's parameters; never freed. `function`: the handle that a launch names, a CUfunction or a
+ * CUkernel. NULL: no memory. */
 const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function);
 /* A module or library was unloaded: its handles may come back as others'. */
 void cws_cuda_layout_unloaded(void);

@@ -12,11 +12,11 @@ enum cws_cuda_small_end {
     CWS_CUDA_SMALL_KEPT,        /* freed: there is nothing more to do */
     CWS_CUDA_SMALL_FREED_TWICE, /* nothing happened */
 };
-/* It is freed in the order of a stream. current: the manager of the current context, where there is more than one, else
+/* Frees a block in the order of a stream. current: the manager of the current context where there are several, else
  * NULL. */
 enum cws_cuda_small_end cws_cuda_small_free(CUdeviceptr at, CUstream order, bool may_keep,
                                             const struct cws_gpu *current);
-/* Before the stream is destroyed: what it freed goes back to the driver. */
+/* Before a stream is destroyed: gives the blocks that it freed back to the driver. */
 void cws_cuda_small_stream_gone(CUstream stream);
 /* The same for every stream of the manager's device, unless one captures. */
 void cws_cuda_small_release(const struct cws_gpu *gpu);

@@ -1,4 +1,4 @@
-/* start.c - paging on the GPU begins: what the parts have to know of each other, and forks. */
+/* start.c - turns paging on the GPU on, connects its parts by callbacks, and makes calls fail in a forked child. */
 #include "device.h"
 #include "plain.h"
 #include "shim/say.h"

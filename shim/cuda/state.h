@@ -1,4 +1,5 @@
-/* state.h - is paging on the GPU on in this process? Threads: any. */
+/* state.h - whether paging on the GPU is on in this process: the one word that every hook of the driver reads first.
+ * Threads: any. */
 #ifndef CWS_SHIM_CUDA_STATE_H
 #define CWS_SHIM_CUDA_STATE_H
 #include <stdatomic.h>

@@ -37,7 +37,7 @@ struct cws_cuda_use {
         struct cws_gpu_use use;
     } parts[CWS_CUDA_DEVICES];
 };
-/* cws_gpu_begin of every manager that the list names one of; nothing is held when it fails. */
+/* Begins a use on every manager that has an address of the list. If it fails nothing is held. */
 CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struct cws_cuda_use *use);
 void cws_cuda_end(struct cws_cuda_use *use, bool queued); /* queued on a stream that captures counts as not */
 
@@ -65,9 +65,9 @@ void cws_cuda_end(struct cws_cuda_use *use, bool queued); /* queued on a stream 
         result_;                                                                                                       \
     }))
 
-/* A call answered `result`: says what an illegal address is likely to be. */
+/* After a call that answered `result`: if that is an illegal address, writes a line with its likely cause. */
 void cws_cuda_explain(CUresult result);
-/* A forked child: the error for every call; the first one is said. */
+/* The error for every call in a forked child. Writes a line for the first one. */
 CUresult cws_cuda_refuse_forked(void);
 /* Are the `bytes` at from host memory that can be read here? */
 bool cws_cuda_is_host(CUdeviceptr from);

@@ -38,21 +38,21 @@ void cws_stores_release(struct cws_shared *shared);
  * flags: AT_SYMLINK_NOFOLLOW or 0. Keeps errno. */
 int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *st, int flags);
 
-/* What a look at a file failed with, said: "PATH: cannot tell whether it is a packed model: WHY". Returns -errnum. */
+/* Writes the line "PATH: cannot tell whether it is a packed model: WHY". Returns -errnum. */
 int cws_stores_cannot_tell(const char *path, int errnum);
 
-/* A view of it was made. */
+/* Notes that a view of the store was made. */
 void cws_stores_note_mapped(struct cws_shared *shared);
-/* Logical bytes of it were bound to device memory. */
+/* Notes that logical bytes of the store were bound to device memory. */
 void cws_stores_note_bound(const struct cws_store *store, uint64_t bytes);
-/* Logical bytes of all stores that the process has opened or asked the size of, and that are not bound yet: what a
- * program that plans where a model goes is about to load. */
+/* Logical bytes, not bound yet, of all stores that the process has opened or asked the size of: the program is about to
+ * load them. */
 uint64_t cws_stores_unbound_bytes(void);
 
 /* Calls visit, with a lock held that no other function here may be called under, for each store that is open. */
 void cws_stores_each(void (*visit)(struct cws_store *store, void *arg), void *arg);
 
-/* The process has no view now: what was kept for views only is closed. */
+/* The process has no view now: closes stores that were kept open for views only. */
 void cws_stores_drop_unmapped(void);
 
 /* Before (dir, path) is opened in a way that truncates it: when it is a store that this process uses, an empty file

@@ -8,13 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* An open file and its header. It has a descriptor of its own: what becomes of the program's, of its mapping, and of
- * the file's name does not matter. */
+/* An open file and its header. It has a descriptor of its own, so the program may close its own, unmap the file and
+ * rename it. */
 struct cws_gpu_file;
 
-/* Which bytes of which file [memory, memory + bytes) is: all of it in one private mapping of a regular file that is a
- * valid safetensors file, exactly one tensor, and no page of it written to (mapping.h). NULL: not that, or it cannot be
- * told. The caller releases it. */
+/* The file that [memory, memory + bytes) shows, and the offset in it. The memory must lie in one private mapping of a
+ * valid safetensors file, be exactly one tensor of it, and have no page that was written to (mapping.h). NULL: it is
+ * not so, or it could not be found out. The caller releases it. */
 struct cws_gpu_file *cws_gpu_file_of(const void *memory, size_t bytes, uint64_t *out_offset);
 void cws_gpu_file_release(struct cws_gpu_file *file); /* NULL is fine */
 const char *cws_gpu_file_path(const struct cws_gpu_file *file);

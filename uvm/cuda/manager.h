@@ -35,8 +35,8 @@ struct cws_gpu_config {
     uint64_t host_budget_bytes;
     enum cws_policy_id policy;
     bool prefetch;
-    /* no weight is mapped while something runs that does not name it, but pinned and written ones: one use at a
-     * time, each waited for; nothing is prefetched. Shows kernels that reach weights through hidden pointers */
+    /* strict mode: one use at a time, each waited for, nothing prefetched. Only weights that the use names, pinned ones
+     * and written ones are mapped while it runs, so kernels that reach others through hidden pointers fault */
     bool strict;
     uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
     /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
@@ -54,7 +54,7 @@ CWS_MUST_CHECK int cws_gpu_open(const struct cws_gpu_config *config, CUdevice de
 /* Stops the threads and gives everything back to the driver. The program must not use its ranges any more. NULL is
  * fine. */
 void cws_gpu_close(struct cws_gpu *gpu);
-/* In a forked child, where the context does not work: forgets everything without a call to the driver. */
+/* In a forked child, where the context does not work: disables the manager without a call to the driver. */
 void cws_gpu_fork_child(struct cws_gpu *gpu);
 
 /* --- allocations ------------------------------------------------------------------------------- */
@@ -71,7 +71,7 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
  * cuMemFree. CUDA_ERROR_INVALID_VALUE: no range begins there. */
 CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order);
 
-/* Is this an address of the arena? (A freed or unused one is, too.) The first question of every hook. */
+/* Is this an address of the arena? Freed and unused ones are, too. Every hook asks this first. */
 bool cws_gpu_owns(const struct cws_gpu *gpu, CUdeviceptr address);
 /* The range that `address` lies in: its first address and its size as asked for. False: none. */
 bool cws_gpu_extent(struct cws_gpu *gpu, CUdeviceptr address, CUdeviceptr *out_base, size_t *out_bytes);
@@ -80,16 +80,17 @@ bool cws_gpu_extent(struct cws_gpu *gpu, CUdeviceptr address, CUdeviceptr *out_b
  * array): makes room and keeps it until cws_gpu_room_used, which is due where this succeeds. CUDA_ERROR_OUT_OF_MEMORY
  * as for cws_gpu_alloc. */
 CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes);
-/* It has taken `taken` bytes of them (0: the call failed; more than it said is counted, too). */
+/* After cws_gpu_room: the program has taken `taken` bytes. 0: its call failed. More than it asked room for is counted,
+ * too. */
 void cws_gpu_room_used(struct cws_gpu *gpu, size_t bytes, size_t taken);
-/* It gave back what it had taken. */
+/* The program gave such memory back to the driver. */
 void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes);
 /* The same for memory from a pool (NULL: the device's current one), which grows in steps of its own: the pools are
  * asked, before where the allocation may not fit what they have, and after where one was to grow. *room is for
  * cws_gpu_pool_used, which is due in any case where this succeeds. */
 CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room);
 void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room);
-/* Memory may have gone back from a pool to the driver. */
+/* A pool may have given memory back to the driver: the manager asks how much it has. */
 void cws_gpu_pools_changed(struct cws_gpu *gpu);
 /* A memory pool that the process allocates from, to be counted and trimmed; the device's current pool is known from the
  * start. */
@@ -137,10 +138,12 @@ void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream);            /* be
  * that captures, and a use that was noted on it counts as running until the capture ends and the stream is used again.
  * Called before, it tells the manager early that the uses until now are done. */
 void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream);
-/* Everything that was queued so far is done: cuCtxSynchronize returned. Cheap; helps the manager to know. */
+/* cuCtxSynchronize returned: all work that was queued before is done. Cheap, and spares the manager questions to the
+ * driver. */
 void cws_gpu_synchronized(struct cws_gpu *gpu);
 
-/* Keeps the range that contains address resident from its next use on (a hidden pointer to it is known). */
+/* Keeps the range that contains `address` resident from its next use on: for ranges that kernels reach by hidden
+ * pointers. */
 void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
 
 /* --- what is said to the program and the user ------------------------------------------------------ */

@@ -110,12 +110,14 @@ struct cws_gpu_range {
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
     struct cws_gpu_last_use uses[CWS_GPU_USERS];
-    uint32_t sets;     /* that it is one of */
+    uint32_t sets;     /* bit per remembered set that it is part of */
     uint64_t used;     /* gpu->uses at its last use */
-    bool keeps;        /* it could not be spilled */
+    bool keeps;        /* spilling it failed: it stays on the device */
     /* pinned host memory, accounted as its span: SPILLED, its bytes; spill_kept, those of its last spill */
     void *spill;
-    bool spill_kept;   /* it is mapped again: the copy is right as long as nobody writes to it */
+    /* it is back on the device, and host memory still has a copy, which is right as long as nobody writes to the
+     * range */
+    bool spill_kept;
     struct cws_hash128 spill_hash;
     enum cws_range_state spilled_from;
     CUresult failed;   /* of the last load that was demanded */
@@ -176,7 +178,7 @@ struct cws_gpu_drop { /* a range that is being evicted; belongs to the loader */
 
 struct cws_gpu_trace {
     uint32_t lanes;                /* bit per load that has one */
-    uint64_t weights, fixed;       /* as last told */
+    uint64_t weights, fixed;       /* as last recorded */
     CUevent anchor;                /* recorded at anchor_ns */
     uint64_t anchor_ns;
     uint64_t round_tick, rounds, round_ranges, before_ranges, before_uses; /* rounds of the order of uses */
@@ -205,10 +207,10 @@ struct cws_gpu {
     struct cws_gpu_decoder *decoder;
     bool dead; /* forked child */
     bool work_due;
-    bool starved; /* the loader waits for something to be dropped: what ends a use wakes it */
+    bool starved; /* the loader finds no range to evict: the end of a use wakes it */
 
     pthread_mutex_t strict, slow, lock;
-    bool strict_due;        /* what is mapped and not held is to be dropped */
+    bool strict_due;        /* all that is mapped and not held is to be evicted */
     pthread_cond_t changed; /* a range or a source changed its state, room was granted */
     pthread_cond_t work;    /* the loader has something to do: work_due, too */
     pthread_cond_t fetch;   /* a source is WANTED */
@@ -276,12 +278,13 @@ struct cws_gpu {
 
     uint64_t host_bytes, host_budget;
     uint64_t kept_bytes;         /* spans of copies that are kept */
-    uint64_t host_claimed;       /* of the host budget, by a spill: fetches that nobody waits for leave it alone */
-    struct cws_gpu_garbage { /* pinned memory to be freed */
+    /* bytes of the host budget that a spill waits for: fetches that no launch waits for leave them */
+    uint64_t host_claimed;
+    struct cws_gpu_garbage { /* pinned memory that a fetcher is to free */
         struct cws_gpu_garbage *next;
         size_t bytes;
     } *garbage;
-    uint64_t garbage_bytes;      /* and what is being freed; part of host_bytes */
+    uint64_t garbage_bytes;      /* bytes of that list and of what is being freed now; part of host_bytes */
     struct cws_gpu_stats counts; /* the counts since open only */
 };
 
@@ -291,9 +294,9 @@ static inline bool cws_gpu_is_mapped(enum cws_range_state s)
     return s == CWS_RANGE_RESIDENT || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY || s == CWS_RANGE_CACHED;
 }
 
-/* "codecllm: " is the shim's to add. */
+/* Writes one line for the user. The shim puts "codecllm: " before it. */
 void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...) CWS_PRINTF(2, 3);
-/* A driver call of ours failed where it must not: says so once; the manager goes on. */
+/* Reports, once, that a driver call of ours failed which must not fail. The manager goes on. */
 void cws_gpu_unexpected(struct cws_gpu *gpu, CUresult error, const char *what);
 
 uint64_t cws_gpu_now_ns(void);
@@ -330,7 +333,7 @@ void cws_gpu_frame_put_idle_locked(struct cws_gpu *gpu, struct cws_gpu_frame *fr
 bool cws_gpu_release_idle_locked(struct cws_gpu *gpu, uint64_t bytes);
 /* Maps a frame at a range, or unmaps it. No lock. */
 CUresult cws_gpu_map(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
-/* What was unmapped and stays after all. */
+/* Maps a range again whose eviction was given up. */
 void cws_gpu_map_again(struct cws_gpu *gpu, const struct cws_gpu_range *r, const struct cws_gpu_frame *frame);
 CUresult cws_gpu_unmap(struct cws_gpu *gpu, const struct cws_gpu_range *r);
 
@@ -347,8 +350,8 @@ void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 /* spill.c; in the loader thread but for the first and forget. `lock` is dropped inside spill_one and restore. */
 /* bytes of what could be spilled; looks through all ranges */
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu);
-/* Tries to spill what is needed last, as far as that is known. False: nothing can be now; what is spillable can later,
- * when its uses are done or fetchers have made room in host memory. */
+/* Spills the range that is needed last, as far as that is known. False: none can be spilled now. One may be later, when
+ * its uses are done or fetchers have made room in host memory. */
 bool cws_gpu_spill_one_locked(struct cws_gpu *gpu);
 void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame);
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
@@ -367,8 +370,8 @@ void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /*
 /* use.c */
 /* A launch waits for the range, or not any more. */
 void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool demand);
-/* Uses that the calling thread has begun and not ended. While it waits for memory they count as stuck: what they hold
- * is not to be hoped for. */
+/* Uses that the calling thread has begun and not ended. While the thread waits for memory they count as stuck: nobody
+ * can wait for what they hold. */
 unsigned cws_gpu_uses_open(const struct cws_gpu *gpu);
 
 /* stream.c */
@@ -404,8 +407,8 @@ void cws_gpu_source_done_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
 void cws_gpu_host_give_locked(struct cws_gpu *gpu, void *host, size_t bytes);
 /* The only range that the source has will not be loaded from it any more. */
 void cws_gpu_source_unneeded_locked(struct cws_gpu *gpu, struct cws_gpu_source *s);
-/* Bytes of the host budget that what has no other place can have: those that are free, those of compressed bytes that
- * can be read from their file again, and those of copies of what is on the device. */
+/* Bytes of the host budget that spilled content can have: free ones, those of compressed bytes that can be read from
+ * their file again, and those of copies of what is on the device. */
 uint64_t cws_gpu_host_left_locked(const struct cws_gpu *gpu);
 /* Are so many free? If not, compressed bytes and copies are given up; the loader is woken when they are freed. */
 bool cws_gpu_host_claim_locked(struct cws_gpu *gpu, uint64_t bytes);

@@ -25,7 +25,7 @@ enum cws_block_state {
 };
 
 #define CWS_BLOCK_STATE_MASK 0xfu
-/* set: somebody faulted while the block was busy and has to be woken when it no longer is */
+/* set: a thread faulted while the block was busy, and is to be woken when it no longer is */
 #define CWS_BLOCK_PENDING 0x10u
 #define CWS_BLOCK_GENERATION_ONE 0x100u
 
@@ -57,7 +57,7 @@ static inline uint32_t cws_block_generation(const struct cws_block *b)
 /* Makes a transition; aborts with a line when the diagram has none such. Leaving a busy state wakes the waiters and
  * returns whether PENDING was set (it is cleared): the caller then wakes the faulting threads. */
 bool cws_block_set(struct cws_block *b, enum cws_block_state to);
-/* Somebody faulted on a busy block. */
+/* A thread faulted on a busy block: sets CWS_BLOCK_PENDING. */
 void cws_block_set_pending(struct cws_block *b);
 const char *cws_block_state_name(enum cws_block_state s);
 #endif

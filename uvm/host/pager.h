@@ -33,7 +33,8 @@ enum {
 #define CWS_BLOCK_BYTES_MAX ((uint64_t)1 << 20)
 #define CWS_BUDGET_UNLIMITED (UINT64_MAX / 4)
 
-#define CWS_ATTR_MAPPED 0x80u /* set: the page is the view's. Cleared: it was unmapped, or is somebody else's by now */
+/* set: the page is the view's. Cleared: it was unmapped, and may be another mapping's by now */
+#define CWS_ATTR_MAPPED 0x80u
 #define CWS_ATTR_PROT 0x07u   /* PROT_READ | PROT_WRITE as the program asked */
 
 struct cws_stream { /* pager lock. One sequential reader: a fault in [begin, end] continues it */
@@ -57,7 +58,8 @@ struct cws_view {
     int uffd;            /* of its channel; -1: none */
     struct cws_channel *channel; /* views lock; NULL: none */
     uint32_t slot, slot_generation; /* names the view in the queue */
-    _Atomic uint32_t users;         /* pager lock; who looked the view up and still uses it. Destruction waits for 0 */
+    /* pager lock; threads that looked the view up and still use it. Destruction waits for 0 */
+    _Atomic uint32_t users;
     struct cws_stream streams[CWS_STREAMS];
     uint32_t next_stream;
     struct cws_view *next_ending; /* views lock; list of views that an unmap ends */
@@ -82,7 +84,7 @@ struct cws_outside { /* pager lock. What outside.c knows; bytes */
     uint64_t sampled, read_at; /* `decoded` at the last sample, at the last first fill */
     time_t decoded_at;       /* seconds: when the last block was filled */
     bool warned;
-    bool off;                /* nothing is looked at any more */
+    bool off;                /* memory outside of views is not watched any more */
 };
 
 /* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN
@@ -100,7 +102,7 @@ struct cws_pager {
     bool warned_written, warned_stuck;
     struct cws_outside outside;
     _Atomic uint32_t busy;     /* busy blocks; fork waits for 0 */
-    _Atomic uint32_t forking;  /* nothing becomes busy while set */
+    _Atomic uint32_t forking;  /* set by fork: no block becomes busy */
     _Atomic uint32_t evicting; /* counts evictions that ended, to wait for one */
     uint32_t evictions_running;
     struct cws_decoder_slot slots[CWS_SLOTS_MAX];
@@ -205,7 +207,7 @@ CWS_MUST_CHECK int cws_slot_need(unsigned slot, size_t bytes);
 
 /* A block was filled, and counted in `decoded`; may write the one line. Does not drop the lock. */
 void cws_outside_filled_locked(struct cws_block *b, uint64_t bytes);
-/* Now and then while nothing is decoded and a phase is on. No lock is held. */
+/* Called now and then while nothing is decoded in a phase of reading. No lock is held. */
 void cws_outside_look(void);
 /* Anonymous memory of the process that is no view's; 0: not known. */
 uint64_t cws_outside_bytes_locked(void);
@@ -232,7 +234,7 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
 void cws_readahead_fault_locked(struct cws_view *v, uint32_t block);
 /* Queues one guess if the block is ABSENT and there is room: whether it was. */
 bool cws_readahead_push_locked(struct cws_view *v, uint32_t block);
-/* Lets workers look at the queue. */
+/* Wakes workers, so that they look at the queue of guesses. */
 void cws_workers_kick(unsigned jobs);
 CWS_MUST_CHECK int cws_workers_start(struct cws_error *err);
 void cws_workers_stop(void);

@@ -18,9 +18,9 @@ struct cws_rung {
     bool whole;         /* everything is decoded when it is mapped; nothing is ever dropped */
     /* Does it work on this machine? Leaves nothing behind. */
     int (*probe)(const struct cws_rung *self, struct cws_error *err);
-    /* After the memory [base, base + bytes) is there, before anybody knows of it. */
+    /* Called when the memory [base, base + bytes) is mapped, and no other thread knows of it yet. */
     int (*open)(struct cws_view *v, struct cws_error *err);
-    /* After the last page is unmapped. */
+    /* Called after the last page was unmapped. */
     void (*close)(struct cws_view *v);
     /* Makes [begin, end) present at once from `from` (slot staging + some offset) and with the right protection:
      * writable as the program asked, or never. missing_only: pages that are there stay. Consumes the staging if it
@@ -29,9 +29,9 @@ struct cws_rung {
                    bool missing_only);
     /* Makes [begin, end) absent. 0, or -errno: all pages are as they were. */
     CWS_MUST_CHECK int (*drop)(struct cws_view *v, size_t begin, size_t end);
-    /* Ends the write protection of [begin, end) and wakes who waits for it. Called with the pager lock. */
+    /* Ends the write protection of [begin, end) and wakes threads that wait for it. Called with the pager lock. */
     void (*allow_write)(struct cws_view *v, size_t begin, size_t end);
-    /* Makes every touch of the absent pages of [begin, end) raise SIGBUS; wakes. */
+    /* Makes every touch of the absent pages of [begin, end) raise SIGBUS, and wakes threads that wait for them. */
     void (*poison)(struct cws_view *v, size_t begin, size_t end);
     /* Lets threads that faulted in [begin, end) try again. */
     void (*wake)(struct cws_view *v, size_t begin, size_t end);
