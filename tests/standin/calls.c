@@ -8,13 +8,14 @@
 
 #define LOG_ROOM 16384
 static struct call_site *sites;
-static struct rule {
+struct rule {
     char call[64];
     unsigned left;
     bool always, any;
     CUresult error;
     struct rule *next;
-} *rules;
+};
+static struct rule *rules;
 static struct standin_entry log_ring[LOG_ROOM];
 static size_t log_count;
 static unsigned misuse_count;

@@ -23,12 +23,13 @@ static size_t reservation_count, reservation_room;
 static struct piece **handles; /* by id - HANDLE_BASE */
 static size_t handle_count, handle_room, pieces_alive;
 static off_t file_end;
-static struct host_block {
+struct host_block {
     const char *begin;
     size_t bytes;
     bool registered;
     struct host_block *next;
-} *host_blocks;
+};
+static struct host_block *host_blocks;
 #define HANDLE_BASE 0x5000000ull
 
 static void grow(void **items, size_t count, size_t *room, size_t item_bytes)

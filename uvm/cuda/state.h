@@ -190,13 +190,20 @@ struct cws_gpu_room { /* a thread waits until so many bytes are granted to it; o
     struct cws_gpu_room *next;
 };
 
+struct cws_gpu_hole {
+    uint64_t at;
+    struct cws_gpu_hole *next;
+};
+
 struct cws_gpu_arena { /* addresses, in granules from base */
     CUdeviceptr base;
     uint64_t granules, next;
-    struct cws_gpu_hole {
-        uint64_t at;
-        struct cws_gpu_hole *next;
-    } *holes[4096]; /* by size; larger ones are not used again */
+    struct cws_gpu_hole *holes[4096]; /* by size; larger ones are not used again */
+};
+
+struct cws_gpu_garbage { /* pinned memory that a fetcher is to free */
+    struct cws_gpu_garbage *next;
+    size_t bytes;
 };
 
 struct cws_gpu {
@@ -280,10 +287,7 @@ struct cws_gpu {
     uint64_t kept_bytes;         /* spans of copies that are kept */
     /* bytes of the host budget that a spill waits for: fetches that no launch waits for leave them */
     uint64_t host_claimed;
-    struct cws_gpu_garbage { /* pinned memory that a fetcher is to free */
-        struct cws_gpu_garbage *next;
-        size_t bytes;
-    } *garbage;
+    struct cws_gpu_garbage *garbage;
     uint64_t garbage_bytes;      /* bytes of that list and of what is being freed now; part of host_bytes */
     struct cws_gpu_stats counts; /* the counts since open only */
 };
