@@ -29,6 +29,85 @@ def same(a, b):
 """
 
 
+# Programs that run one after the other in one process for each rung, because starting torch and transformers takes
+# longer than all they do. Each has a packed copy of its own, which it may change, and begins in its own folder.
+PROGRAMS = {
+    "SAFE_OPEN": """
+a, b = os.path.join(packed, name), os.path.join(plain, name)
+with safe_open(a, "pt") as f, safe_open(b, "pt") as g:
+    assert sorted(f.keys()) == sorted(g.keys()) and f.metadata() == g.metadata()
+    same({k: f.get_tensor(k) for k in f.keys()}, {k: g.get_tensor(k) for k in g.keys()})
+    key = max(g.keys(), key=lambda k: g.get_tensor(k).numel())
+    assert torch.equal(f.get_slice(key)[3:9], g.get_slice(key)[3:9])
+same(load_file(a), load_file(b))
+size = os.path.getsize(a)
+assert size == os.path.getsize(b)
+storages = [torch.UntypedStorage.from_file(p, False, size) for p in (a, b)]
+tensors = [torch.empty(0, dtype=torch.uint8).set_(s) for s in storages]
+assert torch.equal(*tensors)
+tensors[0][1000:2000] += 1
+assert not torch.equal(*tensors)
+assert open(a, "rb").read() == open(b, "rb").read()
+""",
+    "SAVING": """
+mapped, original = load_file(os.path.join(packed, name)), load_file(os.path.join(plain, name))
+torch.save(mapped, "a.pt")
+same(torch.load("a.pt", mmap=True), original)
+same(torch.load("a.pt"), original)
+save_file(mapped, "a.safetensors")
+same(load_file("a.safetensors"), original)
+with open("a.bin", "wb") as f:
+    for t in mapped.values():
+        f.write(t.view(torch.uint8).numpy().data if t.dim() else b"")
+mapped[next(iter(mapped))].view(torch.uint8).flatten().numpy().tofile("b.bin")
+""",
+    "SAVING_OVER": """
+path = os.path.join(packed, name)
+original = load_file(os.path.join(plain, name))
+mapped = load_file(path)
+torch.save(mapped, path)
+same(mapped, original)
+same(torch.load(open(path, "rb")), original)
+save_file(mapped, path)
+same(mapped, original)
+same(load_file(path), original)
+""",
+    "TRANSFORMERS": """
+from transformers import AutoModelForCausalLM
+a, b = (AutoModelForCausalLM.from_pretrained(d, dtype="auto") for d in (packed, plain))
+ids = torch.arange(1, 65)[None]
+with torch.no_grad():
+    assert torch.equal(a(ids).logits, b(ids).logits)
+    assert torch.equal(*(m.generate(ids[:, :8], max_new_tokens=12, do_sample=False) for m in (a, b)))
+a.save_pretrained(packed)
+with torch.no_grad():
+    assert torch.equal(a(ids).logits, b(ids).logits)
+c = AutoModelForCausalLM.from_pretrained(packed, dtype="auto")
+same(c.state_dict(), b.state_dict())
+""",
+    "LAYOUTS": """
+from transformers import AutoModelForCausalLM
+want = AutoModelForCausalLM.from_pretrained(plain, dtype="auto").state_dict()
+for place, options in ("pipe", {"subfolder": "text_encoder"}), ("left", {}), ("cut", {}), ("models--org--bard", {}):
+    same(AutoModelForCausalLM.from_pretrained(os.path.join(layouts, place), dtype="auto", **options).state_dict(), want)
+same(load_file(layouts + "/pipe/unet/diffusion_pytorch_model.fp16.safetensors"), load_file(os.path.join(plain, name)))
+""",
+}
+
+TOGETHER = """
+import gc, json, traceback
+layouts = sys.argv[3]
+for title, code in json.load(sys.stdin).items():
+    os.chdir(os.path.join(sys.argv[4], title))
+    try:
+        exec(compile(code, title, "exec"), {**globals(), "packed": os.path.abspath("model")})
+        print(json.dumps([title, ""]), flush=True)
+    except BaseException:
+        print(json.dumps([title, traceback.format_exc()]), flush=True)
+    gc.collect()
+"""
+
+
 @pytest.fixture(params=RUNGS)
 def rung(request):
     return request.param
@@ -53,87 +132,81 @@ def under(shim, packed_bard, bard, tmp_path):
     return go
 
 
-def test_safe_open_and_from_file(under, rung):
-    under(
-        """
-a, b = os.path.join(packed, name), os.path.join(plain, name)
-with safe_open(a, "pt") as f, safe_open(b, "pt") as g:
-    assert sorted(f.keys()) == sorted(g.keys()) and f.metadata() == g.metadata()
-    same({k: f.get_tensor(k) for k in f.keys()}, {k: g.get_tensor(k) for k in g.keys()})
-    key = max(g.keys(), key=lambda k: g.get_tensor(k).numel())
-    assert torch.equal(f.get_slice(key)[3:9], g.get_slice(key)[3:9])
-same(load_file(a), load_file(b))
-size = os.path.getsize(a)
-assert size == os.path.getsize(b)
-storages = [torch.UntypedStorage.from_file(p, False, size) for p in (a, b)]
-tensors = [torch.empty(0, dtype=torch.uint8).set_(s) for s in storages]
-assert torch.equal(*tensors)
-tensors[0][1000:2000] += 1
-assert not torch.equal(*tensors)
-assert open(a, "rb").read() == open(b, "rb").read()
-""",
-        rung,
+@pytest.fixture(scope="module")
+def layouts(command, bard, tmp_path_factory):
+    """A folder with packed directories of several layouts."""
+    tmp_path = tmp_path_factory.mktemp("layouts")
+    pipe, left, cut, entry = (tmp_path / "plain" / name for name in ("pipe", "left", "cut", "models--org--bard"))
+    shutil.copytree(bard, pipe / "text_encoder")
+    shutil.copytree(bard, left)
+    (pipe / "unet").mkdir()
+    shutil.copy(bard / "model.safetensors", pipe / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (left / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}'
     )
+    shutil.copytree(bard, cut)
+    (cut / "weights").mkdir()
+    (cut / "model.safetensors").rename(cut / "weights" / "part.safetensors")
+    data = (bard / "model.safetensors").read_bytes()
+    names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    shards = {name: "weights/part.safetensors" for name in names if name != "__metadata__"}
+    (cut / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    (entry / "blobs").mkdir(parents=True)
+    (entry / "snapshots" / "0123").mkdir(parents=True)
+    for i, file in enumerate(sorted(bard.iterdir())):
+        shutil.copy(file, entry / "blobs" / f"blob{i}")
+        (entry / "snapshots" / "0123" / file.name).symlink_to(f"../../blobs/blob{i}")
+    for directory in (pipe, left, cut, entry):
+        run(command, "pack", "-q", directory, tmp_path / directory.name)
+    return tmp_path
 
 
-def test_saving_a_mapped_model(under, rung):
+@pytest.fixture(scope="module")
+def together(shim, packed_bard, bard, layouts, tmp_path_factory):
+    """together(rung, title): what the process of this rung wrote to stderr; a failure shows how that program ended."""
+    done = {}
+
+    def start(rung):
+        folder = tmp_path_factory.mktemp(rung)
+        for title in PROGRAMS:
+            shutil.copytree(packed_bard, folder / title / "model")
+        env = clean_environment(LD_PRELOAD=shim, CODEC_VRAM_BUDGET=BUDGET, CODEC_PAGER=rung, CODEC_STATS="1")
+        return run(sys.executable, "-c", HEAD + TOGETHER, "", bard, layouts, folder, env=env, check=False,
+                   input=json.dumps(PROGRAMS), cwd=folder)  # fmt: skip
+
+    def go(rung, title):
+        if rung not in done:
+            done[rung] = start(rung)
+        ended = done[rung]
+        if "does not work here" in ended.stderr:
+            pytest.skip(ended.stderr)
+        results = dict(json.loads(line) for line in ended.stdout.splitlines())
+        assert results.get(title, "did not end") == "", (results, ended.returncode, ended.stderr)
+        assert ended.returncode == 0 and list(results) == list(PROGRAMS), ended.stderr
+        return ended.stderr
+
+    return go
+
+
+def test_safe_open_and_from_file(together, rung):
+    together(rung, "SAFE_OPEN")
+
+
+def test_saving_a_mapped_model(together, rung):
     """torch.save and save_file hand the mapped memory to write: it must not fail where the kernel cannot wait for a
     page."""
-    under(
-        """
-mapped, original = load_file(os.path.join(packed, name)), load_file(os.path.join(plain, name))
-torch.save(mapped, "a.pt")
-same(torch.load("a.pt", mmap=True), original)
-same(torch.load("a.pt"), original)
-save_file(mapped, "a.safetensors")
-same(load_file("a.safetensors"), original)
-with open("a.bin", "wb") as f:
-    for t in mapped.values():
-        f.write(t.view(torch.uint8).numpy().data if t.dim() else b"")
-mapped[next(iter(mapped))].view(torch.uint8).flatten().numpy().tofile("b.bin")
-""",
-        rung,
-    )
+    together(rung, "SAVING")
 
 
-def test_saving_over_the_model_in_use(under, rung):
-    under(
-        """
-path = os.path.join(packed, name)
-original = load_file(os.path.join(plain, name))
-mapped = load_file(path)
-torch.save(mapped, path)
-same(mapped, original)
-same(torch.load(open(path, "rb")), original)
-save_file(mapped, path)
-same(mapped, original)
-same(load_file(path), original)
-""",
-        rung,
-    )
+def test_saving_over_the_model_in_use(together, rung):
+    together(rung, "SAVING_OVER")
 
 
-def test_transformers(under, rung):
+def test_transformers(together, rung):
     """Bit-identical logits and tokens at a budget of a fifth of the weights; then saved where it came from."""
     pytest.importorskip("transformers")
-    done = under(
-        """
-from transformers import AutoModelForCausalLM
-a, b = (AutoModelForCausalLM.from_pretrained(d, dtype="auto") for d in (packed, plain))
-ids = torch.arange(1, 65)[None]
-with torch.no_grad():
-    assert torch.equal(a(ids).logits, b(ids).logits)
-    assert torch.equal(*(m.generate(ids[:, :8], max_new_tokens=12, do_sample=False) for m in (a, b)))
-a.save_pretrained(packed)
-with torch.no_grad():
-    assert torch.equal(a(ids).logits, b(ids).logits)
-c = AutoModelForCausalLM.from_pretrained(packed, dtype="auto")
-same(c.state_dict(), b.state_dict())
-""",
-        rung,
-        CODEC_STATS="1",
-    )
-    assert f"paging of this process ({rung})" in done.stderr and "evictions" in done.stderr
+    stderr = together(rung, "TRANSFORMERS")
+    assert f"paging of this process ({rung})" in stderr and "evictions" in stderr
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -252,38 +325,8 @@ def test_silent_and_inert_until_a_store_is_mapped(under, shim):
     assert done.stdout.strip() == str(raw) and done.stderr == ""
 
 
-def test_layouts_of_directories(under, rung, command, bard, tmp_path):
+def test_layouts_of_directories(together, rung):
     """A pipeline of folders, an index left over beside a complete file, shards in a folder, and an entry of the Hub's
     cache."""
-    pipe, left, cut, entry = (tmp_path / "plain" / name for name in ("pipe", "left", "cut", "models--org--bard"))
-    shutil.copytree(bard, pipe / "text_encoder")
-    shutil.copytree(bard, left)
-    (pipe / "unet").mkdir()
-    shutil.copy(bard / "model.safetensors", pipe / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    (left / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"lm_head.weight": "model-00001-of-00009.safetensors"}}'
-    )
-    shutil.copytree(bard, cut)
-    (cut / "weights").mkdir()
-    (cut / "model.safetensors").rename(cut / "weights" / "part.safetensors")
-    data = (bard / "model.safetensors").read_bytes()
-    names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    shards = {name: "weights/part.safetensors" for name in names if name != "__metadata__"}
-    (cut / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
-    (entry / "blobs").mkdir(parents=True)
-    (entry / "snapshots" / "0123").mkdir(parents=True)
-    for i, file in enumerate(sorted(bard.iterdir())):
-        shutil.copy(file, entry / "blobs" / f"blob{i}")
-        (entry / "snapshots" / "0123" / file.name).symlink_to(f"../../blobs/blob{i}")
-    for directory in (pipe, left, cut, entry):
-        run(command, "pack", "-q", directory, tmp_path / directory.name)
-    under(
-        """
-from transformers import AutoModelForCausalLM
-want = AutoModelForCausalLM.from_pretrained(plain, dtype="auto").state_dict()
-for place, options in ("pipe", {"subfolder": "text_encoder"}), ("left", {}), ("cut", {}), ("models--org--bard", {}):
-    same(AutoModelForCausalLM.from_pretrained(place, dtype="auto", **options).state_dict(), want)
-same(load_file("pipe/unet/diffusion_pytorch_model.fp16.safetensors"), load_file(os.path.join(plain, name)))
-""",
-        rung,
-    )
+    pytest.importorskip("transformers")
+    together(rung, "LAYOUTS")
