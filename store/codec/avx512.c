@@ -226,7 +226,8 @@ struct tile { /* a tile */
 };
 
 /* Two tiles at a time: a step waits for the one before it most of the time. */
-ALWAYS_INLINE void whole_rows(struct tile job[2], const struct cws_vector_table *t, int lasts, bool eight, unsigned rows)
+ALWAYS_INLINE void whole_rows(struct tile job[2], const struct cws_vector_table *t, int lasts, bool eight,
+                              unsigned rows)
 {
     struct code c;
     struct cursor at[2] = {job[0].at, job[1].at};

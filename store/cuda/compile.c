@@ -15,19 +15,20 @@
 
 /* NVRTC as its documentation describes it; the versions that can do sm_80 have all of these. */
 typedef void *program;
-#define NVRTC_CALLS                                                                                                         \
-    NVRTC_CALL(version, "nvrtcVersion", (int *major, int *minor))                                                           \
-    NVRTC_CALL(arch_count, "nvrtcGetNumSupportedArchs", (int *count))                                                       \
-    NVRTC_CALL(arches, "nvrtcGetSupportedArchs", (int *arches))                                                             \
-    NVRTC_CALL(create, "nvrtcCreateProgram",                                                                                \
-               (program * out, const char *text, const char *name, int headers, const char *const *texts, const char *const *names)) \
-    NVRTC_CALL(compile, "nvrtcCompileProgram", (program of, int count, const char *const *options))                         \
-    NVRTC_CALL(destroy, "nvrtcDestroyProgram", (program * of))                                                              \
-    NVRTC_CALL(log_size, "nvrtcGetProgramLogSize", (program of, size_t *bytes))                                             \
-    NVRTC_CALL(log, "nvrtcGetProgramLog", (program of, char *text))                                                         \
-    NVRTC_CALL(cubin_size, "nvrtcGetCUBINSize", (program of, size_t *bytes))                                                \
-    NVRTC_CALL(cubin, "nvrtcGetCUBIN", (program of, char *image))                                                           \
-    NVRTC_CALL(ptx_size, "nvrtcGetPTXSize", (program of, size_t *bytes))                                                    \
+#define NVRTC_CALLS                                                                                                    \
+    NVRTC_CALL(version, "nvrtcVersion", (int *major, int *minor))                                                      \
+    NVRTC_CALL(arch_count, "nvrtcGetNumSupportedArchs", (int *count))                                                  \
+    NVRTC_CALL(arches, "nvrtcGetSupportedArchs", (int *arches))                                                        \
+    NVRTC_CALL(create, "nvrtcCreateProgram",                                                                           \
+               (program * out, const char *text, const char *name, int headers, const char *const *texts,              \
+                const char *const *names))                                                                             \
+    NVRTC_CALL(compile, "nvrtcCompileProgram", (program of, int count, const char *const *options))                    \
+    NVRTC_CALL(destroy, "nvrtcDestroyProgram", (program * of))                                                         \
+    NVRTC_CALL(log_size, "nvrtcGetProgramLogSize", (program of, size_t *bytes))                                        \
+    NVRTC_CALL(log, "nvrtcGetProgramLog", (program of, char *text))                                                    \
+    NVRTC_CALL(cubin_size, "nvrtcGetCUBINSize", (program of, size_t *bytes))                                           \
+    NVRTC_CALL(cubin, "nvrtcGetCUBIN", (program of, char *image))                                                      \
+    NVRTC_CALL(ptx_size, "nvrtcGetPTXSize", (program of, size_t *bytes))                                               \
     NVRTC_CALL(ptx, "nvrtcGetPTX", (program of, char *image))
 
 struct compiler {

@@ -20,8 +20,8 @@ static const char help[] =
     "Usage: replay_policy [OPTIONS] [SET ...]\n"
     "       replay_policy [OPTIONS] --trace FILE --budget SIZE\n"
     "\n"
-    "Sets (default: all): tinyllama, 8b (cyclic scans), two (TinyLlama drafts four tokens, then 8B makes one, again and "
-    "again),\n"
+    "Sets (default: all): tinyllama, 8b (cyclic scans), two (TinyLlama drafts four tokens, then 8B makes one, again "
+    "and again),\n"
     "moe (Mixtral 8x7B's sizes, two of eight experts a layer, fixed seed).\n"
     "\n"
     "  --trace FILE      uses recorded by CODEC_TRACE on a GPU\n"
@@ -34,12 +34,12 @@ static const char help[] =
     "  --map-us US       to map a range (35)             --drop-us US      to unmap and hash one (45)\n"
     "  --host GBPS       decode and publish, host pager (2)\n"
     "\n"
-    "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token beyond "
-    "that with everything resident.\n"
+    "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token "
+    "beyond that with everything resident.\n"
     "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole "
     "ranges, everything but the link and the\n"
-    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but the "
-    "link. belady, timed: that rule with the trace's\n"
+    "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but "
+    "the link. belady, timed: that rule with the trace's\n"
     "order, in the machine in which the policies run.\n";
 
 static struct replay_machine machine = {.link_gbps = 55.5,
