@@ -1,4 +1,4 @@
-/* say.h - the one line on stderr that says what went wrong, and the errno that fits. Threads: any. */
+/* say.h - the shim's lines on stderr, and the errno that fits an error code. Threads: any. */
 #ifndef CWS_SHIM_SAY_H
 #define CWS_SHIM_SAY_H
 #include "store/base/error.h"

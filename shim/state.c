@@ -1,4 +1,4 @@
-/* state.c - the options and the few facts that every hook asks for. */
+/* state.c - the shim's options, and the few facts that every hook asks for: is it active, and does the pager run? */
 #include "state.h"
 #include "say.h"
 

@@ -1,4 +1,5 @@
-/* capture.h - which streams capture a graph, where nothing may be loaded or waited for. Threads: any. */
+/* capture.h - which streams of the program are capturing a CUDA graph. On them nothing may be loaded or waited for.
+ * Threads: any. */
 #ifndef CWS_SHIM_CUDA_CAPTURE_H
 #define CWS_SHIM_CUDA_CAPTURE_H
 #include "hooks.h"

@@ -1,4 +1,4 @@
-/* copy.h - one run of bytes from one place to another, whichever driver call does it. Any thread. */
+/* copy.h - a copy of one run of bytes between host and device, whichever call of the driver makes it. Threads: any. */
 #ifndef CWS_SHIM_CUDA_COPY_H
 #define CWS_SHIM_CUDA_COPY_H
 #include "use.h"

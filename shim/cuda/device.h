@@ -1,4 +1,4 @@
-/* device.h - the manager of each device.
+/* device.h - finds or opens the manager of the GPU that a call of the program is for.
  *
  * A device is managed from the first allocation of a program whose current context is the device's primary one. Other
  * contexts pass by, after one line. Threads: any, for every function. */

@@ -1,4 +1,5 @@
-/* entry.c - the entry points of all hooks. */
+/* entry.c - the functions of the CUDA driver as the program calls them: each passes the call to its hook's body, or
+ * straight to the driver. */
 #include "use.h"
 
 #include <pthread.h>

@@ -1,4 +1,4 @@
-/* hooks.h - the replaced symbols: prototypes of our functions, pointers to the real ones.
+/* hooks.h - the replaced functions of the C library: prototypes of ours, pointers to the real ones.
  *
  * A hook is written as cws_hook_NAME and exported under NAME by an assembler label, so that the C library's own macros,
  * redirections and attributes for NAME do not touch its definition. Off_t, stat and their 64-bit names are the same

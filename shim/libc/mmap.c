@@ -1,4 +1,5 @@
-/* mmap.c - a mapping of a store is a view; calls on ranges that touch views go to the pager. */
+/* mmap.c - hooks of mmap and its kin: mapping a store makes a view, and calls on ranges that touch views go to the
+ * pager. */
 #include "uvm/host/view.h"
 #include "file_table.h"
 #include "signals.h"

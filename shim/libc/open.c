@@ -1,7 +1,7 @@
-/* open.c - open, close and dup: which descriptors are stores. A store opened for reading is shown as its logical file.
- * One opened for writing with O_TRUNC is replaced, as any file is; without O_TRUNC it is refused with EROFS, because a
- * program that changes a few bytes in place would change them in a file whose layout it does not know. So is
- * truncate(). */
+/* open.c - hooks of open, close and dup: they note which descriptors are stores. A store opened for reading is shown
+ * as its logical file. One opened for writing with O_TRUNC is replaced, as any file is; without O_TRUNC it is
+ * refused with EROFS, because a program that changes a few bytes in place would change them in a file whose layout
+ * it does not know. So is truncate(). */
 #include "file_table.h"
 #include "hooks.h"
 #include "shim/state.h"

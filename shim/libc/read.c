@@ -1,6 +1,6 @@
-/* read.c - reads: the logical bytes of a store, and reads of other files into views. What a store cannot offer (the
- * kernel copying the file's bytes by itself) fails with the error that callers fall back from: EINVAL for sendfile and
- * splice, EXDEV for copy_file_range, EOPNOTSUPP for reflinks. */
+/* read.c - hooks of read and its kin: the logical bytes of a store, and reads of other files into views. What a
+ * store cannot offer (the kernel copying the file's bytes by itself) fails with the error that callers fall back
+ * from: EINVAL for sendfile and splice, EXDEV for copy_file_range, EOPNOTSUPP for reflinks. */
 #include "buffers.h"
 #include "file_table.h"
 #include "hooks.h"

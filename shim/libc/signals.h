@@ -1,4 +1,4 @@
-/* signals.h - SIGSEGV and SIGBUS: ours first, where the pager needs it, then the program's.
+/* signals.h - keeps our SIGSEGV and SIGBUS handler before the program's where the pager needs it.
  * Threads: any; safe in a signal handler and in a fork child. */
 #ifndef CWS_SHIM_HOOK_SIGNAL_H
 #define CWS_SHIM_HOOK_SIGNAL_H

@@ -1,6 +1,6 @@
-/* stdio.c - FILE on a store. Its buffer is filled inside the C library, behind our hooks, so a store gets a FILE of
- * fopencookie's with our reads below it. Such a FILE has no descriptor as far as the C library knows; fileno() is ours,
- * too. */
+/* stdio.c - hooks of stdio: a FILE that reads a store. Its buffer is filled inside the C library, behind our hooks,
+ * so a store gets a FILE of fopencookie's with our reads below it. Such a FILE has no descriptor as far as the C
+ * library knows; fileno() is ours, too. */
 #include "uvm/host/view.h"
 #include "buffers.h"
 #include "file_table.h"

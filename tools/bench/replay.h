@@ -1,4 +1,4 @@
-/* replay.h - replay_policy's parts: what is used in which order, what a machine costs, and what a policy makes of both.
+/* replay.h - the parts of replay_policy: traces of uses, the model of a machine, and the simulations of both pagers.
  * Threads: one. */
 #ifndef CWS_REPLAY_H
 #define CWS_REPLAY_H

@@ -1,7 +1,7 @@
-/* replay_policy.c - what each replacement policy makes of a program's uses, beside the optimum: hit rate, bytes over
- * the link and stall time, in a model of a machine. The policies are the code that pages (uvm/policy/order.h for a GPU,
- * uvm/policy/policy.h for host memory); traces are made from the shapes of models, or recorded by CODEC_TRACE.
- * `replay_policy --help` lists options and what the columns mean. */
+/* replay_policy.c - compares replacement policies by simulation: hit rate, bytes over the link and stall time of
+ * each, beside the optimum, on recorded or made-up uses. The policies are the code that pages (uvm/policy/order.h
+ * for a GPU, uvm/policy/policy.h for host memory); traces are made from the shapes of models, or recorded by
+ * CODEC_TRACE. `replay_policy --help` lists options and what the columns mean. */
 #include "store/base/options.h"
 #include "replay.h"
 #include "tools/say.h"

@@ -1,6 +1,6 @@
-/* channel.h - the userfaultfd descriptors that fault messages come from. While there are few views each has one of its
- * own, since one descriptor does not scale over many faulting threads; further views share, and so do views for which
- * no descriptor is left. A channel ends with its last view. Only uvm/ includes it. */
+/* channel.h - the userfaultfd descriptors of views, from which workers read fault messages. While there are few
+ * views each has one of its own, since one descriptor does not scale over many faulting threads; further views
+ * share, and so do views for which no descriptor is left. A channel ends with its last view. Only uvm/ includes it. */
 #ifndef CWS_CHANNEL_H
 #define CWS_CHANNEL_H
 #include "store/base/error.h"

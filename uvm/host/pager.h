@@ -1,4 +1,4 @@
-/* pager.h - the inside of uvm/: the one pager, its views, and what the modules offer each other. Only uvm/ and its
+/* pager.h - the inside of uvm/host/: the one pager, its views, and what the modules offer each other. Only uvm/ and its
  * tests include it.
  *
  * Suffix _locked: the caller holds the pager lock. "May drop the lock" is said where it is so. Every thread that calls

@@ -1,6 +1,6 @@
-/* rung.h - how faults of view memory are caught and answered: one table per rung. Callers own the block (it is busy) or
- * hold the pager lock. Ranges are byte offsets in the view; runs of unmapped pages inside are left alone, whatever is
- * there now. */
+/* rung.h - the interface of a rung, which is a way to catch page faults in views and to answer them: one table of
+ * functions each. Callers own the block (it is busy) or hold the pager lock. Ranges are byte offsets in the view;
+ * runs of unmapped pages inside are left alone, whatever is there now. */
 #ifndef CWS_RUNG_H
 #define CWS_RUNG_H
 #include "store/base/error.h"

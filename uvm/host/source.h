@@ -1,5 +1,5 @@
-/* source.h - where the bytes of a view come from. The pager knows nothing of stores: store_source.c binds one, tests
- * bind patterns.
+/* source.h - the interface of what a view gets its bytes from. The pager knows nothing of stores: store_source.c binds
+ * one, tests bind patterns.
  *
  * A source is the bytes [0, bytes) cut into regions (tensors), in order, not overlapping; what no region covers belongs
  * to none. */

@@ -1,5 +1,5 @@
-/* history.h - which use comes next: where the present is the end of a long stretch that was there before, what came
- * after that; else what came the last time after the same two uses.
+/* history.h - predicts the next use of the CUDA manager's ranges from past ones. If the last uses are the end of a long
+ * stretch that occurred before, it is what came after that. If not, it is what came last time after the same two uses.
  *
  * A program that makes tokens repeats itself with one period, however its models and their rounds are nested. A long
  * stretch tells a draft model's fourth round from its first, which no fixed number of last uses does, and a single use

@@ -1,4 +1,5 @@
-/* policy.h - which clean block is dropped next. No I/O, no memory of its own: nodes live in the blocks.
+/* policy.h - the replacement policies of views: which clean block of host memory is evicted next. No I/O, no memory of
+ * its own: nodes live in the blocks.
  * Threads: the caller holds the pager lock. Every operation is O(1).
  *
  * A node is either out (absent, written, held or busy) or in (clean, may be dropped). Hits never reach user space: a
