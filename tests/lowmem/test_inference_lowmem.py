@@ -231,9 +231,15 @@ def step_paged(directory, device, args, command, original, scratch, say):
         f"{report['tokens_per_s']:.2f} tokens/s"
     )
     counted = re.search(r"^codecllm: +peak +([0-9.]+) MiB$", said, re.MULTILINE)
-    return {**report, "ram_bytes": peak.ram, "weights_bytes": peak.weights, "vram_bytes": peak.device,
-            "budget_bytes": budget, "stored_bytes": stored,
-            "counted_bytes": round(float(counted.group(1)) * (1 << 20)) if counted else None}  # fmt: skip
+    return {
+        **report,
+        "ram_bytes": peak.ram,
+        "weights_bytes": peak.weights,
+        "vram_bytes": peak.device,
+        "budget_bytes": budget,
+        "stored_bytes": stored,
+        "counted_bytes": round(float(counted.group(1)) * (1 << 20)) if counted else None,
+    }
 
 
 # --- the verdict ----------------------------------------------------------------------------------------

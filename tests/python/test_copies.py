@@ -91,9 +91,13 @@ def use(models, shim):
     def go(name, plain, dtype="auto"):
         directory, results = models
         env = environment(LD_PRELOAD=str(shim), CODEC_VRAM_BUDGET=str(BUDGET))
-        done = subprocess.run([sys.executable, "-c", USE, directory / name, dtype], env=env, text=True,
-                              capture_output=True,
-                              timeout=HANG_SECONDS)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", USE, directory / name, dtype],
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=HANG_SECONDS,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         result, stats = json.loads(done.stdout)
         assert result == results[plain]

@@ -126,10 +126,25 @@ def run_infer(model, args, prefix=(), budget=None, variables=()):
     variables: NAME=VALUE pairs for its environment."""
     with tempfile.TemporaryDirectory() as scratch:
         report, logits = os.path.join(scratch, "report"), os.path.join(scratch, "logits")
-        command = [*prefix, sys.executable, os.path.join(ROOT, "tools", "examples", "infer.py"), "--model", model,
-                   "--prompt", args.prompt,
-                   "--max-new-tokens", str(args.tokens), "--min-new-tokens", str(args.tokens), "--device", "cpu",
-                   "--logits", logits, "--report", report]  # fmt: skip
+        command = [
+            *prefix,
+            sys.executable,
+            os.path.join(ROOT, "tools", "examples", "infer.py"),
+            "--model",
+            model,
+            "--prompt",
+            args.prompt,
+            "--max-new-tokens",
+            str(args.tokens),
+            "--min-new-tokens",
+            str(args.tokens),
+            "--device",
+            "cpu",
+            "--logits",
+            logits,
+            "--report",
+            report,
+        ]
         if args.threads:
             command += ["--threads", str(args.threads)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CODEC_")}
@@ -198,11 +213,35 @@ def main():
         logical = logical_bytes(command, packed)
         plain = run_infer(args.model, args)
         print(f"{args.model}: {size(logical)} logical, {args.tokens} tokens", flush=True)
-        heads = ["budget", "cache", "same", "tokens/s", "of plain", "faults", "read", "evictions", "peak (smaps)",
-                 "load s",
-                 "first token s"]  # fmt: skip
-        rows = [heads, ["plain", "warm", "-", f"{plain['tokens_per_s']:.2f}", "1.00", "-", "-", "-", "-",
-                        f"{plain['load_s']:.2f}", f"{plain['first_token_s']:.2f}"]]  # fmt: skip
+        heads = [
+            "budget",
+            "cache",
+            "same",
+            "tokens/s",
+            "of plain",
+            "faults",
+            "read",
+            "evictions",
+            "peak (smaps)",
+            "load s",
+            "first token s",
+        ]
+        rows = [
+            heads,
+            [
+                "plain",
+                "warm",
+                "-",
+                f"{plain['tokens_per_s']:.2f}",
+                "1.00",
+                "-",
+                "-",
+                "-",
+                "-",
+                f"{plain['load_s']:.2f}",
+                f"{plain['first_token_s']:.2f}",
+            ],
+        ]
         results, wrong = [{**plain, "logits": None, "budget": None}], 0
         for percent in args.budgets.split(","):
             for cold in (False, True) if args.cold else (False,):
@@ -213,12 +252,21 @@ def main():
                 same = run["tokens"] == plain["tokens"] and run["logits"] == plain["logits"]
                 wrong += not same
                 stats = run["stats"]
-                rows.append([f"{percent} % ({size(budget)})", "cold" if cold else "warm", "yes" if same else "NO",
-                             f"{run['tokens_per_s']:.2f}", f"{run['tokens_per_s'] / plain['tokens_per_s']:.2f}",
-                             str(stats.get("faults", "-")), size(stats["read_bytes"]) if "read_bytes" in stats else "-",
-                             str(stats.get("evictions", "-")),
-                             size(run["peak_bytes"]) if run["peak_bytes"] else "not seen", f"{run['load_s']:.2f}",
-                             f"{run['first_token_s']:.2f}"])  # fmt: skip
+                rows.append(
+                    [
+                        f"{percent} % ({size(budget)})",
+                        "cold" if cold else "warm",
+                        "yes" if same else "NO",
+                        f"{run['tokens_per_s']:.2f}",
+                        f"{run['tokens_per_s'] / plain['tokens_per_s']:.2f}",
+                        str(stats.get("faults", "-")),
+                        size(stats["read_bytes"]) if "read_bytes" in stats else "-",
+                        str(stats.get("evictions", "-")),
+                        size(run["peak_bytes"]) if run["peak_bytes"] else "not seen",
+                        f"{run['load_s']:.2f}",
+                        f"{run['first_token_s']:.2f}",
+                    ]
+                )
                 results.append({**run, "logits": None, "budget": budget, "cold": cold, "same": same})
         print_table(rows)
     if args.json:

@@ -110,9 +110,16 @@ def main():
         if args.tensors:
             for name, used, e in rows:
                 print(f"    {name:<48} {used:<9} {e:.5f}")
-        results.append({"mode": mode, "perplexity": value, "change": change, "bits_per_weight": bits,
-                        "relative_l2": total,
-                        "tensors": [{"name": n, "mode": m, "relative_l2": e} for n, m, e in rows]})  # fmt: skip
+        results.append(
+            {
+                "mode": mode,
+                "perplexity": value,
+                "change": change,
+                "bits_per_weight": bits,
+                "relative_l2": total,
+                "tensors": [{"name": n, "mode": m, "relative_l2": e} for n, m, e in rows],
+            }
+        )
     if args.json:
         with open(args.json, "w") as out:
             json.dump(results, out, indent=1)

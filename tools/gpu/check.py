@@ -79,9 +79,11 @@ def run(arguments, name, model, budget, tokens, strict=False):
     environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     if budget:
         environment.update(
-            CODEC_VRAM_BUDGET=budget, CODEC_STATS="1", PYTORCH_ALLOC_CONF="backend:cudaMallocAsync",
+            CODEC_VRAM_BUDGET=budget,
+            CODEC_STATS="1",
+            PYTORCH_ALLOC_CONF="backend:cudaMallocAsync",
             LD_PRELOAD=os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so"),
-        )  # fmt: skip
+        )
     if strict:
         environment["CODEC_STRICT"] = "1"
     command = [

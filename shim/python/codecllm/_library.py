@@ -199,9 +199,18 @@ class Store:
     def info(self, index: int) -> Info:
         t, err = _CTensor(), _CError()
         _check(self._lib.codecllm_tensor(self.handle, index, ctypes.byref(t), ctypes.byref(err)), err)
-        return Info(index, t.name.decode(), t.dtype.decode(), tuple(t.shape[d] for d in range(t.ndim)), t.elems,
-                    t.begin, t.end,
-                    t.stored_bytes, t.codec.decode(), t.quant_bits)  # fmt: skip
+        return Info(
+            index,
+            t.name.decode(),
+            t.dtype.decode(),
+            tuple(t.shape[d] for d in range(t.ndim)),
+            t.elems,
+            t.begin,
+            t.end,
+            t.stored_bytes,
+            t.codec.decode(),
+            t.quant_bits,
+        )
 
     def read(self, begin: int, end: int, address: int, jobs: int = 0) -> None:
         """Logical bytes [begin, end) to `address`. jobs: threads, 0 all cores."""

@@ -14,10 +14,17 @@ DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
-for _name, _attribute in (("U16", "uint16"), ("U32", "uint32"), ("U64", "uint64"), ("F8_E4M3", "float8_e4m3fn"),
-                          ("F8_E5M2", "float8_e5m2"), ("F8_E4M3FNUZ", "float8_e4m3fnuz"), ("F8_E5M2FNUZ",
-                                                                                           "float8_e5m2fnuz"),
-                          ("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2")):  # fmt: skip
+for _name, _attribute in (
+    ("U16", "uint16"),
+    ("U32", "uint32"),
+    ("U64", "uint64"),
+    ("F8_E4M3", "float8_e4m3fn"),
+    ("F8_E5M2", "float8_e5m2"),
+    ("F8_E4M3FNUZ", "float8_e4m3fnuz"),
+    ("F8_E5M2FNUZ", "float8_e5m2fnuz"),
+    ("F8_E8M0", "float8_e8m0fnu"),
+    ("F4", "float4_e2m1fn_x2"),
+):
     if hasattr(torch, _attribute):
         DTYPES[_name] = getattr(torch, _attribute)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
