@@ -30,15 +30,11 @@ int cws_shim_errno(int code)
         return -code;
     switch (code) {
     case CWS_E_USAGE:
-    case CWS_E_RANGE:
-        return EINVAL;
-    case CWS_E_BUDGET:
-        return ENOMEM;
+    case CWS_E_RANGE: return EINVAL;
+    case CWS_E_BUDGET: return ENOMEM;
     case CWS_E_VERSION:
     case CWS_E_FEATURE:
-    case CWS_E_UNSUPPORTED:
-        return EOPNOTSUPP;
-    default:
-        return EIO;
+    case CWS_E_UNSUPPORTED: return EOPNOTSUPP;
+    default: return EIO;
     }
 }

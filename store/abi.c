@@ -12,15 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
-int codecllm_abi(void)
-{
-    return CODECLLM_ABI;
-}
+int codecllm_abi(void) { return CODECLLM_ABI; }
 
-int codecllm_budget_check(const char *text, struct cws_error *err)
-{
-    return cws_options_check_budget(text, err);
-}
+int codecllm_budget_check(const char *text, struct cws_error *err) { return cws_options_check_budget(text, err); }
 
 int codecllm_open(const char *path, struct cws_store **out, struct cws_error *err)
 {
@@ -36,10 +30,7 @@ int codecllm_open_memory(const void *data, uint64_t bytes, const char *name, str
     return cws_store_open_memory(data, bytes, name, out, err);
 }
 
-void codecllm_close(struct cws_store *s)
-{
-    cws_store_close(s);
-}
+void codecllm_close(struct cws_store *s) { cws_store_close(s); }
 
 int codecllm_is_store(const char *path)
 {
@@ -67,10 +58,7 @@ static const char *codec_name(unsigned codec)
     return "unknown";
 }
 
-uint64_t codecllm_tensor_count(const struct cws_store *s)
-{
-    return cws_store_tensor_count(s);
-}
+uint64_t codecllm_tensor_count(const struct cws_store *s) { return cws_store_tensor_count(s); }
 
 static int find(const struct cws_store *s, uint64_t i, const struct cws_tensor_info **out, struct cws_error *err)
 {
@@ -149,7 +137,8 @@ int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_
         code = cws_symbols_count(s, t, &symbols, err);
     if (code)
         return code;
-    double units = cws_dtype_bits(t->dtype) / (8.0 * cws_dtype_unit(t->dtype)); /* of an element: one symbol each */
+    /* of an element: one symbol each */
+    double units = cws_dtype_bits(t->dtype) / (8.0 * cws_dtype_unit(t->dtype));
     *out_entropy_bits = symbols.entropy_bits * units;
     *out_plain_bits = t->record->codec == CWS_CODEC_SPLIT ? 8.0 * (cws_dtype_unit(t->dtype) - 1) * units : 0;
     return 0;
@@ -251,7 +240,4 @@ int codecllm_extract(const struct cws_store *s, uint64_t i, uint8_t **out, uint6
     return cws_pack_tensors_to_memory(&model, &options, out, out_bytes, err);
 }
 
-void codecllm_free(void *data)
-{
-    free(data);
-}
+void codecllm_free(void *data) { free(data); }

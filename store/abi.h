@@ -38,15 +38,15 @@ CODECLLM_API int codecllm_is_store(const char *path);
 CODECLLM_API const uint8_t *codecllm_header(const struct cws_store *s, uint64_t *out_bytes);
 
 struct codecllm_tensor {
-    const char *name;       /* valid until close, as are the others */
-    const char *dtype;      /* "BF16" */
-    const char *codec;      /* "raw", "zstd", "split", "quant" */
+    const char *name;  /* valid until close, as are the others */
+    const char *dtype; /* "BF16" */
+    const char *codec; /* "raw", "zstd", "split", "quant" */
     const uint64_t *shape;
     uint64_t ndim;
     uint64_t elems;
-    uint64_t begin, end;    /* of the logical file: what codecllm_read takes */
-    uint64_t stored_bytes;  /* chunks and code table */
-    uint32_t quant_bits;    /* 8 or 6; 0: lossless */
+    uint64_t begin, end;   /* of the logical file: what codecllm_read takes */
+    uint64_t stored_bytes; /* chunks and code table */
+    uint32_t quant_bits;   /* 8 or 6; 0: lossless */
     uint32_t reserved;
 };
 CODECLLM_API uint64_t codecllm_tensor_count(const struct cws_store *s);
@@ -68,14 +68,14 @@ CODECLLM_API int codecllm_verify(const struct cws_store *s, unsigned jobs, struc
 CODECLLM_API int codecllm_entropy(const struct cws_store *s, uint64_t i, double *out_entropy_bits,
                                   double *out_plain_bits, struct cws_error *err);
 
-struct codecllm_input {    /* a tensor to pack */
+struct codecllm_input { /* a tensor to pack */
     const char *name;
-    const char *dtype;     /* "BF16" */
+    const char *dtype; /* "BF16" */
     const uint64_t *shape;
     uint64_t ndim;
-    const void *data;      /* row-major, or NULL */
-    uint64_t bytes;        /* of data; must be what dtype and shape say */
-    const void *packed;    /* instead: the bytes of a packed file of this one tensor, taken as they are */
+    const void *data;   /* row-major, or NULL */
+    uint64_t bytes;     /* of data; must be what dtype and shape say */
+    const void *packed; /* instead: the bytes of a packed file of this one tensor, taken as they are */
     uint64_t packed_bytes;
 };
 struct codecllm_job {

@@ -59,15 +59,9 @@ int codecllm_gpu_create(const void *data, uint64_t bytes, struct cws_gpu_tensor 
     return code;
 }
 
-void codecllm_gpu_destroy(struct cws_gpu_tensor *t)
-{
-    cws_gpu_tensor_destroy(t);
-}
+void codecllm_gpu_destroy(struct cws_gpu_tensor *t) { cws_gpu_tensor_destroy(t); }
 
-uint64_t codecllm_gpu_scratch(const struct cws_gpu_tensor *t)
-{
-    return cws_gpu_tensor_scratch_bytes(t);
-}
+uint64_t codecllm_gpu_scratch(const struct cws_gpu_tensor *t) { return cws_gpu_tensor_scratch_bytes(t); }
 
 int codecllm_gpu_decode(const struct cws_gpu_tensor *t, uint64_t packed, uint64_t scratch, uint64_t dst, void *stream,
                         struct cws_error *err)

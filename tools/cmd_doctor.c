@@ -235,15 +235,14 @@ const struct cws_verb cws_verb_doctor = {
     .name = "doctor",
     .summary = "tell what works on this machine, and the variables in force",
     .run = run_doctor,
-    .help =
-        "Usage: codecllm doctor\n"
-        "\n"
-        "Tells how packed files can be read and paged on this machine, what does not work and why, what the\n"
-        "CUDA driver offers, and the value of every CODEC_* variable. Changes nothing.\n"
-        "\n"
-        "Exit status: 0 paging works, 1 it cannot work or a variable is not understood.\n"
-        "\n"
-        "Examples:\n"
-        "  codecllm doctor\n"
-        "  CODEC_PAGER=sigsegv codecllm doctor\n",
+    .help = "Usage: codecllm doctor\n"
+            "\n"
+            "Tells how packed files can be read and paged on this machine, what does not work and why, what the\n"
+            "CUDA driver offers, and the value of every CODEC_* variable. Changes nothing.\n"
+            "\n"
+            "Exit status: 0 paging works, 1 it cannot work or a variable is not understood.\n"
+            "\n"
+            "Examples:\n"
+            "  codecllm doctor\n"
+            "  CODEC_PAGER=sigsegv codecllm doctor\n",
 };

@@ -18,8 +18,8 @@ struct inspect {
     const char *tensor; /* --tensor */
     enum cws_io_engine io;
     bool json;
-    int worst;            /* enum cws_exit */
-    size_t files, found;  /* stores shown; of them with the tensor */
+    int worst;           /* enum cws_exit */
+    size_t files, found; /* stores shown; of them with the tensor */
     struct cws_inspect_totals all;
     struct cws_inspect_json out;
 };
@@ -33,10 +33,7 @@ static void shape_text(const struct cws_tensor_info *t, char *buf, size_t size)
     snprintf(buf + at, size - at, "]");
 }
 
-static double ratio(uint64_t logical, uint64_t stored)
-{
-    return stored ? (double)logical / (double)stored : 1.0;
-}
+static double ratio(uint64_t logical, uint64_t stored) { return stored ? (double)logical / (double)stored : 1.0; }
 
 static void bits_cell(struct cws_table *table, uint64_t stored, uint64_t elems)
 {
@@ -305,18 +302,17 @@ const struct cws_verb cws_verb_inspect = {
     .name = "inspect",
     .summary = "show what is in a packed file or directory",
     .run = run_inspect,
-    .help =
-        "Usage: codecllm inspect [OPTIONS] PATH\n"
-        "\n"
-        "Shows the tensors of a packed file, or of every packed file of a directory, with their codecs and\n"
-        "sizes. Reads the index only; 'codecllm verify' checks the data.\n"
-        "\n"
-        "Options:\n"
-        "  --json           the same for programs\n"
-        "  --tensor NAME    one tensor: decodes it and draws how often each coded symbol occurs\n"
-        "\n"
-        "Examples:\n"
-        "  codecllm inspect ./TinyLlama.packed\n"
-        "  codecllm inspect --tensor model.embed_tokens.weight ./TinyLlama.packed\n"
-        "  codecllm inspect --json model.packed.safetensors | jq '.totals'\n",
+    .help = "Usage: codecllm inspect [OPTIONS] PATH\n"
+            "\n"
+            "Shows the tensors of a packed file, or of every packed file of a directory, with their codecs and\n"
+            "sizes. Reads the index only; 'codecllm verify' checks the data.\n"
+            "\n"
+            "Options:\n"
+            "  --json           the same for programs\n"
+            "  --tensor NAME    one tensor: decodes it and draws how often each coded symbol occurs\n"
+            "\n"
+            "Examples:\n"
+            "  codecllm inspect ./TinyLlama.packed\n"
+            "  codecllm inspect --tensor model.embed_tokens.weight ./TinyLlama.packed\n"
+            "  codecllm inspect --json model.packed.safetensors | jq '.totals'\n",
 };

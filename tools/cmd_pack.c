@@ -89,10 +89,7 @@ static int is_float_dtype(const char *value, size_t len)
     return 0;
 }
 
-static int is_number(const char *value, size_t len)
-{
-    return len > 0 && value[0] >= '0' && value[0] <= '9';
-}
+static int is_number(const char *value, size_t len) { return len > 0 && value[0] >= '0' && value[0] <= '9'; }
 
 /* config.json with every dtype it gives to weights set to the one that was asked for. */
 static int write_config(struct pack *job, const char *in, const char *out, struct cws_error *err)
@@ -124,7 +121,8 @@ static int sum_shards(const char *index_text, size_t len, const char *out_index,
     json_t *shards = cws_model_index_shards(index_text, len), *value;
     const char *shard, *slash = strrchr(out_index, '/');
     int rc = 0;
-    json_object_foreach(shards, shard, value) {
+    json_object_foreach(shards, shard, value)
+    {
         char *path;
         uint64_t elems = 0;
         if (rc)
@@ -228,17 +226,14 @@ static int pack_entry(struct pack *job, const struct cws_model_entry *entry, con
     switch (entry->kind) {
     case CWS_MODEL_DIRECTORY:
         return mkdir(out, 0700) == 0 ? 0 : cws_fail_errno(err, errno, "%s: cannot make the directory", out);
-    case CWS_MODEL_WEIGHTS:
-        return pack_store(job, in, out, entry->bytes, err);
+    case CWS_MODEL_WEIGHTS: return pack_store(job, in, out, entry->bytes, err);
     case CWS_MODEL_INDEX:
         job->copies++;
         return job->options.convert ? write_index(in, out, err) : cws_copy_file(in, out, err);
     case CWS_MODEL_CONFIG:
         job->copies++;
         return job->options.convert ? write_config(job, in, out, err) : cws_copy_file(in, out, err);
-    case CWS_MODEL_OTHER:
-        job->copies++;
-        return cws_copy_file(in, out, err);
+    case CWS_MODEL_OTHER: job->copies++; return cws_copy_file(in, out, err);
     }
     return cws_fail(err, CWS_E_BUG, "%s: unknown kind of entry", in);
 }
@@ -325,11 +320,11 @@ static void say_summary(const struct pack *job)
     char also[64] = "";
     if (job->stores > 1 || job->copies)
         snprintf(also, sizeof also, " (%zu packed, %zu copied)", job->stores, job->copies);
-    cws_say_line("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %s%s", job->out,
-            cws_size_text(job->input_bytes).text, cws_size_text(job->stored_bytes).text,
-            job->stored_bytes ? (double)job->input_bytes / (double)job->stored_bytes : 0,
-            job->elems ? 8.0 * (double)job->stored_bytes / (double)job->elems : 0,
-            cws_time_text(cws_now_s() - job->begin_s, job->input_bytes).text, also);
+    cws_say_line("%s: %s -> %s, ratio %.3f, %.2f bits/weight, %s%s", job->out, cws_size_text(job->input_bytes).text,
+                 cws_size_text(job->stored_bytes).text,
+                 job->stored_bytes ? (double)job->input_bytes / (double)job->stored_bytes : 0,
+                 job->elems ? 8.0 * (double)job->stored_bytes / (double)job->elems : 0,
+                 cws_time_text(cws_now_s() - job->begin_s, job->input_bytes).text, also);
 }
 
 static int parse_mode(struct pack *job, const char *text)
@@ -415,23 +410,22 @@ const struct cws_verb cws_verb_pack = {
     .name = "pack",
     .summary = "compress a safetensors file or a model directory",
     .run = run_pack,
-    .help =
-        "Usage: codecllm pack [OPTIONS] IN OUT\n"
-        "\n"
-        "Packs a safetensors file, or every *.safetensors file of a model directory (sharded ones,\n"
-        "pipelines, snapshots and models--ORG--NAME entries of the Hub's cache, too; all other files\n"
-        "are copied). OUT appears only when it is complete. Lossless unless --mode says\n"
-        "otherwise: 'codecllm unpack' gives back the same file to the bit.\n"
-        "\n"
-        "Options:\n"
-        "  --mode MODE      lossless (default), q8 or q6 (smaller, not exact)\n"
-        "  --dtype TYPE     cast float tensors to bf16, f16 or f32 first; config.json follows\n"
-        "  --exclude GLOB   leave tensors whose name matches as they are (may be repeated)\n"
-        "  --jobs N         threads (default: all cores)\n"
-        "  -q, --quiet      no bar and no summary\n"
-        "\n"
-        "Examples:\n"
-        "  codecllm pack ./TinyLlama ./TinyLlama.packed\n"
-        "  codecllm pack model.safetensors model.packed.safetensors\n"
-        "  codecllm pack --mode q8 --exclude 'lm_head.*' ./TinyLlama ./TinyLlama.q8\n",
+    .help = "Usage: codecllm pack [OPTIONS] IN OUT\n"
+            "\n"
+            "Packs a safetensors file, or every *.safetensors file of a model directory (sharded ones,\n"
+            "pipelines, snapshots and models--ORG--NAME entries of the Hub's cache, too; all other files\n"
+            "are copied). OUT appears only when it is complete. Lossless unless --mode says\n"
+            "otherwise: 'codecllm unpack' gives back the same file to the bit.\n"
+            "\n"
+            "Options:\n"
+            "  --mode MODE      lossless (default), q8 or q6 (smaller, not exact)\n"
+            "  --dtype TYPE     cast float tensors to bf16, f16 or f32 first; config.json follows\n"
+            "  --exclude GLOB   leave tensors whose name matches as they are (may be repeated)\n"
+            "  --jobs N         threads (default: all cores)\n"
+            "  -q, --quiet      no bar and no summary\n"
+            "\n"
+            "Examples:\n"
+            "  codecllm pack ./TinyLlama ./TinyLlama.packed\n"
+            "  codecllm pack model.safetensors model.packed.safetensors\n"
+            "  codecllm pack --mode q8 --exclude 'lm_head.*' ./TinyLlama ./TinyLlama.q8\n",
 };

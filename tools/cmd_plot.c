@@ -53,14 +53,13 @@ const struct cws_verb cws_verb_plot = {
     .name = "plot",
     .summary = "draw a trace: which weights were in memory when",
     .run = run_plot,
-    .help =
-        "Usage: codecllm plot TRACE -o FILE.png\n"
-        "\n"
-        "Draws a trace that CODEC_TRACE=FILE wrote: which weights were decoded in memory when, the memory\n"
-        "they took, the bytes read, and how often the program had to wait. Needs the Python package and\n"
-        "matplotlib. A trace of a program that was killed is fine.\n"
-        "\n"
-        "Examples:\n"
-        "  CODEC_TRACE=run.json codecllm run --budget 2G -- python infer.py --model ./TinyLlama.packed\n"
-        "  codecllm plot run.json -o run.png\n",
+    .help = "Usage: codecllm plot TRACE -o FILE.png\n"
+            "\n"
+            "Draws a trace that CODEC_TRACE=FILE wrote: which weights were decoded in memory when, the memory\n"
+            "they took, the bytes read, and how often the program had to wait. Needs the Python package and\n"
+            "matplotlib. A trace of a program that was killed is fine.\n"
+            "\n"
+            "Examples:\n"
+            "  CODEC_TRACE=run.json codecllm run --budget 2G -- python infer.py --model ./TinyLlama.packed\n"
+            "  codecllm plot run.json -o run.png\n",
 };

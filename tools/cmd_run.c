@@ -148,16 +148,15 @@ const struct cws_verb cws_verb_run = {
     .name = "run",
     .summary = "run a program that sees packed files as plain ones",
     .run = run_run,
-    .help =
-        "Usage: codecllm run [--budget SIZE] -- PROGRAM [ARGUMENTS]\n"
-        "\n"
-        "Runs a program with libcodecshim.so in LD_PRELOAD, so that it sees packed files as the plain\n"
-        "safetensors files they were, decoded as they are touched. SIZE (2G, 512M, 50%) bounds the\n"
-        "decoded weights; it is the same as setting CODEC_VRAM_BUDGET, and 100% when neither is given.\n"
-        "\n"
-        "Exit status: the program's; 127 it was not found, 126 it could not be run, 2 wrong arguments.\n"
-        "\n"
-        "Examples:\n"
-        "  codecllm run --budget 2G -- python infer.py --model ./TinyLlama.packed\n"
-        "  CODEC_STATS=1 codecllm run --budget 512M -- python -m my.server\n",
+    .help = "Usage: codecllm run [--budget SIZE] -- PROGRAM [ARGUMENTS]\n"
+            "\n"
+            "Runs a program with libcodecshim.so in LD_PRELOAD, so that it sees packed files as the plain\n"
+            "safetensors files they were, decoded as they are touched. SIZE (2G, 512M, 50%) bounds the\n"
+            "decoded weights; it is the same as setting CODEC_VRAM_BUDGET, and 100% when neither is given.\n"
+            "\n"
+            "Exit status: the program's; 127 it was not found, 126 it could not be run, 2 wrong arguments.\n"
+            "\n"
+            "Examples:\n"
+            "  codecllm run --budget 2G -- python infer.py --model ./TinyLlama.packed\n"
+            "  CODEC_STATS=1 codecllm run --budget 512M -- python -m my.server\n",
 };

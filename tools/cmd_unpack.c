@@ -206,17 +206,16 @@ const struct cws_verb cws_verb_unpack = {
     .name = "unpack",
     .summary = "give back the plain safetensors file or model directory",
     .run = run_unpack,
-    .help =
-        "Usage: codecllm unpack [OPTIONS] IN OUT\n"
-        "\n"
-        "Writes the plain safetensors file of a store, or a model directory with every store unpacked.\n"
-        "Every checksum is verified on the way; OUT appears only when it is complete.\n"
-        "\n"
-        "Options:\n"
-        "  --jobs N       threads (default: all cores)\n"
-        "  -q, --quiet    no bar and no summary\n"
-        "\n"
-        "Examples:\n"
-        "  codecllm unpack ./TinyLlama.packed ./TinyLlama.again\n"
-        "  codecllm unpack model.packed.safetensors model.safetensors\n",
+    .help = "Usage: codecllm unpack [OPTIONS] IN OUT\n"
+            "\n"
+            "Writes the plain safetensors file of a store, or a model directory with every store unpacked.\n"
+            "Every checksum is verified on the way; OUT appears only when it is complete.\n"
+            "\n"
+            "Options:\n"
+            "  --jobs N       threads (default: all cores)\n"
+            "  -q, --quiet    no bar and no summary\n"
+            "\n"
+            "Examples:\n"
+            "  codecllm unpack ./TinyLlama.packed ./TinyLlama.again\n"
+            "  codecllm unpack model.packed.safetensors model.safetensors\n",
 };

@@ -110,7 +110,7 @@ static void verify_store(struct verify *v, const char *path, bool in_directory)
         size_t tensors = cws_store_tensor_count(store);
         uint64_t chunks = cws_store_chunk_count(store);
         print_finding("%s: fine: %zu tensor%s, %llu chunk%s, %s", path, tensors, tensors == 1 ? "" : "s",
-               (unsigned long long)chunks, chunks == 1 ? "" : "s", cws_size_text(logical).text);
+                      (unsigned long long)chunks, chunks == 1 ? "" : "s", cws_size_text(logical).text);
         cws_say_line("%s: verified in %s", path, cws_time_text(seconds, logical).text);
     }
     cws_store_close(store);
@@ -189,18 +189,17 @@ const struct cws_verb cws_verb_verify = {
     .name = "verify",
     .summary = "check every checksum and decode every chunk",
     .run = run_verify,
-    .help =
-        "Usage: codecllm verify [OPTIONS] PATH...\n"
-        "\n"
-        "Reads packed files, or all packed files of directories: every checksum is checked, every chunk\n"
-        "decoded, every content hash compared. Names tensor and offset of each fault and goes on with\n"
-        "the next file. Exit status: 0 fine, 1 a fault was found, 2 a file could not be checked.\n"
-        "\n"
-        "Options:\n"
-        "  --jobs N       threads (default: all cores)\n"
-        "  -q, --quiet    print faults only\n"
-        "\n"
-        "Examples:\n"
-        "  codecllm verify ./TinyLlama.packed\n"
-        "  codecllm verify --quiet *.safetensors && echo all fine\n",
+    .help = "Usage: codecllm verify [OPTIONS] PATH...\n"
+            "\n"
+            "Reads packed files, or all packed files of directories: every checksum is checked, every chunk\n"
+            "decoded, every content hash compared. Names tensor and offset of each fault and goes on with\n"
+            "the next file. Exit status: 0 fine, 1 a fault was found, 2 a file could not be checked.\n"
+            "\n"
+            "Options:\n"
+            "  --jobs N       threads (default: all cores)\n"
+            "  -q, --quiet    print faults only\n"
+            "\n"
+            "Examples:\n"
+            "  codecllm verify ./TinyLlama.packed\n"
+            "  codecllm verify --quiet *.safetensors && echo all fine\n",
 };

@@ -24,10 +24,7 @@ const char *cws_inspect_codec_label(size_t i)
     return labels[i];
 }
 
-const char *cws_inspect_codec_name(const struct cws_tensor_info *t)
-{
-    return cws_inspect_codec_label(codec_index(t));
-}
+const char *cws_inspect_codec_name(const struct cws_tensor_info *t) { return cws_inspect_codec_label(codec_index(t)); }
 
 void cws_inspect_add(const struct cws_store *store, struct cws_inspect_totals *sum)
 {

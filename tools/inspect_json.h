@@ -12,14 +12,14 @@ struct cws_inspect_codec {
 };
 
 struct cws_inspect_totals {
-    uint64_t logical_bytes, file_bytes;          /* of whole files */
+    uint64_t logical_bytes, file_bytes; /* of whole files */
     uint64_t tensor_bytes, tensor_stored_bytes, elems, tensors;
     struct cws_inspect_codec codecs[CWS_INSPECT_CODECS];
 };
 
 void cws_inspect_add(const struct cws_store *store, struct cws_inspect_totals *sum);
-const char *cws_inspect_codec_label(size_t i);                          /* i < CWS_INSPECT_CODECS; static */
-const char *cws_inspect_codec_name(const struct cws_tensor_info *t);    /* "split", "q8", ...; static */
+const char *cws_inspect_codec_label(size_t i);                       /* i < CWS_INSPECT_CODECS; static */
+const char *cws_inspect_codec_name(const struct cws_tensor_info *t); /* "split", "q8", ...; static */
 
 /* Prints {"files": [...], "totals": ...}, or {"tensors": [...]}, on stdout, item by item: a store may have millions of
  * tensors. Starts zeroed; nothing is printed where there is no item. */

@@ -29,10 +29,7 @@ static bool take(struct json_scan *t, const char *word)
     return true;
 }
 
-static bool is_digit(const struct json_scan *t)
-{
-    return t->at < t->end && *t->at >= '0' && *t->at <= '9';
-}
+static bool is_digit(const struct json_scan *t) { return t->at < t->end && *t->at >= '0' && *t->at <= '9'; }
 
 static bool skip_digits(struct json_scan *t)
 {

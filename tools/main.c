@@ -19,8 +19,8 @@
 extern const int cws_tool_real_files;
 __attribute__((visibility("default"), used)) const int cws_tool_real_files = 1;
 
-static const struct cws_verb *const verbs[] = {&cws_verb_pack,   &cws_verb_unpack, &cws_verb_inspect,
-                                               &cws_verb_verify, &cws_verb_doctor, &cws_verb_run,    &cws_verb_plot};
+static const struct cws_verb *const verbs[] = {&cws_verb_pack,   &cws_verb_unpack, &cws_verb_inspect, &cws_verb_verify,
+                                               &cws_verb_doctor, &cws_verb_run,    &cws_verb_plot};
 enum { VERB_COUNT = sizeof verbs / sizeof *verbs };
 
 static void print_help(void)
@@ -119,7 +119,8 @@ static int dispatch(int argc, char **argv)
 int main(int argc, char **argv)
 {
     guard_standard_descriptors();
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error to report, not a silent end; `run` puts it back */
-    setlocale(LC_CTYPE, "");  /* for the histogram's bars; numbers keep the C locale */
+    /* a closed pipe is an error to report, not a silent end; `run` puts it back */
+    signal(SIGPIPE, SIG_IGN);
+    setlocale(LC_CTYPE, ""); /* for the histogram's bars; numbers keep the C locale */
     return finish(dispatch(argc, argv));
 }

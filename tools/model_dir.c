@@ -177,10 +177,7 @@ static int scan_entry(const struct scan *s, const char *path, unsigned depth, co
     return rc;
 }
 
-static int by_name(const struct dirent **a, const struct dirent **b)
-{
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
+static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
 
 /* Entries in order of name, so that what is said comes in the same order on every file system. */
 static int scan(const struct scan *s, const char *below, unsigned depth, const struct chain *chain)

@@ -22,7 +22,7 @@ enum cws_model_kind {
 struct cws_model_entry {
     char *path; /* below the root; a directory comes before what is in it */
     enum cws_model_kind kind;
-    bool is_store; /* a regular file that is a codecllm store, whatever its name */
+    bool is_store;  /* a regular file that is a codecllm store, whatever its name */
     bool is_needed; /* an index names it: cws_model_index_check */
     uint64_t bytes;
 };

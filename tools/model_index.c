@@ -15,12 +15,12 @@
 /* An index, and how it was found to be. */
 struct index {
     struct cws_model_dir *dir;
-    const char *path;         /* below the root */
+    const char *path; /* below the root */
     char *full;
-    json_t *root, *map;       /* its text; its weight_map */
+    json_t *root, *map;             /* its text; its weight_map */
     struct cws_model_entry *single; /* what Transformers loads in its place, or NULL */
-    const char *missing;      /* the first shard that is not there, or NULL */
-    size_t present, absent;   /* weights whose shard is there, or not */
+    const char *missing;            /* the first shard that is not there, or NULL */
+    size_t present, absent;         /* weights whose shard is there, or not */
 };
 
 static int by_path(const void *a, const void *b)
@@ -163,7 +163,8 @@ static int check_names(struct index *x, struct cws_error *err)
     const char *tensor;
     char printable[256];
     json_t *value;
-    json_object_foreach(x->map, tensor, value) {
+    json_object_foreach(x->map, tensor, value)
+    {
         const char *shard = json_string_value(value);
         if (!shard)
             return cws_fail(err, CWS_E_INPUT, "%s: weight_map: '%s' names no file", x->full,
@@ -240,7 +241,8 @@ json_t *cws_model_index_shards(const char *text, size_t len)
     json_t *root = cws_json_objects(text, len, &twice), *map = json_object_get(root, "weight_map"), *value;
     json_t *out = json_is_object(map) ? json_object() : NULL;
     const char *tensor;
-    json_object_foreach(map, tensor, value) {
+    json_object_foreach(map, tensor, value)
+    {
         if (out && json_is_string(value) &&
             json_object_set_new_nocheck(out, json_string_value(value), json_true()) != 0) {
             json_decref(out);

@@ -71,7 +71,8 @@ static int check_apart(const char *in, const char *parent, const char *out, stru
 static const char marker_text[] =
     "codecllm makes a directory here. When no codecllm is running, this may be removed.\n";
 
-enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 }; /* of a long name, so that the other fits into 255 bytes */
+/* of a long name, so that the other fits into 255 bytes */
+enum { NAME_KEPT = 200, DEPTH_MAX = 64, SUFFIX = 6 };
 
 /* Removes what stands at name in the directory `at`, and nothing on another file system or behind a link. 0 or -1 with
  * errno. */

@@ -8,10 +8,10 @@
 #include <sys/stat.h>
 
 struct cws_output_dir {
-    char *final;     /* without slashes at the end */
-    char *outer;     /* ".NAME.partial-XXXXXX" in the same directory */
-    char *temporary; /* in it: the directory to fill */
-    int lock;        /* of the marker in outer */
+    char *final;      /* without slashes at the end */
+    char *outer;      /* ".NAME.partial-XXXXXX" in the same directory */
+    char *temporary;  /* in it: the directory to fill */
+    int lock;         /* of the marker in outer */
     struct stat like; /* the input */
 };
 

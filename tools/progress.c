@@ -111,7 +111,8 @@ static void on_interrupt(int signo)
     clock_gettime(CLOCK_MONOTONIC, &now);
     long ms = (long)now.tv_sec * 1000 + now.tv_nsec / 1000000 + 1, before = 0;
     if (__atomic_compare_exchange_n(&first_ms, &before, ms, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-        __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED); /* lock-free: safe in a handler, seen by all threads */
+        /* lock-free: safe in a handler, seen by all threads */
+        __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED);
     } else if (ms - before > SAME_SIGNAL_MS) { /* asked again: end at once, as if there were no handler */
         signal(signo, SIG_DFL);
         raise(signo);

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 struct cws_progress {
-    bool shown;           /* stderr is a terminal that can take a bar */
+    bool shown; /* stderr is a terminal that can take a bar */
     const char *verb;
     char item[64];        /* file being worked on, printable, cut to fit */
     uint64_t total_bytes; /* of all items */

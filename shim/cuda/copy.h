@@ -4,11 +4,12 @@
 #include "use.h"
 
 struct cws_cuda_copy {
-    CUresult (*call)(const struct cws_cuda_copy *c, size_t at, size_t bytes); /* copies [at, at + bytes) of it */
+    /* copies [at, at + bytes) of it */
+    CUresult (*call)(const struct cws_cuda_copy *c, size_t at, size_t bytes);
     CUdeviceptr to, from; /* device or host addresses; 0: neither, an array */
     size_t bytes;
-    CUstream order;       /* the stream it runs on */
-    bool from_host;       /* surely; else it is found out */
+    CUstream order; /* the stream it runs on */
+    bool from_host; /* surely; else it is found out */
     /* for call: */
     void *real;
     CUarray array;

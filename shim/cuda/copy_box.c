@@ -4,7 +4,6 @@
 #include "copy.h"
 #include "shim/say.h"
 
-
 /* --- boxes ------------------------------------------------------------------------------------------- */
 
 struct side {
@@ -61,14 +60,26 @@ static struct side target_2d(const CUDA_MEMCPY2D *c)
 
 static struct side source_3d(const CUDA_MEMCPY3D *c)
 {
-    return (struct side){c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes, c->srcY, c->srcZ,
-                         c->srcPitch ? c->srcPitch : c->WidthInBytes, c->srcHeight ? c->srcHeight : c->Height};
+    return (struct side){c->srcMemoryType,
+                         c->srcHost,
+                         c->srcDevice,
+                         c->srcXInBytes,
+                         c->srcY,
+                         c->srcZ,
+                         c->srcPitch ? c->srcPitch : c->WidthInBytes,
+                         c->srcHeight ? c->srcHeight : c->Height};
 }
 
 static struct side target_3d(const CUDA_MEMCPY3D *c)
 {
-    return (struct side){c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, c->dstZ,
-                         c->dstPitch ? c->dstPitch : c->WidthInBytes, c->dstHeight ? c->dstHeight : c->Height};
+    return (struct side){c->dstMemoryType,
+                         c->dstHost,
+                         c->dstDevice,
+                         c->dstXInBytes,
+                         c->dstY,
+                         c->dstZ,
+                         c->dstPitch ? c->dstPitch : c->WidthInBytes,
+                         c->dstHeight ? c->dstHeight : c->Height};
 }
 
 struct box { /* a 2D copy, or a 3D one */
@@ -156,7 +167,7 @@ static CUresult run_box(const struct box *b, CUstream order)
 }
 
 #define FLAT(symbol, order_, with, ...)                                                                                \
-    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real) with; }                     \
+    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real)with; }                      \
     CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, const CUDA_MEMCPY2D *copy __VA_ARGS__)                \
     {                                                                                                                  \
         struct box b = {.call = call_##symbol, .real = (void *)real, .stream = order_};                                \
@@ -166,7 +177,7 @@ static CUresult run_box(const struct box *b, CUstream order)
         return run_box(&b, cws_cuda_stream(order_, own));                                                              \
     }
 #define DEEP(symbol, order_, with, ...)                                                                                \
-    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real) with; }                     \
+    static CUresult call_##symbol(const struct box *b) { return ((cws_fn_##symbol)b->real)with; }                      \
     CUresult cws_do_##symbol(cws_fn_##symbol real, CUstream own, const CUDA_MEMCPY3D *copy __VA_ARGS__)                \
     {                                                                                                                  \
         struct box b = {.call = call_##symbol, .real = (void *)real, .stream = order_, .is_deep = true};               \

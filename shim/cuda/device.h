@@ -15,7 +15,7 @@ struct cws_cuda_device {
     struct cws_gpu *_Atomic gpu; /* NULL: none, or not yet */
     CUcontext _Atomic context;   /* that this entry answers for; NULL: none any more */
     CUdevice ordinal;
-    CUresult answer;             /* to an allocation, where there is no gpu */
+    CUresult answer; /* to an allocation, where there is no gpu */
 };
 /* For the Python package: an array of one object per managed device; as codecllm_stats_json (shim/libc/paging.h). */
 size_t codecllm_gpu_stats_json(char *buf, size_t n);

@@ -15,7 +15,8 @@ struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
 _Atomic unsigned cws_cuda_device_count;
 _Atomic CUdeviceptr cws_cuda_low = ~0ull, cws_cuda_high;
 
-static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER; /* opening and closing; driver calls are made under it */
+/* opening and closing; driver calls are made under it */
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct cws_driver driver;
 static atomic_bool driver_filled, exiting;
 static struct cws_cuda_parts parts;

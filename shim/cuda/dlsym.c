@@ -19,7 +19,8 @@ cws_find_dlsym(void)
     for (size_t i = 0; i < sizeof versions / sizeof *versions && !found; i++)
         found = (cws_dlsym_function)dlvsym(RTLD_NEXT, "dlsym", versions[i]);
     if (!found)
-        __builtin_trap(); /* no C library of this kind exists; a NULL result would look like a missing symbol */
+        /* no C library of this kind exists; a NULL result would look like a missing symbol */
+        __builtin_trap();
     __atomic_store_n(&cws_real_dlsym, found, __ATOMIC_RELAXED);
     return found;
 }

@@ -14,7 +14,7 @@ struct named { /* by one executable graph; does not change */
     struct cws_cuda_list list;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* by_exec; nothing is called under it */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;    /* by_exec; nothing is called under it */
 static struct cws_map by_exec = CWS_MAP_OF(struct named *); /* a reference each; by executable graph */
 
 static struct named *create_named(void)
@@ -111,10 +111,8 @@ static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *lis
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return CWS_CUDA_REAL(cuGraphChildGraphNodeGetGraph)(node, &p.graph) == CUDA_SUCCESS &&
                walk(p.graph, depth + 1, list);
-    case CU_GRAPH_NODE_TYPE_CONDITIONAL: /* the driver does not give its bodies back */
-        return false;
-    default:
-        return true;
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL: /* the driver does not give its bodies back */ return false;
+    default: return true;
     }
 }
 

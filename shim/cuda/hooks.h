@@ -80,8 +80,8 @@ enum cws_cuda_index {
 void *cws_cuda_find(enum cws_cuda_index which);
 #define CWS_CUDA_REAL(symbol)                                                                                          \
     (__extension__({                                                                                                   \
-        __typeof__(cws_cuda_real.real_##symbol) real_ =                                                                \
-            __atomic_load_n(&cws_cuda_real.real_##symbol, __ATOMIC_RELAXED);                                           \
+        __typeof__(cws_cuda_real.real_##symbol) real_ = __atomic_load_n(&cws_cuda_real.real_##symbol,                  \
+                                                                        __ATOMIC_RELAXED);                             \
         CWS_UNLIKELY(!real_) ? (__typeof__(real_))cws_cuda_find(CWS_CUDA_##symbol) : real_;                            \
     }))
 

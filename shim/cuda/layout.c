@@ -14,7 +14,7 @@ struct layout_entry {
 };
 
 struct layout_table {
-    size_t room, used; /* room: a power of two */
+    size_t room, used;           /* room: a power of two */
     struct layout_table *before; /* kept for readers */
     struct layout_entry entries[];
 };

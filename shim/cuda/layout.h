@@ -6,7 +6,8 @@
 
 struct cws_cuda_layout {
     _Atomic uint32_t epoch; /* that it was last seen to be right in */
-    bool known;             /* false: the driver does not tell the parameters, so a launch may touch any range */
+    /* false: the driver does not tell the parameters, so a launch may touch any range */
+    bool known;
     uint32_t count;
     struct {
         uint16_t param, at; /* word of 8 bytes at offset `at` of parameter `param` */

@@ -47,22 +47,14 @@ static CUresult answer(void *data, CUpointer_attribute which, CUdeviceptr addres
     unsigned long long wide = 0;
     unsigned narrow = 0;
     switch (which) {
-    case CU_POINTER_ATTRIBUTE_CONTEXT:
-        wide = (uintptr_t)atomic_load(&e->device->context);
-        break;
-    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-        wide = address;
-        break;
+    case CU_POINTER_ATTRIBUTE_CONTEXT: wide = (uintptr_t)atomic_load(&e->device->context); break;
+    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: wide = address; break;
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
     case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
-        wide = e->base;
-        break;
+    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: wide = e->base; break;
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
-    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
-        wide = e->bytes;
-        break;
+    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: wide = e->bytes; break;
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
         wide = which == CU_POINTER_ATTRIBUTE_ACCESS_FLAGS ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : 0;
@@ -86,14 +78,9 @@ static CUresult answer(void *data, CUpointer_attribute which, CUdeviceptr addres
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
-    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
-        *(unsigned char *)data = 0;
-        return CUDA_SUCCESS;
-    case CU_POINTER_ATTRIBUTE_MAPPED:
-        *(unsigned char *)data = 1;
-        return CUDA_SUCCESS;
-    default: /* a host pointer, tokens: device memory has none */
-        return CUDA_ERROR_INVALID_VALUE;
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: *(unsigned char *)data = 0; return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MAPPED: *(unsigned char *)data = 1; return CUDA_SUCCESS;
+    default: /* a host pointer, tokens: device memory has none */ return CUDA_ERROR_INVALID_VALUE;
     }
     memcpy(data, &wide, sizeof wide);
     return CUDA_SUCCESS;

@@ -9,8 +9,7 @@
 #define SET_ALL(width, type)                                                                                           \
     SET(cuMemsetD##width##_v2, own, (CUdeviceptr to, type value, size_t count), real(to, value, count))                \
     SET(cuMemsetD##width##Async, cws_cuda_stream(stream, own),                                                         \
-        (CUdeviceptr to, type value, size_t count, CUstream stream),                                                   \
-        real(to, value, count, stream))                                                                                \
+        (CUdeviceptr to, type value, size_t count, CUstream stream), real(to, value, count, stream))                   \
     SET(cuMemsetD2D##width##_v2, own, (CUdeviceptr to, size_t pitch, type value, size_t columns, size_t rows),         \
         real(to, pitch, value, columns, rows))                                                                         \
     SET(cuMemsetD2D##width##Async, cws_cuda_stream(stream, own),                                                       \

@@ -9,13 +9,13 @@
 #include <stdlib.h>
 
 enum {
-    UNIT = 512,           /* bytes; sizes are multiples of it up to FINE, then eight to a power of two */
+    UNIT = 512, /* bytes; sizes are multiples of it up to FINE, then eight to a power of two */
     FINE_LOG = 12,
     FINE = 1 << FINE_LOG,
     MOST_LOG = 20,
     CLASSES = FINE / UNIT + 8 * (MOST_LOG - FINE_LOG),
-    STREAMS = 16,         /* with kept blocks; those of others go back to the driver */
-    KEPT_MOST = 8 << 20,  /* bytes for a stream */
+    STREAMS = 16,        /* with kept blocks; those of others go back to the driver */
+    KEPT_MOST = 8 << 20, /* bytes for a stream */
 };
 _Static_assert(CWS_GPU_RANGE_MIN == 1u << MOST_LOG, "the largest class ends there");
 
@@ -128,7 +128,7 @@ static CUdeviceptr take(struct cws_gpu *gpu, CUstream stream, unsigned class)
 /* --- the program's calls --------------------------------------------------------------------------- */
 
 CUresult cws_cuda_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
-                         CUstream stream, CUstream order)
+                              CUstream stream, CUstream order)
 {
     unsigned class = class_of(bytes);
     CUdeviceptr at = can_keep(order) ? take(gpu, same_name(order), class) : 0;
@@ -181,11 +181,12 @@ enum cws_cuda_small_end cws_cuda_small_free(CUdeviceptr at, CUstream order, bool
 static void empty(struct place *p, CUstream stream)
 {
     bool rests = CWS_CUDA_REAL(cuStreamQuery)(stream) == CUDA_SUCCESS;
-    for (unsigned class = 0; class < CLASSES; class++) {
+    for (unsigned class = 0; class < CLASSES; class ++) {
         for (;;) {
             CUdeviceptr at = 0;
             pthread_mutex_lock(&lock);
-            struct block *b = p->stream == stream ? p->lists[class] : NULL; /* the place may have another one by now */
+            /* the place may have another one by now */
+            struct block *b = p->stream == stream ? p->lists[class] : NULL;
             if (b) {
                 at = b->at;
                 p->lists[class] = b->next;
@@ -195,7 +196,8 @@ static void empty(struct place *p, CUstream stream)
             pthread_mutex_unlock(&lock);
             if (!at)
                 break;
-            (void)CWS_CUDA_REAL(cuMemFreeAsync)(at, stream); /* an error is the context's, and every call says it */
+            /* an error is the context's, and every call says it */
+            (void)CWS_CUDA_REAL(cuMemFreeAsync)(at, stream);
         }
     }
     if (rests)

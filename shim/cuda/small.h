@@ -6,7 +6,7 @@
 /* cuMemAllocAsync for 0 < bytes < CWS_GPU_RANGE_MIN on a stream that does not capture; order: what `stream` is. What an
  * earlier allocation of about this size left on this stream, or the driver's, which is `real`. */
 CUresult cws_cuda_small_alloc(cws_fn_cuMemAllocAsync real, struct cws_gpu *gpu, CUdeviceptr *out, size_t bytes,
-                         CUstream stream, CUstream order);
+                              CUstream stream, CUstream order);
 enum cws_cuda_small_end {
     CWS_CUDA_SMALL_NOT_OURS,    /* not known here, or not any more: the driver is to free it */
     CWS_CUDA_SMALL_KEPT,        /* freed: there is nothing more to do */

@@ -6,9 +6,9 @@
 #include <stdbool.h>
 
 enum cws_cuda_state {
-    CWS_CUDA_OFF,     /* no budget: every call passes */
+    CWS_CUDA_OFF, /* no budget: every call passes */
     CWS_CUDA_ON,
-    CWS_CUDA_FORKED,  /* child of a process that had managers: every call fails, the first with a line */
+    CWS_CUDA_FORKED, /* child of a process that had managers: every call fails, the first with a line */
 };
 extern _Atomic int cws_cuda_state;
 static inline bool cws_cuda_is_on(void)

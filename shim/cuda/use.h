@@ -39,7 +39,8 @@ struct cws_cuda_use {
 };
 /* Begins a use on every manager that has an address of the list. If it fails nothing is held. */
 CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struct cws_cuda_use *use);
-void cws_cuda_end(struct cws_cuda_use *use, bool queued); /* queued on a stream that captures counts as not */
+/* queued on a stream that captures counts as not */
+void cws_cuda_end(struct cws_cuda_use *use, bool queued);
 
 /* Runs `call` (an expression) with one or two addresses in use. */
 #define CWS_CUDA_AROUND(stream, first, second, call)                                                                   \

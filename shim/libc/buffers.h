@@ -16,8 +16,9 @@ struct cws_transfer {
     int fd, flags;
     off_t offset;
     const struct msghdr *message;
-    bool into;  /* the kernel writes the memory */
-    bool once;  /* a second call could block although the first one has a result, or would be a second message */
+    bool into; /* the kernel writes the memory */
+    /* a second call could block although the first one has a result, or would be a second message */
+    bool once;
     bool whole; /* all of it in one call, or EMSGSIZE */
 };
 enum { CWS_BUFFERS_PARTS = 64 };

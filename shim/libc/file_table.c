@@ -30,13 +30,13 @@ struct cws_file {
     dev_t dev;
     ino_t ino;
     uint64_t bytes;
-    uint64_t serial;             /* no other file of this process has or had it */
+    uint64_t serial;     /* no other file of this process has or had it */
     struct cws_list all; /* all_files; table_lock */
 
     /* A read with its move of the offset, and what follows. Held as long as a read takes, so it is waited for outside
      * of any guard (enter). 0 free, 1 held, 2 held and waited for. */
     _Atomic uint32_t lock;
-    bool failed;          /* the line was written: a program that tries again does not need it again */
+    bool failed; /* the line was written: a program that tries again does not need it again */
     struct cws_store_cursor *cursor;
     uint8_t *window; /* decoded bytes [window_begin, window_end): small reads do not decode a chunk each */
     uint64_t window_begin, window_end;
@@ -46,9 +46,11 @@ unsigned cws_files_tracked;
 
 typedef _Atomic(struct cws_file *) slot_t;
 static _Atomic(slot_t *) pages[PAGES]; /* a page appears with its first store and stays */
-static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER; /* writing slots, pages, the list; taking a reference */
+/* writing slots, pages, the list; taking a reference */
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct cws_list all_files = {&all_files, &all_files};
-static _Atomic uint32_t unlocked; /* counts the ends of waits for any file's lock: it stays, where a file may go */
+/* counts the ends of waits for any file's lock: it stays, where a file may go */
+static _Atomic uint32_t unlocked;
 
 static slot_t *slot_at(int fd)
 {
@@ -550,8 +552,7 @@ static off_t seek_locked(const struct cws_file *f, int fd, off_t offset, int whe
             offset = (off_t)f->bytes;
         whence = SEEK_SET;
         break;
-    default:
-        break;
+    default: break;
     }
     off_t at = CWS_REAL(lseek)(fd, offset, whence);
     return at < 0 ? -errno : at;

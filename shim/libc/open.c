@@ -140,7 +140,8 @@ int cws_hook_close(int fd)
         return fail(-EBADF);
     if (!cws_file_is_tracked(fd))
         return CWS_REAL(close)(fd);
-    pthread_testcancel(); /* as any close, but not between the two: the descriptor would stay open and show raw bytes */
+    /* as any close, but not between the two: the descriptor would stay open and show raw bytes */
+    pthread_testcancel();
     struct cws_guard guard = cws_guard_begin();
     cws_file_forget(fd);
     int result = CWS_REAL(close)(fd);

@@ -198,11 +198,8 @@ static int ioctl_on_store(int fd, unsigned long request, void *argument)
         return 0;
     }
     case FS_IOC_FIEMAP: /* where raw bytes lie on the disk */
-    case FIBMAP:
-        errno = EOPNOTSUPP;
-        return -1;
-    default:
-        return CWS_REAL(ioctl)(fd, request, argument);
+    case FIBMAP: errno = EOPNOTSUPP; return -1;
+    default: return CWS_REAL(ioctl)(fd, request, argument);
     }
 }
 

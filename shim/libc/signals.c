@@ -268,7 +268,8 @@ int cws_hook_sigaction(int signo, const struct sigaction *action, struct sigacti
         return set_other(signo, action, previous);
     int result = 0;
     struct sigaction before;
-    struct cws_signal_mask saved = write_begin(); /* not between our look at `installed` and what follows from it */
+    /* not between our look at `installed` and what follows from it */
+    struct cws_signal_mask saved = write_begin();
     if (!atomic_load_explicit(&installed, memory_order_relaxed)) {
         result = CWS_REAL(sigaction)(signo, action, previous);
     } else {

@@ -20,7 +20,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the list and the memory below; never held over I/O */
+/* the list and the memory below; never held over I/O */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct cws_shared *open_stores;
 
 static struct cws_guard take(void)

@@ -15,8 +15,8 @@ struct cws_shared {
     struct cws_store *store;
     struct stat opened;
     /* stores.c: */
-    unsigned users;  /* descriptors */
-    bool mapped;     /* was mapped: kept open until the process has no view left */
+    unsigned users; /* descriptors */
+    bool mapped;    /* was mapped: kept open until the process has no view left */
     struct cws_shared *next;
 };
 

@@ -138,7 +138,8 @@ int cws_atomic_write(struct cws_atomic_file *f, const void *data, size_t bytes, 
 
 static int sync_and_rename(struct cws_atomic_file *f, struct cws_error *err)
 {
-    struct stat st; /* a link that was put there meanwhile would be replaced, not followed; say it all the same */
+    /* a link that was put there meanwhile would be replaced, not followed; say it all the same */
+    struct stat st;
     int code = cws_os_fstatat(f->dir, f->name, &st, AT_SYMLINK_NOFOLLOW);
     if (code && code != -ENOENT)
         return cws_fail_errno(err, -code, "%s: cannot stat", f->path);

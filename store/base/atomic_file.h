@@ -15,8 +15,8 @@
 #include <sys/stat.h>
 
 struct cws_atomic_file {
-    int fd;  /* the temporary file, for writing; -1: none */
-    int dir; /* its directory */
+    int fd;           /* the temporary file, for writing; -1: none */
+    int dir;          /* its directory */
     const char *path; /* as given; the caller keeps it alive */
     char name[256], temporary[256];
     bool has_like;

@@ -6,9 +6,9 @@
 int cws_driver_fill(struct cws_driver *out, void *(*resolve)(void *arg, const char *symbol), void *arg,
                     struct cws_error *err)
 {
-#define CWS_DRIVER_CALL(member, symbol, parameters)                                                                  \
-    out->member = (CUresult(*) parameters)resolve(arg, symbol);                                                      \
-    if (!out->member)                                                                                                \
+#define CWS_DRIVER_CALL(member, symbol, parameters)                                                                    \
+    out->member = (CUresult(*) parameters)resolve(arg, symbol);                                                        \
+    if (!out->member)                                                                                                  \
         return cws_fail(err, CWS_E_UNSUPPORTED, "the CUDA driver has no %s: version 12.4 or newer is needed", symbol);
     CWS_DRIVER_CALLS
 #undef CWS_DRIVER_CALL

@@ -54,17 +54,17 @@ void cws_error_set_errno(struct cws_error *err, int errnum, const char *fmt, ...
 
 /* `return cws_fail(err, CODE, ...)`: records and gives the code. Macros, so that a compiler or analyser of the caller
  * sees that the value is the code, which is never 0. Arguments are evaluated once. */
-#define cws_fail(err, code, ...)                                 \
-    ({                                                           \
-        int cws_fail_code_ = (code);                             \
-        cws_error_set((err), cws_fail_code_, __VA_ARGS__);       \
-        cws_fail_code_;                                          \
+#define cws_fail(err, code, ...)                                                                                       \
+    ({                                                                                                                 \
+        int cws_fail_code_ = (code);                                                                                   \
+        cws_error_set((err), cws_fail_code_, __VA_ARGS__);                                                             \
+        cws_fail_code_;                                                                                                \
     })
-#define cws_fail_errno(err, errnum, ...)                         \
-    ({                                                           \
-        int cws_fail_errnum_ = (errnum);                         \
-        cws_error_set_errno((err), cws_fail_errnum_, __VA_ARGS__); \
-        -cws_fail_errnum_;                                       \
+#define cws_fail_errno(err, errnum, ...)                                                                               \
+    ({                                                                                                                 \
+        int cws_fail_errnum_ = (errnum);                                                                               \
+        cws_error_set_errno((err), cws_fail_errnum_, __VA_ARGS__);                                                     \
+        -cws_fail_errnum_;                                                                                             \
     })
 
 #ifdef __cplusplus

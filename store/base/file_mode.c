@@ -18,7 +18,8 @@ int cws_file_mode_take(int fd, const struct stat *like, mode_t most)
     if (like && like->st_gid != st.st_gid && (group & ~others) && cws_os_fchown(fd, (uid_t)-1, like->st_gid) != 0)
         mode &= ~(mode_t)0070 | others << 3;
     if (S_ISDIR(st.st_mode))
-        mode |= 0500 | (st.st_mode & S_ISGID); /* from the directory that it was made in: new files get its group */
+        /* from the directory that it was made in: new files get its group */
+        mode |= 0500 | (st.st_mode & S_ISGID);
     (void)cws_os_fchmod(fd, mode | 0400);
     return 0;
 }

@@ -7,7 +7,8 @@
 #include <signal.h>
 #include <stddef.h>
 
-static __thread bool inside __attribute__((tls_model("initial-exec"))); /* signals are blocked while it is set */
+/* signals are blocked while it is set */
+static __thread bool inside __attribute__((tls_model("initial-exec")));
 
 /* Raw: the C library keeps its own signals open (one is how a thread is cancelled), and the shim replaces its
  * functions. */

@@ -14,7 +14,7 @@ struct cws_list {
 };
 
 /* The element of `type` whose field `member` is *link. */
-#define CWS_LIST_OF(link, type, member) ((type *)((char *)(link) - offsetof(type, member)))
+#define CWS_LIST_OF(link, type, member) ((type *)((char *)(link)-offsetof(type, member)))
 
 /* An empty list, or a link in no list. */
 static inline void cws_list_init(struct cws_list *l) { l->prev = l->next = l; }

@@ -20,7 +20,10 @@ struct cws_map {
 };
 
 /* An empty map of values of `type`: the initialiser of a struct cws_map. */
-#define CWS_MAP_OF(type) {.value_bytes = (sizeof(type) + 7) / 8 * 8}
+#define CWS_MAP_OF(type)                                                                                               \
+    {                                                                                                                  \
+        .value_bytes = (sizeof(type) + 7) / 8 * 8                                                                      \
+    }
 
 /* Frees the array. The map is empty then, and may be used on. */
 void cws_map_deinit(struct cws_map *m);

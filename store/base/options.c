@@ -36,11 +36,16 @@ int cws_parse_bytes(const char *text, size_t len, uint64_t *out)
     unsigned shift = 0;
     if (i < len) {
         switch (text[i]) {
-        case 'k': case 'K': shift = 10; break;
-        case 'm': case 'M': shift = 20; break;
-        case 'g': case 'G': shift = 30; break;
-        case 't': case 'T': shift = 40; break;
-        case 'b': case 'B': i--; break; /* plain bytes: "512B" */
+        case 'k':
+        case 'K': shift = 10; break;
+        case 'm':
+        case 'M': shift = 20; break;
+        case 'g':
+        case 'G': shift = 30; break;
+        case 't':
+        case 'T': shift = 40; break;
+        case 'b':
+        case 'B': i--; break; /* plain bytes: "512B" */
         default: return CWS_E_USAGE;
         }
         i++;

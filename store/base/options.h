@@ -13,26 +13,26 @@ enum cws_policy_id { CWS_POLICY_NEXT, CWS_POLICY_LRU };
 #define CWS_OPTIONS_DEVICES 16
 
 struct cws_options {
-    bool active;                 /* CODEC_VRAM_BUDGET is set */
-    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What
+    bool active;             /* CODEC_VRAM_BUDGET is set */
+    uint64_t budget_bytes;   /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What
                                   * it means: cws_options_host_budget, cws_options_device_budget */
-    unsigned budget_percent;     /* of the memory that the budget is for; 0: not a percentage */
-    unsigned device_count;       /* entries of a list per device; 0: not a list */
+    unsigned budget_percent; /* of the memory that the budget is for; 0: not a percentage */
+    unsigned device_count;   /* entries of a list per device; 0: not a list */
     struct {
         int device;
         uint64_t bytes; /* 0: percent counts */
         unsigned percent;
     } devices[CWS_OPTIONS_DEVICES];
-    uint64_t host_budget_bytes;  /* CODEC_HOST_BUDGET; 0: default */
-    enum cws_policy_id policy;   /* CODEC_POLICY=next|lru */
-    bool prefetch;               /* CODEC_PREFETCH=0|1, default 1 */
-    enum cws_io_engine io;       /* CODEC_IO=uring|preadv */
-    bool stats;                  /* CODEC_STATS=1 */
-    bool strict;                 /* CODEC_STRICT=1 */
-    int verbose;                 /* CODEC_VERBOSE=0|1 */
-    char pin[256];               /* CODEC_PIN: tensor names with * and ?, comma-separated; empty: none */
-    char trace[1024];            /* CODEC_TRACE: where a trace is written (trace.h); empty: nowhere */
-    const char *pager;           /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL:
+    uint64_t host_budget_bytes; /* CODEC_HOST_BUDGET; 0: default */
+    enum cws_policy_id policy;  /* CODEC_POLICY=next|lru */
+    bool prefetch;              /* CODEC_PREFETCH=0|1, default 1 */
+    enum cws_io_engine io;      /* CODEC_IO=uring|preadv */
+    bool stats;                 /* CODEC_STATS=1 */
+    bool strict;                /* CODEC_STRICT=1 */
+    int verbose;                /* CODEC_VERBOSE=0|1 */
+    char pin[256];              /* CODEC_PIN: tensor names with * and ?, comma-separated; empty: none */
+    char trace[1024];           /* CODEC_TRACE: where a trace is written (trace.h); empty: nowhere */
+    const char *pager;          /* CODEC_PAGER: force a rung (uffd-dev, uffd, uffd-user, sigsegv, eager); NULL:
                                   * probe */
 };
 

@@ -17,10 +17,7 @@ int cws_os_openat(int dir, const char *path, int flags, unsigned mode)
     return (int)CWS_SYSCALL(SYS_openat, dir, path, flags | O_CLOEXEC, mode);
 }
 
-int cws_os_dup(int fd)
-{
-    return (int)CWS_SYSCALL(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0);
-}
+int cws_os_dup(int fd) { return (int)CWS_SYSCALL(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0); }
 
 int cws_os_close(int fd)
 {
@@ -28,10 +25,7 @@ int cws_os_close(int fd)
     return (int)CWS_SYSCALL(SYS_close, fd);
 }
 
-int cws_os_fstat(int fd, struct stat *out)
-{
-    return (int)CWS_SYSCALL(SYS_fstat, fd, out);
-}
+int cws_os_fstat(int fd, struct stat *out) { return (int)CWS_SYSCALL(SYS_fstat, fd, out); }
 
 int cws_os_fstatat(int dir, const char *path, struct stat *out, int flags)
 {
@@ -48,50 +42,29 @@ ssize_t cws_os_pwrite(int fd, const void *data, size_t bytes, uint64_t offset)
     return CWS_SYSCALL(SYS_pwrite64, fd, data, bytes, offset);
 }
 
-int cws_os_fsync(int fd)
-{
-    return (int)CWS_SYSCALL(SYS_fsync, fd);
-}
+int cws_os_fsync(int fd) { return (int)CWS_SYSCALL(SYS_fsync, fd); }
 
-int cws_os_ftruncate(int fd, uint64_t bytes)
-{
-    return (int)CWS_SYSCALL(SYS_ftruncate, fd, bytes);
-}
+int cws_os_ftruncate(int fd, uint64_t bytes) { return (int)CWS_SYSCALL(SYS_ftruncate, fd, bytes); }
 
 int cws_os_renameat(int dir, const char *from, const char *to)
 {
     return (int)CWS_SYSCALL(SYS_renameat, dir, from, dir, to);
 }
 
-int cws_os_unlinkat(int dir, const char *path)
-{
-    return (int)CWS_SYSCALL(SYS_unlinkat, dir, path, 0);
-}
+int cws_os_unlinkat(int dir, const char *path) { return (int)CWS_SYSCALL(SYS_unlinkat, dir, path, 0); }
 
-int cws_os_flock(int fd, int operation)
-{
-    return (int)CWS_SYSCALL(SYS_flock, fd, operation);
-}
+int cws_os_flock(int fd, int operation) { return (int)CWS_SYSCALL(SYS_flock, fd, operation); }
 
-int cws_os_fchmod(int fd, unsigned mode)
-{
-    return (int)CWS_SYSCALL(SYS_fchmod, fd, mode);
-}
+int cws_os_fchmod(int fd, unsigned mode) { return (int)CWS_SYSCALL(SYS_fchmod, fd, mode); }
 
-int cws_os_fchown(int fd, uid_t uid, gid_t gid)
-{
-    return (int)CWS_SYSCALL(SYS_fchown, fd, uid, gid);
-}
+int cws_os_fchown(int fd, uid_t uid, gid_t gid) { return (int)CWS_SYSCALL(SYS_fchown, fd, uid, gid); }
 
 int cws_os_ioctl(int fd, unsigned long request, void *argument)
 {
     return (int)CWS_SYSCALL(SYS_ioctl, fd, request, argument);
 }
 
-int cws_os_gettid(void)
-{
-    return (int)syscall(SYS_gettid);
-}
+int cws_os_gettid(void) { return (int)syscall(SYS_gettid); }
 
 mode_t cws_os_umask(void)
 {

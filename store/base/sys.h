@@ -25,8 +25,11 @@ static inline long cws_sys_result(long rc, int saved_errno)
     errno = saved_errno;
     return result;
 }
-#define CWS_SYSCALL(...) \
-    __extension__({ int saved_ = errno; cws_sys_result(syscall(__VA_ARGS__), saved_); })
+#define CWS_SYSCALL(...)                                                                                               \
+    __extension__({                                                                                                    \
+        int saved_ = errno;                                                                                            \
+        cws_sys_result(syscall(__VA_ARGS__), saved_);                                                                  \
+    })
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -71,7 +74,9 @@ static inline long cws_sys_write(int fd, const void *src, size_t len) { return C
 
 /* For handlers of faults, which may run on a small stack: what a guard is elsewhere. All signals are blocked, that of
  * an asynchronous cancellation among them; the C library's cancellation points are not to be called. */
-struct cws_signal_mask { uint64_t bits; };
+struct cws_signal_mask {
+    uint64_t bits;
+};
 static inline struct cws_signal_mask cws_signals_block(void)
 {
     struct cws_signal_mask all = {~UINT64_C(0)}, saved = {0};

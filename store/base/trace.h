@@ -28,22 +28,24 @@ enum cws_trace_kind {
     CWS_TRACE_READ,     /* stored bytes of a chunk: waiting for the reader, checksum */
     CWS_TRACE_DECODE,   /* of a chunk; on a lane: of a batch, on the device */
     CWS_TRACE_PUBLISH,  /* host: decoded pages are put in place */
-    CWS_TRACE_USE,      /* mark. A launch or a copy named a bound range; why: hit, or what state it was in */
-    CWS_TRACE_WAIT,     /* a launch waits for its ranges */
-    CWS_TRACE_FETCH,    /* a tensor's stored bytes are brought to pinned host memory */
-    CWS_TRACE_LOAD,     /* lane: a range, from its frame to its mapping; why: demand, ahead */
-    CWS_TRACE_COPY,     /* lane: stored bytes to the device, by the device's clock */
-    CWS_TRACE_MAP,      /* a frame is mapped at its range */
-    CWS_TRACE_DROP,     /* lane: unmapped, hashed, its frame given back; why: dropped, or written and kept */
-    CWS_TRACE_CYCLE,    /* mark. The order of uses begins anew: a token, in most programs */
-    CWS_TRACE_LOST,     /* mark. The ring was full */
+    /* mark. A launch or a copy named a bound range; why: hit, or what state it was in */
+    CWS_TRACE_USE,
+    CWS_TRACE_WAIT,  /* a launch waits for its ranges */
+    CWS_TRACE_FETCH, /* a tensor's stored bytes are brought to pinned host memory */
+    CWS_TRACE_LOAD,  /* lane: a range, from its frame to its mapping; why: demand, ahead */
+    CWS_TRACE_COPY,  /* lane: stored bytes to the device, by the device's clock */
+    CWS_TRACE_MAP,   /* a frame is mapped at its range */
+    /* lane: unmapped, hashed, its frame given back; why: dropped, or written and kept */
+    CWS_TRACE_DROP,
+    CWS_TRACE_CYCLE, /* mark. The order of uses begins anew: a token, in most programs */
+    CWS_TRACE_LOST,  /* mark. The ring was full */
     CWS_TRACE_KINDS
 };
 
 struct cws_trace_what {
     enum cws_trace_kind kind;
-    const char *tensor;    /* copied, at most 185 bytes of it; NULL: none */
-    const char *why;       /* static; NULL: none */
+    const char *tensor; /* copied, at most 185 bytes of it; NULL: none */
+    const char *why;    /* static; NULL: none */
     uint64_t bytes;
     uint64_t tensor_bytes; /* of the whole tensor; 0: not said */
     uint64_t index;        /* block, range, chunk or batch; UINT64_MAX: none */

@@ -5,8 +5,8 @@
 #include "trace.h"
 
 enum {
-    CWS_RING_SLOTS = 16384,  /* times 256 bytes */
-    CWS_RING_SPARE = 4096,   /* left for ends: as many spans may be open at a time */
+    CWS_RING_SLOTS = 16384, /* times 256 bytes */
+    CWS_RING_SPARE = 4096,  /* left for ends: as many spans may be open at a time */
     CWS_RING_TENSOR = 186,
 };
 

@@ -29,7 +29,7 @@ struct seen {
 
 struct cws_trace_writer {
     int fd, pid;
-    uint64_t at;          /* of the file: all before are whole events */
+    uint64_t at; /* of the file: all before are whole events */
     size_t used;
     uint32_t seen_count;
     struct seen seen[THREADS_MAX];

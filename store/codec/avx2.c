@@ -43,8 +43,7 @@ static void split_avx2(const struct cws_tile *tile, unsigned elem_bytes, uint8_t
     for (unsigned r = 0; r < rows; r++) {
         const uint8_t *lane = tile->lanes + 8 * r, *plane = tile->plane[0] + r * CWS_TILE_ROW;
         uint8_t *to = dst + 2 * (size_t)r * CWS_TILE_ROW;
-        UNROLL for (unsigned i = 0; i < 2 * CWS_TILE_ROW; i += 64)
-            __builtin_prefetch(to + AHEAD + i, 0, 2);
+        UNROLL for (unsigned i = 0; i < 2 * CWS_TILE_ROW; i += 64) __builtin_prefetch(to + AHEAD + i, 0, 2);
         UNROLL for (unsigned l = 0; l < CWS_TILE_LANES; l += 2)
             split2_pair(lane + l * tile->stride, lane + (l + 1) * tile->stride, plane + 8 * l, to + 16 * l);
     }

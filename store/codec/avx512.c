@@ -69,10 +69,9 @@ ALWAYS_INLINE struct window fetch(const uint8_t *streams, const struct cursor *a
     /* Two vectors of 8 lanes to the first (+ 4: third) words of 16 lanes, then the next words; bytes swap: the first on
      * top. */
     static const uint8_t index[64] __attribute__((aligned(64))) = {
-        1, 0, 9, 8, 17, 16, 25, 24, 33, 32, 41, 40, 49, 48, 57, 56,
-        65, 64, 73, 72, 81, 80, 89, 88, 97, 96, 105, 104, 113, 112, 121, 120,
-        3, 2, 11, 10, 19, 18, 27, 26, 35, 34, 43, 42, 51, 50, 59, 58,
-        67, 66, 75, 74, 83, 82, 91, 90, 99, 98, 107, 106, 115, 114, 123, 122,
+        1,  0,  9,  8,  17,  16,  25,  24,  33,  32,  41, 40, 49, 48, 57,  56,  65,  64,  73,  72,  81, 80,
+        89, 88, 97, 96, 105, 104, 113, 112, 121, 120, 3,  2,  11, 10, 19,  18,  27,  26,  35,  34,  43, 42,
+        51, 50, 59, 58, 67,  66,  75,  74,  83,  82,  91, 90, 99, 98, 107, 106, 115, 114, 123, 122,
     };
     const __m512i first = _mm512_load_si512(index), third = _mm512_add_epi8(first, _mm512_set1_epi8(4));
     const __m512i mirror = _mm512_set1_epi64((long long)UINT64_C(0x8040201008040201));
@@ -82,10 +81,8 @@ ALWAYS_INLINE struct window fetch(const uint8_t *streams, const struct cursor *a
     uint32_t byte[CWS_TILE_LANES] __attribute__((aligned(64)));
     _mm512_store_si512(byte, low);
     _mm512_store_si512(byte + 16, high);
-    UNROLL for (int i = 0; i < 4; i++)
-        q[i] = eight_words(streams, byte + 8 * i);
-    UNROLL for (int i = 0; i < 4; i++)
-        q[i] = _mm512_gf2p8affine_epi64_epi8(q[i], mirror, 0);
+    UNROLL for (int i = 0; i < 4; i++) q[i] = eight_words(streams, byte + 8 * i);
+    UNROLL for (int i = 0; i < 4; i++) q[i] = _mm512_gf2p8affine_epi64_epi8(q[i], mirror, 0);
     a = _mm512_permutex2var_epi8(q[0], first, q[1]);
     b = _mm512_permutex2var_epi8(q[0], third, q[1]);
     c = _mm512_permutex2var_epi8(q[2], first, q[3]);
@@ -114,8 +111,7 @@ struct code { /* a cws_vector_table in registers */
 
 ALWAYS_INLINE void load_code(struct code *c, const struct cws_vector_table *t, int lasts)
 {
-    UNROLL for (int i = 0; i < 4; i++)
-        c->symbol[i] = _mm512_load_si512(t->symbol + 64 * i);
+    UNROLL for (int i = 0; i < 4; i++) c->symbol[i] = _mm512_load_si512(t->symbol + 64 * i);
     if (lasts == 0) {
         c->length[0] = _mm512_load_si512(t->length);
         c->length[1] = _mm512_load_si512(t->length + 64);
@@ -124,8 +120,7 @@ ALWAYS_INLINE void load_code(struct code *c, const struct cws_vector_table *t, i
     } else {
         c->bias = _mm512_load_si512(t->bias);
         c->shortest = _mm512_set1_epi16(t->shortest);
-        UNROLL for (int i = 0; i < lasts; i++)
-            c->last[i] = _mm512_set1_epi16((short)t->last[i]);
+        UNROLL for (int i = 0; i < lasts; i++) c->last[i] = _mm512_set1_epi16((short)t->last[i]);
     }
 }
 
@@ -163,7 +158,8 @@ ALWAYS_INLINE void put_row(const __m512i pair[4], const struct code *c, int last
     __m512i c0 = _mm512_shuffle_i64x2(pair[0], pair[1], 0xee), d = _mm512_shuffle_i64x2(pair[2], pair[3], 0xee);
     __m512i row[4] = {_mm512_permutex2var_epi16(a, front, b), _mm512_permutex2var_epi16(a, back, b),
                       _mm512_permutex2var_epi16(c0, front, d), _mm512_permutex2var_epi16(c0, back, d)};
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++)
+    {
         __m512i v = _mm512_permutex2var_epi8(c->symbol[0], row[i], c->symbol[1]);
         if (lasts != 0)
             v = _mm512_mask_blend_epi8(_mm512_movepi8_mask(row[i]), v,
@@ -172,10 +168,7 @@ ALWAYS_INLINE void put_row(const __m512i pair[4], const struct code *c, int last
     }
 }
 
-ALWAYS_INLINE __m512i low_bytes(__m512i v)
-{
-    return _mm512_and_si512(v, _mm512_set1_epi16(0xff));
-}
+ALWAYS_INLINE __m512i low_bytes(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi16(0xff)); }
 
 /* Steps [from, to) of a row of two tiles. */
 ALWAYS_INLINE void steps(const struct code *c, struct window w[2], int lasts, int from, int to, __m512i pair[2][4],
@@ -183,16 +176,14 @@ ALWAYS_INLINE void steps(const struct code *c, struct window w[2], int lasts, in
 {
     __m512i even[2], odd[2];
     used[0] = used[1] = _mm512_setzero_si512();
-    UNROLL for (int i = from; i < to; i += 2) {
-        UNROLL for (int k = 0; k < 2; k++)
-            even[k] = step(&w[k], c, lasts, &used[k]);
-        UNROLL for (int k = 0; k < 2; k++)
-            odd[k] = step(&w[k], c, lasts, &used[k]);
+    UNROLL for (int i = from; i < to; i += 2)
+    {
+        UNROLL for (int k = 0; k < 2; k++) even[k] = step(&w[k], c, lasts, &used[k]);
+        UNROLL for (int k = 0; k < 2; k++) odd[k] = step(&w[k], c, lasts, &used[k]);
         UNROLL for (int k = 0; k < 2; k++) pair[k][i / 2] = _mm512_mask_blend_epi8(
             UINT64_C(0xaaaaaaaaaaaaaaaa), even[k], _mm512_slli_epi16(odd[k], 8));
     }
-    UNROLL for (int k = 0; k < 2; k++)
-        used[k] = low_bytes(used[k]);
+    UNROLL for (int k = 0; k < 2; k++) used[k] = low_bytes(used[k]);
 }
 
 /* The last, partial row: `rest` elements. */
@@ -236,8 +227,7 @@ ALWAYS_INLINE void whole_rows(struct tile job[2], const struct cws_vector_table 
         __m512i pair[2][4], used[2];
         struct window w[2];
         bool done = false;
-        UNROLL for (int k = 0; k < 2; k++)
-            w[k] = fetch(job[k].streams, &at[k], job[k].last_byte);
+        UNROLL for (int k = 0; k < 2; k++) w[k] = fetch(job[k].streams, &at[k], job[k].last_byte);
         if (eight) {
             steps(&c, w, lasts, 0, 8, pair, used);
             __m512i most = _mm512_max_epu16(_mm512_add_epi16(used[0], at[0].bit), _mm512_add_epi16(used[1], at[1].bit));
@@ -245,16 +235,17 @@ ALWAYS_INLINE void whole_rows(struct tile job[2], const struct cws_vector_table 
         }
         if (!done) {
             if (eight)
-                UNROLL for (int k = 0; k < 2; k++)
-                    w[k] = fetch(job[k].streams, &at[k], job[k].last_byte);
+                UNROLL for (int k = 0; k < 2; k++) w[k] = fetch(job[k].streams, &at[k], job[k].last_byte);
             steps(&c, w, lasts, 0, 4, pair, used);
-            UNROLL for (int k = 0; k < 2; k++) {
+            UNROLL for (int k = 0; k < 2; k++)
+            {
                 advance(&at[k], used[k]);
                 w[k] = fetch(job[k].streams, &at[k], job[k].last_byte);
             }
             steps(&c, w, lasts, 4, 8, pair, used);
         }
-        UNROLL for (int k = 0; k < 2; k++) {
+        UNROLL for (int k = 0; k < 2; k++)
+        {
             advance(&at[k], used[k]);
             put_row(pair[k], &c, lasts, job[k].out + (size_t)r * CWS_TILE_ROW);
         }
@@ -263,10 +254,10 @@ ALWAYS_INLINE void whole_rows(struct tile job[2], const struct cws_vector_table 
     job[1].at = at[1];
 }
 
-#define ROWS(NAME, LASTS, EIGHT)                                                                                     \
-    static __attribute__((noinline)) void NAME(struct tile job[2], const struct cws_vector_table *t, unsigned rows)   \
-    {                                                                                                                \
-        whole_rows(job, t, LASTS, EIGHT, rows);                                                                      \
+#define ROWS(NAME, LASTS, EIGHT)                                                                                       \
+    static __attribute__((noinline)) void NAME(struct tile job[2], const struct cws_vector_table *t, unsigned rows)    \
+    {                                                                                                                  \
+        whole_rows(job, t, LASTS, EIGHT, rows);                                                                        \
     }
 ROWS(direct_eight, 0, true)
 ROWS(five_four, 5, false)
@@ -366,10 +357,9 @@ static void split_avx512(const struct cws_tile *tile, unsigned elem_bytes, uint8
         return;
     }
     static const uint8_t index[64] __attribute__((aligned(64))) = {
-        0, 64, 1, 65, 2, 66, 3, 67, 4, 68, 5, 69, 6, 70, 7, 71,
-        8, 72, 9, 73, 10, 74, 11, 75, 12, 76, 13, 77, 14, 78, 15, 79,
-        16, 80, 17, 81, 18, 82, 19, 83, 20, 84, 21, 85, 22, 86, 23, 87,
-        24, 88, 25, 89, 26, 90, 27, 91, 28, 92, 29, 93, 30, 94, 31, 95,
+        0,  64, 1,  65, 2,  66, 3,  67, 4,  68, 5,  69, 6,  70, 7,  71, 8,  72, 9,  73, 10, 74,
+        11, 75, 12, 76, 13, 77, 14, 78, 15, 79, 16, 80, 17, 81, 18, 82, 19, 83, 20, 84, 21, 85,
+        22, 86, 23, 87, 24, 88, 25, 89, 26, 90, 27, 91, 28, 92, 29, 93, 30, 94, 31, 95,
     };
     const __m512i front = _mm512_load_si512(index), back = _mm512_add_epi8(front, _mm512_set1_epi8(32));
     unsigned i = 0;
@@ -385,10 +375,7 @@ static void split_avx512(const struct cws_tile *tile, unsigned elem_bytes, uint8
     split2(tile->lanes, tile->plane[0], i, tile->elems, dst);
 }
 
-static const uint8_t *linear_avx512(const struct cws_tile *tile)
-{
-    return tile->lanes;
-}
+static const uint8_t *linear_avx512(const struct cws_tile *tile) { return tile->lanes; }
 
 /* 16 products, exact in f32, as bits; never a NaN. */
 ALWAYS_INLINE __m512 products(const uint8_t *symbols, __m512 scale)
@@ -406,7 +393,7 @@ ALWAYS_INLINE __m512i rounded(__m512 f) /* to bf16, in the upper halves */
 static void quant_avx512(const uint8_t *symbols, unsigned count, float scale, enum cws_dtype dtype, uint8_t *dst)
 {
     static const uint16_t index[32] __attribute__((aligned(64))) = {
-        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+        1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
         33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63,
     };
     const __m512i upper = _mm512_load_si512(index);

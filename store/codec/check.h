@@ -7,16 +7,16 @@
 #include "codec.h"
 #include <string.h>
 
-struct cws_coded {               /* points into the stored bytes, at any alignment */
+struct cws_coded { /* points into the stored bytes, at any alignment */
     struct cws_coded_head head;
-    const uint8_t *planes[7];    /* SPLIT; NULL: constant, see head.const_value */
-    const uint8_t *scales;       /* QUANT */
-    uint64_t scale_fields;       /* rows that have an element in the chunk */
+    const uint8_t *planes[7]; /* SPLIT; NULL: constant, see head.const_value */
+    const uint8_t *scales;    /* QUANT */
+    uint64_t scale_fields;    /* rows that have an element in the chunk */
     size_t scale_bytes;
-    const uint8_t *first_word;   /* u32 per tile */
-    const uint8_t *shortest;     /* u16 per tile */
-    const uint8_t *excess;       /* 32 per tile */
-    const uint8_t *streams;      /* stream_words words and CWS_STREAM_PAD zero bytes */
+    const uint8_t *first_word; /* u32 per tile */
+    const uint8_t *shortest;   /* u16 per tile */
+    const uint8_t *excess;     /* 32 per tile */
+    const uint8_t *streams;    /* stream_words words and CWS_STREAM_PAD zero bytes */
 };
 
 /* The first half: head, sections, padding between and behind them; neither directory nor scale codes. All that a GPU

@@ -14,7 +14,8 @@ struct cws_variant {
 struct cws_choice {
     const struct cws_variant *const *all; /* best first; the last one runs everywhere */
     unsigned count;
-    _Atomic(const struct cws_variant *) chosen; /* NULL: not asked for yet; racing first uses choose the same one */
+    /* NULL: not asked for yet; racing first uses choose the same one */
+    _Atomic(const struct cws_variant *) chosen;
 };
 
 /* The one in use: the first that runs here, unless one was forced. Never NULL. */

@@ -72,18 +72,20 @@ struct cws_plan {
     enum cws_dtype dtype;
     enum cws_mode mode;
     enum cws_codec_id codec;
-    unsigned elem_bytes;    /* cws_dtype_unit() */
+    unsigned elem_bytes; /* cws_dtype_unit() */
     uint16_t lane_symbols;
-    uint32_t chunk_bytes;   /* logical; for QUANT a whole number of rows where a row fits */
-    uint64_t elems;         /* of the tensor, in units of elem_bytes; 0 where the dtype's size is not known */
-    uint64_t row_elems;     /* QUANT, else 0 */
+    uint32_t chunk_bytes; /* logical; for QUANT a whole number of rows where a row fits */
+    /* of the tensor, in units of elem_bytes; 0 where the dtype's size is not known */
+    uint64_t elems;
+    uint64_t row_elems; /* QUANT, else 0 */
     unsigned quant_bits;
-    float q6_step;          /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */
-    float typical_rms;      /* q6: mean RMS of a row, as in the sample */
+    /* q6: step per unit of row RMS, raised until the tensor fits 6.0 bits per weight */
+    float q6_step;
+    float typical_rms; /* q6: mean RMS of a row, as in the sample */
     bool needs_count;
-    bool counts_part;       /* SPLIT, large: cws_plan_count looks at a part of each chunk; an unforeseen symbol makes a
+    bool counts_part;  /* SPLIT, large: cws_plan_count looks at a part of each chunk; an unforeseen symbol makes a
                              * chunk RAW */
-    bool counts_range;      /* and at all of it for the least and the largest symbol (2-byte floats, 64 KiB to 4 MiB):
+    bool counts_range; /* and at all of it for the least and the largest symbol (2-byte floats, 64 KiB to 4 MiB):
                              * none is unforeseen */
     unsigned rounds;
     unsigned stored_planes; /* SPLIT: byte planes that are not constant in the sample */

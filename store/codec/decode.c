@@ -84,10 +84,7 @@ struct job { /* a chunk being decoded */
     struct cws_decode_scratch *scratch;
 };
 
-static uint32_t tile_elems(const struct job *j)
-{
-    return CWS_TILE_LANES * j->coded->head.lane_symbols;
-}
+static uint32_t tile_elems(const struct job *j) { return CWS_TILE_LANES * j->coded->head.lane_symbols; }
 
 static void find_bits(const struct job *j, uint32_t t, struct cws_tile_bits *out)
 {
@@ -221,8 +218,7 @@ int cws_chunk_decode(const struct cws_chunk_context *ctx, const void *stored, si
         return 0;
     case CWS_CODEC_ZSTD: return decode_zstd(stored, stored_bytes, logical_bytes, begin, end, dst, scratch, err);
     case CWS_CODEC_SPLIT:
-    case CWS_CODEC_QUANT:
-        return decode_coded(ctx, stored, stored_bytes, logical_bytes, begin, end, dst, scratch, err);
+    case CWS_CODEC_QUANT: return decode_coded(ctx, stored, stored_bytes, logical_bytes, begin, end, dst, scratch, err);
     }
     return cws_fail(err, CWS_E_CORRUPT, "chunk: unknown codec %d", (int)ctx->codec);
 }

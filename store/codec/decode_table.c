@@ -8,10 +8,7 @@
 #define SYMBOLS 256
 #define LIMIT CWS_CODE_BITS_MAX
 
-size_t cws_decode_table_bytes(void)
-{
-    return sizeof(struct cws_decode_table);
-}
+size_t cws_decode_table_bytes(void) { return sizeof(struct cws_decode_table); }
 
 static void fill_entries(struct cws_decode_table *t, const uint8_t *symbol, const uint8_t lengths[SYMBOLS])
 {
@@ -19,7 +16,8 @@ static void fill_entries(struct cws_decode_table *t, const uint8_t *symbol, cons
         struct cws_decode_entry e = {{0}, 0, 0, 0};
         unsigned bounds = 1;
         while (e.count < CWS_ENTRY_SYMBOLS && e.bits < CWS_ENTRY_WINDOW) {
-            unsigned s = symbol[w >> e.bits]; /* the bits past the window read as 0: whole only if it ends inside */
+            /* the bits past the window read as 0: whole only if it ends inside */
+            unsigned s = symbol[w >> e.bits];
             if (e.bits + lengths[s] > CWS_ENTRY_WINDOW)
                 break;
             e.bits = (uint8_t)(e.bits + lengths[s]);

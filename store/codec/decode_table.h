@@ -37,7 +37,8 @@ struct cws_vector_table {
     uint8_t symbol[256]; /* first, and a multiple of 64 bytes each: loaded whole */
     uint8_t length[128];
     uint16_t bias[32];
-    uint16_t last[CWS_VECTOR_LASTS]; /* the greatest window of each length but the longest; behind them 0xffff */
+    /* the greatest window of each length but the longest; behind them 0xffff */
+    uint16_t last[CWS_VECTOR_LASTS];
     uint16_t shift, cap;
     uint8_t shortest, lasts;
     bool direct;

@@ -30,8 +30,7 @@ static inline const uint8_t *tile_linear(const struct cws_tile *tile)
     for (unsigned r = 0; r * CWS_TILE_ROW < tile->elems; r++) {
         const uint8_t *from = tile->lanes + 8 * r;
         uint8_t *to = tile->linear + r * CWS_TILE_ROW;
-        UNROLL for (unsigned l = 0; l < CWS_TILE_LANES; l++)
-            memcpy(to + 8 * l, from + l * tile->stride, 8);
+        UNROLL for (unsigned l = 0; l < CWS_TILE_LANES; l++) memcpy(to + 8 * l, from + l * tile->stride, 8);
     }
     return tile->linear;
 }
@@ -63,8 +62,7 @@ static void split8(const uint8_t *symbol, const uint8_t *const *p, unsigned n, u
 {
     for (unsigned i = 0; i < n; i++) {
         uint64_t v = (uint64_t)unrotate(symbol[i], p[6][i]) << 48;
-        UNROLL for (unsigned b = 0; b < 6; b++)
-            v |= (uint64_t)p[b][i] << (8 * b);
+        UNROLL for (unsigned b = 0; b < 6; b++) v |= (uint64_t)p[b][i] << (8 * b);
         memcpy(dst + 8 * (size_t)i, &v, 8);
     }
 }

@@ -48,10 +48,7 @@ struct coder {
     struct cws_encode_table table;
 };
 
-static uint64_t directory_bytes(uint64_t tiles, bool wide)
-{
-    return tiles * (6 + CWS_TILE_LANES * (wide ? 2 : 1));
-}
+static uint64_t directory_bytes(uint64_t tiles, bool wide) { return tiles * (6 + CWS_TILE_LANES * (wide ? 2 : 1)); }
 
 size_t cws_chunk_bound(const struct cws_plan *p, size_t logical_bytes)
 {
@@ -183,7 +180,7 @@ static bool put_lanes(struct coder *c, uint32_t tile, const uint32_t lane_bits[C
 /* Reserves the next section and clears the padding before it. */
 static uint8_t *section(uint8_t **at, const uint8_t *base, size_t bytes)
 {
-    size_t pad = (size_t)-(*at - base) & 15;
+    size_t pad = (size_t) - (*at - base) & 15;
     memset(*at, 0, pad);
     uint8_t *here = *at + pad;
     *at = here + bytes;

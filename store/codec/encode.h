@@ -11,16 +11,18 @@
 #define CWS_QUANT_ELEMS_MIN 4096u /* nor tensors that the fixed costs would dominate */
 #define CWS_TILE_ROW 256u         /* elements: 8 of each lane */
 #define CWS_TILE_MAX (CWS_TILE_LANES * 1024u)
-#define CWS_FAST_CODE_BITS 11u    /* decode faster; only q6 needs the little that longer codes save */
+#define CWS_FAST_CODE_BITS 11u /* decode faster; only q6 needs the little that longer codes save */
 
 #define CWS_CODE_ABSENT 0x80000000u
 #define CWS_ENCODE_SLOTS 32u
 struct cws_encode_table {
-    uint32_t code[256];           /* code | bits << 16, or CWS_CODE_ABSENT */
-    uint8_t low[256], high[256];  /* the same in bytes: code & 0xff, code >> 8 | bits << 4; 0, 0 when absent */
+    uint32_t code[256]; /* code | bits << 16, or CWS_CODE_ABSENT */
+    /* the same in bytes: code & 0xff, code >> 8 | bits << 4; 0, 0 when absent */
+    uint8_t low[256], high[256];
     /* For encoders with a prepare(): pairs of symbols by their slots, first + CWS_ENCODE_SLOTS * second; code in the
      * highest bits | bits. Slot 0 is symbol 0, slot 1 symbol base. */
-    bool paired;                  /* but rare ones all coded symbols have a slot; else the rest is not set */
+    /* but rare ones all coded symbols have a slot; else the rest is not set */
+    bool paired;
     uint8_t base;
     uint8_t present[CWS_ENCODE_SLOTS]; /* 255: the slot's symbol has a code, 0: not */
     uint64_t pair[CWS_ENCODE_SLOTS * CWS_ENCODE_SLOTS];

@@ -123,7 +123,7 @@ static void range2(const uint8_t *elems, size_t count, uint8_t *out_least, uint8
 
 #define SLOTS CWS_ENCODE_SLOTS
 #define RARE_MAX (1u << (CWS_CODE_BITS_MAX - 4)) /* of the codes: more without a slot, and no tile would do without */
-#define WORD_MAX 56 /* bits of a word, so that what lies below them never counts */
+#define WORD_MAX 56                              /* bits of a word, so that what lies below them never counts */
 
 /* Symbol 0 has slot 0, the largest coded ones have the others: zeros are far from all other weights, and what is far
  * below the largest is rare. */

@@ -149,8 +149,8 @@ static inline __m512i lut_low(const struct lut *t, __m512i index)
     return _mm512_permutex2var_epi8(t->part[0], index, t->part[1]);
 }
 
-struct groups { /* of 64 symbols, 8 groups of 8: what each u64 holds becomes a string of bits */
-    __m512i first, second; /* the first and the last four symbols: at most 48 bits each */
+struct groups {               /* of 64 symbols, 8 groups of 8: what each u64 holds becomes a string of bits */
+    __m512i first, second;    /* the first and the last four symbols: at most 48 bits each */
     __m512i first_bits, bits; /* of the first, of both */
 };
 
@@ -169,7 +169,8 @@ static inline struct groups join(__m512i low, __m512i high)
 {
     const __m512i half = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
     __m512i bits = _mm512_and_si512(_mm512_srli_epi16(high, 4), half), top = _mm512_and_si512(high, half);
-    __m512i even = join_four(_mm512_unpacklo_epi8(low, top), _mm512_unpacklo_epi8(bits, zero)); /* groups 0, 2, 4, 6 */
+    /* groups 0, 2, 4, 6 */
+    __m512i even = join_four(_mm512_unpacklo_epi8(low, top), _mm512_unpacklo_epi8(bits, zero));
     __m512i odd = join_four(_mm512_unpackhi_epi8(low, top), _mm512_unpackhi_epi8(bits, zero));
     struct groups g;
     g.first = _mm512_unpacklo_epi64(even, odd);

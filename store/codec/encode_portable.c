@@ -1,10 +1,7 @@
 /* encode_portable.c - the encoder's inner loops in plain C, for every machine. */
 #include "encode.h"
 
-static bool always(void)
-{
-    return true;
-}
+static bool always(void) { return true; }
 
 static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *symbols)
 {

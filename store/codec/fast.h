@@ -13,8 +13,8 @@
 #define CWS_LANES_BYTES (CWS_TILE_LANES * CWS_LANE_STRIDE(CWS_LANE_SYMBOLS_MAX) + 64u)
 #define CWS_LINEAR_BYTES (CWS_TILE_ELEMS_MAX + 64u)
 
-struct cws_tile {            /* one tile on its way from bits to elements */
-    const uint8_t *lanes;    /* as lanes() left them: lane l at l * stride, or in element order */
+struct cws_tile {         /* one tile on its way from bits to elements */
+    const uint8_t *lanes; /* as lanes() left them: lane l at l * stride, or in element order */
     unsigned stride;
     unsigned elems;
     uint8_t *linear;         /* room for the symbols in element order, CWS_LINEAR_BYTES */

@@ -39,7 +39,8 @@ static void package_merge(const uint64_t *weight, unsigned n, unsigned limit, un
         unsigned packages = previous_len / 2, l = 0, p = 0, len = n + packages;
         for (unsigned i = 0; i < len; i++) {
             package = p < packages ? previous[2 * p] + previous[2 * p + 1] : UINT64_MAX;
-            bool take_leaf = l < n && weight[l] <= package; /* on a tie the leaf: flatter codes, and deterministic */
+            /* on a tie the leaf: flatter codes, and deterministic */
+            bool take_leaf = l < n && weight[l] <= package;
             leaves[k][i] = (uint16_t)l;
             current[i] = take_leaf ? weight[l] : package;
             l += take_leaf;

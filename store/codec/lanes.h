@@ -10,9 +10,9 @@
 #ifndef CWS_LANE_GROUP
 #define CWS_LANE_GROUP 4 /* lanes decoded side by side: hides the latency of a lookup without spilling */
 #endif
-#define LOOKUPS 5      /* of 11 bits in the 57 that one load is sure to give */
+#define LOOKUPS 5        /* of 11 bits in the 57 that one load is sure to give */
 #define SINGLE_LOOKUPS 4 /* of 12 bits */
-#define SINGLE_GROUP 8 /* lanes; no pointer of each moves, so that more of them fit the registers */
+#define SINGLE_GROUP 8   /* lanes; no pointer of each moves, so that more of them fit the registers */
 #define WINDOW_MASK ((1u << CWS_ENTRY_WINDOW) - 1)
 #define SENTINEL (UINT64_C(1) << 63)
 
@@ -48,32 +48,34 @@ ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_
             more &= (end[g] - out[g] >= LOOKUPS * CWS_ENTRY_SYMBOLS) & (at[g] <= end_bit);
         if (!more)
             break;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            buffer[g] = refill(streams, at[g]);
-        UNROLL for (int i = 0; i < LOOKUPS; i++) {
-            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) buffer[g] = refill(streams, at[g]);
+        UNROLL for (int i = 0; i < LOOKUPS; i++)
+        {
+            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            {
                 const struct cws_decode_entry *e = &table->entry[buffer[g] & WINDOW_MASK];
                 memcpy(out[g], e, 8);
                 buffer[g] >>= e->bits & 63;
                 out[g] += e->count;
             }
         }
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            at[g] += (unsigned)__builtin_clzll(buffer[g]);
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) at[g] += (unsigned)__builtin_clzll(buffer[g]);
     }
     for (;;) { /* the rest: no more symbols of an entry than are left */
         bool left = false;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+        {
             left |= out[g] != end[g];
             if (at[g] > end_bit)
                 return false;
         }
         if (!left)
             return true;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            buffer[g] = refill(streams, at[g]);
-        UNROLL for (int i = 0; i < LOOKUPS; i++) {
-            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) {
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) buffer[g] = refill(streams, at[g]);
+        UNROLL for (int i = 0; i < LOOKUPS; i++)
+        {
+            UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
+            {
                 const struct cws_decode_entry *e = &table->entry[buffer[g] & WINDOW_MASK];
                 uint64_t room = (uint64_t)(end[g] - out[g]), k = e->count < room ? e->count : room;
                 memcpy(out[g], e, 8);
@@ -81,8 +83,7 @@ ALWAYS_INLINE bool lane_group(const struct cws_decode_table *table, const uint8_
                 out[g] += k;
             }
         }
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            at[g] += (unsigned)__builtin_clzll(buffer[g]);
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) at[g] += (unsigned)__builtin_clzll(buffer[g]);
     }
 }
 
@@ -122,21 +123,20 @@ ALWAYS_INLINE bool single_lanes(const struct cws_decode_single *one, const uint8
         }
         for (unsigned done = 0; done < whole; done += SINGLE_LOOKUPS) {
             bool inside = true;
-            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
-                inside &= at[g] <= bits->end_bit;
+            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++) inside &= at[g] <= bits->end_bit;
             if (!inside)
                 return false;
-            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
-                buffer[g] = refill(streams, at[g]);
-            UNROLL for (unsigned i = 0; i < SINGLE_LOOKUPS; i++) {
-                UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++) {
+            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++) buffer[g] = refill(streams, at[g]);
+            UNROLL for (unsigned i = 0; i < SINGLE_LOOKUPS; i++)
+            {
+                UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
+                {
                     const struct cws_decode_single *e = &one[low_bits(buffer[g], CWS_CODE_BITS_MAX)];
                     out[g * (size_t)stride + done + i] = e->symbol;
                     buffer[g] >>= e->bits & 63;
                 }
             }
-            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++)
-                at[g] += (unsigned)__builtin_clzll(buffer[g]);
+            UNROLL for (unsigned g = 0; g < SINGLE_GROUP; g++) at[g] += (unsigned)__builtin_clzll(buffer[g]);
         }
         for (unsigned g = 0; g < SINGLE_GROUP; g++)
             if (!single_rest(one, streams, bits->end_bit, &at[g], out + g * (size_t)stride + whole,
@@ -170,7 +170,8 @@ static __attribute__((noinline)) bool decode_entries(const struct cws_decode_tab
     for (unsigned l = 0; l < CWS_TILE_LANES; l += CWS_LANE_GROUP) {
         uint64_t at[CWS_LANE_GROUP], stop[CWS_LANE_GROUP];
         uint8_t *lane_out[CWS_LANE_GROUP], *lane_end[CWS_LANE_GROUP];
-        UNROLL for (unsigned g = 0; g < CWS_LANE_GROUP; g++) {
+        UNROLL for (unsigned g = 0; g < CWS_LANE_GROUP; g++)
+        {
             at[g] = start;
             stop[g] = start += bits->lane[l + g];
             lane_out[g] = out + (l + g) * stride;
@@ -178,9 +179,7 @@ static __attribute__((noinline)) bool decode_entries(const struct cws_decode_tab
         }
         if (!lane_group(table, streams, bits->end_bit, at, lane_out, lane_end))
             return false;
-        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++)
-            if (at[g] != stop[g])
-                return false;
+        UNROLL for (int g = 0; g < CWS_LANE_GROUP; g++) if (at[g] != stop[g]) return false;
     }
     return true;
 }

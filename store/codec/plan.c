@@ -10,20 +10,22 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
-#define TRIAL_BYTES (256u << 10)  /* of the sample, what is given to zstd to see */
+#define TRIAL_BYTES (256u << 10) /* of the sample, what is given to zstd to see */
 #define SPLIT_BYTES (32u << 10)  /* of the sample, what the exponents' entropy is estimated from */
-#define REPEAT_BYTES (4u << 10)   /* of the sample, what is searched for repeated words */
-#define STEP_ELEMS (64u << 10)    /* of the sample, what the q6 step is searched on */
-#define TARGET_BITS 6.0           /* of a q6 weight, everything counted */
-#define TARGET_MARGIN 0.004       /* left free by the search, for what a sample does not show */
-#define GAIN_MIN 0.01             /* a smaller gain is not worth decoding */
+#define REPEAT_BYTES (4u << 10)  /* of the sample, what is searched for repeated words */
+#define STEP_ELEMS (64u << 10)   /* of the sample, what the q6 step is searched on */
+#define TARGET_BITS 6.0          /* of a q6 weight, everything counted */
+#define TARGET_MARGIN 0.004      /* left free by the search, for what a sample does not show */
+#define GAIN_MIN 0.01            /* a smaller gain is not worth decoding */
 #define ROUNDS_MAX 12
 #define PARTIAL_BYTES (4u << 20) /* of a tensor, above which a part of each chunk is counted */
-#define RANGE_BYTES (64u << 10)  /* of a tensor of 2-byte floats, from which on the same, and the range of all is looked
+#define RANGE_BYTES                                                                                                    \
+    (64u << 10)            /* of a tensor of 2-byte floats, from which on the same, and the range of all is looked
                                   * up */
-#define PARTIAL_SHARE 4u         /* how much is counted: one in so many bytes */
-#define STRIPE_BYTES 1024u       /* it is taken in pieces of this size */
-#define UNSEEN_BELOW 8u          /* exponents below one that was counted that get a code: each is half as likely as the
+#define PARTIAL_SHARE 4u   /* how much is counted: one in so many bytes */
+#define STRIPE_BYTES 1024u /* it is taken in pieces of this size */
+#define UNSEEN_BELOW                                                                                                   \
+    8u /* exponents below one that was counted that get a code: each is half as likely as the
                                   * next */
 #define UNSEEN_ABOVE 2u
 #define UNSEEN_MAX 12u /* codes within the range */
@@ -115,10 +117,7 @@ void cws_plan_begin(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype
         p->chunk_bytes = (uint32_t)(CWS_CHUNK_BYTES / unit * unit);
 }
 
-void cws_plan_refuse_quant(struct cws_plan *p)
-{
-    set_lossless(p);
-}
+void cws_plan_refuse_quant(struct cws_plan *p) { set_lossless(p); }
 
 /* Four tables, so that a run of one symbol does not wait for its own counter. */
 struct tally {

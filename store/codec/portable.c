@@ -1,10 +1,7 @@
 /* portable.c - the decoder in plain C, for every machine. */
 #include "lanes.h"
 
-static bool always(void)
-{
-    return true;
-}
+static bool always(void) { return true; }
 
 const struct cws_decoder_ops cws_decoder_portable = {
     .variant = {"portable", always},

@@ -37,10 +37,7 @@ static int section(struct ref *r, uint64_t bytes, const uint8_t **out)
     return 0;
 }
 
-static unsigned get_bit(const uint8_t *stream, uint64_t i)
-{
-    return stream[i / 8] >> (i % 8) & 1;
-}
+static unsigned get_bit(const uint8_t *stream, uint64_t i) { return stream[i / 8] >> (i % 8) & 1; }
 
 static uint64_t get_bits(const uint8_t *stream, uint64_t first, unsigned count)
 {
@@ -50,10 +47,7 @@ static uint64_t get_bits(const uint8_t *stream, uint64_t first, unsigned count)
     return v;
 }
 
-static uint64_t get_le(const uint8_t *p, unsigned bytes)
-{
-    return get_bits(p, 0, 8 * bytes);
-}
+static uint64_t get_le(const uint8_t *p, unsigned bytes) { return get_bits(p, 0, 8 * bytes); }
 
 struct ref_code {
     unsigned first[16], count[16]; /* codes of a length: first .. first + count - 1 */
@@ -186,7 +180,8 @@ static uint16_t ref_round(float value, int mantissa, int lowest, int bias)
     if (e < lowest)
         e = lowest;
     double steps = nearbyint(ldexp(v, mantissa - e));
-    uint32_t bits = ((uint32_t)(e - lowest) << mantissa) + (uint32_t)steps; /* the leading one adds 1 to the exponent */
+    /* the leading one adds 1 to the exponent */
+    uint32_t bits = ((uint32_t)(e - lowest) << mantissa) + (uint32_t)steps;
     return (uint16_t)(sign | (bits < infinity ? bits : infinity));
 }
 

@@ -27,14 +27,15 @@ static uint64_t seed_of_sources(const struct cws_gpu_target *target)
 static bool path_of(const struct cws_gpu_target *target, bool make, char *out, size_t bytes)
 {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    int n = cache && cache[0] == '/'   ? snprintf(out, bytes, "%s", cache)
+    int n = cache && cache[0] == '/' ? snprintf(out, bytes, "%s", cache)
             : home && home[0] == '/' ? snprintf(out, bytes, "%s/.cache", home)
-                                       : -1;
+                                     : -1;
     for (unsigned part = 0; part < 2 && n >= 0 && (size_t)n < bytes; part++) {
         if (part == 1)
             n += snprintf(out + n, bytes - (size_t)n, "/codecllm");
         if (make && (size_t)n < bytes)
-            mkdir(out, 0700); /* one that is there is fine; one that cannot be made shows when the file is */
+            /* one that is there is fine; one that cannot be made shows when the file is */
+            mkdir(out, 0700);
     }
     if (n >= 0 && (size_t)n < bytes)
         n += snprintf(out + n, bytes - (size_t)n, "/kernels-sm%d%d-%016llx.bin", target->major, target->minor,

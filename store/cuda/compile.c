@@ -24,11 +24,11 @@ typedef void *program;
                 const char *const *names))                                                                             \
     NVRTC_CALL(compile, "nvrtcCompileProgram", (program of, int count, const char *const *options))                    \
     NVRTC_CALL(destroy, "nvrtcDestroyProgram", (program * of))                                                         \
-    NVRTC_CALL(log_size, "nvrtcGetProgramLogSize", (program of, size_t *bytes))                                        \
+    NVRTC_CALL(log_size, "nvrtcGetProgramLogSize", (program of, size_t * bytes))                                       \
     NVRTC_CALL(log, "nvrtcGetProgramLog", (program of, char *text))                                                    \
-    NVRTC_CALL(cubin_size, "nvrtcGetCUBINSize", (program of, size_t *bytes))                                           \
+    NVRTC_CALL(cubin_size, "nvrtcGetCUBINSize", (program of, size_t * bytes))                                          \
     NVRTC_CALL(cubin, "nvrtcGetCUBIN", (program of, char *image))                                                      \
-    NVRTC_CALL(ptx_size, "nvrtcGetPTXSize", (program of, size_t *bytes))                                               \
+    NVRTC_CALL(ptx_size, "nvrtcGetPTXSize", (program of, size_t * bytes))                                              \
     NVRTC_CALL(ptx, "nvrtcGetPTX", (program of, char *image))
 
 struct compiler {

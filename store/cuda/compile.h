@@ -9,8 +9,8 @@
 #include <stddef.h>
 
 struct cws_gpu_target {
-    int major, minor;     /* compute capability of the device */
-    int driver_version;   /* cuDriverGetVersion: 12040 for 12.4. A compiler of a later major version is passed over; 0:
+    int major, minor;   /* compute capability of the device */
+    int driver_version; /* cuDriverGetVersion: 12040 for 12.4. A compiler of a later major version is passed over; 0:
                            * none is */
 };
 

@@ -35,16 +35,13 @@ template <int KIND> struct shape {
     static constexpr int planes = quant ? 0 : elem_bytes - 1;
 };
 
-struct tile_place { /* what a lane knows of its tile */
+struct tile_place {        /* what a lane knows of its tile */
     uint32_t first, elems; /* of the chunk's elements */
     uint32_t lane_end;     /* bit of the streams */
     unsigned bad;
 };
 
-static __device__ __forceinline__ uint32_t align16(uint32_t v)
-{
-    return (v + 15) & ~15u;
-}
+static __device__ __forceinline__ uint32_t align16(uint32_t v) { return (v + 15) & ~15u; }
 
 /* Asks for the tile's streams in the first-level cache, by sectors: lanes come to new sectors at different steps, and
  * each time the whole warp would wait. */
@@ -115,7 +112,7 @@ static __device__ __forceinline__ float scale_of(const cws_gpu_job &job, uint32_
     return __uint_as_float(code << CWS_SCALE_SHIFT);
 }
 
-struct row_cursor { /* QUANT: which scale a lane's next element has */
+struct row_cursor {       /* QUANT: which scale a lane's next element has */
     uint32_t row, offset; /* of the element, in the chunk's rows */
     uint32_t known;       /* row whose scale this is */
     float scale, base;    /* base: see scaled_from() */
@@ -288,7 +285,8 @@ static __device__ __forceinline__ unsigned decode_tile(const cws_gpu_job &job, u
         cursor.offset = elem % job.row_elems;
     }
 
-    uint32_t out[words], one[8], pair[4], rows = place.elems / ROW_ELEMS; /* symbols: one in each word, two in each */
+    /* symbols: one in each word, two in each */
+    uint32_t out[words], one[8], pair[4], rows = place.elems / ROW_ELEMS;
     if (s::elem_bytes == 2 && !s::quant && plane[0])
         for (uint32_t i = 0; i < rows; i += 8)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(plane[0] - 8 * lane + i * ROW_ELEMS + 64 * lane));
@@ -514,8 +512,8 @@ static __device__ __forceinline__ void decode_batch(const cws_gpu_job *__restric
 
 #define DECODE_KERNEL(name, what)                                                                                      \
     extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS, CWS_BLOCKS_PER_SM)                              \
-    name(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results, uint64_t key0, \
-         uint64_t key1)                                                                                                \
+        name(const cws_gpu_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results,            \
+             uint64_t key0, uint64_t key1)                                                                             \
     {                                                                                                                  \
         decode_batch<what>(jobs, count, units, results, key0, key1);                                                   \
     }
@@ -525,8 +523,8 @@ DECODE_KERNEL(cws_gpu_decode_quant2_kernel, CWS_GPU_QUANT2)
 
 /* The same hash over plain memory; each warp takes an equal, contiguous run of the units. */
 extern "C" __global__ void __launch_bounds__(32 * CWS_BLOCK_WARPS)
-cws_gpu_hash_kernel(const cws_gpu_hash_job *__restrict__ jobs, uint32_t count, uint32_t units, cws_gpu_result *results,
-                    uint64_t key0, uint64_t key1)
+    cws_gpu_hash_kernel(const cws_gpu_hash_job *__restrict__ jobs, uint32_t count, uint32_t units,
+                        cws_gpu_result *results, uint64_t key0, uint64_t key1)
 {
     unsigned lane = threadIdx.x % 32;
     uint64_t warp = (uint64_t)blockIdx.x * CWS_BLOCK_WARPS + threadIdx.x / 32,

@@ -150,10 +150,7 @@ void cws_gpu_decoder_destroy(struct cws_gpu_decoder *dec)
     free(dec);
 }
 
-void cws_gpu_decoder_tune(struct cws_gpu_decoder *dec, unsigned waves)
-{
-    dec->waves = waves ? waves : WAVES_DEFAULT;
-}
+void cws_gpu_decoder_tune(struct cws_gpu_decoder *dec, unsigned waves) { dec->waves = waves ? waves : WAVES_DEFAULT; }
 
 /* As many blocks as there are tiles for their warps, a multiple of the SMs so that each has as much to do, and no more
  * than fit: a block then loads its table once. Few tiles are spread one to a block. */

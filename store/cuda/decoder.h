@@ -46,14 +46,14 @@ CWS_MUST_CHECK int cws_gpu_table_build(const uint8_t packed[128], struct cws_gpu
 
 struct cws_gpu_chunk {
     enum cws_dtype dtype;
-    enum cws_codec_id codec;  /* RAW, SPLIT, QUANT. ZSTD: decode it on the host and give the bytes as RAW */
-    uint64_t row_elems;       /* QUANT */
-    uint64_t first_byte;      /* place of the decoded bytes in the tensor, a multiple of 16 */
+    enum cws_codec_id codec; /* RAW, SPLIT, QUANT. ZSTD: decode it on the host and give the bytes as RAW */
+    uint64_t row_elems;      /* QUANT */
+    uint64_t first_byte;     /* place of the decoded bytes in the tensor, a multiple of 16 */
     uint32_t stored_bytes;
     uint32_t logical_bytes;
-    CUdeviceptr stored;       /* multiple of 16; need not be filled yet */
-    CUdeviceptr dst;          /* multiple of 16 */
-    CUdeviceptr table;        /* SPLIT and QUANT: a struct cws_gpu_table, multiple of 16 */
+    CUdeviceptr stored; /* multiple of 16; need not be filled yet */
+    CUdeviceptr dst;    /* multiple of 16 */
+    CUdeviceptr table;  /* SPLIT and QUANT: a struct cws_gpu_table, multiple of 16 */
 };
 
 /* *job for the chunk whose bytes are at stored_host (any alignment; read now, not kept). No driver call, no allocation.

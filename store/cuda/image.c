@@ -10,13 +10,7 @@ __asm__(".section .rodata\n"
         ".previous\n");
 extern const unsigned char cws_gpu_fatbin[] __attribute__((visibility("hidden")));
 
-const void *cws_gpu_image(void)
-{
-    return cws_gpu_fatbin;
-}
+const void *cws_gpu_image(void) { return cws_gpu_fatbin; }
 #else
-const void *cws_gpu_image(void)
-{
-    return NULL;
-}
+const void *cws_gpu_image(void) { return NULL; }
 #endif

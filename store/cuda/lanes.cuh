@@ -36,10 +36,7 @@ static __device__ __forceinline__ void reader_start(bit_reader &r, const uint8_t
 }
 
 /* Bits from the start of the streams. */
-static __device__ __forceinline__ uint32_t reader_bit(const bit_reader &r)
-{
-    return r.bit - 30;
-}
+static __device__ __forceinline__ uint32_t reader_bit(const bit_reader &r) { return r.bit - 30; }
 
 static __device__ __forceinline__ uint32_t reader_entry(const bit_reader &r, const uint32_t *table)
 {

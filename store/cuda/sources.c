@@ -2,11 +2,11 @@
 #include "compile.h"
 
 /* The kernels' own files, as they lie in the repository. */
-#define TEXT(symbol, file)                   \
-    __asm__(".section .rodata\n" #symbol ":\n" \
-            ".incbin \"" CWS_GPU_SOURCE_DIR "/" file "\"\n" \
-            ".byte 0\n"                        \
-            ".previous\n");                    \
+#define TEXT(symbol, file)                                                                                             \
+    __asm__(".section .rodata\n" #symbol ":\n"                                                                         \
+            ".incbin \"" CWS_GPU_SOURCE_DIR "/" file "\"\n"                                                            \
+            ".byte 0\n"                                                                                                \
+            ".previous\n");                                                                                            \
     extern const char symbol[] __attribute__((visibility("hidden")));
 
 TEXT(cws_gpu_text_decode, "decode.cu")

@@ -96,10 +96,7 @@ void cws_gpu_tensor_destroy(struct cws_gpu_tensor *t)
     free(t);
 }
 
-uint64_t cws_gpu_tensor_scratch_bytes(const struct cws_gpu_tensor *t)
-{
-    return t->image_bytes;
-}
+uint64_t cws_gpu_tensor_scratch_bytes(const struct cws_gpu_tensor *t) { return t->image_bytes; }
 
 static int check_results(const struct cws_gpu_tensor *t, const struct cws_gpu_result *results, struct cws_error *err)
 {
@@ -140,7 +137,8 @@ int cws_gpu_tensor_decode(const struct cws_gpu_tensor *t, const struct cws_drive
                               err);
         if (!code)
             r = driver->copy_out_async(results, scratch + t->results_at, t->image_bytes - t->results_at, stream);
-        CUresult ended = driver->stream_sync(stream); /* whatever happened: what was started uses the caller's memory */
+        /* whatever happened: what was started uses the caller's memory */
+        CUresult ended = driver->stream_sync(stream);
         r = r == CUDA_SUCCESS ? ended : r;
     }
     if (!code && r != CUDA_SUCCESS)

@@ -63,7 +63,8 @@ __attribute__((target("avx512f,avx512dq,avx512ifma"))) static size_t add_avx512(
     size_t blocks = bytes / 128;
     for (size_t done = 0; done < blocks;) {
         size_t stop = blocks - done > SUMS_MAX ? done + SUMS_MAX : blocks;
-        __m512i low = zero, middle[3] = {zero, zero, zero}, high[3] = {zero, zero, zero}; /* of weight 1, 2^52, 2^104 */
+        /* of weight 1, 2^52, 2^104 */
+        __m512i low = zero, middle[3] = {zero, zero, zero}, high[3] = {zero, zero, zero};
         for (; done < stop; done++) {
             __m512i v = _mm512_loadu_si512(p + 128 * done), w = _mm512_loadu_si512(p + 128 * done + 64);
             __m512i z0 = _mm512_mullo_epi64(_mm512_xor_si512(key0, _mm512_srli_epi64(key0, 32)), mix);

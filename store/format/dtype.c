@@ -6,8 +6,9 @@
 
 /* What a type's bits are, which decides the codec that is tried. */
 enum kind {
-    WHOLE = 0, /* integers and what is packed tightly: zstd sees more in them than a code for single bytes */
-    FLOAT,     /* split: the byte with the exponent, or of one byte all of it, is coded */
+    /* integers and what is packed tightly: zstd sees more in them than a code for single bytes */
+    WHOLE = 0,
+    FLOAT, /* split: the byte with the exponent, or of one byte all of it, is coded */
 };
 
 static const struct {
@@ -34,7 +35,7 @@ static const struct {
     [CWS_F8_E8M0] = {"F8_E8M0", 8, 1, FLOAT}, /* scales: nothing but an exponent */
     [CWS_F8_E4M3FNUZ] = {"F8_E4M3FNUZ", 8, 1, FLOAT},
     [CWS_F8_E5M2FNUZ] = {"F8_E5M2FNUZ", 8, 1, FLOAT},
-    [CWS_F4] = {"F4", 4, 1, FLOAT},      /* two to a byte: their pairs are coded */
+    [CWS_F4] = {"F4", 4, 1, FLOAT},           /* two to a byte: their pairs are coded */
     [CWS_F6_E2M3] = {"F6_E2M3", 6, 1, WHOLE}, /* four to three bytes */
     [CWS_F6_E3M2] = {"F6_E3M2", 6, 1, WHOLE},
     [CWS_C64] = {"C64", 64, 4, FLOAT}, /* pairs of F32 */
@@ -70,15 +71,9 @@ int cws_dtype_parse(const char *name, size_t len, enum cws_dtype *out)
     return 0;
 }
 
-unsigned cws_dtype_bits(enum cws_dtype dtype)
-{
-    return (unsigned)dtype < CWS_DTYPE_COUNT ? dtypes[dtype].bits : 0;
-}
+unsigned cws_dtype_bits(enum cws_dtype dtype) { return (unsigned)dtype < CWS_DTYPE_COUNT ? dtypes[dtype].bits : 0; }
 
-unsigned cws_dtype_unit(enum cws_dtype dtype)
-{
-    return (unsigned)dtype < CWS_DTYPE_COUNT ? dtypes[dtype].unit : 0;
-}
+unsigned cws_dtype_unit(enum cws_dtype dtype) { return (unsigned)dtype < CWS_DTYPE_COUNT ? dtypes[dtype].unit : 0; }
 
 bool cws_dtype_size(enum cws_dtype dtype, uint64_t elems, uint64_t *out_bytes)
 {
@@ -96,7 +91,4 @@ bool cws_dtype_is_float(enum cws_dtype dtype)
     return (unsigned)dtype < CWS_DTYPE_COUNT && dtypes[dtype].kind == FLOAT;
 }
 
-uint8_t cws_dtype_code(enum cws_dtype dtype)
-{
-    return dtype == CWS_OTHER ? CWS_DTYPE_CODE_OTHER : (uint8_t)dtype;
-}
+uint8_t cws_dtype_code(enum cws_dtype dtype) { return dtype == CWS_OTHER ? CWS_DTYPE_CODE_OTHER : (uint8_t)dtype; }

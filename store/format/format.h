@@ -12,15 +12,17 @@
 
 #include <stdint.h>
 
-#define CWS_MAGIC "\x8b" "CWS\r\n\x1a\n" /* 8 bytes; high bit, CR LF and ^Z catch text-mode damage */
+#define CWS_MAGIC                                                                                                      \
+    "\x8b"                                                                                                             \
+    "CWS\r\n\x1a\n" /* 8 bytes; high bit, CR LF and ^Z catch text-mode damage */
 #define CWS_FORMAT_VERSION 0u
 #define CWS_CHUNK_ALIGN 64u
-#define CWS_CHUNK_BYTES (256u * 1024u)        /* default logical bytes of a chunk */
-#define CWS_CHUNK_BYTES_MAX (16u << 20)       /* a reader rejects a larger chunk */
-#define CWS_HEADER_BYTES_MAX 100000000u       /* safetensors' own limit */
+#define CWS_CHUNK_BYTES (256u * 1024u)  /* default logical bytes of a chunk */
+#define CWS_CHUNK_BYTES_MAX (16u << 20) /* a reader rejects a larger chunk */
+#define CWS_HEADER_BYTES_MAX 100000000u /* safetensors' own limit */
 #define CWS_TILE_LANES 32u
 #define CWS_CODE_BITS_MAX 12u
-#define CWS_STREAM_PAD 8u                     /* zero bytes behind the bit streams of a chunk */
+#define CWS_STREAM_PAD 8u /* zero bytes behind the bit streams of a chunk */
 
 /* Compatible: a reader that does not know the bit may ignore it. Incompatible: it must refuse. */
 #define CWS_COMPAT_KNOWN UINT64_C(0)
@@ -28,21 +30,39 @@
 #define CWS_INCOMPAT_TYPES (UINT64_C(1) << 1) /* some tensor's dtype is above CWS_F64, or other */
 #define CWS_INCOMPAT_KNOWN (CWS_INCOMPAT_LOSSY | CWS_INCOMPAT_TYPES)
 
-enum cws_codec_id { /* on disk: u8, pinned */
-    CWS_CODEC_RAW = 0,   /* stored bytes are the logical bytes */
-    CWS_CODEC_ZSTD = 1,  /* one zstd frame, content size present */
-    CWS_CODEC_SPLIT = 2, /* floats: exponent byte Huffman-coded, the rest raw byte planes */
-    CWS_CODEC_QUANT = 3, /* int8 symbols Huffman-coded, a scale per row (q8, q6) */
+enum cws_codec_id {                      /* on disk: u8, pinned */
+                    CWS_CODEC_RAW = 0,   /* stored bytes are the logical bytes */
+                    CWS_CODEC_ZSTD = 1,  /* one zstd frame, content size present */
+                    CWS_CODEC_SPLIT = 2, /* floats: exponent byte Huffman-coded, the rest raw byte planes */
+                    CWS_CODEC_QUANT = 3, /* int8 symbols Huffman-coded, a scale per row (q8, q6) */
 };
 
 enum cws_dtype { /* on disk: u8, pinned, but for CWS_OTHER, which is CWS_DTYPE_CODE_OTHER there; safetensors names in
                   * cws_dtype_name() */
-    CWS_BOOL = 0, CWS_U8 = 1, CWS_I8 = 2, CWS_U16 = 3, CWS_I16 = 4, CWS_U32 = 5, CWS_I32 = 6,
-    CWS_U64 = 7, CWS_I64 = 8, CWS_F8_E4M3 = 9, CWS_F8_E5M2 = 10, CWS_F16 = 11, CWS_BF16 = 12,
-    CWS_F32 = 13, CWS_F64 = 14, CWS_F8_E8M0 = 15, CWS_F8_E4M3FNUZ = 16, CWS_F8_E5M2FNUZ = 17, CWS_F4 = 18,
-    CWS_F6_E2M3 = 19, CWS_F6_E3M2 = 20, CWS_C64 = 21,
-    CWS_OTHER = 22, /* a type that this build does not know: its bytes are what data_offsets say */
-    CWS_DTYPE_COUNT = 23,
+                 CWS_BOOL = 0,
+                 CWS_U8 = 1,
+                 CWS_I8 = 2,
+                 CWS_U16 = 3,
+                 CWS_I16 = 4,
+                 CWS_U32 = 5,
+                 CWS_I32 = 6,
+                 CWS_U64 = 7,
+                 CWS_I64 = 8,
+                 CWS_F8_E4M3 = 9,
+                 CWS_F8_E5M2 = 10,
+                 CWS_F16 = 11,
+                 CWS_BF16 = 12,
+                 CWS_F32 = 13,
+                 CWS_F64 = 14,
+                 CWS_F8_E8M0 = 15,
+                 CWS_F8_E4M3FNUZ = 16,
+                 CWS_F8_E5M2FNUZ = 17,
+                 CWS_F4 = 18,
+                 CWS_F6_E2M3 = 19,
+                 CWS_F6_E3M2 = 20,
+                 CWS_C64 = 21,
+                 CWS_OTHER = 22, /* a type that this build does not know: its bytes are what data_offsets say */
+                 CWS_DTYPE_COUNT = 23,
 };
 #define CWS_DTYPE_CODE_OTHER 255u
 
@@ -53,23 +73,24 @@ enum cws_dtype { /* on disk: u8, pinned, but for CWS_OTHER, which is CWS_DTYPE_C
 struct cws_trailer { /* the last bytes of the file */
     uint8_t magic[8];
     uint32_t version;
-    uint32_t trailer_bytes;   /* 128 */
+    uint32_t trailer_bytes; /* 128 */
     uint64_t compat;
     uint64_t incompat;
-    uint64_t file_bytes;      /* == st_size */
-    uint64_t logical_bytes;   /* size of the logical (unpacked) file */
-    uint64_t front_bytes;     /* 8 + N, a multiple of CWS_CHUNK_ALIGN */
+    uint64_t file_bytes;    /* == st_size */
+    uint64_t logical_bytes; /* size of the logical (unpacked) file */
+    uint64_t front_bytes;   /* 8 + N, a multiple of CWS_CHUNK_ALIGN */
     uint64_t index_offset;
-    uint64_t index_bytes;     /* index_offset + index_bytes <= file_bytes - trailer_bytes */
-    uint64_t front_xxh3;      /* XXH3-64, seed 0, of bytes [0, front_bytes) */
-    uint64_t index_xxh3;      /* XXH3-64, seed 0, of the index */
-    uint64_t content_hash[2]; /* content hash of the tensors' hashes, 16 bytes each, as one string: order-sensitive */
-    uint64_t reserved[2];     /* 0 */
-    uint64_t trailer_xxh3;    /* XXH3-64, seed 0, of the 120 bytes before this field */
+    uint64_t index_bytes; /* index_offset + index_bytes <= file_bytes - trailer_bytes */
+    uint64_t front_xxh3;  /* XXH3-64, seed 0, of bytes [0, front_bytes) */
+    uint64_t index_xxh3;  /* XXH3-64, seed 0, of the index */
+    /* content hash of the tensors' hashes, 16 bytes each, as one string: order-sensitive */
+    uint64_t content_hash[2];
+    uint64_t reserved[2];  /* 0 */
+    uint64_t trailer_xxh3; /* XXH3-64, seed 0, of the 120 bytes before this field */
 };
 _Static_assert(sizeof(struct cws_trailer) == CWS_TRAILER_BYTES, "trailer layout");
 
-struct cws_index_header { /* at index_offset; then, without gaps: original header, tensor records, chunk records, code
+struct cws_index_header {  /* at index_offset; then, without gaps: original header, tensor records, chunk records, code
                            * tables */
     uint64_t header_bytes; /* original safetensors header, verbatim, incl. its 8-byte length; padded to 8 */
     uint32_t tensor_count; /* records by begin, then end, then position in the header; as many as the header has
@@ -85,22 +106,23 @@ struct cws_tensor_record {
     uint64_t chunk_count;     /* ceil(tensor bytes / chunk_bytes) */
     uint64_t content_hash[2]; /* of the decoded bytes, fixed key; low word first */
     uint64_t row_elems;       /* CWS_CODEC_QUANT: elements that share a scale; otherwise 0 */
-    uint32_t chunk_bytes;     /* logical bytes of every chunk but the last; multiple of 16, of the element size */
-    uint32_t table;           /* code table, or UINT32_MAX for none */
-    uint8_t dtype;            /* cws_dtype_code() of the header's, or CWS_DTYPE_CODE_OTHER */
-    uint8_t codec;            /* the codec of its chunks; a single chunk may still be RAW */
-    uint8_t quant_bits;       /* 8 or 6 for CWS_CODEC_QUANT, else 0 */
-    uint8_t reserved[5];      /* 0 */
+    /* logical bytes of every chunk but the last; multiple of 16, of the element size */
+    uint32_t chunk_bytes;
+    uint32_t table;      /* code table, or UINT32_MAX for none */
+    uint8_t dtype;       /* cws_dtype_code() of the header's, or CWS_DTYPE_CODE_OTHER */
+    uint8_t codec;       /* the codec of its chunks; a single chunk may still be RAW */
+    uint8_t quant_bits;  /* 8 or 6 for CWS_CODEC_QUANT, else 0 */
+    uint8_t reserved[5]; /* 0 */
 };
 _Static_assert(sizeof(struct cws_tensor_record) == 56, "tensor record layout");
 
 struct cws_chunk_record {
-    uint64_t offset;       /* in the file, multiple of CWS_CHUNK_ALIGN */
+    uint64_t offset; /* in the file, multiple of CWS_CHUNK_ALIGN */
     uint32_t stored_bytes;
     uint32_t logical_bytes;
-    uint64_t xxh3;         /* XXH3-64 of the stored bytes, seed = index of this record in the chunk table */
-    uint8_t codec;         /* the tensor's codec or CWS_CODEC_RAW */
-    uint8_t reserved[7];   /* 0 */
+    uint64_t xxh3;            /* XXH3-64 of the stored bytes, seed = index of this record in the chunk table */
+    uint8_t codec;            /* the tensor's codec or CWS_CODEC_RAW */
+    uint8_t reserved[7];      /* 0 */
     uint64_t content_hash[2]; /* this chunk's share of the tensor's sum */
 };
 _Static_assert(sizeof(struct cws_chunk_record) == 48, "chunk record layout");
@@ -122,10 +144,10 @@ _Static_assert(sizeof(struct cws_chunk_record) == 48, "chunk record layout");
  * SPLIT is for float dtypes, QUANT for F16, BF16 and F32; elem_count >= 1. */
 struct cws_coded_head {
     uint32_t elem_count;
-    uint16_t lane_symbols;  /* 64, 128, 256, 512 or 1024 */
-    uint8_t elem_bytes;     /* 1, 2, 4, 8: bytes of one decoded element: cws_dtype_unit() */
-    uint8_t flags;          /* CWS_CODED_* */
-    uint32_t tile_count;    /* ceil(elem_count / (32 * lane_symbols)) */
+    uint16_t lane_symbols; /* 64, 128, 256, 512 or 1024 */
+    uint8_t elem_bytes;    /* 1, 2, 4, 8: bytes of one decoded element: cws_dtype_unit() */
+    uint8_t flags;         /* CWS_CODED_* */
+    uint32_t tile_count;   /* ceil(elem_count / (32 * lane_symbols)) */
     uint32_t stream_words;
     uint8_t const_planes;   /* SPLIT: bit p set = plane p is not stored, all its bytes are const_value[p] */
     uint8_t const_value[7]; /* 0 where the bit is clear */

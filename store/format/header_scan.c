@@ -3,10 +3,7 @@
 
 #include <string.h>
 
-static bool is_blank(uint8_t c)
-{
-    return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
+static bool is_blank(uint8_t c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 
 static size_t skip_blank(const uint8_t *text, size_t at, size_t end)
 {
@@ -15,10 +12,7 @@ static size_t skip_blank(const uint8_t *text, size_t at, size_t end)
     return at;
 }
 
-bool cws_scan_blank(const uint8_t *text, size_t at, size_t end)
-{
-    return skip_blank(text, at, end) == end;
-}
+bool cws_scan_blank(const uint8_t *text, size_t at, size_t end) { return skip_blank(text, at, end) == end; }
 
 int cws_scan_invalid(const char *path, size_t at, const char *why, struct cws_error *err)
 {

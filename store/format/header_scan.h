@@ -27,10 +27,11 @@ struct cws_scan {
 
 struct cws_scan_entry {
     size_t begin, end; /* in the text: key, colon and value, with the white space around them */
-    size_t key, key_end; /* the token of the key, with its quotes; empty where the entry does not start with a string */
-    size_t values;     /* no array in it has more elements than this */
-    size_t longest;    /* bytes of its longest string, with quotes */
-    bool metadata;     /* the key of depth 1 that says "__metadata__" */
+    /* the token of the key, with its quotes; empty where the entry does not start with a string */
+    size_t key, key_end;
+    size_t values;  /* no array in it has more elements than this */
+    size_t longest; /* bytes of its longest string, with quotes */
+    bool metadata;  /* the key of depth 1 that says "__metadata__" */
 };
 
 /* At an object's '{' at text[at]. */

@@ -217,10 +217,7 @@ struct feed {
 };
 
 /* The padding's own quote is not what makes the buffer grow: its sizes are multiples of 16. */
-static size_t padding(size_t longest)
-{
-    return longest / 16 * 16 + 16 + 6;
-}
+static size_t padding(size_t longest) { return longest / 16 * 16 + 16 + 6; }
 
 enum { FEED_AROUND = 2 + 3 }; /* what stands before the entries, beside the padding */
 
@@ -353,7 +350,8 @@ static int take_batch(struct parsing *p, struct batch *batch, bool pairs, struct
     int code = load_batch(p, batch, &loaded, &entries, err);
     if (code)
         return code;
-    json_object_foreach(entries, key, value) {
+    json_object_foreach(entries, key, value)
+    {
         code = pairs ? take_pair(p, key, value, err) : take_tensor(p, key, value, err);
         if (code)
             break;

@@ -32,10 +32,10 @@ struct cws_header_metadata {
 struct cws_header {
     struct cws_header_tensor *tensors; /* by begin, then end, then position */
     size_t tensor_count;
-    uint32_t *by_name; /* indices of tensors */
+    uint32_t *by_name;                    /* indices of tensors */
     struct cws_header_metadata *metadata; /* in the order of the text */
     size_t metadata_count;
-    bool has_metadata; /* "__metadata__" was there, perhaps empty */
+    bool has_metadata;     /* "__metadata__" was there, perhaps empty */
     uint64_t header_bytes; /* with the 8 of the length */
     uint64_t data_bytes;
 };

@@ -13,9 +13,10 @@ struct cws_pack_input {
     struct stat opened;
     struct cws_header *source;  /* the file's header */
     struct cws_header *logical; /* of what is packed; == source unless converted */
-    uint8_t *header_text;       /* of the logical file: verbatim, or regenerated when something is converted */
-    struct cws_header_tensor *shapes; /* storage of a converted header's tensors */
-    bool *excluded;             /* by tensor */
+    /* of the logical file: verbatim, or regenerated when something is converted */
+    uint8_t *header_text;
+    struct cws_header_tensor *shapes;        /* storage of a converted header's tensors */
+    bool *excluded;                          /* by tensor */
     const struct cws_memory_tensor **memory; /* by tensor, or NULL: a file */
 };
 

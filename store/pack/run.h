@@ -18,7 +18,8 @@
 
 /* Where a store goes: written once from front to end, but for gaps, which are zero bytes. One thread at a time. */
 struct cws_pack_sink {
-    int (*write)(void *arg, const void *data, size_t bytes, uint64_t offset, struct cws_error *err); /* 0 or an error */
+    /* 0 or an error */
+    int (*write)(void *arg, const void *data, size_t bytes, uint64_t offset, struct cws_error *err);
     void *arg;
 };
 

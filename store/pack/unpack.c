@@ -8,7 +8,7 @@
 
 struct unpacking {
     struct cws_atomic_file out;
-    pthread_mutex_t lock; /* protects error */
+    pthread_mutex_t lock;   /* protects error */
     struct cws_error error; /* the first one */
 };
 

@@ -26,14 +26,16 @@ struct cws_pack_options {
     enum cws_dtype dtype;       /* BF16, F16 or F32 */
     const char *const *exclude; /* fnmatch globs of tensor names to store raw and unconverted; NULL-terminated, or
                                  * NULL */
-    void (*progress)(void *arg, uint64_t done, uint64_t total); /* logical bytes; may be NULL; never concurrent */
+    /* logical bytes; may be NULL; never concurrent */
+    void (*progress)(void *arg, uint64_t done, uint64_t total);
     void *arg;
     const volatile int *cancel; /* may be NULL; non-zero: stop, clean up, return -ECANCELED */
 };
 struct cws_pack_result {
     uint64_t input_bytes, logical_bytes, stored_bytes, tensor_count, chunk_count;
-    uint64_t unknown_types;                       /* tensors whose dtype this build does not know: stored as bytes */
-    char unknown_type[CWS_DTYPE_NAME_MAX + 1];    /* of the first of them in the file */
+    /* tensors whose dtype this build does not know: stored as bytes */
+    uint64_t unknown_types;
+    char unknown_type[CWS_DTYPE_NAME_MAX + 1]; /* of the first of them in the file */
 };
 
 /* Errors: CWS_E_INPUT (the input breaks the safetensors rules: message names the tensor and the offset),

@@ -84,15 +84,9 @@ void cws_store_cursor_destroy(struct cws_store_cursor *c)
     free(c);
 }
 
-void cws_store_cursor_after_fork(struct cws_store_cursor *c)
-{
-    cws_reader_after_fork(c->reader);
-}
+void cws_store_cursor_after_fork(struct cws_store_cursor *c) { cws_reader_after_fork(c->reader); }
 
-unsigned cws_cursor_depth(const struct cws_store_cursor *c)
-{
-    return c->depth;
-}
+unsigned cws_cursor_depth(const struct cws_store_cursor *c) { return c->depth; }
 
 void cws_cursor_drain(struct cws_store_cursor *c)
 {

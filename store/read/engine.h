@@ -17,7 +17,7 @@ struct cws_slot {
     size_t needed; /* enough for the caller: a direct read may end at the end of the file */
     size_t got;
     size_t skip;
-    int code;      /* valid when DONE */
+    int code; /* valid when DONE */
     unsigned retries;
     _Atomic enum cws_slot_state state; /* a pool thread sets DONE last */
 };

@@ -71,7 +71,8 @@ static int split_index(struct cws_store *s, struct cws_error *err)
     if (padded > left || !all_zero(s->index + sizeof h + h.header_bytes, padded - h.header_bytes))
         return corrupt(s, err, "the original header is not padded with zeros");
     left -= padded;
-    uint64_t tensor_bytes = (uint64_t)h.tensor_count * sizeof *s->records; /* 32-bit counts: cannot overflow */
+    /* 32-bit counts: cannot overflow */
+    uint64_t tensor_bytes = (uint64_t)h.tensor_count * sizeof *s->records;
     uint64_t table_bytes = (uint64_t)h.table_count * sizeof *s->tables;
     if (tensor_bytes > left || table_bytes > left - tensor_bytes ||
         h.chunk_count != (left - tensor_bytes - table_bytes) / sizeof *s->chunks ||
@@ -161,10 +162,7 @@ static const char *chunk_fault(const struct cws_tensor_record *r, const struct c
     return NULL;
 }
 
-static uint64_t align_up(uint64_t n)
-{
-    return (n + CWS_CHUNK_ALIGN - 1) / CWS_CHUNK_ALIGN * CWS_CHUNK_ALIGN;
-}
+static uint64_t align_up(uint64_t n) { return (n + CWS_CHUNK_ALIGN - 1) / CWS_CHUNK_ALIGN * CWS_CHUNK_ALIGN; }
 
 /* The chunks of one tensor: in order, back to back. *at: where the next one must start; *chunk: its index. */
 static int check_chunks(struct cws_store *s, struct cws_tensor_info *t, uint64_t *chunk, uint64_t *at,

@@ -13,7 +13,7 @@ struct cws_store {
     const uint8_t *memory; /* the caller's; or NULL */
     char *path;
     enum cws_io_engine io; /* of its cursors */
-    struct stat opened; /* to tell damage from a change under our feet */
+    struct stat opened;    /* to tell damage from a change under our feet */
     struct cws_trailer trailer;
     uint8_t *index; /* index_bytes from the file, checksummed; the pointers below point into it */
     const uint8_t *header;

@@ -116,10 +116,7 @@ static void pool_after_fork(struct cws_reader *r)
                      * here */
 }
 
-static void pool_destroy(struct cws_reader *r)
-{
-    pool_stop(r->pool);
-}
+static void pool_destroy(struct cws_reader *r) { pool_stop(r->pool); }
 
 const struct cws_reader_engine cws_engine_preadv = {
     "preadv", "preadv+direct", pool_submit, pool_wait, pool_after_fork, pool_destroy,

@@ -10,10 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-static uint64_t round_up(uint64_t n, uint64_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
+static uint64_t round_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit * unit; }
 
 /* --- plain pread: also how every engine ends when it is out of ideas --------------------------- */
 
@@ -53,10 +50,7 @@ static void plain_wait(struct cws_reader *r, unsigned slot)
     r->slots[slot].state = CWS_SLOT_DONE;
 }
 
-static void plain_after_fork(struct cws_reader *r)
-{
-    r->uring = NULL;
-}
+static void plain_after_fork(struct cws_reader *r) { r->uring = NULL; }
 
 const struct cws_reader_engine cws_engine_plain = {
     "preadv", "preadv+direct", plain_submit, plain_wait, plain_after_fork, NULL,
@@ -74,10 +68,7 @@ static void memory_wait(struct cws_reader *r, unsigned slot)
     s->state = CWS_SLOT_DONE;
 }
 
-static void memory_after_fork(struct cws_reader *r)
-{
-    (void)r;
-}
+static void memory_after_fork(struct cws_reader *r) { (void)r; }
 
 static const struct cws_reader_engine engine_memory = {
     "memory", "memory", plain_submit, memory_wait, memory_after_fork, NULL,

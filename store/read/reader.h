@@ -15,11 +15,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum cws_direct { /* O_DIRECT */
-    CWS_DIRECT_AUTO,  /* with 8 slots or more, for a file of more than half of what the process may have
+enum cws_direct {                   /* O_DIRECT */
+                  CWS_DIRECT_AUTO,  /* with 8 slots or more, for a file of more than half of what the process may have
                        * (memory_limit.h): the page cache could not keep it */
-    CWS_DIRECT_NEVER, /* the page cache serves as the cache of compressed bytes */
-    CWS_DIRECT_ALWAYS /* where the file system allows it */
+                  CWS_DIRECT_NEVER, /* the page cache serves as the cache of compressed bytes */
+                  CWS_DIRECT_ALWAYS /* where the file system allows it */
 };
 
 struct cws_reader_options {

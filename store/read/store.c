@@ -188,10 +188,7 @@ int cws_store_open_memory(const void *data, uint64_t bytes, const char *name, st
     return open_owned(-1, data && bytes ? data : &nothing, bytes, name, CWS_IO_AUTO, out, err);
 }
 
-void cws_store_retain(struct cws_store *s)
-{
-    atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
-}
+void cws_store_retain(struct cws_store *s) { atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed); }
 
 void cws_store_close(struct cws_store *s)
 {
@@ -236,7 +233,8 @@ const struct cws_tensor_info *cws_store_tensor_at(const struct cws_store *s, uin
 {
     if (offset < s->parsed->header_bytes || offset >= s->trailer.logical_bytes)
         return NULL;
-    size_t low = 0, high = s->tensor_count; /* the first tensor that ends behind offset: never one of no bytes */
+    /* the first tensor that ends behind offset: never one of no bytes */
+    size_t low = 0, high = s->tensor_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         if (s->tensors[middle].end > offset)

@@ -25,9 +25,9 @@ struct cws_tensor_info { /* valid as long as the store is open; do not modify */
     const char *dtype_name; /* as the header has it: also for CWS_OTHER */
     const uint64_t *shape;
     size_t ndim;
-    uint64_t begin, end;      /* logical file offsets, [begin, end), header included */
+    uint64_t begin, end; /* logical file offsets, [begin, end), header included */
     uint64_t elems;
-    uint64_t stored_bytes;    /* its chunks, without padding, and its code table */
+    uint64_t stored_bytes; /* its chunks, without padding, and its code table */
     const struct cws_tensor_record *record;
     const struct cws_chunk_record *chunks; /* record->chunk_count of them */
 };
@@ -65,7 +65,8 @@ const struct cws_trailer *cws_store_trailer(const struct cws_store *s);
 const uint8_t *cws_store_header(const struct cws_store *s, uint64_t *out_header_bytes);
 size_t cws_store_tensor_count(const struct cws_store *s);
 const struct cws_tensor_info *cws_store_tensor(const struct cws_store *s, size_t i); /* by logical offset */
-const struct cws_tensor_info *cws_store_tensor_find(const struct cws_store *s, const char *name); /* NULL: none */
+/* NULL: none */
+const struct cws_tensor_info *cws_store_tensor_find(const struct cws_store *s, const char *name);
 /* The tensor that holds logical byte `offset`, or NULL (the header). O(log n). Message making, readahead. */
 const struct cws_tensor_info *cws_store_tensor_at(const struct cws_store *s, uint64_t offset);
 uint64_t cws_store_chunk_count(const struct cws_store *s);
@@ -107,8 +108,8 @@ void cws_store_counters_get(const struct cws_store *s, struct cws_store_counters
  * report() is called (serialised) for each fault; returning non-zero stops. progress() may be NULL; it is given
  * logical bytes done, from any one thread at a time. Returns 0 (no fault), 1 (faults were reported) or an error. */
 struct cws_verify_fault {
-    const char *tensor;      /* NULL: the file as a whole */
-    uint64_t chunk;          /* index in the chunk table */
+    const char *tensor; /* NULL: the file as a whole */
+    uint64_t chunk;     /* index in the chunk table */
     uint64_t file_offset;
     uint64_t logical_offset; /* in the logical file */
     const char *message;

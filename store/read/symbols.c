@@ -50,8 +50,8 @@ static int count_quant(const struct walk *w, const struct cws_chunk_record *chun
                        struct cws_error *err)
 {
     const struct cws_tensor_info *t = w->tensor;
-    struct cws_chunk_context context = {.dtype = t->dtype, .codec = CWS_CODEC_QUANT, .row_elems = t->record->row_elems,
-                                        .first_elem = w->first_elem};
+    struct cws_chunk_context context = {
+        .dtype = t->dtype, .codec = CWS_CODEC_QUANT, .row_elems = t->record->row_elems, .first_elem = w->first_elem};
     struct cws_coded coded;
     size_t step = cws_dtype_unit(t->dtype);
     int rc = cws_store_fetch(w->cursor, t, (uint64_t)(chunk - t->chunks), 1, w->stored, err);

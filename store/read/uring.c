@@ -180,10 +180,7 @@ static int flush(struct cws_uring *u)
     return taken;
 }
 
-static bool transient(int code)
-{
-    return code == -EINTR || code == -EAGAIN || code == -EBUSY;
-}
+static bool transient(int code) { return code == -EINTR || code == -EAGAIN || code == -EBUSY; }
 
 static void uring_submit(struct cws_reader *r, unsigned slot)
 {

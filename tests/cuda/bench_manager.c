@@ -1,5 +1,6 @@
-/* bench_manager.c - the CUDA manager on the stand-in driver: what a cyclic scan loads and waits for at several budgets, and what begin and end cost another thread
- * meanwhile. Times are those of this machine's processor: they compare two versions of the manager, and say nothing of a GPU. */
+/* bench_manager.c - the CUDA manager on the stand-in driver: what a cyclic scan loads and waits for at several budgets,
+ * and what begin and end cost another thread meanwhile. Times are those of this machine's processor: they compare two
+ * versions of the manager, and say nothing of a GPU. */
 #define GPU_TENSORS 60
 #include "gpu_fixture.h"
 
@@ -14,7 +15,8 @@ static double now_us(void)
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
 }
 
-/* A second thread with a stream of its own and an allocation that stays: what does a begin and an end cost while the loader works? */
+/* A second thread with a stream of its own and an allocation that stays: what does a begin and an end cost while the
+ * loader works? */
 struct beside {
     struct fixture *f;
     CUdeviceptr at;
@@ -84,10 +86,12 @@ static void at_budget(uint64_t mib)
     pthread_join(thread, NULL);
     cws_gpu_stats_get(f->gpu, &after);
     qsort(b.us, b.count, sizeof *b.us, by_value);
-    printf("%3lu MiB  %5.1f loads, %5.1f of them waited for, %6.1f MiB, stall %6.1f ms a pass;  begin and end %5.2f us, 90 of 100 below %5.2f us\n", (unsigned long)mib,
-           (double)(after.loads - before.loads) / PASSES, (double)(after.demand - before.demand) / PASSES,
-           (double)(after.loaded_bytes - before.loaded_bytes) / PASSES / (1 << 20), (double)(after.stall_ns - before.stall_ns) / 1e6 / PASSES,
-           b.us[b.count / 2], b.us[b.count * 9 / 10]);
+    printf("%3lu MiB  %5.1f loads, %5.1f of them waited for, %6.1f MiB, stall %6.1f ms a pass;  begin and end %5.2f "
+           "us, 90 of 100 below %5.2f us\n",
+           (unsigned long)mib, (double)(after.loads - before.loads) / PASSES,
+           (double)(after.demand - before.demand) / PASSES,
+           (double)(after.loaded_bytes - before.loaded_bytes) / PASSES / (1 << 20),
+           (double)(after.stall_ns - before.stall_ns) / 1e6 / PASSES, b.us[b.count / 2], b.us[b.count * 9 / 10]);
     cws_gpu_free(f->gpu, b.at, f->stream, true);
     free_all(f);
     close_gpu(f);

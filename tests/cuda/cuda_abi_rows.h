@@ -1,4 +1,5 @@
 /* cuda_abi_rows.h - sizes, offsets and values of the driver's interface, taken from whatever header the including file chose. */
+/* clang-format off */
 static const struct cuda_abi_row ROWS[] = {
 #define VALUE(name) {#name, (unsigned long long)(name)},
 #define FIELD(type, field) {#type "." #field, offsetof(type, field)},

@@ -1,4 +1,5 @@
-/* gpu_fixture.h - what the tests of the CUDA manager share: a store of TENSORS tensors, the stand-in driver with a manager on it, launches, comparisons. */
+/* gpu_fixture.h - what the tests of the CUDA manager share: a store of TENSORS tensors, the stand-in driver with a
+ * manager on it, launches, comparisons. */
 #ifndef CWS_TESTS_GPU_FIXTURE_H
 #define CWS_TESTS_GPU_FIXTURE_H
 #include "store/cuda/decoder.h"
@@ -65,8 +66,9 @@ static inline void make_store(void)
     uint64_t seed = 7;
     for (unsigned i = 0; i < TENSORS; i++) {
         const struct gpu_type *type = &gpu_types[i % (sizeof gpu_types / sizeof *gpu_types)];
-        len += (size_t)snprintf(json + len, sizeof json - len, "%s\"w%02u\":{\"dtype\":\"%s\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i,
-                                type->name, tensor_bytes(i) * 8 / type->bits, at, at + tensor_bytes(i));
+        len += (size_t)snprintf(
+            json + len, sizeof json - len, "%s\"w%02u\":{\"dtype\":\"%s\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+            i ? "," : "", i, type->name, tensor_bytes(i) * 8 / type->bits, at, at + tensor_bytes(i));
         at += tensor_bytes(i);
     }
     snprintf(json + len, sizeof json - len, "}");
@@ -106,7 +108,8 @@ struct fixture {
     CUdeviceptr at[TENSORS], scratch;
 };
 
-static const uint32_t image_of_kernels[16] = {0xba55ed50}; /* a fatbin: the stand-in has kernels of its own for it */
+/* a fatbin: the stand-in has kernels of its own for it */
+static const uint32_t image_of_kernels[16] = {0xba55ed50};
 
 static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, bool prefetch)
 {
@@ -117,8 +120,15 @@ static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, boo
     assert_int_equal(driver.init(0), 0);
     assert_int_equal(driver.primary_retain(&f->context, 0), 0);
     assert_int_equal(driver.context_set(f->context), 0);
-    struct cws_gpu_config config = {.driver = &driver, .budget_bytes = budget, .host_budget_bytes = host_budget, .policy = CWS_POLICY_NEXT,
-                                    .prefetch = prefetch, .strict = strict, .ring_bytes = staging_bytes, .kernels = image_of_kernels, .say = say};
+    struct cws_gpu_config config = {.driver = &driver,
+                                    .budget_bytes = budget,
+                                    .host_budget_bytes = host_budget,
+                                    .policy = CWS_POLICY_NEXT,
+                                    .prefetch = prefetch,
+                                    .strict = strict,
+                                    .ring_bytes = staging_bytes,
+                                    .kernels = image_of_kernels,
+                                    .say = say};
     last_line[0] = '\0';
     if (cws_gpu_open(&config, 0, &f->gpu, &err))
         fail_msg("%s", err.message);
@@ -148,7 +158,8 @@ static inline void bind_all(struct fixture *f)
 {
     for (unsigned i = 0; i < TENSORS; i++) {
         assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(i), f->stream, &f->at[i]), 0);
-        assert_true(cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, cws_store_tensor(store, i)->begin));
+        assert_true(
+            cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, cws_store_tensor(store, i)->begin));
     }
 }
 

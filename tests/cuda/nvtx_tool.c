@@ -1,4 +1,5 @@
-/* nvtx_tool.c - a profiler as NVTX describes them: asks for the tables of a program, stores its functions, and counts. NVTX_TOOL=refuse: it does not start. */
+/* nvtx_tool.c - a profiler as NVTX describes them: asks for the tables of a program, stores its functions, and counts.
+ * NVTX_TOOL=refuse: it does not start. */
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -41,7 +42,8 @@ static void *create(const char *name)
 static int push(void *domain, const struct event *e)
 {
     pthread_mutex_lock(&lock);
-    nvtx_tool_wrong += domain != nvtx_tool_domain || e->version != 3 || e->size != 48 || e->message_type != 1 || e->payload_type != 1 || e->color_type != 0;
+    nvtx_tool_wrong += domain != nvtx_tool_domain || e->version != 3 || e->size != 48 || e->message_type != 1 ||
+                       e->payload_type != 1 || e->color_type != 0;
     nvtx_tool_begun++;
     nvtx_tool_bytes += e->payload;
     snprintf(nvtx_tool_last, sizeof nvtx_tool_last, "%s", e->message);

@@ -1,5 +1,6 @@
-/* Random work on the CUDA manager against a shadow: several threads with a stream each allocate, bind, read, write and free ranges in
- * a budget that holds a part of them. Every read is compared with what the shadow says. Prints its seed; takes one as argument. */
+/* Random work on the CUDA manager against a shadow: several threads with a stream each allocate, bind, read, write and
+ * free ranges in a budget that holds a part of them. Every read is compared with what the shadow says. Prints its seed;
+ * takes one as argument. */
 #include "store/cuda/decoder.h"
 #include "store/pack/writer.h"
 #include "uvm/cuda/manager.h"
@@ -25,15 +26,16 @@ static struct cws_gpu *gpu;
 static CUcontext context;
 static CUmodule kernels;
 static atomic_ulong steps, refused;
-static _Atomic CUdeviceptr seen[8]; /* addresses of any thread's ranges, also of freed ones: stray words in the parameters of kernels */
+/* addresses of any thread's ranges, also of freed ones: stray words in the parameters of kernels */
+static _Atomic CUdeviceptr seen[8];
 static unsigned rounds = SANITIZED ? 30 : 120;
 
-#define CHECK(condition)                                                                  \
-    do {                                                                                  \
-        if (!(condition)) {                                                               \
-            fprintf(stderr, "stress_gpu: %s:%d: %s\n", __FILE__, __LINE__, #condition);  \
-            abort();                                                                      \
-        }                                                                                 \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "stress_gpu: %s:%d: %s\n", __FILE__, __LINE__, #condition);                                \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 static bool talk; /* second argument after the rounds: say what the manager says */
@@ -49,8 +51,9 @@ static void make_store(uint64_t seed)
     char json[4096];
     size_t at = 0, len = (size_t)snprintf(json, sizeof json, "{");
     for (unsigned i = 0; i < TENSORS; i++) {
-        len += (size_t)snprintf(json + len, sizeof json - len, "%s\"t%u\":{\"dtype\":\"F32\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i,
-                                tensor_bytes(i) / 4, at, at + tensor_bytes(i));
+        len += (size_t)snprintf(json + len, sizeof json - len,
+                                "%s\"t%u\":{\"dtype\":\"F32\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+                                i ? "," : "", i, tensor_bytes(i) / 4, at, at + tensor_bytes(i));
         at += tensor_bytes(i);
     }
     snprintf(json + len, sizeof json - len, "}");
@@ -121,7 +124,8 @@ static void get(struct worker *w, struct slot *s)
         return;
     }
     atomic_store(&seen[pick(w, 8)], s->at);
-    if (pick(w, 4) == 0 || !cws_gpu_bind(gpu, s->at, s->bytes, w->stream, store, cws_store_tensor(store, s->tensor)->begin))
+    if (pick(w, 4) == 0 ||
+        !cws_gpu_bind(gpu, s->at, s->bytes, w->stream, store, cws_store_tensor(store, s->tensor)->begin))
         s->tensor = UINT32_MAX;
 }
 
@@ -217,8 +221,14 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     standin_delay((unsigned)seed, 50);
     CHECK(cws_driver_fill(&driver, standin_resolve, NULL, &err) == 0);
     CHECK(driver.init(0) == 0 && driver.primary_retain(&context, 0) == 0 && driver.context_set(context) == 0);
-    struct cws_gpu_config config = {.driver = &driver, .budget_bytes = budget, .host_budget_bytes = 6 * MIB, .policy = policy,
-                                    .prefetch = prefetch, .ring_bytes = 8 * MIB, .kernels = image, .say = say};
+    struct cws_gpu_config config = {.driver = &driver,
+                                    .budget_bytes = budget,
+                                    .host_budget_bytes = 6 * MIB,
+                                    .policy = policy,
+                                    .prefetch = prefetch,
+                                    .ring_bytes = 8 * MIB,
+                                    .kernels = image,
+                                    .say = say};
     CHECK(cws_gpu_open(&config, 0, &gpu, &err) == 0);
     CHECK(driver.module_load(&kernels, &standin_test_image) == 0);
     for (unsigned i = 0; i < THREADS; i++) {
@@ -230,8 +240,9 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     for (unsigned i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
     cws_gpu_stats_get(gpu, &stats);
-    printf("budget %zu MiB, prefetch %d, policy %d: %lu steps, %lu refused, %lu loads, %lu drops, peak %.1f MiB\n", (size_t)(budget >> 20), prefetch,
-           policy, atomic_load(&steps), atomic_load(&refused), (unsigned long)stats.loads, (unsigned long)stats.drops, (double)stats.peak_bytes / (1 << 20));
+    printf("budget %zu MiB, prefetch %d, policy %d: %lu steps, %lu refused, %lu loads, %lu drops, peak %.1f MiB\n",
+           (size_t)(budget >> 20), prefetch, policy, atomic_load(&steps), atomic_load(&refused),
+           (unsigned long)stats.loads, (unsigned long)stats.drops, (double)stats.peak_bytes / (1 << 20));
     CHECK(stats.peak_bytes <= budget);
     for (unsigned i = 0; i < THREADS; i++) {
         cws_gpu_stream_gone(gpu, workers[i].stream);

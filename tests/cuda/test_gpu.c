@@ -107,7 +107,8 @@ static void test_budget_too_small_for_a_launch(void **state)
     close_gpu(f);
 }
 
-/* A small weight comes first. The line names what all the others need, too, and the staging of such a budget: it is followed once, and is not more than it takes. */
+/* A small weight comes first. The line names what all the others need, too, and the staging of such a budget: it is
+ * followed once, and is not more than it takes. */
 static void test_the_named_budget_works(void **state)
 {
     (void)state;
@@ -203,7 +204,8 @@ static void test_a_corrupt_tensor_is_named(void **state)
 static void test_every_call_fails_once(void **state)
 {
     (void)state;
-    static const char *const CALLS[] = {"cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuEventRecord", "cuLaunchKernel", "cuMemUnmap"};
+    static const char *const CALLS[] = {"cuMemCreate",       "cuMemMap",      "cuMemSetAccess", "cuMemHostAlloc",
+                                        "cuMemcpyHtoDAsync", "cuEventRecord", "cuLaunchKernel", "cuMemUnmap"};
     for (size_t c = 0; c < sizeof CALLS / sizeof *CALLS; c++) {
         for (unsigned n = 1; n <= (SANITIZED ? 4 : 16); n *= SANITIZED ? 4 : 2) { /* further calls are like these */
             struct fixture *f = open_gpu(256 * MIB, 34 * MIB, n % 2);

@@ -27,7 +27,8 @@ static void tables_agree_with_the_code(void **state)
         assert_int_equal(t.pairs, mode == CWS_MODE_LOSSLESS);
         double kraft[256] = {0};
         for (uint32_t w = 0; w < 1u << CWS_GPU_WINDOW; w++) {
-            uint32_t e = t.entry[w], s = e & 0xff, first = e >> CWS_GPU_ENTRY_FIRST & 15, bits = e >> CWS_GPU_ENTRY_BITS;
+            uint32_t e = t.entry[w], s = e & 0xff, first = e >> CWS_GPU_ENTRY_FIRST & 15,
+                     bits = e >> CWS_GPU_ENTRY_BITS;
             assert_int_equal(first, plan.lengths[s]);
             kraft[s]++;
             uint32_t after = t.entry[w >> first], second = after >> CWS_GPU_ENTRY_FIRST & 15;
@@ -67,8 +68,13 @@ static void jobs_and_batches(void **state)
     c.plan.lane_symbols = 128;
     assert_int_equal(data_encode(&c, data, 0, 40000, scratch), 0);
     assert_int_equal(c.context.codec, CWS_CODEC_SPLIT);
-    struct cws_gpu_chunk chunk = {.dtype = CWS_BF16, .codec = CWS_CODEC_SPLIT, .stored_bytes = (uint32_t)c.stored_bytes,
-                                  .logical_bytes = 40000, .stored = 64, .dst = 4096, .table = 16};
+    struct cws_gpu_chunk chunk = {.dtype = CWS_BF16,
+                                  .codec = CWS_CODEC_SPLIT,
+                                  .stored_bytes = (uint32_t)c.stored_bytes,
+                                  .logical_bytes = 40000,
+                                  .stored = 64,
+                                  .dst = 4096,
+                                  .table = 16};
     struct cws_gpu_job jobs[3];
     for (int i = 0; i < 2; i++)
         assert_int_equal(cws_gpu_job_init(&jobs[i], &chunk, c.stored, NULL), 0);

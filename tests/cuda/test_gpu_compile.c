@@ -1,5 +1,6 @@
 /* The decoding kernels compiled by NVRTC, and kept: against a stand-in for it, which the loader finds by its name.
- *   test_gpu_compile real   compiles the kernels for sm_80 and sm_90 with the NVRTC that is found, and looks at the images */
+ *   test_gpu_compile real   compiles the kernels for sm_80 and sm_90 with the NVRTC that is found, and looks at the
+ *                           images */
 #include "tests/support/hang.h"
 #include "tests/standin/standin.h"
 #include "store/cuda/compile.h"
@@ -231,7 +232,9 @@ static void a_decoder_compiles_once(void **state)
     int before = compiled();
     lines = 0;
     standin_reset((size_t)64 << 20);
-    assert_int_equal(cws_driver_fill(&cu, standin_resolve, NULL, &err) || cu.init(0) || cu.primary_retain(&context, 0) || cu.context_set(context), 0);
+    assert_int_equal(cws_driver_fill(&cu, standin_resolve, NULL, &err) || cu.init(0) ||
+                         cu.primary_retain(&context, 0) || cu.context_set(context),
+                     0);
     for (unsigned turn = 0; turn < 3; turn++) {
         if (cws_gpu_image())
             standin_fail("cuModuleLoadData", 1, CUDA_ERROR_NO_BINARY_FOR_GPU);
@@ -275,9 +278,12 @@ static int compile_for_real(void)
         Elf64_Ehdr header;
         memcpy(&header, image, sizeof header);
         bool fine = memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_machine == EM_CUDA_MACHINE &&
-                    memmem(image, bytes, ".text.cws_gpu_decode_kernel", 27) && memmem(image, bytes, ".text.cws_gpu_decode_split2_kernel", 34) &&
-                    memmem(image, bytes, ".text.cws_gpu_decode_quant2_kernel", 34) && memmem(image, bytes, ".text.cws_gpu_hash_kernel", 25);
-        printf("sm_%d0: %zu bytes by %s, version %d.%d%s\n", major, bytes, path, version / 1000, version % 1000, fine ? "" : ": NOT KERNELS");
+                    memmem(image, bytes, ".text.cws_gpu_decode_kernel", 27) &&
+                    memmem(image, bytes, ".text.cws_gpu_decode_split2_kernel", 34) &&
+                    memmem(image, bytes, ".text.cws_gpu_decode_quant2_kernel", 34) &&
+                    memmem(image, bytes, ".text.cws_gpu_hash_kernel", 25);
+        printf("sm_%d0: %zu bytes by %s, version %d.%d%s\n", major, bytes, path, version / 1000, version % 1000,
+               fine ? "" : ": NOT KERNELS");
         free(image);
         if (!fine)
             return 1;

@@ -42,7 +42,8 @@ static void *queue_and_wait(void *arg)
     return NULL;
 }
 
-/* A kernel of another thread's own stream still runs; this thread's own stream goes far ahead of it and needs memory. */
+/* A kernel of another thread's own stream still runs; this thread's own stream goes far ahead of it and needs
+ * memory. */
 static void test_own_streams_are_told_apart(void **state)
 {
     (void)state;
@@ -115,12 +116,14 @@ static void test_many_threads(void **state)
 
 /* --- capture --------------------------------------------------------------------------------------- */
 
-/* Nobody told the manager: it records nothing on the stream all the same, which would make the event a part of the graph. */
+/* Nobody told the manager: it records nothing on the stream all the same, which would make the event a part of the
+ * graph. */
 static void test_a_capture_is_left_alone(void **state)
 {
     (void)state;
     struct fixture *f = open_gpu(256 * MIB, 128 * MIB, true);
-    CUresult (*begin)(CUstream, CUstreamCaptureMode) = (__typeof__(begin))standin_resolve(NULL, "cuStreamBeginCapture_v2");
+    CUresult (*begin)(CUstream, CUstreamCaptureMode) = (__typeof__(begin))standin_resolve(NULL,
+                                                                                          "cuStreamBeginCapture_v2");
     CUresult (*end)(CUstream, CUgraph *) = (__typeof__(end))standin_resolve(NULL, "cuStreamEndCapture");
     CUresult (*destroy)(CUgraph) = (__typeof__(destroy))standin_resolve(NULL, "cuGraphDestroy");
     CUgraph graph;
@@ -161,7 +164,8 @@ static void test_a_freed_set_is_forgotten(void **state)
     assert_int_equal(cws_gpu_free(f->gpu, more, f->stream, true), 0);
     for (unsigned i = 1; i < TENSORS; i++) {
         assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(i), f->stream, &f->at[i]), 0);
-        assert_true(cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, cws_store_tensor(store, i)->begin));
+        assert_true(
+            cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, cws_store_tensor(store, i)->begin));
         expect_right(f, i);
     }
     free_all(f);
@@ -182,7 +186,8 @@ static void test_a_use_inside_a_use(void **state)
         result = cws_gpu_begin(f->gpu, f->stream, &f->at[begun], 1, &uses[begun]);
         begun += result == CUDA_SUCCESS;
     }
-    assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY); /* not all of them fit, and nothing waits for ever */
+    /* not all of them fit, and nothing waits for ever */
+    assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY);
     assert_true(begun > 1);
     assert_non_null(strstr(last_line, "calls around it"));
     assert_int_equal(cws_gpu_make_room(f->gpu, 20 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
@@ -266,7 +271,8 @@ static void test_small_allocations_are_counted_before(void **state)
         assert_int_equal(driver.mem_alloc_async(&small[count], BYTES, f->stream), 0);
         cws_gpu_pool_used(f->gpu, room);
         if (standin_device_used() > own + 40 * MIB)
-            fail_msg("%zu bytes above the budget after %zu allocations", standin_device_used() - own - 40 * MIB, count + 1);
+            fail_msg("%zu bytes above the budget after %zu allocations", standin_device_used() - own - 40 * MIB,
+                     count + 1);
     }
     assert_true(count > 300 && count < SMALL);
     assert_non_null(strstr(last_line, "does not fit CODEC_VRAM_BUDGET"));
@@ -318,7 +324,8 @@ static void test_what_a_pool_does_not_use_is_given_back(void **state)
     CUdeviceptr big;
     uint64_t everything = UINT64_MAX;
     size_t room;
-    CUresult (*set)(CUmemoryPool, int, void *) = (CUresult(*)(CUmemoryPool, int, void *))standin_resolve(NULL, "cuMemPoolSetAttribute");
+    CUresult (*set)(CUmemoryPool, int,
+                    void *) = (CUresult(*)(CUmemoryPool, int, void *))standin_resolve(NULL, "cuMemPoolSetAttribute");
     assert_int_equal(driver.device_pool(&pool, 0), 0);
     assert_int_equal(set(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &everything), 0);
     assert_int_equal(cws_gpu_pool_room(f->gpu, NULL, 30 * MIB, &room), 0);
@@ -382,7 +389,8 @@ static void *let_go_later(void *arg)
     return NULL;
 }
 
-/* Decodes, and copies to the device, take as long as they like: what is dropped meanwhile is hashed, and its memory given on. */
+/* Decodes, and copies to the device, take as long as they like: what is dropped meanwhile is hashed, and its memory
+ * given on. */
 static void test_a_drop_waits_for_no_load(void **state)
 {
     (void)state;
@@ -403,7 +411,8 @@ static void test_a_drop_waits_for_no_load(void **state)
         standin_hold(late.stream);
         assert_int_equal(pthread_create(&thread, NULL, let_go_later, &late), 0);
         cws_gpu_stats_get(f->gpu, &before);
-        assert_int_equal(cws_gpu_alloc(f->gpu, 8 * MIB, f->stream, &fresh), 0); /* more than there is room for without a drop */
+        /* more than there is room for without a drop */
+        assert_int_equal(cws_gpu_alloc(f->gpu, 8 * MIB, f->stream, &fresh), 0);
         void *params[] = {&fresh, &bytes, &value};
         assert_int_equal(launch(f, "fill", &fresh, 1, params), 0);
         assert_int_equal(driver.stream_sync(f->stream), 0);
@@ -484,7 +493,8 @@ static void wait_until_named(struct cws_gpu *gpu, CUdeviceptr at)
     }
 }
 
-/* What one thread frees, another's launch waits for, because a word that nobody reads names it: both get what they ask for. */
+/* What one thread frees, another's launch waits for, because a word that nobody reads names it: both get what they ask
+ * for. */
 static void test_a_stray_word_waits_for_what_is_freed(void **state)
 {
     (void)state;
@@ -517,7 +527,8 @@ static void test_a_stray_word_waits_for_what_is_freed(void **state)
     assert_int_equal(cws_gpu_free(f->gpu, f->at[TENSORS - 1], f->stream, true), 0);
     assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(TENSORS - 1), f->stream, &again), 0);
     assert_int_not_equal(again, f->at[TENSORS - 1]); /* somebody still names that */
-    assert_int_equal(cws_gpu_free(f->gpu, f->at[in_use], f->stream, true), 0); /* what the loader looks for memory for */
+    /* what the loader looks for memory for */
+    assert_int_equal(cws_gpu_free(f->gpu, f->at[in_use], f->stream, true), 0);
     standin_let_go(f->stream);
     pthread_join(first, NULL);
     pthread_join(second, NULL);
@@ -537,7 +548,8 @@ static void test_a_stray_word_waits_for_what_is_freed(void **state)
 
 /* --- strict ------------------------------------------------------------------------------------------- */
 
-/* Nothing stays mapped behind a use. A forked child, which has no loader, is refused at once, also while a use is open. */
+/* Nothing stays mapped behind a use. A forked child, which has no loader, is refused at once, also while a use is
+ * open. */
 static void test_strict(void **state)
 {
     (void)state;

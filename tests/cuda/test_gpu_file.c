@@ -1,4 +1,5 @@
-/* Ordinary safetensors files as sources of device memory: bound where the mapping is clean, right whatever becomes of mapping, descriptor and name; a change is an error. */
+/* Ordinary safetensors files as sources of device memory: bound where the mapping is clean, right whatever becomes of
+ * mapping, descriptor and name; a change is an error. */
 #include "uvm/cuda/file.h"
 #include "uvm/cuda/mapping.h"
 #include "gpu_fixture.h"
@@ -125,7 +126,8 @@ static void changed(bool cut)
 static void test_written_file(void **state) { (void)state, changed(false); }
 static void test_cut_file(void **state) { (void)state, changed(true); }
 
-/* What does not bind: a page that the program wrote to, a shared mapping, a part of a tensor, a file that is no safetensors file, memory of no file. */
+/* What does not bind: a page that the program wrote to, a shared mapping, a part of a tensor, a file that is no
+ * safetensors file, memory of no file. */
 static void test_what_does_not_bind(void **state)
 {
     (void)state;
@@ -162,8 +164,9 @@ static void test_what_does_not_bind(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_paged_from_a_file), cmocka_unit_test(test_outlives_mapping_and_name), cmocka_unit_test(test_written_file),
-        cmocka_unit_test(test_cut_file),          cmocka_unit_test(test_what_does_not_bind),
+        cmocka_unit_test(test_paged_from_a_file),  cmocka_unit_test(test_outlives_mapping_and_name),
+        cmocka_unit_test(test_written_file),       cmocka_unit_test(test_cut_file),
+        cmocka_unit_test(test_what_does_not_bind),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -1,5 +1,6 @@
-/* The N-th allocation of host memory inside the manager fails, for every N: an error that is told, or the right bytes; and everything works afterwards. The stand-in driver is
- * a shared library here, so that its own allocations do not count. */
+/* The N-th allocation of host memory inside the manager fails, for every N: an error that is told, or the right bytes;
+ * and everything works afterwards. The stand-in driver is a shared library here, so that its own allocations do not
+ * count. */
 #include "uvm/cuda/file.h"
 #include "gpu_fixture.h"
 #include "tests/support/inject.h"
@@ -17,7 +18,8 @@ static CUresult move(struct fixture *f, unsigned i, void *out, const void *in, s
     CUresult result = cws_gpu_begin(f->gpu, f->stream, &f->at[i], 1, &use);
     if (result != CUDA_SUCCESS)
         return result;
-    result = out ? driver.copy_out_async(out, f->at[i], bytes, f->stream) : driver.copy_in_async(f->at[i], in, bytes, f->stream);
+    result = out ? driver.copy_out_async(out, f->at[i], bytes, f->stream)
+                 : driver.copy_in_async(f->at[i], in, bytes, f->stream);
     cws_gpu_end(f->gpu, &use, true);
     CUresult waited = driver.stream_sync(f->stream);
     return result ? result : waited;
@@ -34,7 +36,8 @@ static bool bind(struct fixture *f, unsigned i)
     return bound;
 }
 
-/* Everything a program does: allocate, bind (or copy where that is refused), read, change, read, free. Counts what was refused. */
+/* Everything a program does: allocate, bind (or copy where that is refused), read, change, read, free. Counts what was
+ * refused. */
 static unsigned live_with_it(struct fixture *f)
 {
     unsigned refused = 0;
@@ -110,8 +113,14 @@ static void test_open_fails(void **state)
         standin_reset(256 * MIB);
         assert_int_equal(cws_driver_fill(&driver, standin_resolve, NULL, &err), 0);
         assert_int_equal(driver.init(0) | driver.primary_retain(&context, 0) | driver.context_set(context), 0);
-        struct cws_gpu_config config = {.driver = &driver, .budget_bytes = 64 * MIB, .host_budget_bytes = 64 * MIB, .policy = CWS_POLICY_NEXT,
-                                        .prefetch = true, .ring_bytes = 8 * MIB, .kernels = image_of_kernels, .say = say};
+        struct cws_gpu_config config = {.driver = &driver,
+                                        .budget_bytes = 64 * MIB,
+                                        .host_budget_bytes = 64 * MIB,
+                                        .policy = CWS_POLICY_NEXT,
+                                        .prefetch = true,
+                                        .ring_bytes = 8 * MIB,
+                                        .kernels = image_of_kernels,
+                                        .say = say};
         inject_arm(INJECT_ALLOC, n);
         int code = cws_gpu_open(&config, 0, &gpu, &err);
         bool hit = inject_disarm();
@@ -144,16 +153,18 @@ static void map_new_file(void)
     mapping = at;
 }
 
-/* The N-th call that an ordinary file needs fails, or is interrupted: then the copy is made, or a read is refused with a line; no byte is ever wrong, and no
- * descriptor stays but that of the last file. */
+/* The N-th call that an ordinary file needs fails, or is interrupted: then the copy is made, or a read is refused with
+ * a line; no byte is ever wrong, and no descriptor stays but that of the last file. */
 static void test_files_fail(void **state)
 {
     (void)state;
     static const struct {
         enum inject_kind kind;
-        bool never_told, told; /* fstat: there is a second way to open it, for root; a short read: of /proc/self/pagemap it is no answer */
-    } rows[] = {{INJECT_ALLOC, false, true}, {INJECT_OPEN, false, true},   {INJECT_STAT, false, false},  {INJECT_READ, false, true},
-                {INJECT_EINTR, true, false}, {INJECT_EAGAIN, true, false}, {INJECT_SHORT_READ, false, false}, {INJECT_IOCTL, true, false}};
+        /* fstat: there is a second way to open it, for root; a short read: of /proc/self/pagemap it is no answer */
+        bool never_told, told;
+    } rows[] = {{INJECT_ALLOC, false, true},       {INJECT_OPEN, false, true},  {INJECT_STAT, false, false},
+                {INJECT_READ, false, true},        {INJECT_EINTR, true, false}, {INJECT_EAGAIN, true, false},
+                {INJECT_SHORT_READ, false, false}, {INJECT_IOCTL, true, false}};
     unsigned files = 0;
     for (unsigned k = 0; k < sizeof rows / sizeof *rows; k++) {
         unsigned told = 0, fired = 0;
@@ -184,6 +195,7 @@ static void test_files_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations_fail), cmocka_unit_test(test_open_fails), cmocka_unit_test(test_files_fail)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations_fail), cmocka_unit_test(test_open_fails),
+                                       cmocka_unit_test(test_files_fail)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

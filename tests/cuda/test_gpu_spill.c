@@ -1,4 +1,5 @@
-/* Content that no source gives back, under pressure: written weights and allocations of the program go to host memory and come back to the bit, or stay, or fail loudly. */
+/* Content that no source gives back, under pressure: written weights and allocations of the program go to host memory
+ * and come back to the bit, or stay, or fail loudly. */
 #include "uvm/cuda/state.h"
 #include "gpu_fixture.h"
 
@@ -86,7 +87,8 @@ static void test_all_weights_were_written(void **state)
     write_all(64 * MIB);
 }
 
-/* Host memory is full of compressed weights, and would be too small for them and what was written: what can be read again goes. */
+/* Host memory is full of compressed weights, and would be too small for them and what was written: what can be read
+ * again goes. */
 static void test_compressed_weights_give_way(void **state)
 {
     (void)state;
@@ -131,7 +133,8 @@ static void test_old_allocations_go(void **state)
         assert_int_equal(cws_gpu_alloc(f->gpu, SIZES[k], f->stream, &made[k]), 0);
         assert_int_equal(put(f, made[k], bytes[k], SIZES[k]), 0);
     }
-    assert_int_equal(cws_gpu_alloc(f->gpu, 14 * MIB, f->stream, &large), CUDA_ERROR_OUT_OF_MEMORY); /* they are in use, as far as can be known */
+    /* they are in use, as far as can be known */
+    assert_int_equal(cws_gpu_alloc(f->gpu, 14 * MIB, f->stream, &large), CUDA_ERROR_OUT_OF_MEMORY);
     for (unsigned n = 0; n < LONG; n++) {
         struct cws_gpu_use use;
         assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &f->at[1], 1, &use), 0);
@@ -210,7 +213,8 @@ static void test_a_changed_copy_is_refused(void **state)
 
 static unsigned long copies_out(void) { return standin_calls("cuMemcpyDtoHAsync"); }
 
-/* Written once and read again and again: each is copied out once, and once more only after it was written to again. A copy that was kept and is not right any more is made anew. */
+/* Written once and read again and again: each is copied out once, and once more only after it was written to again. A
+ * copy that was kept and is not right any more is made anew. */
 static void test_copies_are_kept(void **state)
 {
     (void)state;
@@ -232,10 +236,12 @@ static void test_copies_are_kept(void **state)
     }
     cws_gpu_stats_get(f->gpu, &after);
     copies = copies_out() - copies;
-    unsigned long spilled = after.spills - before.spills, restored = after.restores - before.restores, results = spilled + restored + 3 * TENSORS;
+    unsigned long spilled = after.spills - before.spills, restored = after.restores - before.restores,
+                  results = spilled + restored + 3 * TENSORS;
     assert_true(spilled > TENSORS);
     assert_true(restored <= 3 * TENSORS - 6); /* what is needed last goes, so some stay */
-    if (copies < results || copies > results + 4) /* of hashes and sums; and what had stayed until now goes out for the first time */
+    if (copies < results ||
+        copies > results + 4) /* of hashes and sums; and what had stayed until now goes out for the first time */
         fail_msg("%lu copies, %lu spills, %lu restores", copies, spilled, restored);
     assert_null(cws_gpu_check(f->gpu));
     for (unsigned i = 0; i < TENSORS; i += 3) {
@@ -296,7 +302,8 @@ static void test_host_memory_is_short(void **state)
 static void test_calls_fail(void **state)
 {
     (void)state;
-    static const char *const CALLS[] = {"cuMemHostAlloc", "cuMemcpyDtoHAsync", "cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemUnmap", "cuMemMap", "cuMemSetAccess", "cuMemCreate"};
+    static const char *const CALLS[] = {"cuMemHostAlloc", "cuMemcpyDtoHAsync", "cuMemcpyHtoDAsync", "cuLaunchKernel",
+                                        "cuMemUnmap",     "cuMemMap",          "cuMemSetAccess",    "cuMemCreate"};
     uint8_t *back = malloc(3 * MIB);
     unsigned long spills = 0;
     for (size_t c = 0; c < sizeof CALLS / sizeof *CALLS; c++) {
@@ -336,8 +343,9 @@ static void test_calls_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_all_weights_were_written), cmocka_unit_test(test_clean_weights_go_first), cmocka_unit_test(test_old_allocations_go),
-        cmocka_unit_test(test_freed_while_spilled),      cmocka_unit_test(test_host_memory_is_short),   cmocka_unit_test(test_calls_fail),
+        cmocka_unit_test(test_all_weights_were_written),  cmocka_unit_test(test_clean_weights_go_first),
+        cmocka_unit_test(test_old_allocations_go),        cmocka_unit_test(test_freed_while_spilled),
+        cmocka_unit_test(test_host_memory_is_short),      cmocka_unit_test(test_calls_fail),
         cmocka_unit_test(test_a_changed_copy_is_refused), cmocka_unit_test(test_compressed_weights_give_way),
         cmocka_unit_test(test_copies_are_kept),
     };

@@ -1,5 +1,6 @@
-/* A compressed tensor in device memory, against the stand-in for the driver: decoded there to what it was, wherever it lies; a byte that changed
- * in device memory is found; a driver that fails at any call leaves an error and nothing running. */
+/* A compressed tensor in device memory, against the stand-in for the driver: decoded there to what it was, wherever it
+ * lies; a byte that changed in device memory is found; a driver that fails at any call leaves an error and nothing
+ * running. */
 #include "tests/store/codec_data.h"
 #include "tests/standin/standin.h"
 #include "store/cuda/tensor.h"
@@ -35,7 +36,8 @@ static struct loaded load(enum cws_dtype dtype, uint64_t rows, uint64_t row, enu
     uint8_t *data = data_normal(dtype, rows * row, 0.02);
     struct cws_memory_tensor t = {.name = "tensor", .dtype = dtype, .shape = shape, .ndim = 2, .data = data};
     struct cws_memory_model model = {.tensors = &t, .tensor_count = 1};
-    OK(cws_pack_tensors_to_memory(&model, &(struct cws_pack_options){.mode = mode, .jobs = 1}, &l.packed, &l.packed_bytes, &err));
+    OK(cws_pack_tensors_to_memory(&model, &(struct cws_pack_options){.mode = mode, .jobs = 1}, &l.packed,
+                                  &l.packed_bytes, &err));
     OK(cws_store_open_memory(l.packed, l.packed_bytes, "t", &l.store, &err));
     l.expected = malloc(l.bytes + 1);
     const struct cws_tensor_info *info = cws_store_tensor(l.store, 0);
@@ -71,8 +73,8 @@ static int setup(void **state)
     struct cws_error err;
     CUcontext context;
     standin_reset((size_t)64 << 20);
-    return cws_driver_fill(&cu, standin_resolve, NULL, &err) || cu.init(0) || cu.primary_retain(&context, 0) || cu.context_set(context) ||
-           cws_gpu_decoder_create_from(&cu, &standin_gpu_image, 8, &decoder, &err);
+    return cws_driver_fill(&cu, standin_resolve, NULL, &err) || cu.init(0) || cu.primary_retain(&context, 0) ||
+           cu.context_set(context) || cws_gpu_decoder_create_from(&cu, &standin_gpu_image, 8, &decoder, &err);
 }
 
 static void decodes_to_what_it_was(void **state)
@@ -83,9 +85,11 @@ static void decodes_to_what_it_was(void **state)
         uint64_t rows, row;
         enum cws_mode mode;
     } cases[] = {
-        {CWS_BF16, 700, 512, CWS_MODE_LOSSLESS}, {CWS_BF16, 700, 512, CWS_MODE_Q8}, {CWS_BF16, 61, 515, CWS_MODE_Q6},
-        {CWS_F32, 33, 1291, CWS_MODE_LOSSLESS},  {CWS_F16, 1, 7, CWS_MODE_LOSSLESS}, {CWS_F64, 50, 333, CWS_MODE_LOSSLESS},
-        {CWS_F8_E4M3, 40, 333, CWS_MODE_LOSSLESS}, {CWS_F8_E8M0, 40, 333, CWS_MODE_LOSSLESS}, {CWS_F8_E4M3FNUZ, 40, 333, CWS_MODE_Q8},
+        {CWS_BF16, 700, 512, CWS_MODE_LOSSLESS},   {CWS_BF16, 700, 512, CWS_MODE_Q8},
+        {CWS_BF16, 61, 515, CWS_MODE_Q6},          {CWS_F32, 33, 1291, CWS_MODE_LOSSLESS},
+        {CWS_F16, 1, 7, CWS_MODE_LOSSLESS},        {CWS_F64, 50, 333, CWS_MODE_LOSSLESS},
+        {CWS_F8_E4M3, 40, 333, CWS_MODE_LOSSLESS}, {CWS_F8_E8M0, 40, 333, CWS_MODE_LOSSLESS},
+        {CWS_F8_E4M3FNUZ, 40, 333, CWS_MODE_Q8},
     };
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct loaded l = load(cases[i].dtype, cases[i].rows, cases[i].row, cases[i].mode);
@@ -174,7 +178,8 @@ static void what_cannot_be_is_refused(void **state)
 static void a_driver_that_fails_leaves_an_error(void **state)
 {
     (void)state;
-    static const char *const calls[] = {"cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize"};
+    static const char *const calls[] = {"cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuMemcpyDtoHAsync_v2",
+                                        "cuStreamSynchronize"};
     struct loaded l = load(CWS_BF16, 128, 256, CWS_MODE_LOSSLESS);
     for (unsigned i = 0; i < sizeof calls / sizeof *calls; i++) {
         struct cws_error err = {0};

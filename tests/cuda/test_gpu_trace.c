@@ -1,6 +1,7 @@
-/* Description: CODEC_TRACE of the CUDA manager, against the stand-in driver: uses with what they met, waits of launches, loads with their reads, copies and
- * decoding by the device's clock, drops, memory inside the budget, rounds of a cyclic scan; any driver call of the trace's own may fail. NVTX: a profiler's
- * library gets a range for each wait; one that is none, or refuses, changes nothing. */
+/* Description: CODEC_TRACE of the CUDA manager, against the stand-in driver: uses with what they met, waits of
+ * launches, loads with their reads, copies and decoding by the device's clock, drops, memory inside the budget, rounds
+ * of a cyclic scan; any driver call of the trace's own may fail. NVTX: a profiler's library gets a range for each wait;
+ * one that is none, or refuses, changes nothing. */
 #include "tests/support/sample_model.h"
 #include "tests/standin/standin.h"
 #include "store/pack/writer.h"
@@ -44,7 +45,8 @@ static int group_setup(void **state)
         memcpy(data + i, &value, 2);
     }
     for (size_t i = 0; i < TENSORS; i++)
-        len += (size_t)snprintf(json + len, sizeof json - len, "%s\"layers.%zu.w\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+        len += (size_t)snprintf(json + len, sizeof json - len,
+                                "%s\"layers.%zu.w\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
                                 i ? "," : "{", i, TENSOR_BYTES / 2, i * TENSOR_BYTES, (i + 1) * TENSOR_BYTES);
     snprintf(json + len, sizeof json - len, "}");
     struct bytes plain = sample_file(json, 1, data, TENSORS * TENSOR_BYTES);
@@ -54,7 +56,8 @@ static int group_setup(void **state)
     free(data);
     free(plain.data);
     path = sample_path("gpu.json");
-    if (cws_pack_file(in, out, &(struct cws_pack_options){0}, NULL, &err) || cws_store_open(out, CWS_IO_AUTO, &store, &err))
+    if (cws_pack_file(in, out, &(struct cws_pack_options){0}, NULL, &err) ||
+        cws_store_open(out, CWS_IO_AUTO, &store, &err))
         fail_msg("%s", err.message);
     return 0;
 }
@@ -83,8 +86,14 @@ static void open_traced(struct run *run, uint64_t budget)
     said[0] = '\0';
     if (cws_trace_start(path, say, &err))
         fail_msg("%s", err.message);
-    const struct cws_gpu_config config = {.driver = &driver, .budget_bytes = budget, .host_budget_bytes = 64 * MIB, .policy = CWS_POLICY_NEXT,
-                                          .prefetch = true, .ring_bytes = 8 * MIB, .kernels = image_of_kernels, .say = say};
+    const struct cws_gpu_config config = {.driver = &driver,
+                                          .budget_bytes = budget,
+                                          .host_budget_bytes = 64 * MIB,
+                                          .policy = CWS_POLICY_NEXT,
+                                          .prefetch = true,
+                                          .ring_bytes = 8 * MIB,
+                                          .kernels = image_of_kernels,
+                                          .say = say};
     if (cws_gpu_open(&config, 0, &run->gpu, &err))
         fail_msg("%s", err.message);
     assert_int_equal(driver.stream_create(&run->stream, CU_STREAM_NON_BLOCKING), 0);
@@ -115,7 +124,8 @@ static void scan(struct run *run)
 {
     for (unsigned i = 0; i < TENSORS; i++) {
         assert_int_equal(cws_gpu_alloc(run->gpu, TENSOR_BYTES, run->stream, &run->at[i]), 0);
-        assert_true(cws_gpu_bind(run->gpu, run->at[i], TENSOR_BYTES, run->stream, store, cws_store_tensor(store, i)->begin));
+        assert_true(
+            cws_gpu_bind(run->gpu, run->at[i], TENSOR_BYTES, run->stream, store, cws_store_tensor(store, i)->begin));
     }
     for (unsigned round = 0; round < ROUNDS; round++)
         for (unsigned i = 0; i < TENSORS; i++)
@@ -129,7 +139,8 @@ static long long sum(json_t *events, const char *name, const char *phases, const
     size_t i;
     long long n = 0;
     *out_bytes = 0;
-    json_array_foreach(events, i, e) {
+    json_array_foreach(events, i, e)
+    {
         const char *own = json_string_value(json_object_get(e, "name"));
         if (!own || strcmp(own, name) != 0 || !strchr(phases, json_string_value(json_object_get(e, "ph"))[0]) ||
             (why && strcmp(trace_text(e, "why"), why) != 0))
@@ -161,7 +172,8 @@ static void a_scan_is_told_as_it_was(void **state)
     assert_int_equal(sum(events, "load", "X", "ahead", &bytes), s.prefetched);
     assert_int_equal(sum(events, "drop", "X", "dropped", &bytes), s.drops);
     assert_true(s.drops > 0);
-    long long missed = sum(events, "use", "i", "miss", &bytes), late = sum(events, "use", "i", "loading", &bytes) + sum(events, "use", "i", "dropping", &bytes);
+    long long missed = sum(events, "use", "i", "miss", &bytes),
+              late = sum(events, "use", "i", "loading", &bytes) + sum(events, "use", "i", "dropping", &bytes);
     assert_int_equal(sum(events, "wait for weights", "B", "weights", &bytes), missed + late);
     assert_true(missed > 0);
     assert_true(sum(events, "copy", "X", NULL, &bytes) > 0);
@@ -192,7 +204,8 @@ static void device_times_lie_inside_their_loads(void **state)
     size_t n = 0;
     for (; (e = trace_event(events, "copy", 'X', n)) != NULL; n++) {
         double at = json_number_value(json_object_get(e, "ts")), span = json_number_value(json_object_get(e, "dur"));
-        assert_true(at > before - 1e6 && at + span < after + 1e6); /* the two clocks were compared once, with an event */
+        /* the two clocks were compared once, with an event */
+        assert_true(at > before - 1e6 && at + span < after + 1e6);
     }
     assert_true(n > 0);
     json_decref(events);
@@ -210,8 +223,13 @@ static void calls_of_the_trace_may_fail(void **state)
         open_traced(&run, 64 * MIB);
         cws_gpu_close(run.gpu);
         struct cws_error err = {0};
-        const struct cws_gpu_config config = {.driver = &driver, .budget_bytes = 64 * MIB, .host_budget_bytes = 64 * MIB, .prefetch = true,
-                                              .ring_bytes = 8 * MIB, .kernels = image_of_kernels, .say = say};
+        const struct cws_gpu_config config = {.driver = &driver,
+                                              .budget_bytes = 64 * MIB,
+                                              .host_budget_bytes = 64 * MIB,
+                                              .prefetch = true,
+                                              .ring_bytes = 8 * MIB,
+                                              .kernels = image_of_kernels,
+                                              .say = say};
         /* The first events are the ring's and the manager's own. */
         unsigned own = c == 0 ? 2 * 8 + 32 + 1 + 3 : 1;
         standin_fail(calls[c], own, CUDA_ERROR_UNKNOWN);
@@ -258,7 +276,8 @@ static void with_profiler(const char *library, const char *how, bool expected)
     assert_true(strncmp((char *)tool_symbol(tool, "nvtx_tool_last"), "wait for layers.", 16) == 0);
     json_t *events = trace_load(path, getpid(), true);
     assert_int_equal(*(int *)tool_symbol(tool, "nvtx_tool_begun"), trace_count(events, "wait for weights", 'B'));
-    assert_int_equal(*(uint64_t *)tool_symbol(tool, "nvtx_tool_bytes"), trace_count(events, "wait for weights", 'B') * TENSOR_BYTES);
+    assert_int_equal(*(uint64_t *)tool_symbol(tool, "nvtx_tool_bytes"),
+                     trace_count(events, "wait for weights", 'B') * TENSOR_BYTES);
     json_decref(events);
 }
 

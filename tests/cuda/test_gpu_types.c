@@ -1,6 +1,7 @@
-/* The CUDA manager with tensors of every kind of dtype: of less than a byte, complex, scales, and one that no build knows. They bind, page and decode
- * to their bytes, from a store and from an ordinary file. */
-#define GPU_TYPES {"F6_E2M3", 6}, {"F4", 4}, {"C64", 64}, {"I4", 4}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}
+/* The CUDA manager with tensors of every kind of dtype: of less than a byte, complex, scales, and one that no build
+ * knows. They bind, page and decode to their bytes, from a store and from an ordinary file. */
+#define GPU_TYPES                                                                                                      \
+    {"F6_E2M3", 6}, {"F4", 4}, {"C64", 64}, {"I4", 4}, {"F8_E8M0", 8}, { "F8_E4M3FNUZ", 8 }
 #include "gpu_fixture.h"
 #include "uvm/cuda/file.h"
 
@@ -62,6 +63,7 @@ static void they_page_from_a_file(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(they_page_from_a_store), cmocka_unit_test(they_page_from_a_file)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(they_page_from_a_store),
+                                       cmocka_unit_test(they_page_from_a_file)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -1,6 +1,6 @@
-/* test_standin.c - the stand-in for the driver does what tests of the manager and of the shim rely on: memory that is there or
- * faults, streams that are really asynchronous, errors where a driver has them, failures on demand, a true account of
- * what is left. */
+/* test_standin.c - the stand-in for the driver does what tests of the manager and of the shim rely on: memory that is
+ * there or faults, streams that are really asynchronous, errors where a driver has them, failures on demand, a true
+ * account of what is left. */
 #include "tests/standin/standin.h"
 #include "store/base/driver.h"
 
@@ -21,7 +21,8 @@
 static struct cws_driver cu;
 static CUcontext context;
 static CUmodule module; /* of the test kernels; NULL until one is used */
-static const CUmemAllocationProp ON_DEVICE = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+static const CUmemAllocationProp ON_DEVICE = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                              .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
 static const CUmemAccessDesc READ_WRITE = {{CU_MEM_LOCATION_TYPE_DEVICE, 0}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
 static const CUmemAccessDesc READ_ONLY = {{CU_MEM_LOCATION_TYPE_DEVICE, 0}, CU_MEM_ACCESS_FLAGS_PROT_READ};
 
@@ -169,16 +170,16 @@ static void wrong_vmm_calls_are_refused_and_change_nothing(void **state)
     assert_int_equal(cu.create(&other, GRANULE + 4096, &ON_DEVICE, 0), bad);
     assert_int_equal(cu.create(&other, 0, &ON_DEVICE, 0), bad);
     assert_int_equal(cu.reserve(&hole, GRANULE / 2, 0, 0, 0), bad);
-    assert_int_equal(cu.map(at, GRANULE, 0, other, 0), bad);               /* over a mapped range */
-    assert_int_equal(cu.map(hole, 2 * GRANULE, 0, other, 0), bad);         /* more than the handle has */
+    assert_int_equal(cu.map(at, GRANULE, 0, other, 0), bad);       /* over a mapped range */
+    assert_int_equal(cu.map(hole, 2 * GRANULE, 0, other, 0), bad); /* more than the handle has */
     assert_int_equal(cu.map(hole, GRANULE, GRANULE, other, 0), bad);
     assert_int_equal(cu.map(hole + 4096, GRANULE, 0, other, 0), bad);
     assert_int_equal(cu.map(hole + 2 * GRANULE, GRANULE, 0, other, 0), bad); /* outside any reservation */
-    assert_int_equal(cu.unmap(at, GRANULE), bad);                          /* a part of a mapping */
+    assert_int_equal(cu.unmap(at, GRANULE), bad);                            /* a part of a mapping */
     assert_int_equal(cu.unmap(hole, GRANULE), bad);
     assert_int_equal(cu.set_access(hole, GRANULE, &READ_WRITE, 1), bad);
     assert_int_equal(cu.set_access(at, GRANULE, &READ_WRITE, 1), bad);
-    assert_int_equal(cu.unreserve(at, 2 * GRANULE), bad);                  /* still mapped */
+    assert_int_equal(cu.unreserve(at, 2 * GRANULE), bad); /* still mapped */
     assert_int_equal(cu.unreserve(hole, GRANULE), bad);
     OK(cu.release(other));
     assert_int_equal(cu.release(other), bad); /* twice */
@@ -339,8 +340,8 @@ static void the_legacy_stream_orders_blocking_streams_only(void **state)
     kernel("fill");
     standin_hold(blocking);
     OK(fill(at, 8, 1, blocking));
-    OK(copy(at + 8, at, 8, NULL));         /* waits for the first */
-    OK(fill(at + 16, 8, 3, free_stream));  /* waits for nothing */
+    OK(copy(at + 8, at, 8, NULL));        /* waits for the first */
+    OK(fill(at + 16, 8, 3, free_stream)); /* waits for nothing */
     OK(cu.stream_sync(free_stream));
     assert_int_equal(byte_at(at + 16), 3);
     assert_int_equal(cu.stream_query(blocking), CUDA_ERROR_NOT_READY);
@@ -642,7 +643,8 @@ static void parameters_are_known_of_each_kind_by_its_own_query(void **state)
     assert_int_equal(cu.launch(function, 0, 1, 1, 1, 1, 1, 0, NULL, params, NULL), CUDA_ERROR_INVALID_VALUE);
     assert_int_equal(cu.launch(function, 1, 1, 1, 2048, 1, 1, 0, NULL, params, NULL), CUDA_ERROR_INVALID_VALUE);
     OK(CALL("cuLibraryUnload", (void *))(library));
-    assert_int_equal(cu.launch((CUfunction)(void *)kern, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL), CUDA_ERROR_INVALID_HANDLE);
+    assert_int_equal(cu.launch((CUfunction)(void *)kern, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL),
+                     CUDA_ERROR_INVALID_HANDLE);
     unmapped(at, GRANULE);
 }
 
@@ -702,7 +704,8 @@ static void a_graph_runs_what_was_captured(void **state)
     OK(CALL("cuGraphKernelNodeGetParams_v2", (CUgraphNode, void *))(nodes[0], &node));
     assert_ptr_equal(node.function, kernel("add"));
     assert_int_equal(*(CUdeviceptr *)node.params[0], at);
-    assert_int_equal(CALL("cuGraphKernelNodeGetParams_v2", (CUgraphNode, void *))(nodes[1], &node), CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(CALL("cuGraphKernelNodeGetParams_v2", (CUgraphNode, void *))(nodes[1], &node),
+                     CUDA_ERROR_INVALID_VALUE);
     OK(CALL("cuGraphInstantiateWithFlags", (CUgraphExec *, CUgraph, unsigned long long))(&exec, graph, 0));
     OK(CALL("cuGraphDestroy", (CUgraph))(graph));
     for (int i = 0; i < 3; i++)
@@ -738,7 +741,8 @@ static void unsafe_calls_end_a_capture_but_not_in_relaxed_mode(void **state)
     OK(CALL("cuStreamBeginCapture_v2", (CUstream, int))(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
     OK(cu.mem_alloc(&at, 100)); /* a relaxed capture forbids nobody */
     assert_int_equal(cu.event_record((CUevent)(void *)&at, NULL), CUDA_ERROR_INVALID_HANDLE);
-    assert_int_equal(fill(at, 8, 1, NULL), CUDA_ERROR_STREAM_CAPTURE_IMPLICIT); /* the legacy stream, a blocking one captures */
+    /* the legacy stream, a blocking one captures */
+    assert_int_equal(fill(at, 8, 1, NULL), CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
     assert_int_equal(CALL("cuStreamEndCapture", (CUstream, CUgraph *))(stream, &graph), 901);
     OK(cu.stream_sync(stream));
 }
@@ -760,8 +764,9 @@ static void pointers_are_known(void **state)
     OK(CALL("cuIpcGetMemHandle", (void *, CUdeviceptr))(ipc, plain));
     assert_int_equal(CALL("cuIpcGetMemHandle", (void *, CUdeviceptr))(ipc, at), CUDA_ERROR_INVALID_VALUE);
     OK(cu.unmap(at, 2 * GRANULE));
-    assert_int_equal(CALL("cuPointerGetAttribute", (void *, int, CUdeviceptr))(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, at),
-                     CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(
+        CALL("cuPointerGetAttribute", (void *, int, CUdeviceptr))(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, at),
+        CUDA_ERROR_INVALID_VALUE);
     assert_int_equal(CALL("cuMemGetAddressRange_v2", (CUdeviceptr *, size_t *, CUdeviceptr))(&begin, &bytes, at),
                      CUDA_ERROR_NOT_FOUND);
 }
@@ -783,8 +788,15 @@ static void rows_are_copied(void **state)
         CUdeviceptr to_device;
         void *to_array;
         size_t to_pitch, width, height;
-    } c = {.from_x = 2, .from_type = 1, .from_host = from, .from_pitch = 8, .to_type = 2, .to_device = at, .to_pitch = 512,
-           .width = 4, .height = 3};
+    } c = {.from_x = 2,
+           .from_type = 1,
+           .from_host = from,
+           .from_pitch = 8,
+           .to_type = 2,
+           .to_device = at,
+           .to_pitch = 512,
+           .width = 4,
+           .height = 3};
     OK(CALL("cuMemcpy2D_v2", (void *))(&c));
     OK(cu.context_sync());
     assert_memory_equal((void *)(uintptr_t)(at + 512), "jklm", 4);
@@ -801,8 +813,8 @@ static void names_resolve_as_a_runtime_asks_for_them(void **state)
     (void)state;
     void *found = NULL;
     int status = -1;
-    CUresult (*query)(const char *, void **, int, uint64_t, int *) =
-        (CUresult(*)(const char *, void **, int, uint64_t, int *))standin_resolve(NULL, "cuGetProcAddress_v2");
+    CUresult (*query)(const char *, void **, int, uint64_t, int *) = (CUresult(*)(
+        const char *, void **, int, uint64_t, int *))standin_resolve(NULL, "cuGetProcAddress_v2");
     OK(query("cuMemFree", &found, 13000, 0, &status));
     assert_ptr_equal(found, standin_resolve(NULL, "cuMemFree_v2"));
     assert_int_equal(status, 0);

@@ -1,5 +1,6 @@
-/* test_standin_gpu.c - the host versions of the decoding kernels, which tests of the manager run on: chunks of each codec and
- * of several dtypes in one batch decode to what was packed, with the hash; a chunk that is not valid says so. */
+/* test_standin_gpu.c - the host versions of the decoding kernels, which tests of the manager run on: chunks of each
+ * codec and of several dtypes in one batch decode to what was packed, with the hash; a chunk that is not valid says
+ * so. */
 #include "tests/store/codec_data.h"
 #include "tests/standin/standin.h"
 #include "store/format/content_hash.h"
@@ -60,8 +61,11 @@ static void job_of(struct packed *p, struct cws_gpu_job *job)
 {
     struct cws_error err;
     struct cws_gpu_table table;
-    struct cws_gpu_chunk chunk = {.dtype = p->dtype, .codec = p->codec, .row_elems = p->plan.row_elems,
-                                  .stored_bytes = (uint32_t)p->stored_bytes, .logical_bytes = (uint32_t)p->bytes};
+    struct cws_gpu_chunk chunk = {.dtype = p->dtype,
+                                  .codec = p->codec,
+                                  .row_elems = p->plan.row_elems,
+                                  .stored_bytes = (uint32_t)p->stored_bytes,
+                                  .logical_bytes = (uint32_t)p->bytes};
     if (p->codec != CWS_CODEC_RAW) {
         OK(cws_gpu_table_build(p->plan.packed, &table, &err));
         chunk.table = upload(&table, sizeof table);
@@ -98,10 +102,11 @@ static int setup(void **state)
 static void chunks_of_all_kinds_decode_as_the_reference_does(void **state)
 {
     (void)state;
-    struct packed packed[CHUNKS] = {
-        {.dtype = CWS_BF16, .rows = 61, .row = 515}, {.dtype = CWS_F32, .rows = 33, .row = 129},
-        {.dtype = CWS_BF16, .rows = 64, .row = 300, .mode = CWS_MODE_Q8}, {.dtype = CWS_F8_E4M3, .rows = 40, .row = 333},
-        {.dtype = CWS_F16, .rows = 1, .row = 7}};
+    struct packed packed[CHUNKS] = {{.dtype = CWS_BF16, .rows = 61, .row = 515},
+                                    {.dtype = CWS_F32, .rows = 33, .row = 129},
+                                    {.dtype = CWS_BF16, .rows = 64, .row = 300, .mode = CWS_MODE_Q8},
+                                    {.dtype = CWS_F8_E4M3, .rows = 40, .row = 333},
+                                    {.dtype = CWS_F16, .rows = 1, .row = 7}};
     struct cws_gpu_job jobs[CHUNKS];
     struct cws_gpu_result results[CHUNKS];
     unsigned codecs = 0;
@@ -138,7 +143,8 @@ static void a_changed_chunk_is_refused_alone(void **state)
         job_of(&packed[i], &jobs[i]);
         assert_int_equal(packed[i].codec, CWS_CODEC_SPLIT);
     }
-    volatile uint8_t *head = (volatile uint8_t *)(uintptr_t)jobs[0].stored, *directory = (volatile uint8_t *)(uintptr_t)jobs[2].stored;
+    volatile uint8_t *head = (volatile uint8_t *)(uintptr_t)jobs[0].stored,
+                     *directory = (volatile uint8_t *)(uintptr_t)jobs[2].stored;
     OK(cu.context_sync());
     head[0] ^= 1;
     for (unsigned i = 0; i < 4; i++)

@@ -1,5 +1,6 @@
-/* Stores in memory, both ways. Odd first byte: the rest is a store of arbitrary bytes, opened and read where it lies, in memory of exactly
- * its size. Even: the rest is a tensor of some dtype, shape and mode, packed, opened and read back. */
+/* Stores in memory, both ways. Odd first byte: the rest is a store of arbitrary bytes, opened and read where it lies,
+ * in memory of exactly its size. Even: the rest is a tensor of some dtype, shape and mode, packed, opened and read
+ * back. */
 #include "fuzz_sign.h"
 #include "store/read/store.h"
 #include "store/pack/writer.h"
@@ -69,7 +70,8 @@ static void open_any(const uint8_t *data, size_t size)
 static void pack_any(uint8_t first, const uint8_t *data, size_t size)
 {
     enum cws_dtype dtype = (enum cws_dtype)((first >> 1) % CWS_OTHER);
-    uint64_t columns = size ? 1 + data[0] : 1, elems = size / ((cws_dtype_bits(dtype) + 7) / 8), shape[2] = {elems / columns, columns};
+    uint64_t columns = size ? 1 + data[0] : 1, elems = size / ((cws_dtype_bits(dtype) + 7) / 8),
+             shape[2] = {elems / columns, columns};
     struct cws_error err = {0};
     struct cws_memory_tensor t = {.name = "t", .dtype = dtype, .shape = shape, .ndim = 2, .data = data};
     struct cws_memory_model model = {.tensors = &t, .tensor_count = 1};
@@ -84,13 +86,15 @@ static void pack_any(uint8_t first, const uint8_t *data, size_t size)
                 abort();
             continue;
         }
-        if (cws_pack_tensors_to_memory(&model, &o, &out, &out_bytes, &err) || cws_store_open_memory(out, out_bytes, "t", &s, &err) ||
+        if (cws_pack_tensors_to_memory(&model, &o, &out, &out_bytes, &err) ||
+            cws_store_open_memory(out, out_bytes, "t", &s, &err) ||
             cws_store_verify(s, 1, count, NULL, &faults, &err) || faults)
             abort();
         const struct cws_tensor_info *info = cws_store_tensor(s, 0);
         uint8_t *back = malloc(bytes + !bytes);
         if (cws_store_read_parallel(s, 1, info->begin, info->end, back, &err) || info->end - info->begin != bytes ||
-            (!cws_store_is_lossy(s) && memcmp(back, data, bytes) != 0) || (cws_store_is_lossy(s) && mode == CWS_MODE_LOSSLESS))
+            (!cws_store_is_lossy(s) && memcmp(back, data, bytes) != 0) ||
+            (cws_store_is_lossy(s) && mode == CWS_MODE_LOSSLESS))
             abort();
         free(back);
         cws_store_close(s);

@@ -1,6 +1,6 @@
-/* fuzz_codec.h - one decoder against the oracle: the same verdict and the same bytes, whatever the bytes are. The including
- * file defines FUZZ_DECODER, its name. An input is either a chunk as it stands, or patches to a chunk that the encoder
- * makes from a seed: random bytes alone would never get past the directory. */
+/* fuzz_codec.h - one decoder against the oracle: the same verdict and the same bytes, whatever the bytes are. The
+ * including file defines FUZZ_DECODER, its name. An input is either a chunk as it stands, or patches to a chunk that
+ * the encoder makes from a seed: random bytes alone would never get past the directory. */
 #ifndef CWS_TESTS_FUZZ_CODEC_H
 #define CWS_TESTS_FUZZ_CODEC_H
 #include "tests/store/codec_data.h"
@@ -33,8 +33,8 @@ static void demand(bool ok, const char *what)
 static struct cws_decode_scratch *fuzz_scratch;
 static struct cws_encode_scratch *fuzz_encode_scratch;
 
-static void compare(const struct cws_chunk_context *context, const uint8_t packed[128], const uint8_t *bytes, size_t size,
-                    size_t logical, uint32_t range)
+static void compare(const struct cws_chunk_context *context, const uint8_t packed[128], const uint8_t *bytes,
+                    size_t size, size_t logical, uint32_t range)
 {
     uint8_t *stored = malloc(size + CWS_STREAM_PAD), *want = malloc(logical + 1), *got = malloc(logical + 1);
     memcpy(stored, bytes, size);
@@ -84,7 +84,8 @@ static void as_it_stands(struct fuzz_input *in)
 /* The rest of the input is (position, xor) pairs. */
 static void patched(struct fuzz_input *in)
 {
-    static const enum cws_dtype dtypes[] = {CWS_BF16, CWS_F16, CWS_F32, CWS_F64, CWS_F8_E4M3, CWS_F8_E5M2, CWS_U8, CWS_I32};
+    static const enum cws_dtype dtypes[] = {CWS_BF16,    CWS_F16,     CWS_F32, CWS_F64,
+                                            CWS_F8_E4M3, CWS_F8_E5M2, CWS_U8,  CWS_I32};
     struct data_chunk c = {0};
     unsigned kind = take(in, 1), rows = 1 + take(in, 1) % 64, cols = 1 + take(in, 2) % 600;
     enum cws_dtype dtype = dtypes[kind & 7];
@@ -92,7 +93,8 @@ static void patched(struct fuzz_input *in)
     uint32_t range = take(in, 4);
     uint8_t *data = data_normal(dtype, (size_t)rows * cols, kind & 64 ? 1e3 : 0.02);
     size_t bytes = (size_t)rows * cols * cws_dtype_unit(dtype);
-    demand(data_plan(&c.plan, (enum cws_mode)(kind >> 3 & 3 ? (kind >> 3 & 3) - 1 : 0), dtype, data, rows, cols) == 0, "no plan");
+    demand(data_plan(&c.plan, (enum cws_mode)(kind >> 3 & 3 ? (kind >> 3 & 3) - 1 : 0), dtype, data, rows, cols) == 0,
+           "no plan");
     if (bytes > c.plan.chunk_bytes)
         bytes = c.plan.chunk_bytes;
     demand(data_encode(&c, data, 0, bytes, fuzz_encode_scratch) == 0, "no chunk");

@@ -33,7 +33,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint64_t at = 0;
     for (size_t i = 0; i < h->tensor_count; i++) {
         const struct cws_header_tensor *t = &h->tensors[i];
-        promise(t->begin == at && t->end >= at && (t->dtype == CWS_OTHER || (cws_dtype_size(t->dtype, t->elems, &bytes) && t->end - t->begin == bytes)));
+        promise(t->begin == at && t->end >= at &&
+                (t->dtype == CWS_OTHER || (cws_dtype_size(t->dtype, t->elems, &bytes) && t->end - t->begin == bytes)));
         at = t->end;
     }
     promise(at == h->data_bytes);
@@ -41,9 +42,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t *text;
     promise(cws_header_write("f", h, &text, &written_bytes, &err) == 0);
     promise(cws_header_parse("f", text, written_bytes, UINT64_MAX, &again, &err) == 0);
-    promise(again->tensor_count == h->tensor_count && again->data_bytes == h->data_bytes && again->metadata_count == h->metadata_count);
+    promise(again->tensor_count == h->tensor_count && again->data_bytes == h->data_bytes &&
+            again->metadata_count == h->metadata_count);
     for (size_t i = 0; i < h->tensor_count; i++)
-        promise(strcmp(h->tensors[i].name, again->tensors[i].name) == 0 && strcmp(h->tensors[i].dtype_name, again->tensors[i].dtype_name) == 0 && h->tensors[i].begin == again->tensors[i].begin);
+        promise(strcmp(h->tensors[i].name, again->tensors[i].name) == 0 &&
+                strcmp(h->tensors[i].dtype_name, again->tensors[i].dtype_name) == 0 &&
+                h->tensors[i].begin == again->tensors[i].begin);
     /* It lists the same tensors, in whatever order, and no others. */
     bool same;
     promise(cws_header_compare("f", text, written_bytes, h, &same, &err) == 0 && same);

@@ -1,5 +1,5 @@
-/* A whole store of arbitrary bytes: opened, listed, verified, read. The checksums of trailer, index and front are made right
- * where the trailer's offsets allow it, and those of the chunks, so that the rules behind them are reached. */
+/* A whole store of arbitrary bytes: opened, listed, verified, read. The checksums of trailer, index and front are made
+ * right where the trailer's offsets allow it, and those of the chunks, so that the rules behind them are reached. */
 #include "fuzz_sign.h"
 #include "store/read/store.h"
 

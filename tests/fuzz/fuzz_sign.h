@@ -1,4 +1,5 @@
-/* fuzz_sign.h - makes the checksums of an arbitrary store right, where its offsets allow it, so that a fuzzer reaches the rules behind them. */
+/* fuzz_sign.h - makes the checksums of an arbitrary store right, where its offsets allow it, so that a fuzzer reaches
+ * the rules behind them. */
 #ifndef CWS_TEST_FUZZ_SIGN_H
 #define CWS_TEST_FUZZ_SIGN_H
 #include "store/format/content_hash.h"
@@ -23,7 +24,8 @@ static inline void fuzz_sign(uint8_t *file, size_t size)
         uint8_t *index = file + t.index_offset, *end = index + t.index_bytes;
         if (t.index_bytes >= sizeof h) {
             memcpy(&h, index, sizeof h);
-            uint64_t left = t.index_bytes - sizeof h, tensors = (uint64_t)h.tensor_count * sizeof(struct cws_tensor_record);
+            uint64_t left = t.index_bytes - sizeof h,
+                     tensors = (uint64_t)h.tensor_count * sizeof(struct cws_tensor_record);
             uint64_t padded = (h.header_bytes + 7) / 8 * 8;
             if (h.header_bytes <= left && padded <= left && tensors <= left - padded &&
                 h.chunk_count <= (left - padded - tensors) / sizeof(struct cws_chunk_record)) {
@@ -38,7 +40,8 @@ static inline void fuzz_sign(uint8_t *file, size_t size)
                 struct cws_hash128 sum = {0, 0};
                 for (uint32_t i = 0; i < h.tensor_count; i++)
                     cws_content_hash_add(&sum, cws_content_key,
-                                         records + i * sizeof(struct cws_tensor_record) + offsetof(struct cws_tensor_record, content_hash),
+                                         records + i * sizeof(struct cws_tensor_record) +
+                                             offsetof(struct cws_tensor_record, content_hash),
                                          16, 16 * (uint64_t)i);
                 t.content_hash[0] = sum.lo;
                 t.content_hash[1] = sum.hi;

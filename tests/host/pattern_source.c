@@ -23,10 +23,14 @@ static uint64_t pattern_word(uint64_t seed, uint64_t index)
 {
     uint64_t x = (index + seed) * UINT64_C(0x9E3779B97F4A7C15);
     x ^= x >> 29;
-    return (x * UINT64_C(0xBF58476D1CE4E5B9)) | UINT64_C(0x0101010101010101); /* no byte is zero: zeros are what must never be seen */
+    return (x * UINT64_C(0xBF58476D1CE4E5B9)) |
+           UINT64_C(0x0101010101010101); /* no byte is zero: zeros are what must never be seen */
 }
 
-uint8_t pattern_byte(const struct pattern *p, uint64_t offset) { return (uint8_t)(pattern_word(p->seed, offset / 8) >> (offset % 8 * 8)); }
+uint8_t pattern_byte(const struct pattern *p, uint64_t offset)
+{
+    return (uint8_t)(pattern_word(p->seed, offset / 8) >> (offset % 8 * 8));
+}
 
 static struct pattern *self(struct cws_source *s) { return (struct pattern *)s; }
 
@@ -53,7 +57,8 @@ static int fill(struct cws_source *s, unsigned slot, uint64_t begin, uint64_t en
     atomic_fetch_sub(&p->in_slot[slot], 1);
     if (begin < atomic_load(&p->corrupt_end) && end > atomic_load(&p->corrupt_begin)) {
         memset(dst, 0xEE, end - begin);
-        return cws_fail(err, CWS_E_CORRUPT, "pattern.store: tensor \"t%llu\": the stored bytes fail their checksum (logical offset %llu)",
+        return cws_fail(err, CWS_E_CORRUPT,
+                        "pattern.store: tensor \"t%llu\": the stored bytes fail their checksum (logical offset %llu)",
                         (unsigned long long)(p->region_bytes ? begin / p->region_bytes : 0), (unsigned long long)begin);
     }
     return 0;
@@ -75,7 +80,8 @@ static void destroy(struct cws_source *s) { atomic_store(&self(s)->destroyed, tr
 
 struct pattern *pattern_new(uint64_t bytes, uint64_t region_bytes)
 {
-    static const struct cws_source_ops ops = {.fill = fill, .region_at = region_at, .region = region, .destroy = destroy};
+    static const struct cws_source_ops ops = {
+        .fill = fill, .region_at = region_at, .region = region, .destroy = destroy};
     struct pattern *p = calloc(1, sizeof *p);
     p->region_bytes = region_bytes;
     p->seed = 12345;
@@ -128,7 +134,8 @@ static bool reads_as(const char *tid, const char *what, const char *expected)
     return same;
 }
 
-/* Is every other thread but the one that writes a trace asleep in epoll_pwait(), or as a sanitizer's own? True where nobody tells. */
+/* Is every other thread but the one that writes a trace asleep in epoll_pwait(), or as a sanitizer's own? True where
+ * nobody tells. */
 static bool workers_wait(void)
 {
     DIR *tasks = opendir("/proc/self/task");
@@ -140,7 +147,8 @@ static bool workers_wait(void)
             continue;
         snprintf(path, sizeof path, "/proc/self/task/%.20s/syscall", task->d_name);
         FILE *file = fopen(path, "r");
-        if (file && fgets(text, sizeof text, file) && atoi(text) != SYS_epoll_pwait && atoi(text) != SYS_clock_nanosleep && atoi(text) != SYS_nanosleep &&
+        if (file && fgets(text, sizeof text, file) && atoi(text) != SYS_epoll_pwait &&
+            atoi(text) != SYS_clock_nanosleep && atoi(text) != SYS_nanosleep &&
             !reads_as(task->d_name, "comm", "codecllm-trace"))
             all = false;
         if (file)
@@ -151,8 +159,9 @@ static bool workers_wait(void)
     return all;
 }
 
-/* A thread that starts maps memory, much of it with a sanitizer, and it may get just the page that a test has unmapped to see that it stays
- * unmapped; the test then unmaps memory of the sanitizer. So tests begin when the pager's threads have started. */
+/* A thread that starts maps memory, much of it with a sanitizer, and it may get just the page that a test has unmapped
+ * to see that it stays unmapped; the test then unmaps memory of the sanitizer. So tests begin when the pager's threads
+ * have started. */
 static void await_workers(void)
 {
     for (int ms = 0; ms < HANG_SECONDS * 1000 && !workers_wait(); ms++)
@@ -171,7 +180,8 @@ void start_pager_with(struct cws_options options)
 
 void start_pager(uint64_t budget_bytes)
 {
-    start_pager_with((struct cws_options){.active = budget_bytes != 0, .budget_bytes = budget_bytes, .prefetch = true, .policy = CWS_POLICY_NEXT});
+    start_pager_with((struct cws_options){
+        .active = budget_bytes != 0, .budget_bytes = budget_bytes, .prefetch = true, .policy = CWS_POLICY_NEXT});
 }
 
 void stop_pager(void) { assert_int_equal(cws_pager_stop(), 0); }
@@ -209,7 +219,8 @@ int for_each_rung(int argc, char **argv, int (*tests)(void))
         setenv("CODEC_PAGER", rungs[i], 1);
         pid_t pid;
         int status = -1;
-        if (posix_spawn(&pid, "/proc/self/exe", NULL, NULL, argv, environ) != 0 || waitpid(pid, &status, 0) != pid || status != 0) {
+        if (posix_spawn(&pid, "/proc/self/exe", NULL, NULL, argv, environ) != 0 || waitpid(pid, &status, 0) != pid ||
+            status != 0) {
             printf("# rung %s: FAILED (status %#x)\n", rungs[i], (unsigned)status);
             failures++;
         }

@@ -1,4 +1,5 @@
-/* pattern_source.h - a source whose bytes are a function of their offset, for tests of the pager; and the loop over all rungs. */
+/* pattern_source.h - a source whose bytes are a function of their offset, for tests of the pager; and the loop over all
+ * rungs. */
 #ifndef PATTERN_SOURCE_H
 #define PATTERN_SOURCE_H
 #include "uvm/host/pager.h"
@@ -11,14 +12,15 @@
 #include <string.h>
 #include <cmocka.h>
 
-/* Sizes grow with the page, so that a test has the same layout everywhere: these are what they are called where a page is 4 KiB. */
+/* Sizes grow with the page, so that a test has the same layout everywhere: these are what they are called where a page
+ * is 4 KiB. */
 #define PAGE CWS_PAGE_BYTES
 #define KIB (PAGE / 4)
 #define MIB (PAGE * 256)
 
 struct pattern {
     struct cws_source base;
-    uint64_t region_bytes;          /* every region, from `first_region` on; 0: none */
+    uint64_t region_bytes; /* every region, from `first_region` on; 0: none */
     uint64_t seed;
     _Atomic uint64_t corrupt_begin, corrupt_end; /* fills that touch this range fail */
     _Atomic uint64_t fills;
@@ -42,7 +44,8 @@ void start_pager(uint64_t budget_bytes);
 void start_pager_with(struct cws_options options);
 void stop_pager(void);
 
-/* Runs this program once for each rung that works here, with CODEC_PAGER set, and says which do not; in such a run calls `tests`. For main(). */
+/* Runs this program once for each rung that works here, with CODEC_PAGER set, and says which do not; in such a run
+ * calls `tests`. For main(). */
 int for_each_rung(int argc, char **argv, int (*tests)(void));
 
 /* Bytes of resident memory of [addr, addr + len) by /proc/self/smaps, as an outsider would count them. */

@@ -18,8 +18,8 @@
 #define AT_MINSIGSTKSZ 51
 #endif
 
-/* Of the program's stack, nothing of ours lies there but the kernel's frame and this much. A sanitizer puts functions of its own between kernel and handler,
- * and calls into its runtime where memory is looked at. */
+/* Of the program's stack, nothing of ours lies there but the kernel's frame and this much. A sanitizer puts functions
+ * of its own between kernel and handler, and calls into its runtime where memory is looked at. */
 #if defined(__SANITIZE_THREAD__)
 enum { OURS_AT_MOST = 1024 + 3072 };
 #elif defined(__SANITIZE_ADDRESS__)
@@ -31,7 +31,8 @@ enum { OURS_AT_MOST = 1024 };
 enum { PAINT = 0xC5, BELOW_BYTES = 1 << 16, GUARD_BYTES = 1 << 16 };
 
 struct small_stack {
-    uint8_t *map, *low, *top; /* the stack is [low, top); below it BELOW_BYTES that nobody may write to, and guards around it all */
+    /* the stack is [low, top); below it BELOW_BYTES that nobody may write to, and guards around it all */
+    uint8_t *map, *low, *top;
     size_t map_bytes;
 };
 
@@ -109,7 +110,7 @@ static inline void assert_only_the_frame_was_put_on(const struct small_stack *s,
 {
     size_t used = small_stack_used(s), most = frames * (kernel_frame_bytes() + OURS_AT_MOST);
     if (used > most || used > (size_t)(s->top - s->low))
-        fail_msg("%zu bytes of a stack of %zu were used; %zu frames of the kernel are %zu", used, (size_t)(s->top - s->low), frames,
-                 frames * kernel_frame_bytes());
+        fail_msg("%zu bytes of a stack of %zu were used; %zu frames of the kernel are %zu", used,
+                 (size_t)(s->top - s->low), frames, frames * kernel_frame_bytes());
 }
 #endif

@@ -1,4 +1,5 @@
-/* Description: many threads read, write, hold and advise two views at a tiny budget, checked against a shadow copy; forks and unmaps in between.
+/* Description: many threads read, write, hold and advise two views at a tiny budget, checked against a shadow copy;
+ * forks and unmaps in between.
  *   stress_view [THREADS [SCALE_MIB [ITERATIONS [SEED]]]]    defaults 4 8 1500 1; once per rung */
 #include "pattern_source.h"
 
@@ -10,7 +11,8 @@ static size_t bytes;
 static unsigned threads = 4, iterations = 1500;
 static uint64_t first_seed = 1;
 
-enum { STRIPE = 5000 }; /* each has one lock and one shadow; not a page size, so that blocks and pages are shared */
+/* each has one lock and one shadow; not a page size, so that blocks and pages are shared */
+enum { STRIPE = 5000 };
 
 static struct pattern *source;
 static uint8_t *written_view, *read_view, *shadow;
@@ -38,7 +40,8 @@ static void one_step(uint64_t *seed)
             memset(written_view + at + from, (int)dice, len);
         }
     } else if (dice < 75) {
-        expect(pattern_differs(source, read_view + at + from, len, at + from) == -1, "the read-only view", at + from, *seed);
+        expect(pattern_differs(source, read_view + at + from, len, at + from) == -1, "the read-only view", at + from,
+               *seed);
     } else if (dice < 85) {
         bool for_write = dice < 78 && stripe % 8 == 0;
         if (cws_view_hold(written_view + at + from, len, for_write, NULL) != 0) {
@@ -48,7 +51,8 @@ static void one_step(uint64_t *seed)
             if (pipe(fds) == 0) { /* the kernel reads, and perhaps writes, what is held */
                 uint8_t back[4096];
                 size_t n = len < sizeof back ? len : sizeof back;
-                expect(write(fds[1], written_view + at + from, n) == (ssize_t)n, "write(2) from held memory", at + from, *seed);
+                expect(write(fds[1], written_view + at + from, n) == (ssize_t)n, "write(2) from held memory", at + from,
+                       *seed);
                 if (for_write)
                     memset(shadow + at + from, 0x5C, n);
                 expect(read(fds[0], back, n) == (ssize_t)n, "read(2)", at + from, *seed);
@@ -56,7 +60,8 @@ static void one_step(uint64_t *seed)
                     expect(memcmp(back, shadow + at + from, n) == 0, "what the kernel read", at + from, *seed);
                 memset(back, 0x5C, n);
                 if (for_write)
-                    expect(write(fds[1], back, n) == (ssize_t)n && read(fds[0], written_view + at + from, n) == (ssize_t)n,
+                    expect(write(fds[1], back, n) == (ssize_t)n &&
+                               read(fds[0], written_view + at + from, n) == (ssize_t)n,
                            "read(2) into held memory", at + from, *seed);
                 close(fds[0]);
                 close(fds[1]);
@@ -65,10 +70,12 @@ static void one_step(uint64_t *seed)
         }
     } else if (dice < 93) {
         size_t page = at / PAGE * PAGE;
-        expect(cws_view_advise(read_view + page, 3 * PAGE, dice < 90 ? MADV_DONTNEED : MADV_WILLNEED) == 0, "advice", at, *seed);
+        expect(cws_view_advise(read_view + page, 3 * PAGE, dice < 90 ? MADV_DONTNEED : MADV_WILLNEED) == 0, "advice",
+               at, *seed);
     } else if (dice < 96) {
         size_t page = at / PAGE * PAGE;
-        expect(cws_view_protect(read_view + page, PAGE, PROT_READ | (dice & 1 ? PROT_WRITE : 0)) == 0, "protection", at, *seed);
+        expect(cws_view_protect(read_view + page, PAGE, PROT_READ | (dice & 1 ? PROT_WRITE : 0)) == 0, "protection", at,
+               *seed);
     } else {
         void *other = NULL;
         size_t page = at / PAGE * PAGE, want = len + from;
@@ -106,8 +113,8 @@ static int run(void)
 {
     pthread_t *ids = calloc(threads, sizeof *ids);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    printf("# threads %u, %zu bytes, %u iterations, seed %llu, rung %s\n", threads, bytes, iterations, (unsigned long long)first_seed,
-           rung_under_test());
+    printf("# threads %u, %zu bytes, %u iterations, seed %llu, rung %s\n", threads, bytes, iterations,
+           (unsigned long long)first_seed, rung_under_test());
     start_pager(MIB + MIB / 2);
     source = pattern_new(bytes, 300 * KIB + 7);
     written_view = map_view(source, bytes, PROT_READ | PROT_WRITE, 0);
@@ -128,11 +135,13 @@ static int run(void)
     expect(pattern_differs(source, read_view, bytes, 0) == -1, "the end, read-only", 0, 0);
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
-    printf("# faults %llu, write faults %llu, evictions %llu, ahead %llu, peak %llu of %llu\n", (unsigned long long)stats.faults,
-           (unsigned long long)stats.write_faults, (unsigned long long)stats.evictions, (unsigned long long)stats.prefetched_blocks,
+    printf("# faults %llu, write faults %llu, evictions %llu, ahead %llu, peak %llu of %llu\n",
+           (unsigned long long)stats.faults, (unsigned long long)stats.write_faults,
+           (unsigned long long)stats.evictions, (unsigned long long)stats.prefetched_blocks,
            (unsigned long long)stats.peak_bytes, (unsigned long long)stats.budget_bytes);
     if (!rung_is("eager"))
-        expect(stats.peak_bytes <= stats.budget_bytes + cws_pager_slots() * stats.block_bytes, "the budget", (size_t)stats.peak_bytes, 0);
+        expect(stats.peak_bytes <= stats.budget_bytes + cws_pager_slots() * stats.block_bytes, "the budget",
+               (size_t)stats.peak_bytes, 0);
     cws_view_munmap(written_view, bytes);
     cws_view_munmap(read_view, bytes);
     expect(cws_pager_stop() == 0, "the stop", 0, 0);

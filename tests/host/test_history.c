@@ -1,5 +1,6 @@
-/* Description: what comes next is foreseen from the past: in a cycle, in rounds of rounds, after uses that are out of order, left out or forgotten; nothing is made up for what was
- * never seen, and a change is learned within a few uses. */
+/* Description: what comes next is foreseen from the past: in a cycle, in rounds of rounds, after uses that are out of
+ * order, left out or forgotten; nothing is made up for what was never seen, and a change is learned within a few
+ * uses. */
 #include "uvm/policy/order.h"
 
 #include <setjmp.h>
@@ -88,7 +89,8 @@ static void a_use_out_of_order_costs_itself(void **state)
     begin(1000);
     for (unsigned round = 0; round < 4; round++)
         surprises(0, 100);
-    enum { ROUNDS = 20, EACH = 5 }; /* halves: itself, again when it does not come a round later, and seldom something else */
+    /* halves: itself, again when it does not come a round later, and seldom something else */
+    enum { ROUNDS = 20, EACH = 5 };
     unsigned more = 0, left_out = 0;
     for (unsigned round = 0; round < ROUNDS; round++) { /* one more, each time elsewhere and another one */
         unsigned at = (round * 37 + 11) % 90;
@@ -228,10 +230,13 @@ static void any_uses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_cycle_is_known_from_its_second_round), cmocka_unit_test(rounds_of_rounds_are_told_apart),
-        cmocka_unit_test(a_use_out_of_order_costs_itself),        cmocka_unit_test(a_use_out_of_order_is_not_taken_for_a_jump),
+        cmocka_unit_test(a_cycle_is_known_from_its_second_round),
+        cmocka_unit_test(rounds_of_rounds_are_told_apart),
+        cmocka_unit_test(a_use_out_of_order_costs_itself),
+        cmocka_unit_test(a_use_out_of_order_is_not_taken_for_a_jump),
         cmocka_unit_test(another_cycle_is_learned),
-        cmocka_unit_test(what_is_forgotten_is_not_expected),      cmocka_unit_test(the_past_begins_with_the_first_use),
+        cmocka_unit_test(what_is_forgotten_is_not_expected),
+        cmocka_unit_test(the_past_begins_with_the_first_use),
         cmocka_unit_test(any_uses),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

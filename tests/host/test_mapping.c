@@ -1,4 +1,5 @@
-/* Description: which file lies behind memory: the kernel's answer to one question and its list of all mappings say the same, and what was written to is told from what was not. */
+/* Description: which file lies behind memory: the kernel's answer to one question and its list of all mappings say the
+ * same, and what was written to is told from what was not. */
 #include "tests/support/inject.h"
 #include "tests/support/sample_model.h"
 #include "uvm/cuda/mapping.h"
@@ -55,7 +56,8 @@ static bool find(const void *at, size_t bytes, struct cws_mapping *out)
     assert_int_equal(cws_mapping_find((uintptr_t)at, bytes, out), found);
     if (!found)
         return false;
-    assert_true(out->begin == listed.begin && out->end == listed.end && out->offset == listed.offset && out->inode == listed.inode && out->device == listed.device);
+    assert_true(out->begin == listed.begin && out->end == listed.end && out->offset == listed.offset &&
+                out->inode == listed.inode && out->device == listed.device);
     if (!strchr(out->path, '\n')) /* the list writes \012 */
         assert_string_equal(out->path, listed.path);
     return true;
@@ -75,7 +77,7 @@ static void a_private_mapping_is_its_file(void **state)
         assert_int_equal(m.inode, f.st.st_ino);
         assert_string_equal(m.path, f.path);
         assert_true(find(at + 100, 1, &m) && find(at + 5 * PAGE + 7, 2 * PAGE, &m));
-        assert_false(find(at + 1, BYTES - 3 * PAGE, &m)); /* one byte more than there is */
+        assert_false(find(at + 1, BYTES - 3 * PAGE, &m));              /* one byte more than there is */
         assert_int_equal(mprotect(at + 8 * PAGE, PAGE, PROT_READ), 0); /* three mappings now */
         assert_true(find(at + 8 * PAGE, PAGE, &m));
         assert_int_equal(m.offset, 11 * PAGE);
@@ -125,7 +127,8 @@ static void a_written_page_is_not_the_files(void **state)
     assert_false(cws_mapping_is_clean(begin, 17 * PAGE + 1));
     assert_true(cws_mapping_is_clean(begin + 18 * PAGE, BYTES - 18 * PAGE));
     assert_false(cws_mapping_is_clean(begin + 18 * PAGE - 1, 1));
-    for (enum inject_kind kind = INJECT_READ; kind <= INJECT_OPEN; kind += INJECT_OPEN - INJECT_READ) { /* it cannot be told */
+    for (enum inject_kind kind = INJECT_READ; kind <= INJECT_OPEN;
+         kind += INJECT_OPEN - INJECT_READ) { /* it cannot be told */
         inject_arm(kind, 1);
         assert_false(cws_mapping_is_clean(begin, PAGE));
         assert_true(inject_disarm());

@@ -1,5 +1,6 @@
-/* Description: whatever is used, loaded, dropped and forgotten, in cycles and at random: the lists of the order of uses hold exactly what they are for, in the order they promise. In a cycle
- * what stays does not change with a little more or less room, and a use out of order changes nothing, until it is a part of the order. */
+/* Description: whatever is used, loaded, dropped and forgotten, in cycles and at random: the lists of the order of uses
+ * hold exactly what they are for, in the order they promise. In a cycle what stays does not change with a little more
+ * or less room, and a use out of order changes nothing, until it is a part of the order. */
 #include "uvm/policy/order.h"
 
 #include <setjmp.h>
@@ -11,7 +12,8 @@
 
 enum { NODES = 150, STEPS = 4000 };
 #define MIB ((uint64_t)1 << 20)
-#define NODE_OF(link, member) ((const struct cws_order_node *)((const char *)(link) - offsetof(struct cws_order_node, member)))
+#define NODE_OF(link, member)                                                                                          \
+    ((const struct cws_order_node *)((const char *)(link)-offsetof(struct cws_order_node, member)))
 
 static struct cws_order order;
 static struct cws_order_node nodes[NODES];
@@ -69,7 +71,8 @@ static void check_coming(void)
     for (uint64_t at = order.at + 1; at < order.end; at++) { /* the next place of each is its next one */
         const struct cws_order_place *p = &order.window[at % order.window_room];
         assert_true(p->node->next_at <= at);
-        assert_true(p->again == UINT64_MAX || (p->again > at && order.window[p->again % order.window_room].node == p->node));
+        assert_true(p->again == UINT64_MAX ||
+                    (p->again > at && order.window[p->again % order.window_room].node == p->node));
     }
     for (unsigned i = 0; i < NODES; i++) {
         bool none = known[i] && nodes[i].next_at == UINT64_MAX;

@@ -1,4 +1,5 @@
-/* Description: races at named points of a block's life, a pager that dies, lock ranks, illegal transitions, every rung's probe, counters. */
+/* Description: races at named points of a block's life, a pager that dies, lock ranks, illegal transitions, every
+ * rung's probe, counters. */
 #include "pattern_source.h"
 
 #include <pthread.h>
@@ -85,8 +86,8 @@ static void pause_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* Someone is stopped in the middle of filling a block while another thread unmaps it: the unmap waits, and nothing of the fill is seen in what is
- * mapped there next. */
+/* Someone is stopped in the middle of filling a block while another thread unmaps it: the unmap waits, and nothing of
+ * the fill is seen in what is mapped there next. */
 static void an_unmap_waits_for_the_fill_in_its_way(void **state)
 {
     (void)state;
@@ -97,7 +98,8 @@ static void an_unmap_waits_for_the_fill_in_its_way(void **state)
         start_pager(MIB);
         struct pattern *p = pattern_new(2 * MIB, 0);
         uint8_t *at = map_view(p, 2 * MIB, PROT_READ | PROT_WRITE, 0);
-        struct act hold = {.p = p, .at = at, .offset = 3 * 64 * KIB, .len = PAGE}, cut = {.at = at, .offset = 3 * 64 * KIB + PAGE, .len = 60 * KIB};
+        struct act hold = {.p = p, .at = at, .offset = 3 * 64 * KIB, .len = PAGE},
+                   cut = {.at = at, .offset = 3 * 64 * KIB + PAGE, .len = 60 * KIB};
         pthread_t filler, cutter;
         gate_arm(phases[i], 3);
         pthread_create(&filler, NULL, reader, &hold);
@@ -110,7 +112,8 @@ static void an_unmap_waits_for_the_fill_in_its_way(void **state)
         pthread_join(cutter, NULL);
         assert_int_equal(atomic_load(&hold.wrong), 0);
         assert_int_equal(atomic_load(&cut.wrong), 0);
-        uint8_t *other = mmap(at + cut.offset, cut.len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        uint8_t *other = mmap(at + cut.offset, cut.len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+                              -1, 0);
         assert_ptr_equal(other, at + cut.offset);
         for (size_t n = 0; n < cut.len; n++)
             assert_int_equal(other[n], 0);
@@ -335,8 +338,8 @@ static void readahead_saves_faults(void **state)
         pattern_free(p);
         stop_pager();
     }
-    printf("# faults without readahead %llu, with %llu (%llu blocks ahead)\n", (unsigned long long)faults[0], (unsigned long long)faults[1],
-           (unsigned long long)ahead[1]);
+    printf("# faults without readahead %llu, with %llu (%llu blocks ahead)\n", (unsigned long long)faults[0],
+           (unsigned long long)faults[1], (unsigned long long)ahead[1]);
     assert_int_equal(ahead[0], 0);
     assert_true(ahead[1] > 0);
     assert_true(faults[1] * 3 < faults[0] * 2);

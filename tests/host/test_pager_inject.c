@@ -1,5 +1,6 @@
-/* Description: one life of the pager (start, map, faults, eviction, readahead, holds, changes, fork, unmap, stop) in which the N-th call of a kind fails, for
- * every N until a life needs no more, on every rung. The outcome is right bytes or one clear line; never zeros, wrong bytes, a hang or a leak. */
+/* Description: one life of the pager (start, map, faults, eviction, readahead, holds, changes, fork, unmap, stop) in
+ * which the N-th call of a kind fails, for every N until a life needs no more, on every rung. The outcome is right
+ * bytes or one clear line; never zeros, wrong bytes, a hang or a leak. */
 #include "tests/support/hang.h"
 #include "tests/support/inject_sys.h"
 #include "pattern_source.h"
@@ -13,11 +14,11 @@
 
 #undef PAGE /* this layout is for pages of 4 KiB */
 enum {
-    EXIT_QUIET = 40,  /* right, and nothing had to be said */
-    EXIT_REFUSED,     /* a call returned an error with a message */
-    EXIT_BUS,         /* an access raised SIGBUS */
-    EXIT_NOT_FIRED,   /* the life needs fewer calls than N */
-    EXIT_WRONG = 60,  /* the rest are faults of the pager */
+    EXIT_QUIET = 40, /* right, and nothing had to be said */
+    EXIT_REFUSED,    /* a call returned an error with a message */
+    EXIT_BUS,        /* an access raised SIGBUS */
+    EXIT_NOT_FIRED,  /* the life needs fewer calls than N */
+    EXIT_WRONG = 60, /* the rest are faults of the pager */
     EXIT_UNSAID,
     EXIT_LEAK,
     EXIT_ACCOUNTS,
@@ -32,8 +33,8 @@ enum {
 static struct {
     struct pattern *p;
     uint8_t *at;
-    size_t bytes;         /* mapped from `at` */
-    size_t gone, gone_to; /* unmapped in the middle */
+    size_t bytes;                 /* mapped from `at` */
+    size_t gone, gone_to;         /* unmapped in the middle */
     uint8_t written[VIEW / PAGE]; /* first byte of a page that was written to; 0: the pattern's */
     bool refused, bus;
 } life;
@@ -71,7 +72,8 @@ static void look_at_page(size_t at)
     uint8_t first = life.written[at / PAGE] ? life.written[at / PAGE] : pattern_byte(life.p, at);
     long differs = pattern_differs(life.p, page + 8, PAGE - 8, at + 8);
     if (page[0] != first || differs >= 0) {
-        fprintf(stderr, "# page %zu of block %zu is wrong: byte 0 is %#x (expected %#x), difference at %ld\n", at % BLOCK / PAGE, at / BLOCK, page[0], first, differs);
+        fprintf(stderr, "# page %zu of block %zu is wrong: byte 0 is %#x (expected %#x), difference at %ld\n",
+                at % BLOCK / PAGE, at / BLOCK, page[0], first, differs);
         _exit(EXIT_WRONG);
     }
 }
@@ -106,7 +108,11 @@ static bool said(int code, const struct cws_error *err)
 static bool begin_life(void)
 {
     struct cws_error err = {0};
-    struct cws_options options = {.active = !rung_is("eager"), .budget_bytes = BUDGET, .prefetch = true, .policy = CWS_POLICY_NEXT, .pager = rung_under_test()};
+    struct cws_options options = {.active = !rung_is("eager"),
+                                  .budget_bytes = BUDGET,
+                                  .prefetch = true,
+                                  .policy = CWS_POLICY_NEXT,
+                                  .pager = rung_under_test()};
     void *at = NULL;
     if (!said(cws_pager_start(&options, &err), &err) ||
         !said(cws_view_map_source(&life.p->base, NULL, VIEW, PROT_READ | PROT_WRITE, 0, 0, &at, &err), &err))
@@ -145,7 +151,8 @@ static void change_some(void)
     write_to(8 * BLOCK, 0x71);
     forget(8);
     write_to(9 * BLOCK + PAGE, 0x72);
-    said(cws_view_advise(at + 9 * BLOCK + 2 * PAGE, PAGE, MADV_DONTNEED), NULL); /* a part: the write beside it stays */
+    /* a part: the write beside it stays */
+    said(cws_view_advise(at + 9 * BLOCK + 2 * PAGE, PAGE, MADV_DONTNEED), NULL);
     said(cws_view_advise(at + 10 * BLOCK, 2 * BLOCK, MADV_WILLNEED), NULL);
     said(cws_view_advise(at + 13 * BLOCK, BLOCK, MADV_DONTNEED), NULL);
     if (said(cws_view_munmap(at + 11 * BLOCK + PAGE, 2 * BLOCK), NULL)) {
@@ -241,8 +248,9 @@ static bool live_and_die(bool in_full)
     }
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
-    if (stats.views || stats.resident_bytes || stats.written_bytes || cws_pager.in_flight || atomic_load(&cws_pager.busy) ||
-        cws_pager.policy.seen_bytes || cws_pager.policy.total_bytes || !cws_policy_check(&cws_pager.policy))
+    if (stats.views || stats.resident_bytes || stats.written_bytes || cws_pager.in_flight ||
+        atomic_load(&cws_pager.busy) || cws_pager.policy.seen_bytes || cws_pager.policy.total_bytes ||
+        !cws_policy_check(&cws_pager.policy))
         _exit(EXIT_ACCOUNTS);
     if (cws_pager_stop())
         _exit(EXIT_ACCOUNTS);
@@ -264,7 +272,7 @@ static void body(void *arg)
     signal(SIGALRM, SIG_DFL);
     alarm(HANG_SECONDS);
     life.p = pattern_new(VIEW, 5 * BLOCK);
-    sys_inject_arm(SYS_KIND_NONE, 1, 0); /* the count is shared with those that were before */
+    sys_inject_arm(SYS_KIND_NONE, 1, 0);                 /* the count is shared with those that were before */
     if (live_and_die(false) || life.refused || life.bus) /* warm: thread stacks, the C library's own memory */
         _exit(EXIT_WRONG);
     unsigned files = open_files();
@@ -282,7 +290,8 @@ static void body(void *arg)
         _exit(EXIT_LEAK);
     }
     if (!SANITIZED && plan->kind != SYS_KIND_MUNMAP && mapped_bytes() > mapped + BLOCK / 2) {
-        fprintf(stderr, "# leak: mapped %llu -> %llu\n", (unsigned long long)mapped, (unsigned long long)mapped_bytes());
+        fprintf(stderr, "# leak: mapped %llu -> %llu\n", (unsigned long long)mapped,
+                (unsigned long long)mapped_bytes());
         _exit(EXIT_LEAK);
     }
     int outcome = life.bus ? EXIT_BUS : life.refused ? EXIT_REFUSED : EXIT_QUIET;
@@ -316,14 +325,17 @@ static void run_lives(enum sys_kind kind, unsigned times)
         refused += code == EXIT_REFUSED;
         bus += code == EXIT_BUS;
         ended += aborted;
-        bool fine = code == EXIT_QUIET || code == EXIT_REFUSED || (code == EXIT_BUS && lines > 0) || (aborted && lines > 0);
+        bool fine = code == EXIT_QUIET || code == EXIT_REFUSED || (code == EXIT_BUS && lines > 0) ||
+                    (aborted && lines > 0);
         if (times == 1)
             fine &= lines <= 1;
         if (!fine)
-            fail_msg("%s: %s number %u (%u times): status %#x\n%s", rung_under_test(), sys_kind_name(kind), n, times, (unsigned)status, text);
+            fail_msg("%s: %s number %u (%u times): status %#x\n%s", rung_under_test(), sys_kind_name(kind), n, times,
+                     (unsigned)status, text);
     }
     if (runs)
-        printf("# %-16s %4u lives: %u right, %u refused, %u SIGBUS, %u ended with a line\n", sys_kind_name(kind), runs, quiet, refused, bus, ended);
+        printf("# %-16s %4u lives: %u right, %u refused, %u SIGBUS, %u ended with a line\n", sys_kind_name(kind), runs,
+               quiet, refused, bus, ended);
 }
 
 static void every_failure_ends_right_or_loud(void **state)
@@ -333,12 +345,15 @@ static void every_failure_ends_right_or_loud(void **state)
         run_lives((enum sys_kind)kind, 1);
 }
 
-/* It fails from the N-th on and goes on failing. (A copy that says EEXIST or ESRCH for ever, or a lost wake-up, is no kernel's.) */
+/* It fails from the N-th on and goes on failing. (A copy that says EEXIST or ESRCH for ever, or a lost wake-up, is no
+ * kernel's.) */
 static void lasting_failures_end_right_or_loud(void **state)
 {
     (void)state;
-    static const enum sys_kind kinds[] = {SYS_KIND_ALLOC, SYS_KIND_MMAP, SYS_KIND_MREMAP, SYS_KIND_MPROTECT, SYS_KIND_MADVISE, SYS_KIND_LOCKED, SYS_KIND_OPEN,
-                                          SYS_KIND_COPY_NOMEM, SYS_KIND_PROTECT_NOMEM, SYS_KIND_POISON, SYS_KIND_PREAD, SYS_KIND_WRITE, SYS_KIND_THREAD};
+    static const enum sys_kind kinds[] = {SYS_KIND_ALLOC,         SYS_KIND_MMAP,   SYS_KIND_MREMAP, SYS_KIND_MPROTECT,
+                                          SYS_KIND_MADVISE,       SYS_KIND_LOCKED, SYS_KIND_OPEN,   SYS_KIND_COPY_NOMEM,
+                                          SYS_KIND_PROTECT_NOMEM, SYS_KIND_POISON, SYS_KIND_PREAD,  SYS_KIND_WRITE,
+                                          SYS_KIND_THREAD};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         run_lives(kinds[i], FOR_EVER);
 }
@@ -355,7 +370,8 @@ static int tests(const char *which)
     return failed != 0;
 }
 
-/* RUNG [once | lasting]: all of it, or a half, on this rung; 77 where it does not work. With RUNG KIND N TIMES: that one life, to look at it in a debugger. */
+/* RUNG [once | lasting]: all of it, or a half, on this rung; 77 where it does not work. With RUNG KIND N TIMES: that
+ * one life, to look at it in a debugger. */
 int main(int argc, char **argv)
 {
     struct cws_error err = {0};
@@ -371,7 +387,8 @@ int main(int argc, char **argv)
         return 77;
     setenv("CODEC_PAGER", argv[1], 1);
     for (int kind = 1; argc == 5 && kind < SYS_KIND_COUNT; kind++) {
-        struct plan plan = {(enum sys_kind)kind, (unsigned)strtoul(argv[3], NULL, 10), (unsigned)strtoul(argv[4], NULL, 10)};
+        struct plan plan = {(enum sys_kind)kind, (unsigned)strtoul(argv[3], NULL, 10),
+                            (unsigned)strtoul(argv[4], NULL, 10)};
         if (strcmp(argv[2], sys_kind_name(plan.kind)) == 0)
             body(&plan);
     }

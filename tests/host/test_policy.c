@@ -1,5 +1,5 @@
-/* Description: on a cyclic scan that does not fit, `next` keeps nearly all that can be kept and spreads it evenly, lru keeps nothing; both stay right
- * on any other pattern. */
+/* Description: on a cyclic scan that does not fit, `next` keeps nearly all that can be kept and spreads it evenly, lru
+ * keeps nothing; both stay right on any other pattern. */
 #include "uvm/policy/policy.h"
 
 #include <setjmp.h>
@@ -57,14 +57,16 @@ static double cyclic_hit_rate(enum cws_policy_id id, unsigned blocks, unsigned r
 static void a_cyclic_scan_hits_what_is_kept(void **state)
 {
     (void)state;
-    static const struct { unsigned blocks, room; } cases[] = {{80, 40}, {80, 20}, {80, 60}, {80, 72}, {1000, 500}, {4000, 128}};
+    static const struct {
+        unsigned blocks, room;
+    } cases[] = {{80, 40}, {80, 20}, {80, 60}, {80, 72}, {1000, 500}, {4000, 128}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         unsigned n = cases[i].blocks, k = cases[i].room;
         double lru = cyclic_hit_rate(CWS_POLICY_LRU, n, k, 200);
         double next = cyclic_hit_rate(CWS_POLICY_NEXT, n, k, 200);
         double bound = (double)(k - policy.window_bytes) / n;
-        printf("# N=%u k=%u window=%u: next %.4f, (k - window)/N %.4f, best possible %.4f, lru %.4f\n", n, k, (unsigned)policy.window_bytes,
-               next, bound, (double)(k - 1) / (n - 1), lru);
+        printf("# N=%u k=%u window=%u: next %.4f, (k - window)/N %.4f, best possible %.4f, lru %.4f\n", n, k,
+               (unsigned)policy.window_bytes, next, bound, (double)(k - 1) / (n - 1), lru);
         assert_true(lru == 0);
         assert_true(next >= bound - 0.02 && next >= bound * 0.95);
     }
@@ -75,7 +77,8 @@ static void what_is_kept_is_spread_over_the_cycle(void **state)
     (void)state;
     const unsigned n = 80, k = 40;
     cyclic_hit_rate(CWS_POLICY_NEXT, n, k, 50);
-    /* The longest run of misses tells how long a program waits at a time: a kept prefix would make it N - k = 44 blocks. */
+    /* The longest run of misses tells how long a program waits at a time: a kept prefix would make it N - k = 44
+     * blocks. */
     unsigned run = 0, longest = 0, kept[4] = {0};
     for (unsigned i = 0; i < 2 * n; i++) {
         run = nodes[i % n].place == CWS_PLACE_KEPT ? 0 : run + 1;
@@ -83,7 +86,8 @@ static void what_is_kept_is_spread_over_the_cycle(void **state)
         if (i < n)
             kept[i * 4 / n] += nodes[i].place == CWS_PLACE_KEPT;
     }
-    printf("# longest run without a keeper %u; keepers per quarter %u %u %u %u\n", longest, kept[0], kept[1], kept[2], kept[3]);
+    printf("# longest run without a keeper %u; keepers per quarter %u %u %u %u\n", longest, kept[0], kept[1], kept[2],
+           kept[3]);
     assert_true(longest <= 12);
     unsigned share = (kept[0] + kept[1] + kept[2] + kept[3]) / 4;
     assert_true(share >= 5);

@@ -1,5 +1,6 @@
-/* Description: the policies that page, replayed on scans with the sizes of real models: the default is near the optimum on a cyclic scan, LRU has no hit there,
- * nothing beats the bound, nor Belady's rule in the same machine the default; routed experts are not guessed; a recorded trace is read back, whole or cut short. */
+/* Description: the policies that page, replayed on scans with the sizes of real models: the default is near the optimum
+ * on a cyclic scan, LRU has no hit there, nothing beats the bound, nor Belady's rule in the same machine the default;
+ * routed experts are not guessed; a recorded trace is read back, whole or cut short. */
 #include "tests/support/sample_model.h"
 #include "store/base/trace.h"
 #include "tools/bench/replay.h"
@@ -14,8 +15,15 @@
 
 #define GRANULE ((uint64_t)2 << 20)
 #define GIB ((uint64_t)1 << 30)
-static const struct replay_machine machine = {.link_gbps = 55.5, .decode_gbps = 1200, .memory_gbps = 3500, .use_us = 75, .launch_us = 5,
-                                              .map_us = 35, .drop_us = 45, .ratio = 1.5, .host_gbps = 2};
+static const struct replay_machine machine = {.link_gbps = 55.5,
+                                              .decode_gbps = 1200,
+                                              .memory_gbps = 3500,
+                                              .use_us = 75,
+                                              .launch_us = 5,
+                                              .map_us = 35,
+                                              .drop_us = 45,
+                                              .ratio = 1.5,
+                                              .host_gbps = 2};
 
 static struct replay_trace scan(const struct replay_shape *shape, unsigned rounds)
 {
@@ -36,7 +44,8 @@ static struct replay_result device(const struct replay_trace *t, enum replay_rul
 {
     struct replay_result r;
     struct cws_error err = {0};
-    if (replay_device(t, &machine, rule, room, (struct replay_window){t->round_count / 2, t->round_count - 1}, &r, &err))
+    if (replay_device(t, &machine, rule, room, (struct replay_window){t->round_count / 2, t->round_count - 1}, &r,
+                      &err))
         fail_msg("%s", err.message);
     return r;
 }
@@ -48,7 +57,9 @@ static void shapes_have_the_sizes_of_the_models(void **state)
         const struct replay_shape *shape;
         size_t ranges;
         uint64_t bytes;
-    } rows[] = {{&replay_tinyllama, 156, 2199912448}, {&replay_llama8b, 226, 16059990016}, {&replay_mixtral, 2 + 32 * (4 + 24), 93402955776}};
+    } rows[] = {{&replay_tinyllama, 156, 2199912448},
+                {&replay_llama8b, 226, 16059990016},
+                {&replay_mixtral, 2 + 32 * (4 + 24), 93402955776}};
     for (unsigned i = 0; i < 3; i++) {
         struct replay_trace t = scan(rows[i].shape, 1);
         uint64_t bytes = 0;
@@ -67,7 +78,8 @@ static void the_default_is_near_the_optimum_on_a_cyclic_scan(void **state)
         const struct replay_shape *shape;
         double gib, points;
     } rows[] = {{&replay_tinyllama, 1.64, 0.045}, {&replay_tinyllama, 1.04, 0.055}, {&replay_tinyllama, 0.54, 0.045},
-                {&replay_llama8b, 12, 0.02}, {&replay_llama8b, 8, 0.02}, {&replay_llama8b, 4, 0.02}, {&replay_llama8b, 3, 0.02}};
+                {&replay_llama8b, 12, 0.02},      {&replay_llama8b, 8, 0.02},       {&replay_llama8b, 4, 0.02},
+                {&replay_llama8b, 3, 0.02}};
     for (unsigned i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct replay_trace t = scan(rows[i].shape, 16);
         const struct replay_window window = {t.round_count / 2, t.round_count - 1};
@@ -77,12 +89,14 @@ static void the_default_is_near_the_optimum_on_a_cyclic_scan(void **state)
         replay_belady(&t, &machine, room, GRANULE, window, &belady);
         assert_true(hits(&bound) >= hits(&belady) && hits(&belady) <= 1);
         if (hits(&next) < hits(&belady) - rows[i].points || hits(&next) > hits(&bound))
-            fail_msg("%s, %.2f GiB: next %.3f, belady %.3f, bound %.3f", rows[i].shape->name, rows[i].gib, hits(&next), hits(&belady), hits(&bound));
-        struct replay_result timed = device(&t, REPLAY_BELADY, room); /* Belady's rule in the same machine */
+            fail_msg("%s, %.2f GiB: next %.3f, belady %.3f, bound %.3f", rows[i].shape->name, rows[i].gib, hits(&next),
+                     hits(&belady), hits(&bound));
+        /* Belady's rule in the same machine */
+        struct replay_result timed = device(&t, REPLAY_BELADY, room);
         assert_true(hits(&timed) <= hits(&bound) && hits(&timed) > hits(&lru));
         if (hits(&next) < hits(&timed) - 0.02 || next.seconds > timed.seconds * 1.02)
-            fail_msg("%s, %.2f GiB: next %.3f in %.4f s, belady in the same machine %.3f in %.4f s", rows[i].shape->name, rows[i].gib, hits(&next), next.seconds,
-                     hits(&timed), timed.seconds);
+            fail_msg("%s, %.2f GiB: next %.3f in %.4f s, belady in the same machine %.3f in %.4f s",
+                     rows[i].shape->name, rows[i].gib, hits(&next), next.seconds, hits(&timed), timed.seconds);
         assert_true(hits(&lru) < 0.01);
         assert_true(next.seconds >= bound.seconds * 0.999 && next.seconds < bound.seconds * 1.1);
         assert_true(lru.seconds > 1.2 * next.seconds);
@@ -90,7 +104,8 @@ static void the_default_is_near_the_optimum_on_a_cyclic_scan(void **state)
     }
 }
 
-/* Four tokens of a small model, one of a large one, again and again: what the small one uses stays, and what comes after its fourth token is known. */
+/* Four tokens of a small model, one of a large one, again and again: what the small one uses stays, and what comes
+ * after its fourth token is known. */
 static void a_draft_model_stays_beside_its_target(void **state)
 {
     (void)state;
@@ -99,7 +114,8 @@ static void a_draft_model_stays_beside_its_target(void **state)
     struct replay_trace t = {0};
     uint64_t seed = 7;
     unsigned char chosen[128] = {0};
-    size_t draft = replay_add_model(&t, &replay_tinyllama, "draft."), target = replay_add_model(&t, &replay_llama8b, "");
+    size_t draft = replay_add_model(&t, &replay_tinyllama, "draft."),
+           target = replay_add_model(&t, &replay_llama8b, "");
     for (unsigned round = 0; round < ROUNDS; round++) {
         for (unsigned i = 0; i < 4; i++)
             replay_add_pass(&t, &replay_tinyllama, draft, &seed, chosen);
@@ -107,7 +123,8 @@ static void a_draft_model_stays_beside_its_target(void **state)
         replay_end_round(&t);
     }
     for (unsigned i = 0; i < 3; i++) {
-        struct replay_result belady, next = device(&t, REPLAY_NEXT, gib[i] * GIB), lru = device(&t, REPLAY_LRU, gib[i] * GIB);
+        struct replay_result belady, next = device(&t, REPLAY_NEXT, gib[i] * GIB),
+                                     lru = device(&t, REPLAY_LRU, gib[i] * GIB);
         replay_belady(&t, &machine, gib[i] * GIB, GRANULE, (struct replay_window){ROUNDS / 2, ROUNDS - 1}, &belady);
         if (hits(&next) < hits(&belady) - 0.01)
             fail_msg("%d GiB: next %.3f, belady %.3f", (int)gib[i], hits(&next), hits(&belady));
@@ -161,7 +178,8 @@ static void what_cannot_fit_is_an_error(void **state)
     struct replay_trace t = scan(&replay_llama8b, 4);
     struct replay_result r;
     struct cws_error err = {0};
-    assert_int_equal(replay_device(&t, &machine, REPLAY_NEXT, GIB / 2, (struct replay_window){2, 3}, &r, &err), CWS_E_BUDGET);
+    assert_int_equal(replay_device(&t, &machine, REPLAY_NEXT, GIB / 2, (struct replay_window){2, 3}, &r, &err),
+                     CWS_E_BUDGET);
     assert_non_null(strstr(err.message, "embed"));
     replay_free(&t);
 }
@@ -173,7 +191,8 @@ static void routed_experts_are_not_guessed(void **state)
     struct replay_result r = device(&t, REPLAY_NEXT, 24 * GIB), bound;
     replay_bound(&t, &machine, 24 * GIB, GRANULE, (struct replay_window){30, 59}, &bound);
     struct replay_result known = device(&t, REPLAY_BELADY, 24 * GIB);
-    assert_true(hits(&known) > hits(&r) + 0.1 && hits(&known) <= hits(&bound)); /* what routing would be worth if it were known */
+    /* what routing would be worth if it were known */
+    assert_true(hits(&known) > hits(&r) + 0.1 && hits(&known) <= hits(&bound));
     assert_true(hits(&r) > 0.3);
     assert_true(hits(&r) < hits(&bound));
     replay_free(&t);
@@ -240,7 +259,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes_have_the_sizes_of_the_models),
         cmocka_unit_test(the_default_is_near_the_optimum_on_a_cyclic_scan),
-        cmocka_unit_test(a_draft_model_stays_beside_its_target), cmocka_unit_test(a_model_that_is_not_used_any_more_gives_way), cmocka_unit_test(all_that_fits_stays),
+        cmocka_unit_test(a_draft_model_stays_beside_its_target),
+        cmocka_unit_test(a_model_that_is_not_used_any_more_gives_way),
+        cmocka_unit_test(all_that_fits_stays),
         cmocka_unit_test(what_cannot_fit_is_an_error),
         cmocka_unit_test(routed_experts_are_not_guessed),
         cmocka_unit_test(the_host_pager_keeps_a_part_of_a_scan),

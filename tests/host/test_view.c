@@ -1,5 +1,5 @@
-/* Description: on every rung a view shows the right bytes, keeps the budget, keeps what was written, and reports what cannot be decoded as SIGBUS
- * with one line. */
+/* Description: on every rung a view shows the right bytes, keeps the budget, keeps what was written, and reports what
+ * cannot be decoded as SIGBUS with one line. */
 #include "pattern_source.h"
 
 #include <pthread.h>
@@ -33,7 +33,8 @@ static void views_may_begin_anywhere_and_share_a_source(void **state)
     const size_t bytes = 3 * MIB;
     start_pager(MIB);
     struct pattern *p = pattern_new(bytes, MIB);
-    uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, MIB, PROT_READ | PROT_WRITE, MIB + PAGE), *c = map_view(p, 5, PROT_READ, 2 * PAGE);
+    uint8_t *a = map_view(p, bytes, PROT_READ, 0), *b = map_view(p, MIB, PROT_READ | PROT_WRITE, MIB + PAGE),
+            *c = map_view(p, 5, PROT_READ, 2 * PAGE);
     assert_int_equal(pattern_differs(p, a, bytes, 0), -1);
     assert_int_equal(pattern_differs(p, b, MIB, MIB + PAGE), -1);
     b[77] ^= 0xff; /* private */
@@ -59,13 +60,15 @@ static void bad_requests_are_refused_and_change_nothing(void **state)
     (void)state;
     void *at;
     struct cws_error err = {0};
-    struct cws_options small = {.active = true, .budget_bytes = cws_pager_least_budget() - 1, .pager = rung_under_test()};
+    struct cws_options small = {
+        .active = true, .budget_bytes = cws_pager_least_budget() - 1, .pager = rung_under_test()};
     assert_int_equal(cws_pager_start(&small, &err), CWS_E_BUDGET);
     assert_non_null(strstr(err.message, "1048576"));
     assert_string_equal(cws_pager_rung(), "none");
     start_pager(MIB);
     struct pattern *p = pattern_new(2 * PAGE + 1808, 0);
-    assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_READ | PROT_EXEC, 0, 0, &at, &err), CWS_E_UNSUPPORTED);
+    assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_READ | PROT_EXEC, 0, 0, &at, &err),
+                     CWS_E_UNSUPPORTED);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_NONE, 0, 0, &at, &err), CWS_E_UNSUPPORTED);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 10, PROT_READ, 0, 1, &at, &err), CWS_E_USAGE);
     assert_int_equal(cws_view_map_source(&p->base, NULL, 0, PROT_READ, 0, 0, &at, &err), CWS_E_USAGE);
@@ -101,7 +104,8 @@ static void the_budget_is_kept_by_our_count_and_by_the_kernels(void **state)
             if (at % MIB == 0) {
                 uint64_t moving = smaps_rss(a, bytes) + smaps_rss(b, bytes);
                 moved = moving > moved ? moving : moved;
-                cws_view_fork_prepare(); /* stands still: nothing is being filled or dropped, so that the sample is a snapshot */
+                /* stands still: nothing is being filled or dropped, so that the sample is a snapshot */
+                cws_view_fork_prepare();
                 uint64_t rss = smaps_rss(a, bytes) + smaps_rss(b, bytes);
                 cws_view_fork_parent();
                 worst = rss > worst ? rss : worst;
@@ -110,12 +114,14 @@ static void the_budget_is_kept_by_our_count_and_by_the_kernels(void **state)
     }
     struct cws_pager_stats stats;
     cws_pager_stats_get(&stats);
-    printf("# budget %zu, peak by our count %llu, worst smaps snapshot %llu (%llu while blocks move), evictions %llu\n", budget,
-           (unsigned long long)stats.peak_bytes, (unsigned long long)worst, (unsigned long long)moved, (unsigned long long)stats.evictions);
+    printf("# budget %zu, peak by our count %llu, worst smaps snapshot %llu (%llu while blocks move), evictions %llu\n",
+           budget, (unsigned long long)stats.peak_bytes, (unsigned long long)worst, (unsigned long long)moved,
+           (unsigned long long)stats.evictions);
     assert_true(stats.peak_bytes <= budget);
     assert_true(stats.peak_bytes > budget / 2);
     assert_true(worst <= budget && worst > budget / 4);
-    assert_true(moved <= 2 * budget); /* reading smaps takes time: a block that moves meanwhile is seen twice */
+    /* reading smaps takes time: a block that moves meanwhile is seen twice */
+    assert_true(moved <= 2 * budget);
     assert_true(stats.evictions > bytes / stats.block_bytes / 2);
     unmap_view(a, bytes);
     unmap_view(b, bytes);

@@ -1,5 +1,5 @@
-/* Description: munmap, mprotect, madvise, mremap and holds on views mean what they mean on a private file mapping, on every rung, while other threads
- * fault and blocks are evicted. */
+/* Description: munmap, mprotect, madvise, mremap and holds on views mean what they mean on a private file mapping, on
+ * every rung, while other threads fault and blocks are evicted. */
 #include "tests/support/hang.h"
 #include "pattern_source.h"
 
@@ -122,7 +122,8 @@ static void one_call_unmaps_views_and_what_is_between(void **state)
     assert_false(cws_view_overlaps(area, 0));
     assert_int_equal(pattern_differs(p, a, MIB, 0), -1);
     assert_int_equal(pattern_differs(p, b, MIB, 0), -1);
-    assert_int_equal(cws_view_map_source(&p->base, area + MIB / 2, MIB / 2, PROT_READ, MAP_FIXED_NOREPLACE, 0, &b, NULL), -EEXIST);
+    assert_int_equal(
+        cws_view_map_source(&p->base, area + MIB / 2, MIB / 2, PROT_READ, MAP_FIXED_NOREPLACE, 0, &b, NULL), -EEXIST);
     /* A view over the end of another one replaces it there. */
     assert_int_equal(cws_view_map_source(&p->base, area + MIB / 2, MIB, PROT_READ, MAP_FIXED, 0, &b, NULL), 0);
     assert_int_equal(pattern_differs(p, area, MIB / 2, 0), -1);
@@ -217,8 +218,10 @@ static void protections_hold_for_each_page(void **state)
     uint8_t *at = map_view(p, 4 * MIB, PROT_READ, 0);
     at[0] == 0 ? fail() : (void)0;
     assert_int_equal(signal_of_access(at, true), SIGSEGV);
-    assert_int_equal(cws_view_protect(at + PAGE, PAGE, PROT_READ | PROT_WRITE), 0); /* in the middle of a block that is there */
-    assert_int_equal(cws_view_protect(at + 2 * MIB + 2 * PAGE, PAGE, PROT_NONE), 0);   /* of one that is not */
+    /* in the middle of a block that is there */
+    assert_int_equal(cws_view_protect(at + PAGE, PAGE, PROT_READ | PROT_WRITE), 0);
+    /* of one that is not */
+    assert_int_equal(cws_view_protect(at + 2 * MIB + 2 * PAGE, PAGE, PROT_NONE), 0);
     assert_int_equal(cws_view_protect(at + 3 * MIB, 2 * PAGE, PROT_WRITE), 0);
     assert_int_equal(cws_view_protect(at, PAGE, PROT_READ | PROT_EXEC), -EACCES);
     assert_int_equal(cws_view_protect(at + 1, PAGE, PROT_READ), -EINVAL);
@@ -253,7 +256,8 @@ static void dontneed_brings_the_bytes_of_the_file_back(void **state)
     uint8_t *at = map_view(p, 2 * MIB, PROT_READ | PROT_WRITE, 0);
     memset(at, 0, MIB);
     at[MIB] = 0;
-    assert_int_equal(cws_view_advise(at + PAGE, 2 * PAGE, MADV_DONTNEED), 0); /* a part of a written block */
+    /* a part of a written block */
+    assert_int_equal(cws_view_advise(at + PAGE, 2 * PAGE, MADV_DONTNEED), 0);
     assert_int_equal(at[PAGE - 1], 0);
     assert_int_equal(pattern_differs(p, at + PAGE, 2 * PAGE, PAGE), -1);
     assert_int_equal(at[3 * PAGE], 0);
@@ -296,7 +300,8 @@ static void a_raw_madvise_behind_our_back_is_noticed(void **state)
     end(p);
 }
 
-/* A raw mprotect behind our back takes a page away that is there: it is put right, or the fault goes to the program; never an endless loop. */
+/* A raw mprotect behind our back takes a page away that is there: it is put right, or the fault goes to the program;
+ * never an endless loop. */
 static void a_raw_mprotect_behind_our_back_is_no_endless_loop(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* Description: weights that a program copies out of a view are told from weights that it only reads: one line, and a counter;
- * on every rung, while blocks are decoded and after that. */
+/* Description: weights that a program copies out of a view are told from weights that it only reads: one line, and a
+ * counter; on every rung, while blocks are decoded and after that. */
 #include "tests/support/hang.h"
 #include "pattern_source.h"
 
@@ -52,7 +52,8 @@ static void run(void *arg)
     }
     read_all(view, bytes);
     cws_pager_stats_get(&stats);
-    fprintf(stderr, "# copied %.1f outside %.1f\n", (double)stats.copied_bytes / (double)MIB, (double)stats.outside_bytes / (double)MIB);
+    fprintf(stderr, "# copied %.1f outside %.1f\n", (double)stats.copied_bytes / (double)MIB,
+            (double)stats.outside_bytes / (double)MIB);
     check(stats.mapped_bytes == bytes, "mapped_bytes");
     check(stats.outside_bytes > 0, "outside_bytes");
     check(stats.copied_bytes >= program->least * MIB && stats.copied_bytes <= program->most * MIB, "copied_bytes");
@@ -91,7 +92,8 @@ static void weights_that_are_copied_when_they_are_read(void **state)
     expect((struct program){.budget_mib = 64, .copies = true, .least = 30, .most = MODEL_MIB}, 1);
 }
 
-/* As a loader does that reads all experts before it merges the first ones. Within a large budget nothing is decoded meanwhile. */
+/* As a loader does that reads all experts before it merges the first ones. Within a large budget nothing is decoded
+ * meanwhile. */
 static void weights_that_are_copied_after_they_were_read(void **state)
 {
     (void)state;

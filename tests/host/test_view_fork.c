@@ -1,4 +1,5 @@
-/* Description: a forked child reads the right bytes or crashes, never zeros; what it writes stays its own; the parent goes on. On every rung. */
+/* Description: a forked child reads the right bytes or crashes, never zeros; what it writes stays its own; the parent
+ * goes on. On every rung. */
 #include "pattern_source.h"
 
 #include <pthread.h>
@@ -36,14 +37,15 @@ static void a_child_reads_and_writes_for_itself(void **state)
     uint8_t *at = map_view(p, bytes, PROT_READ | PROT_WRITE, 0);
     for (size_t i = 0; i < written; i += PAGE)
         memset(at + i, 0xA5, PAGE);
-    assert_int_equal(pattern_differs(p, at + MIB, MIB, MIB), -1); /* some blocks are clean, some absent, some written */
+    /* some blocks are clean, some absent, some written */
+    assert_int_equal(pattern_differs(p, at + MIB, MIB, MIB), -1);
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
         check_child(p, at, bytes, written);
         memset(at + 3 * MIB, 0x11, 100000);
         memset(at, 0x22, PAGE);
-        check_child(p, at + PAGE, MIB, 0) ;
+        check_child(p, at + PAGE, MIB, 0);
         _exit(9);
     }
     /* check_child of a shifted range must fail: the test can tell right from wrong. */
@@ -72,7 +74,8 @@ static void a_child_reads_and_writes_for_itself(void **state)
         if (at[3 * MIB] != 0x11)
             _exit(8);
         void *fresh = NULL; /* new views work in a child too */
-        if (cws_view_map_source(&p->base, NULL, MIB, PROT_READ | PROT_WRITE, 0, MIB, &fresh, NULL) || pattern_differs(p, fresh, MIB, MIB) != -1)
+        if (cws_view_map_source(&p->base, NULL, MIB, PROT_READ | PROT_WRITE, 0, MIB, &fresh, NULL) ||
+            pattern_differs(p, fresh, MIB, MIB) != -1)
             _exit(11);
         if (cws_view_munmap(at, bytes) != 0 || cws_view_overlaps(at, bytes))
             _exit(10);
@@ -99,9 +102,19 @@ static void holes_protections_and_failed_blocks_are_inherited(void **state)
     assert_int_equal(cws_view_protect(at + PAGE, PAGE, PROT_NONE), 0);
     assert_int_equal(cws_view_protect(at + 2 * MIB, PAGE, PROT_READ), 0);
     unmap_view(at + 2 * PAGE, PAGE);
-    const struct { size_t offset; bool write; int signal; } cases[] = {
-        {0, true, 0}, {PAGE, false, SIGSEGV}, {2 * PAGE, false, SIGSEGV}, {2 * MIB, false, 0}, {2 * MIB, true, SIGSEGV},
-        {2 * MIB + PAGE, true, 0}, {3 * MIB, false, SIGBUS}, {5 * PAGE, false, 0},
+    const struct {
+        size_t offset;
+        bool write;
+        int signal;
+    } cases[] = {
+        {0, true, 0},
+        {PAGE, false, SIGSEGV},
+        {2 * PAGE, false, SIGSEGV},
+        {2 * MIB, false, 0},
+        {2 * MIB, true, SIGSEGV},
+        {2 * MIB + PAGE, true, 0},
+        {3 * MIB, false, SIGBUS},
+        {5 * PAGE, false, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         fflush(NULL);

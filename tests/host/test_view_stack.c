@@ -1,5 +1,6 @@
-/* Description: where pages come by SIGSEGV (the sigsegv rung, forked children of every rung), nothing but the kernel's frame lies on the program's stack, however
- * small that is, and a fault that is no view's reaches the program's handler as the kernel would have called it. */
+/* Description: where pages come by SIGSEGV (the sigsegv rung, forked children of every rung), nothing but the kernel's
+ * frame lies on the program's stack, however small that is, and a fault that is no view's reaches the program's handler
+ * as the kernel would have called it. */
 #include "pattern_source.h"
 #include "small_stack.h"
 #include "uvm/host/signal_stack.h"
@@ -9,7 +10,8 @@
 #include <sys/wait.h>
 #include <ucontext.h>
 
-/* ThreadSanitizer cannot follow the forked children of a process with threads, and calls handlers with every signal blocked. */
+/* ThreadSanitizer cannot follow the forked children of a process with threads, and calls handlers with every signal
+ * blocked. */
 #ifdef __SANITIZE_THREAD__
 enum { TSAN = 1 };
 #else
@@ -82,7 +84,8 @@ static void read_and_write_on_a_small_one(void)
 {
     read_and_write();
     size_t used = small_stack_used(&child_stack);
-    _exit(used > kernel_frame_bytes() + OURS_AT_MOST ? 5 : used == 0 ? 6 : 0); /* 6: no fault came that way */
+    /* 6: no fault came that way */
+    _exit(used > kernel_frame_bytes() + OURS_AT_MOST ? 5 : used == 0 ? 6 : 0);
 }
 
 static void an_alternate_stack_of_the_least_size_is_enough(void **state)
@@ -166,9 +169,11 @@ static void a_stack_that_is_too_small_ends_with_a_line(void **state)
         assert_int_equal(mprotect(s.map, s.map_bytes - GUARD_BYTES - (bytes + PAGE - 1) / PAGE * PAGE, PROT_NONE), 0);
         if (sigaltstack(&stack, NULL) == 0) { /* else the kernel says that it is too small */
             int status = in_child(touch_once, NULL, text, sizeof text);
-            bool line = WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && strstr(text, "alternate signal stack") && strchr(text, '\n');
+            bool line = WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && strstr(text, "alternate signal stack") &&
+                        strchr(text, '\n');
             if (status != 0 && !line)
-                fail_msg("a stack of %zu bytes (the frame is %zu): status %#x, \"%s\"", bytes, frame, (unsigned)status, text);
+                fail_msg("a stack of %zu bytes (the frame is %zu): status %#x, \"%s\"", bytes, frame, (unsigned)status,
+                         text);
             right += status == 0;
             lines += line;
         }
@@ -249,7 +254,8 @@ static void a_coroutine_with_a_small_stack_may_fault(void **state)
 /* Touches with little more than a frame left above `low`. */
 static __attribute__((noinline)) void *touch_near_the_end(void *low)
 {
-    size_t keep = kernel_frame_bytes() + 2 * OURS_AT_MOST + 512, here = (size_t)((uint8_t *)__builtin_frame_address(0) - (uint8_t *)low);
+    size_t keep = kernel_frame_bytes() + 2 * OURS_AT_MOST + 512,
+           here = (size_t)((uint8_t *)__builtin_frame_address(0) - (uint8_t *)low);
     volatile uint8_t *room = alloca(here > keep ? here - keep : 1);
     room[0] = 1;
     for (size_t i = 0; i < BYTES; i += 64 * KIB)
@@ -263,7 +269,8 @@ static void a_thread_near_the_end_of_its_stack_may_fault(void **state)
     (void)state;
     begin();
     (void)kernel_frame_bytes();
-    struct small_stack s = small_stack_new(32 * GUARD_BYTES); /* with room for a sanitizer's thread-local memory */
+    /* with room for a sanitizer's thread-local memory */
+    struct small_stack s = small_stack_new(32 * GUARD_BYTES);
     pthread_attr_t attr;
     pthread_t thread;
     void *result = NULL;

@@ -1,5 +1,5 @@
-/* Description: views of real stores on every rung: the file that was packed comes back to the byte under pressure, in threads and in a forked child; a
- * flipped byte in a chunk is SIGBUS with a line that names tensor, file and offset. */
+/* Description: views of real stores on every rung: the file that was packed comes back to the byte under pressure, in
+ * threads and in a forked child; a flipped byte in a chunk is SIGBUS with a line that names tensor, file and offset. */
 #include "tests/store/no_ring.h"
 #include "pattern_source.h"
 
@@ -32,7 +32,8 @@ static void write_plain(void)
     used += (size_t)snprintf(header, sizeof header, "{");
     for (int i = 0; i < TENSORS; i++) {
         size_t bytes = elems[i] * (i == TENSORS - 1 ? 1 : 2);
-        used += (size_t)snprintf(header + used, sizeof header - used, "%s\"layer.%d.weight\":{\"dtype\":\"%s\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+        used += (size_t)snprintf(header + used, sizeof header - used,
+                                 "%s\"layer.%d.weight\":{\"dtype\":\"%s\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
                                  i ? "," : "", i, i == TENSORS - 1 ? "U8" : "BF16", elems[i], at, at + bytes);
         at += bytes;
     }
@@ -125,7 +126,8 @@ static void the_packed_file_reads_as_the_original(void **state)
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0)
-        _exit(memcmp(a, original, original_bytes) || memcmp(b + 6, original + PAGE + 6, MIB - 6) || b[5] != (original[PAGE + 5] ^ 1));
+        _exit(memcmp(a, original, original_bytes) || memcmp(b + 6, original + PAGE + 6, MIB - 6) ||
+              b[5] != (original[PAGE + 5] ^ 1));
     int status = -1;
     waitpid(pid, &status, 0);
     assert_int_equal(status, 0);
@@ -146,7 +148,8 @@ struct compare {
 static void *compare_from(void *arg)
 {
     struct compare *c = arg;
-    c->wrong = memcmp(c->at + c->from, original + c->from, original_bytes - c->from) || memcmp(c->at, original, c->from);
+    c->wrong = memcmp(c->at + c->from, original + c->from, original_bytes - c->from) ||
+               memcmp(c->at, original, c->from);
     return NULL;
 }
 

@@ -1,5 +1,6 @@
-/* Description: CODEC_TRACE of a store's views, on every rung: faults, prefetches, reads, decodes and evictions with the tensors' names, as many as were
- * counted, in the threads that served them; never more bytes than the budget; a forked child adds nothing; a trace that cannot be written is one line. */
+/* Description: CODEC_TRACE of a store's views, on every rung: faults, prefetches, reads, decodes and evictions with the
+ * tensors' names, as many as were counted, in the threads that served them; never more bytes than the budget; a forked
+ * child adds nothing; a trace that cannot be written is one line. */
 #include "pattern_source.h"
 #include "tests/support/sample_model.h"
 #include "store/pack/writer.h"
@@ -25,8 +26,10 @@ static int prepare(void **state)
         memcpy(data + i, &value, 2);
     }
     for (size_t i = 0; i < TENSORS; i++)
-        used += (size_t)snprintf(json + used, sizeof json - used, "%s\"gewicht.\xc3\xa4\\\"%zu\":{\"dtype\":\"BF16\",\"shape\":[%d],\"data_offsets\":[%zu,%zu]}",
-                                 i ? "," : "{", i, ELEMS, i * bytes, (i + 1) * bytes);
+        used += (size_t)snprintf(
+            json + used, sizeof json - used,
+            "%s\"gewicht.\xc3\xa4\\\"%zu\":{\"dtype\":\"BF16\",\"shape\":[%d],\"data_offsets\":[%zu,%zu]}",
+            i ? "," : "{", i, ELEMS, i * bytes, (i + 1) * bytes);
     snprintf(json + used, sizeof json - used, "}");
     original = sample_file(json, 1, data, TENSORS * bytes);
     free(data);
@@ -51,7 +54,8 @@ static uint8_t *map_store(struct cws_store **out)
 {
     void *at = NULL;
     struct cws_error err = {0};
-    if (cws_store_open(packed, CWS_IO_AUTO, out, &err) || cws_view_map(*out, NULL, original.size, PROT_READ | PROT_WRITE, 0, 0, &at, &err))
+    if (cws_store_open(packed, CWS_IO_AUTO, out, &err) ||
+        cws_view_map(*out, NULL, original.size, PROT_READ | PROT_WRITE, 0, 0, &at, &err))
         fail_msg("%s", err.message);
     return at;
 }
@@ -68,8 +72,10 @@ static size_t named(json_t *events, const char *name, const char *why)
 {
     json_t *e;
     size_t i, n = 0;
-    json_array_foreach(events, i, e) {
-        const char *own = json_string_value(json_object_get(e, "name")), *phase = json_string_value(json_object_get(e, "ph"));
+    json_array_foreach(events, i, e)
+    {
+        const char *own = json_string_value(json_object_get(e, "name")),
+                   *phase = json_string_value(json_object_get(e, "ph"));
         if (!own || strcmp(own, name) != 0 || !strchr("Bi", *phase) || (why && strcmp(trace_text(e, "why"), why) != 0))
             continue;
         if (strncmp(trace_text(e, "tensor"), "gewicht.\xc3\xa4\"", 11) != 0)
@@ -85,8 +91,10 @@ static void check_counter(json_t *events, uint64_t budget, uint64_t last_fixed)
     json_t *e;
     long long fixed = 0, weights = -1;
     size_t i;
-    json_array_foreach(events, i, e) {
-        if (strcmp(json_string_value(json_object_get(e, "name")) ? json_string_value(json_object_get(e, "name")) : "", "views in memory") != 0)
+    json_array_foreach(events, i, e)
+    {
+        if (strcmp(json_string_value(json_object_get(e, "name")) ? json_string_value(json_object_get(e, "name")) : "",
+                   "views in memory") != 0)
             continue;
         weights = trace_number(e, "weights");
         long long now = trace_number(e, "fixed");
@@ -153,7 +161,8 @@ static void a_trace_that_cannot_be_written_is_a_line(void **state)
     (void)state;
     char text[4096];
     assert_int_equal(in_child(without_a_file_it_runs_all_the_same, NULL, text, sizeof text), 0);
-    assert_non_null(strstr(text, "codecllm: CODEC_TRACE=/no-such-folder/t.json cannot be written: No such file or directory; the program runs without a trace\n"));
+    assert_non_null(strstr(text, "codecllm: CODEC_TRACE=/no-such-folder/t.json cannot be written: No such file or "
+                                 "directory; the program runs without a trace\n"));
 }
 
 static int tests(void)

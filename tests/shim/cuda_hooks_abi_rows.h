@@ -1,4 +1,5 @@
 /* cuda_hooks_abi_rows.h - sizes, offsets and values that shim/cuda/types.h has, taken from whatever header the including file chose. */
+/* clang-format off */
 #ifdef CUDA_VERSION /* cuda.h has several versions of these; ours are the latest */
 #define KERNEL_NODE CUDA_KERNEL_NODE_PARAMS_v2
 #define MEMSET_NODE CUDA_MEMSET_NODE_PARAMS_v1

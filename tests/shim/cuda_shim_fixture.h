@@ -1,5 +1,5 @@
-/* cuda_shim_fixture.h - for programs that use the stand-in driver as libcuda.so.1 under the preloaded library: the driver's functions as a
- * program finds them, and a packed model with tensors that are paged. */
+/* cuda_shim_fixture.h - for programs that use the stand-in driver as libcuda.so.1 under the preloaded library: the
+ * driver's functions as a program finds them, and a packed model with tensors that are paged. */
 #ifndef CWS_CUDA_SHIM_FIXTURE_H
 #define CWS_CUDA_SHIM_FIXTURE_H
 #include "shim/cuda/types.h"
@@ -25,84 +25,89 @@
 enum { TENSORS = 24 };
 
 /* CALL(result, name, (parameters)): found by dlsym, as a program does. */
-#define FIXTURE_CALLS                                                                                                        \
-    CALL(cuInit, (unsigned flags))                                                                                           \
-    CALL(cuGetProcAddress, (const char *name, void **out, int version, unsigned long long flags))                            \
-    CALL(cuGetProcAddress_v2, (const char *name, void **out, int version, unsigned long long flags, int *status))            \
-    CALL(cuDevicePrimaryCtxRetain, (CUcontext *out, CUdevice device))                                                        \
-    CALL(cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                                                    \
-    CALL(cuDevicePrimaryCtxReset_v2, (CUdevice device))                                                                      \
-    CALL(cuCtxSetCurrent, (CUcontext context))                                                                               \
-    CALL(cuCtxSynchronize, (void))                                                                                           \
-    CALL(cuModuleLoadData, (CUmodule *out, const void *image))                                                               \
-    CALL(cuModuleUnload, (CUmodule module))                                                                                  \
-    CALL(cuModuleGetFunction, (CUfunction *out, CUmodule module, const char *name))                                          \
-    CALL(cuLibraryLoadData, (CUlibrary *out, const void *image, void *a, void *b, unsigned c, void *d, void *e, unsigned f)) \
-    CALL(cuLibraryGetKernel, (CUkernel *out, CUlibrary library, const char *name))                                           \
-    CALL(cuLibraryUnload, (CUlibrary library))                                                                               \
-    CALL(cuStreamCreate, (CUstream *out, unsigned flags))                                                                    \
-    CALL(cuStreamDestroy_v2, (CUstream stream))                                                                              \
-    CALL(cuStreamSynchronize, (CUstream stream))                                                                             \
-    CALL(cuStreamBeginCapture_v2, (CUstream stream, CUstreamCaptureMode mode))                                               \
-    CALL(cuStreamEndCapture, (CUstream stream, CUgraph *out))                                                                \
-    CALL(cuStreamIsCapturing, (CUstream stream, CUstreamCaptureStatus *out))                                                 \
-    CALL(cuStreamWaitEvent, (CUstream stream, CUevent event, unsigned flags))                                                \
-    CALL(cuEventCreate, (CUevent *out, unsigned flags))                                                                      \
-    CALL(cuEventRecord, (CUevent event, CUstream stream))                                                                    \
-    CALL(cuEventDestroy_v2, (CUevent event))                                                                                 \
-    CALL(cuGraphInstantiateWithFlags, (CUgraphExec *out, CUgraph graph, unsigned long long flags))                           \
-    CALL(cuGraphLaunch, (CUgraphExec exec, CUstream stream))                                                                 \
-    CALL(cuGraphExecDestroy, (CUgraphExec exec))                                                                             \
-    CALL(cuGraphDestroy, (CUgraph graph))                                                                                    \
-    CALL(cuTensorMapReplaceAddress, (void *map, void *address))                                                              \
-    CALL(cuTensorMapEncodeTiled, (void *map, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, \
-                                  const unsigned *box, const unsigned *steps, int interleave, int swizzle, int promotion, int fill)) \
-    CALL(cuMemAlloc_v2, (CUdeviceptr *out, size_t bytes))                                                                    \
-    CALL(cuMemFree_v2, (CUdeviceptr address))                                                                                \
-    CALL(cuMemAllocAsync, (CUdeviceptr *out, size_t bytes, CUstream stream))                                                 \
-    CALL(cuMemAllocAsync_ptsz, (CUdeviceptr *out, size_t bytes, CUstream stream))                                            \
-    CALL(cuMemAllocFromPoolAsync, (CUdeviceptr *out, size_t bytes, CUmemoryPool pool, CUstream stream))                      \
-    CALL(cuMemFreeAsync, (CUdeviceptr address, CUstream stream))                                                             \
-    CALL(cuMemPoolCreate, (CUmemoryPool *out, const CUmemPoolProps *props))                                                  \
-    CALL(cuMemPoolDestroy, (CUmemoryPool pool))                                                                              \
-    CALL(cuDeviceGetDefaultMemPool, (CUmemoryPool *out, CUdevice device))                                                    \
-    CALL(cuMemGetInfo_v2, (size_t *free_bytes, size_t *total_bytes))                                                         \
-    CALL(cuPointerGetAttribute, (void *data, CUpointer_attribute which, CUdeviceptr address))                                \
-    CALL(cuPointerGetAttributes, (unsigned count, CUpointer_attribute *which, void **data, CUdeviceptr address))             \
-    CALL(cuMemGetAddressRange_v2, (CUdeviceptr *base, size_t *bytes, CUdeviceptr address))                                   \
-    CALL(cuIpcGetMemHandle, (CUipcMemHandle *out, CUdeviceptr address))                                                      \
-    CALL(cuMemHostRegister_v2, (void *memory, size_t bytes, unsigned flags))                                                 \
-    CALL(cuMemcpy, (CUdeviceptr to, CUdeviceptr from, size_t bytes))                                                         \
-    CALL(cuMemcpyHtoD_v2, (CUdeviceptr to, const void *from, size_t bytes))                                                  \
-    CALL(cuMemcpyDtoH_v2, (void *to, CUdeviceptr from, size_t bytes))                                                        \
-    CALL(cuMemcpyDtoD_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes))                                                  \
-    CALL(cuMemcpyAsync, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream))                                   \
-    CALL(cuMemcpyHtoDAsync_v2, (CUdeviceptr to, const void *from, size_t bytes, CUstream stream))                            \
-    CALL(cuMemcpyDtoHAsync_v2, (void *to, CUdeviceptr from, size_t bytes, CUstream stream))                                  \
-    CALL(cuMemcpyDtoDAsync_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream))                            \
-    CALL(cuMemcpyPeer, (CUdeviceptr to, CUcontext a, CUdeviceptr from, CUcontext b, size_t bytes))                           \
-    CALL(cuMemcpyPeerAsync, (CUdeviceptr to, CUcontext a, CUdeviceptr from, CUcontext b, size_t bytes, CUstream stream))     \
-    CALL(cuMemcpy2D_v2, (const CUDA_MEMCPY2D *copy))                                                                         \
-    CALL(cuMemcpy2DUnaligned_v2, (const CUDA_MEMCPY2D *copy))                                                                \
-    CALL(cuMemcpy2DAsync_v2, (const CUDA_MEMCPY2D *copy, CUstream stream))                                                   \
-    CALL(cuMemcpy3D_v2, (const CUDA_MEMCPY3D *copy))                                                                         \
-    CALL(cuMemcpy3DAsync_v2, (const CUDA_MEMCPY3D *copy, CUstream stream))                                                   \
-    CALL(cuMemcpyBatchAsync, (CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count, CUmemcpyAttributes *a,        \
-                              size_t *indices, size_t a_count, size_t *fail, CUstream stream))                               \
-    CALL(cuMemsetD8_v2, (CUdeviceptr to, unsigned char value, size_t count))                                                 \
-    CALL(cuMemsetD16_v2, (CUdeviceptr to, unsigned short value, size_t count))                                               \
-    CALL(cuMemsetD32_v2, (CUdeviceptr to, unsigned value, size_t count))                                                     \
-    CALL(cuMemsetD8Async, (CUdeviceptr to, unsigned char value, size_t count, CUstream stream))                              \
-    CALL(cuMemsetD16Async, (CUdeviceptr to, unsigned short value, size_t count, CUstream stream))                            \
-    CALL(cuMemsetD32Async, (CUdeviceptr to, unsigned value, size_t count, CUstream stream))                                  \
-    CALL(cuMemsetD2D8_v2, (CUdeviceptr to, size_t pitch, unsigned char value, size_t width, size_t height))                  \
-    CALL(cuMemsetD2D32Async, (CUdeviceptr to, size_t pitch, unsigned value, size_t width, size_t height, CUstream stream))   \
-    CALL(cuLaunchKernel, (CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,        \
-                          unsigned shared, CUstream stream, void **params, void **extra))                                    \
-    CALL(cuLaunchKernel_ptsz, (CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,   \
-                               unsigned shared, CUstream stream, void **params, void **extra))                               \
-    CALL(cuLaunchKernelEx, (const CUlaunchConfig *config, CUfunction f, void **params, void **extra))                        \
-    CALL(cuLaunchCooperativeKernel, (CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,          \
+#define FIXTURE_CALLS                                                                                                  \
+    CALL(cuInit, (unsigned flags))                                                                                     \
+    CALL(cuGetProcAddress, (const char *name, void **out, int version, unsigned long long flags))                      \
+    CALL(cuGetProcAddress_v2, (const char *name, void **out, int version, unsigned long long flags, int *status))      \
+    CALL(cuDevicePrimaryCtxRetain, (CUcontext * out, CUdevice device))                                                 \
+    CALL(cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                                              \
+    CALL(cuDevicePrimaryCtxReset_v2, (CUdevice device))                                                                \
+    CALL(cuCtxSetCurrent, (CUcontext context))                                                                         \
+    CALL(cuCtxSynchronize, (void))                                                                                     \
+    CALL(cuModuleLoadData, (CUmodule * out, const void *image))                                                        \
+    CALL(cuModuleUnload, (CUmodule module))                                                                            \
+    CALL(cuModuleGetFunction, (CUfunction * out, CUmodule module, const char *name))                                   \
+    CALL(cuLibraryLoadData,                                                                                            \
+         (CUlibrary * out, const void *image, void *a, void *b, unsigned c, void *d, void *e, unsigned f))             \
+    CALL(cuLibraryGetKernel, (CUkernel * out, CUlibrary library, const char *name))                                    \
+    CALL(cuLibraryUnload, (CUlibrary library))                                                                         \
+    CALL(cuStreamCreate, (CUstream * out, unsigned flags))                                                             \
+    CALL(cuStreamDestroy_v2, (CUstream stream))                                                                        \
+    CALL(cuStreamSynchronize, (CUstream stream))                                                                       \
+    CALL(cuStreamBeginCapture_v2, (CUstream stream, CUstreamCaptureMode mode))                                         \
+    CALL(cuStreamEndCapture, (CUstream stream, CUgraph * out))                                                         \
+    CALL(cuStreamIsCapturing, (CUstream stream, CUstreamCaptureStatus * out))                                          \
+    CALL(cuStreamWaitEvent, (CUstream stream, CUevent event, unsigned flags))                                          \
+    CALL(cuEventCreate, (CUevent * out, unsigned flags))                                                               \
+    CALL(cuEventRecord, (CUevent event, CUstream stream))                                                              \
+    CALL(cuEventDestroy_v2, (CUevent event))                                                                           \
+    CALL(cuGraphInstantiateWithFlags, (CUgraphExec * out, CUgraph graph, unsigned long long flags))                    \
+    CALL(cuGraphLaunch, (CUgraphExec exec, CUstream stream))                                                           \
+    CALL(cuGraphExecDestroy, (CUgraphExec exec))                                                                       \
+    CALL(cuGraphDestroy, (CUgraph graph))                                                                              \
+    CALL(cuTensorMapReplaceAddress, (void *map, void *address))                                                        \
+    CALL(cuTensorMapEncodeTiled,                                                                                       \
+         (void *map, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides,            \
+          const unsigned *box, const unsigned *steps, int interleave, int swizzle, int promotion, int fill))           \
+    CALL(cuMemAlloc_v2, (CUdeviceptr * out, size_t bytes))                                                             \
+    CALL(cuMemFree_v2, (CUdeviceptr address))                                                                          \
+    CALL(cuMemAllocAsync, (CUdeviceptr * out, size_t bytes, CUstream stream))                                          \
+    CALL(cuMemAllocAsync_ptsz, (CUdeviceptr * out, size_t bytes, CUstream stream))                                     \
+    CALL(cuMemAllocFromPoolAsync, (CUdeviceptr * out, size_t bytes, CUmemoryPool pool, CUstream stream))               \
+    CALL(cuMemFreeAsync, (CUdeviceptr address, CUstream stream))                                                       \
+    CALL(cuMemPoolCreate, (CUmemoryPool * out, const CUmemPoolProps *props))                                           \
+    CALL(cuMemPoolDestroy, (CUmemoryPool pool))                                                                        \
+    CALL(cuDeviceGetDefaultMemPool, (CUmemoryPool * out, CUdevice device))                                             \
+    CALL(cuMemGetInfo_v2, (size_t * free_bytes, size_t * total_bytes))                                                 \
+    CALL(cuPointerGetAttribute, (void *data, CUpointer_attribute which, CUdeviceptr address))                          \
+    CALL(cuPointerGetAttributes, (unsigned count, CUpointer_attribute *which, void **data, CUdeviceptr address))       \
+    CALL(cuMemGetAddressRange_v2, (CUdeviceptr * base, size_t * bytes, CUdeviceptr address))                           \
+    CALL(cuIpcGetMemHandle, (CUipcMemHandle * out, CUdeviceptr address))                                               \
+    CALL(cuMemHostRegister_v2, (void *memory, size_t bytes, unsigned flags))                                           \
+    CALL(cuMemcpy, (CUdeviceptr to, CUdeviceptr from, size_t bytes))                                                   \
+    CALL(cuMemcpyHtoD_v2, (CUdeviceptr to, const void *from, size_t bytes))                                            \
+    CALL(cuMemcpyDtoH_v2, (void *to, CUdeviceptr from, size_t bytes))                                                  \
+    CALL(cuMemcpyDtoD_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes))                                            \
+    CALL(cuMemcpyAsync, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream))                             \
+    CALL(cuMemcpyHtoDAsync_v2, (CUdeviceptr to, const void *from, size_t bytes, CUstream stream))                      \
+    CALL(cuMemcpyDtoHAsync_v2, (void *to, CUdeviceptr from, size_t bytes, CUstream stream))                            \
+    CALL(cuMemcpyDtoDAsync_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream))                      \
+    CALL(cuMemcpyPeer, (CUdeviceptr to, CUcontext a, CUdeviceptr from, CUcontext b, size_t bytes))                     \
+    CALL(cuMemcpyPeerAsync,                                                                                            \
+         (CUdeviceptr to, CUcontext a, CUdeviceptr from, CUcontext b, size_t bytes, CUstream stream))                  \
+    CALL(cuMemcpy2D_v2, (const CUDA_MEMCPY2D *copy))                                                                   \
+    CALL(cuMemcpy2DUnaligned_v2, (const CUDA_MEMCPY2D *copy))                                                          \
+    CALL(cuMemcpy2DAsync_v2, (const CUDA_MEMCPY2D *copy, CUstream stream))                                             \
+    CALL(cuMemcpy3D_v2, (const CUDA_MEMCPY3D *copy))                                                                   \
+    CALL(cuMemcpy3DAsync_v2, (const CUDA_MEMCPY3D *copy, CUstream stream))                                             \
+    CALL(cuMemcpyBatchAsync,                                                                                           \
+         (CUdeviceptr * to, CUdeviceptr * from, size_t * bytes, size_t count, CUmemcpyAttributes * a,                  \
+          size_t * indices, size_t a_count, size_t * fail, CUstream stream))                                           \
+    CALL(cuMemsetD8_v2, (CUdeviceptr to, unsigned char value, size_t count))                                           \
+    CALL(cuMemsetD16_v2, (CUdeviceptr to, unsigned short value, size_t count))                                         \
+    CALL(cuMemsetD32_v2, (CUdeviceptr to, unsigned value, size_t count))                                               \
+    CALL(cuMemsetD8Async, (CUdeviceptr to, unsigned char value, size_t count, CUstream stream))                        \
+    CALL(cuMemsetD16Async, (CUdeviceptr to, unsigned short value, size_t count, CUstream stream))                      \
+    CALL(cuMemsetD32Async, (CUdeviceptr to, unsigned value, size_t count, CUstream stream))                            \
+    CALL(cuMemsetD2D8_v2, (CUdeviceptr to, size_t pitch, unsigned char value, size_t width, size_t height))            \
+    CALL(cuMemsetD2D32Async,                                                                                           \
+         (CUdeviceptr to, size_t pitch, unsigned value, size_t width, size_t height, CUstream stream))                 \
+    CALL(cuLaunchKernel, (CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,  \
+                          unsigned shared, CUstream stream, void **params, void **extra))                              \
+    CALL(cuLaunchKernel_ptsz, (CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,          \
+                               unsigned bz, unsigned shared, CUstream stream, void **params, void **extra))            \
+    CALL(cuLaunchKernelEx, (const CUlaunchConfig *config, CUfunction f, void **params, void **extra))                  \
+    CALL(cuLaunchCooperativeKernel, (CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,    \
                                      unsigned bz, unsigned shared, CUstream stream, void **params))
 
 struct fixture_calls {
@@ -166,7 +171,7 @@ __attribute__((no_sanitize("thread"))) static inline uint64_t sum_of(const uint8
 static const char *model_path; /* packed */
 static uint8_t *logical;       /* its plain bytes */
 static size_t logical_bytes, tensor_begin[TENSORS];
-static const uint8_t *view;    /* the packed file, mapped */
+static const uint8_t *view; /* the packed file, mapped */
 
 static inline size_t tensor_bytes(unsigned i) { return i % 3 == 0 ? 3 * MIB : i % 3 == 1 ? 2 * MIB : MIB + 512; }
 static inline const uint8_t *content(unsigned i) { return logical + tensor_begin[i]; }
@@ -180,8 +185,8 @@ static inline void fixture_layout(void)
     size_t begin = 0, len = (size_t)snprintf(model_header, sizeof model_header, "{");
     for (unsigned i = 0; i < TENSORS; i++) {
         len += (size_t)snprintf(model_header + len, sizeof model_header - len,
-                                "%s\"w%02u\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}", i ? "," : "", i,
-                                tensor_bytes(i) / 2, begin, begin + tensor_bytes(i));
+                                "%s\"w%02u\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[%zu,%zu]}",
+                                i ? "," : "", i, tensor_bytes(i) / 2, begin, begin + tensor_bytes(i));
         tensor_begin[i] = begin;
         begin += tensor_bytes(i);
     }

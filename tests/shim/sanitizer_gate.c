@@ -1,6 +1,7 @@
-/* sanitizer_gate.c - preloaded before a libcodecshim.so that is built with a sanitizer. The sanitizer's runtime calls some of the
- * functions that the shim replaces while it is not initialised yet, and while it writes a report, perhaps about a thread that
- * holds a lock of the shim's. Those calls go straight to the kernel, every other caller's go on to the shim. Not instrumented itself. */
+/* sanitizer_gate.c - preloaded before a libcodecshim.so that is built with a sanitizer. The sanitizer's runtime calls
+ * some of the functions that the shim replaces while it is not initialised yet, and while it writes a report, perhaps
+ * about a thread that holds a lock of the shim's. Those calls go straight to the kernel, every other caller's go on to
+ * the shim. Not instrumented itself. */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <link.h>
@@ -13,7 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static uintptr_t begin, end; /* of the runtime's code; written once, by the first call, before there are threads */
+/* of the runtime's code; written once, by the first call, before there are threads */
+static uintptr_t begin, end;
 
 static int look_at(struct dl_phdr_info *info, size_t bytes, void *arg)
 {
@@ -38,13 +40,13 @@ static bool is_runtime(const void *caller)
 }
 
 /* The next definition of a name, the shim's; looked for once. */
-#define NEXT(name)                                                                                           \
-    (__extension__({                                                                                         \
-        static __typeof__(name) *next_;                                                                      \
-        __typeof__(name) *found_ = __atomic_load_n(&next_, __ATOMIC_RELAXED);                                \
-        if (!found_)                                                                                         \
-            __atomic_store_n(&next_, found_ = (__typeof__(name) *)dlsym(RTLD_NEXT, #name), __ATOMIC_RELAXED); \
-        found_;                                                                                              \
+#define NEXT(name)                                                                                                     \
+    (__extension__({                                                                                                   \
+        static __typeof__(name) *next_;                                                                                \
+        __typeof__(name) *found_ = __atomic_load_n(&next_, __ATOMIC_RELAXED);                                          \
+        if (!found_)                                                                                                   \
+            __atomic_store_n(&next_, found_ = (__typeof__(name) *)dlsym(RTLD_NEXT, #name), __ATOMIC_RELAXED);          \
+        found_;                                                                                                        \
     }))
 #define FROM_RUNTIME() is_runtime(__builtin_return_address(0))
 
@@ -73,10 +75,7 @@ ssize_t read(int fd, void *data, size_t bytes)
     return FROM_RUNTIME() ? syscall(SYS_read, fd, data, bytes) : NEXT(read)(fd, data, bytes);
 }
 
-int fstat(int fd, struct stat *out)
-{
-    return FROM_RUNTIME() ? (int)syscall(SYS_fstat, fd, out) : NEXT(fstat)(fd, out);
-}
+int fstat(int fd, struct stat *out) { return FROM_RUNTIME() ? (int)syscall(SYS_fstat, fd, out) : NEXT(fstat)(fd, out); }
 
 void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
@@ -84,4 +83,7 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
                           : NEXT(mmap)(addr, len, prot, flags, fd, offset);
 }
 
-int munmap(void *addr, size_t len) { return FROM_RUNTIME() ? (int)syscall(SYS_munmap, addr, len) : NEXT(munmap)(addr, len); }
+int munmap(void *addr, size_t len)
+{
+    return FROM_RUNTIME() ? (int)syscall(SYS_munmap, addr, len) : NEXT(munmap)(addr, len);
+}

@@ -79,13 +79,13 @@ static size_t shortened(size_t bytes, const void *caller)
 
 #define CALLER __builtin_return_address(0)
 /* The next definition of a name: the C library's, or a sanitizer's. */
-#define NEXT(name)                                                                                            \
-    (__extension__({                                                                                          \
-        static __typeof__(name) *next_;                                                                       \
-        __typeof__(name) *found_ = __atomic_load_n(&next_, __ATOMIC_RELAXED);                                 \
-        if (!found_)                                                                                          \
-            __atomic_store_n(&next_, found_ = (__typeof__(name) *)dlsym(RTLD_NEXT, #name), __ATOMIC_RELAXED); \
-        found_;                                                                                               \
+#define NEXT(name)                                                                                                     \
+    (__extension__({                                                                                                   \
+        static __typeof__(name) *next_;                                                                                \
+        __typeof__(name) *found_ = __atomic_load_n(&next_, __ATOMIC_RELAXED);                                          \
+        if (!found_)                                                                                                   \
+            __atomic_store_n(&next_, found_ = (__typeof__(name) *)dlsym(RTLD_NEXT, #name), __ATOMIC_RELAXED);          \
+        found_;                                                                                                        \
     }))
 
 /* --- memory ------------------------------------------------------------------------------------------ */
@@ -97,7 +97,10 @@ static void *counted(void *p)
 }
 
 void *malloc(size_t n) { return fails(SHIM_INJECT_ALLOC, 1, ENOMEM, CALLER) ? NULL : counted(NEXT(malloc)(n)); }
-void *calloc(size_t n, size_t m) { return fails(SHIM_INJECT_ALLOC, 1, ENOMEM, CALLER) ? NULL : counted(NEXT(calloc)(n, m)); }
+void *calloc(size_t n, size_t m)
+{
+    return fails(SHIM_INJECT_ALLOC, 1, ENOMEM, CALLER) ? NULL : counted(NEXT(calloc)(n, m));
+}
 
 void *aligned_alloc(size_t a, size_t n)
 {
@@ -136,10 +139,10 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
 
 /* --- files --------------------------------------------------------------------------------------------- */
 
-#define ONE_ARGUMENT(type, last)       \
-    va_list arguments;                 \
-    va_start(arguments, last);         \
-    type argument = va_arg(arguments, type); /* of no use where there is none, and of no harm */ \
+#define ONE_ARGUMENT(type, last)                                                                                       \
+    va_list arguments;                                                                                                 \
+    va_start(arguments, last);                                                                                         \
+    type argument = va_arg(arguments, type); /* of no use where there is none, and of no harm */                       \
     va_end(arguments)
 
 int open(const char *path, int flags, ...)
@@ -165,8 +168,14 @@ int fcntl(int fd, int command, ...)
 int dup(int fd) { return fails(SHIM_INJECT_OPEN, 1, EMFILE, CALLER) ? -1 : NEXT(dup)(fd); }
 int dup2(int from, int to) { return fails(SHIM_INJECT_OPEN, 1, EMFILE, CALLER) ? -1 : NEXT(dup2)(from, to); }
 
-int stat(const char *path, struct stat *out) { return fails(SHIM_INJECT_STAT, 1, EIO, CALLER) ? -1 : NEXT(stat)(path, out); }
-int lstat(const char *path, struct stat *out) { return fails(SHIM_INJECT_STAT, 1, EIO, CALLER) ? -1 : NEXT(lstat)(path, out); }
+int stat(const char *path, struct stat *out)
+{
+    return fails(SHIM_INJECT_STAT, 1, EIO, CALLER) ? -1 : NEXT(stat)(path, out);
+}
+int lstat(const char *path, struct stat *out)
+{
+    return fails(SHIM_INJECT_STAT, 1, EIO, CALLER) ? -1 : NEXT(lstat)(path, out);
+}
 int fstat(int fd, struct stat *out) { return fails(SHIM_INJECT_STAT, 1, EIO, CALLER) ? -1 : NEXT(fstat)(fd, out); }
 
 int fstatat(int dir, const char *path, struct stat *out, int flags)
@@ -201,9 +210,15 @@ ssize_t readlink(const char *path, char *to, size_t bytes)
     return fails(SHIM_INJECT_LINK, 1, EIO, CALLER) ? -1 : NEXT(readlink)(path, to, bytes);
 }
 
-int rename(const char *from, const char *to) { return fails(SHIM_INJECT_LINK, 1, EIO, CALLER) ? -1 : NEXT(rename)(from, to); }
+int rename(const char *from, const char *to)
+{
+    return fails(SHIM_INJECT_LINK, 1, EIO, CALLER) ? -1 : NEXT(rename)(from, to);
+}
 int fchmod(int fd, mode_t mode) { return fails(SHIM_INJECT_LINK, 1, EIO, CALLER) ? -1 : NEXT(fchmod)(fd, mode); }
-int fchown(int fd, uid_t owner, gid_t group) { return fails(SHIM_INJECT_LINK, 1, EIO, CALLER) ? -1 : NEXT(fchown)(fd, owner, group); }
+int fchown(int fd, uid_t owner, gid_t group)
+{
+    return fails(SHIM_INJECT_LINK, 1, EIO, CALLER) ? -1 : NEXT(fchown)(fd, owner, group);
+}
 
 int faccessat(int dir, const char *path, int mode, int flags)
 {
@@ -215,19 +230,14 @@ int faccessat(int dir, const char *path, int mode, int flags)
 static bool direct_fails(long number, const long a[6], const void *caller)
 {
     switch (number) {
-    case SYS_openat:
-        return fails(SHIM_INJECT_OPEN, 1, EMFILE, caller);
-    case SYS_fcntl:
-        return opens((int)a[1]) && fails(SHIM_INJECT_OPEN, 1, EMFILE, caller);
+    case SYS_openat: return fails(SHIM_INJECT_OPEN, 1, EMFILE, caller);
+    case SYS_fcntl: return opens((int)a[1]) && fails(SHIM_INJECT_OPEN, 1, EMFILE, caller);
     case SYS_fstat:
-    case SYS_newfstatat:
-        return fails(SHIM_INJECT_STAT, 1, EIO, caller);
-    case SYS_pread64:
-        return fails(SHIM_INJECT_READ, 1, EIO, caller) || fails(SHIM_INJECT_INTR, 2, EINTR, caller);
+    case SYS_newfstatat: return fails(SHIM_INJECT_STAT, 1, EIO, caller);
+    case SYS_pread64: return fails(SHIM_INJECT_READ, 1, EIO, caller) || fails(SHIM_INJECT_INTR, 2, EINTR, caller);
     case SYS_mmap: /* pages of a view that are replaced (uvm/) have a test of their own: test_pager_inject */
         return !(a[3] & MAP_FIXED) && fails(SHIM_INJECT_MAP, 1, ENOMEM, caller);
-    default:
-        return false;
+    default: return false;
     }
 }
 

@@ -1,6 +1,6 @@
-/* shim_inject.h - a library that lies between the preloaded shim and the C library, and makes the N-th call of a kind fail: what the
- * shim calls, what the C library calls by its public names, and the direct system calls of store/ and uvm/. Nothing of this is in the
- * product. It counts only while it is armed; any thread's calls count. */
+/* shim_inject.h - a library that lies between the preloaded shim and the C library, and makes the N-th call of a kind
+ * fail: what the shim calls, what the C library calls by its public names, and the direct system calls of store/ and
+ * uvm/. Nothing of this is in the product. It counts only while it is armed; any thread's calls count. */
 #ifndef CWS_SHIM_INJECT_H
 #define CWS_SHIM_INJECT_H
 #include <stdbool.h>
@@ -21,7 +21,8 @@ enum shim_inject_kind {
 };
 
 void shim_inject_arm(enum shim_inject_kind kind, unsigned nth);
-/* Disarms; did a call fail since it was armed? *out_by_shim: it was made by the shim itself, not by the C library or the program. */
+/* Disarms; did a call fail since it was armed? *out_by_shim: it was made by the shim itself, not by the C library or
+ * the program. */
 bool shim_inject_disarm(bool *out_by_shim);
 /* Blocks that were allocated and not freed; 0 under AddressSanitizer. */
 long shim_inject_live_blocks(void);

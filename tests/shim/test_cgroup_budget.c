@@ -1,7 +1,9 @@
-/* Description: in a control group that has less memory than a model, CODEC_VRAM_BUDGET=50% is half of what the group has, and
- * reading the whole model through a view is not killed. Makes a group for each way of paging; skipped where it may not.
+/* Description: in a control group that has less memory than a model, CODEC_VRAM_BUDGET=50% is half of what the group
+ * has, and reading the whole model through a view is not killed. Makes a group for each way of paging; skipped where it
+ * may not.
  *
- * test_cgroup_budget CODECLLM SHIM WORK-FILE-PREFIX; with "read" as the first argument it is the program in the group. */
+ * test_cgroup_budget CODECLLM SHIM WORK-FILE-PREFIX; with "read" as the first argument it is the program in the
+ * group. */
 #include <errno.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -29,7 +31,8 @@ static int read_model(const char *path)
     size_t (*stats)(char *, size_t) = (size_t(*)(char *, size_t))dlsym(RTLD_DEFAULT, "codecllm_stats_json");
     char text[4096], expected[64];
     int fd = open(path, O_RDONLY);
-    const uint8_t *view = fd < 0 ? MAP_FAILED : mmap(NULL, HEADER_BYTES + MODEL_MIB * MIB, PROT_READ, MAP_PRIVATE, fd, 0);
+    const uint8_t *view = fd < 0 ? MAP_FAILED
+                                 : mmap(NULL, HEADER_BYTES + MODEL_MIB * MIB, PROT_READ, MAP_PRIVATE, fd, 0);
     if (view == MAP_FAILED)
         return errno == EOPNOTSUPP ? SKIPPED : 2;
     for (int round = 0; round < 2; round++) {
@@ -64,7 +67,8 @@ static bool write_text(const char *directory, const char *file, const char *text
 /* A group of LIMIT_MIB where groups of either version can be made. */
 static bool make_group(char *group, size_t size)
 {
-    static const char *const parents[][2] = {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}, {"/sys/fs/cgroup", "memory.max"}};
+    static const char *const parents[][2] = {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+                                             {"/sys/fs/cgroup", "memory.max"}};
     char limit[32];
     snprintf(limit, sizeof limit, "%zu", LIMIT_MIB * MIB);
     for (size_t i = 0; i < 2; i++) {
@@ -84,7 +88,8 @@ static bool make_group(char *group, size_t size)
 
 static void remove_group(const char *group)
 {
-    for (int i = 0; i < 100 && rmdir(group) && errno == EBUSY; i++) /* version 1 needs a moment after its last process */
+    for (int i = 0; i < 100 && rmdir(group) && errno == EBUSY;
+         i++) /* version 1 needs a moment after its last process */
         usleep(20000);
 }
 
@@ -92,8 +97,9 @@ static bool make_model(const char *path)
 {
     char header[HEADER_BYTES];
     memset(header, ' ', sizeof header);
-    int len = snprintf(header + 8, sizeof header - 8, "{\"w\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[0,%zu]}}",
-                       MODEL_MIB * MIB / 2, MODEL_MIB * MIB);
+    int len = snprintf(header + 8, sizeof header - 8,
+                       "{\"w\":{\"dtype\":\"BF16\",\"shape\":[%zu],\"data_offsets\":[0,%zu]}}", MODEL_MIB * MIB / 2,
+                       MODEL_MIB * MIB);
     header[8 + len] = ' ';
     uint64_t bytes = sizeof header - 8;
     memcpy(header, &bytes, 8);
@@ -145,7 +151,8 @@ int main(int argc, char **argv)
     remove_group(group);
     snprintf(plain, sizeof plain, "%s.plain.safetensors", argv[3]);
     snprintf(packed, sizeof packed, "%s.packed.safetensors", argv[3]);
-    char *pack[] = {argv[1], "pack", "--quiet", plain, packed, NULL}, *reader[] = {"/proc/self/exe", "read", packed, NULL};
+    char *pack[] = {argv[1], "pack", "--quiet", plain, packed, NULL},
+         *reader[] = {"/proc/self/exe", "read", packed, NULL};
     unlink(packed);
     if (!make_model(plain) || run(pack, NULL, NULL, NULL) != 0) {
         puts("the model could not be packed");
@@ -157,7 +164,11 @@ int main(int argc, char **argv)
             return 1;
         int status = run(reader, group, argv[2], rungs[i]);
         remove_group(group);
-        printf("%s: %s (%d)\n", rungs[i], status == 0 ? "read within its group" : status == SKIPPED ? "not here" : "FAILED", status);
+        printf("%s: %s (%d)\n", rungs[i],
+               status == 0         ? "read within its group"
+               : status == SKIPPED ? "not here"
+                                   : "FAILED",
+               status);
         failed += status != 0 && status != SKIPPED;
         passed += status == 0;
     }

@@ -1,5 +1,6 @@
-/* Description: a program that uses the driver (a stand-in) under the preloaded library sees the driver's functions through hooks however it
- * looks them up, and gets right bytes from weights that do not fit the budget, by every kind of launch, copy and graph. */
+/* Description: a program that uses the driver (a stand-in) under the preloaded library sees the driver's functions
+ * through hooks however it looks them up, and gets right bytes from weights that do not fit the budget, by every kind
+ * of launch, copy and graph. */
 #include "cuda_shim_fixture.h"
 #include "tests/support/hang.h"
 
@@ -26,8 +27,9 @@ static bool is_hook(const void *address) { return strstr(library_of(address), "c
 static void dlsym_finds_hooks_of_the_driver_only(void **state)
 {
     (void)state;
-    static const char *const hooked[] = {"cuLaunchKernel", "cuLaunchKernel_ptsz", "cuMemAllocAsync", "cuMemcpyHtoD_v2", "cuMemcpyHtoD_v2_ptds",
-                                         "cuGetProcAddress", "cuGetProcAddress_v2", "cuGraphLaunch", "cuMemGetInfo_v2"};
+    static const char *const hooked[] = {"cuLaunchKernel",      "cuLaunchKernel_ptsz",  "cuMemAllocAsync",
+                                         "cuMemcpyHtoD_v2",     "cuMemcpyHtoD_v2_ptds", "cuGetProcAddress",
+                                         "cuGetProcAddress_v2", "cuGraphLaunch",        "cuMemGetInfo_v2"};
     for (size_t i = 0; i < sizeof hooked / sizeof *hooked; i++) {
         void *found = dlsym(driver_handle, hooked[i]);
         if (!is_hook(found) || strcmp(name_of(found), hooked[i]) != 0)
@@ -67,8 +69,8 @@ static void rtld_next_means_next_after_the_caller(void **state)
 static CUresult real_of(const char *name, void **out, int version, unsigned long long flags, int *status)
 {
     void *(*resolve)(void *, const char *) = (void *(*)(void *, const char *))dlsym(driver_handle, "standin_resolve");
-    CUresult (*real)(const char *, void **, int, unsigned long long, int *) =
-        (CUresult(*)(const char *, void **, int, unsigned long long, int *))resolve(NULL, "cuGetProcAddress_v2");
+    CUresult (*real)(const char *, void **, int, unsigned long long, int *) = (CUresult(*)(
+        const char *, void **, int, unsigned long long, int *))resolve(NULL, "cuGetProcAddress_v2");
     return real(name, out, version, flags, status);
 }
 
@@ -80,9 +82,9 @@ static void proc_addresses_are_replaced_in_every_version(void **state)
         int version;
         unsigned flags;
     } rows[] = {
-        {"cuLaunchKernel", "cuLaunchKernel", 7000, 0},       {"cuLaunchKernel", "cuLaunchKernel", 12000, 1},
-        {"cuLaunchKernel", "cuLaunchKernel_ptsz", 12000, 2}, {"cuMemcpyHtoD", "cuMemcpyHtoD_v2", 12000, 0},
-        {"cuMemcpyHtoD", "cuMemcpyHtoD_v2_ptds", 12000, 2},  {"cuMemAlloc", "cuMemAlloc_v2", 12000, 2},
+        {"cuLaunchKernel", "cuLaunchKernel", 7000, 0},         {"cuLaunchKernel", "cuLaunchKernel", 12000, 1},
+        {"cuLaunchKernel", "cuLaunchKernel_ptsz", 12000, 2},   {"cuMemcpyHtoD", "cuMemcpyHtoD_v2", 12000, 0},
+        {"cuMemcpyHtoD", "cuMemcpyHtoD_v2_ptds", 12000, 2},    {"cuMemAlloc", "cuMemAlloc_v2", 12000, 2},
         {"cuMemAllocAsync", "cuMemAllocAsync_ptsz", 12000, 2}, {"cuGetProcAddress", "cuGetProcAddress", 11030, 0},
         {"cuGetProcAddress", "cuGetProcAddress_v2", 12000, 0}, {"cuMemsetD8Async", "cuMemsetD8Async_ptsz", 12000, 2},
     };
@@ -93,7 +95,8 @@ static void proc_addresses_are_replaced_in_every_version(void **state)
         OK(cu.cuGetProcAddress_v2(rows[i].name, &second, rows[i].version, rows[i].flags, &status));
         assert_int_equal(status, 0);
         if (first != second || !is_hook(first) || strcmp(name_of(first), rows[i].symbol) != 0)
-            fail_msg("%s, version %d, flags %u: %s of %s", rows[i].name, rows[i].version, rows[i].flags, name_of(first), library_of(first));
+            fail_msg("%s, version %d, flags %u: %s of %s", rows[i].name, rows[i].version, rows[i].flags, name_of(first),
+                     library_of(first));
     }
 }
 
@@ -133,18 +136,14 @@ enum how { PLAIN, EX, COOPERATIVE, BLOCK, THREAD_STREAM, WAYS };
 static CUresult launch(enum how how, CUfunction f, CUstream on, void **params, void *block, size_t block_bytes)
 {
     CUlaunchConfig config = {1, 1, 1, 1, 1, 1, 0, on, NULL, 0};
-    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, block, CU_LAUNCH_PARAM_BUFFER_SIZE, &block_bytes, CU_LAUNCH_PARAM_END};
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, block, CU_LAUNCH_PARAM_BUFFER_SIZE, &block_bytes,
+                     CU_LAUNCH_PARAM_END};
     switch (how) {
-    case EX:
-        return cu.cuLaunchKernelEx(&config, f, params, NULL);
-    case COOPERATIVE:
-        return cu.cuLaunchCooperativeKernel(f, 1, 1, 1, 1, 1, 1, 0, on, params);
-    case BLOCK:
-        return cu.cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, on, NULL, extra);
-    case THREAD_STREAM:
-        return cu.cuLaunchKernel_ptsz(f, 1, 1, 1, 1, 1, 1, 0, on, params, NULL);
-    default:
-        return cu.cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, on, params, NULL);
+    case EX: return cu.cuLaunchKernelEx(&config, f, params, NULL);
+    case COOPERATIVE: return cu.cuLaunchCooperativeKernel(f, 1, 1, 1, 1, 1, 1, 0, on, params);
+    case BLOCK: return cu.cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, on, NULL, extra);
+    case THREAD_STREAM: return cu.cuLaunchKernel_ptsz(f, 1, 1, 1, 1, 1, 1, 0, on, params, NULL);
+    default: return cu.cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, on, params, NULL);
     }
 }
 
@@ -167,11 +166,12 @@ static void copies_from_a_store_bind_and_kernels_read_them_right(void **state)
     (void)state;
     load_all();
     assert_true(stat_of("bound") >= logical_bytes - 65536);
-    assert_int_equal(stat_of("loads") , stat_of("prefetched")); /* nothing was needed yet */
+    assert_int_equal(stat_of("loads"), stat_of("prefetched")); /* nothing was needed yet */
     CUfunction sum = kernel("sum");
     for (unsigned how = 0; how < WAYS; how++)
         for (unsigned i = 0; i < TENSORS; i++)
-            assert_int_equal(device_sum((enum how)how, sum, at[i], tensor_bytes(i)), sum_of(content(i), tensor_bytes(i)));
+            assert_int_equal(device_sum((enum how)how, sum, at[i], tensor_bytes(i)),
+                             sum_of(content(i), tensor_bytes(i)));
     assert_true(stat_of("drops") > 0);
     assert_true(stat_of("peak") <= stat_of("budget"));
     assert_true(stat_of("budget") < logical_bytes);
@@ -187,7 +187,8 @@ static void wait_for_frees(void)
     assert_int_equal(stat_of("bound"), 0);
 }
 
-/* An unpacked file, mapped and closed as a loader does it: its tensors bind where nobody wrote to the mapping, and outlive it. */
+/* An unpacked file, mapped and closed as a loader does it: its tensors bind where nobody wrote to the mapping, and
+ * outlive it. */
 static void copies_from_an_ordinary_file_bind_too(void **state)
 {
     (void)state;
@@ -211,19 +212,23 @@ static void copies_from_an_ordinary_file_bind_too(void **state)
     size_t all = 0;
     for (unsigned i = 0; i < TENSORS; i++)
         all += i == WRITTEN ? 0 : tensor_bytes(i);
-    assert_true(stat_of("bound") <= all && stat_of("bound") >= all - 4 * MIB); /* neighbours of the written page may share it */
+    /* neighbours of the written page may share it */
+    assert_true(stat_of("bound") <= all && stat_of("bound") >= all - 4 * MIB);
     munmap(mapped, logical_bytes);
     unlink(path);
     CUfunction sum = kernel("sum");
-    uint64_t changed = sum_of(content(WRITTEN), tensor_bytes(WRITTEN)) - content(WRITTEN)[100] + (content(WRITTEN)[100] ^ 1);
+    uint64_t changed = sum_of(content(WRITTEN), tensor_bytes(WRITTEN)) - content(WRITTEN)[100] +
+                       (content(WRITTEN)[100] ^ 1);
     for (unsigned pass = 0; pass < 2; pass++)
         for (unsigned i = 0; i < TENSORS; i++)
-            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)), i == WRITTEN ? changed : sum_of(content(i), tensor_bytes(i)));
+            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)),
+                             i == WRITTEN ? changed : sum_of(content(i), tensor_bytes(i)));
     assert_true(stat_of("peak") <= stat_of("budget"));
     free_all();
 }
 
-/* A model that was read into memory, or that comes back from the host: its bytes are known again, and only exactly its bytes. */
+/* A model that was read into memory, or that comes back from the host: its bytes are known again, and only exactly its
+ * bytes. */
 static void a_tensors_bytes_bind_from_anywhere(void **state)
 {
     (void)state;
@@ -247,12 +252,15 @@ static void a_tensors_bytes_bind_from_anywhere(void **state)
     }
     OK(cu.cuStreamSynchronize(stream));
     assert_int_equal(stat_of("bound"), all);
-    uint64_t sums[2] = {sum_of(copy + tensor_begin[CHANGED], tensor_bytes(CHANGED)), sum_of(copy + tensor_begin[SWAPPED], tensor_bytes(SWAPPED))};
+    uint64_t sums[2] = {sum_of(copy + tensor_begin[CHANGED], tensor_bytes(CHANGED)),
+                        sum_of(copy + tensor_begin[SWAPPED], tensor_bytes(SWAPPED))};
     memset(copy, 0, logical_bytes); /* what was bound does not come from here */
     for (unsigned pass = 0; pass < 2; pass++)
         for (unsigned i = 0; i < TENSORS; i++)
-            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)),
-                             i == CHANGED ? sums[0] : i == SWAPPED ? sums[1] : sum_of(content(i), tensor_bytes(i)));
+            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)), i == CHANGED ? sums[0]
+                                                                             : i == SWAPPED
+                                                                                 ? sums[1]
+                                                                                 : sum_of(content(i), tensor_bytes(i)));
     assert_true(stat_of("peak") <= stat_of("budget"));
     free_all();
     free(copy);
@@ -305,7 +313,8 @@ static void pointers_in_a_small_copy_are_kept(void **state)
     OK(cu.cuMemAlloc_v2(&sums, sizeof got));
     OK(cu.cuMemcpyHtoD_v2(table, pointers, sizeof pointers));
     CUfunction sum = kernel("sum");
-    for (unsigned round = 0; round < 2; round++) { /* the first use makes them resident, the others do not push them out */
+    for (unsigned round = 0; round < 2;
+         round++) { /* the first use makes them resident, the others do not push them out */
         device_sum(PLAIN, sum, at[1], 16);
         device_sum(PLAIN, sum, at[4], 16);
         for (unsigned i = 6; i < TENSORS; i++)
@@ -325,7 +334,8 @@ static void pointers_in_a_small_copy_are_kept(void **state)
 static void a_kernel_of_unknown_parameters_needs_everything(void **state)
 {
     (void)state;
-    void (*fail_call)(const char *, unsigned, CUresult) = (void (*)(const char *, unsigned, CUresult))dlsym(driver_handle, "standin_fail");
+    void (*fail_call)(const char *, unsigned,
+                      CUresult) = (void (*)(const char *, unsigned, CUresult))dlsym(driver_handle, "standin_fail");
     void (*fail_none)(void) = (void (*)(void))dlsym(driver_handle, "standin_fail_none");
     CUmodule other;
     CUfunction sum;
@@ -375,13 +385,14 @@ static void every_copy_brings_paged_bytes(void **state)
         for (unsigned k = 0; k < TENSORS; k += 3) /* push it out */
             device_sum(PLAIN, kernel("sum"), at[k], 16);
         CUresult result = (way == 0   ? cu.cuMemcpyDtoDAsync_v2(to, at[i], n, stream)
-           : way == 1 ? cu.cuMemcpyDtoD_v2(to, at[i], n)
-           : way == 2 ? cu.cuMemcpy(to, at[i], n)
-           : way == 3 ? cu.cuMemcpyAsync(to, at[i], n, stream)
-           : way == 4 ? cu.cuMemcpyPeer(to, context, at[i], context, n)
-           : way == 5 ? cu.cuMemcpyPeerAsync(to, context, at[i], context, n, stream)
-                      : cu.cuMemcpyBatchAsync(&to, &at[i], (size_t[]){n}, 1, &(CUmemcpyAttributes){.srcAccessOrder = 1}, &(size_t){0}, 1,
-                                              &(size_t){0}, stream));
+                           : way == 1 ? cu.cuMemcpyDtoD_v2(to, at[i], n)
+                           : way == 2 ? cu.cuMemcpy(to, at[i], n)
+                           : way == 3 ? cu.cuMemcpyAsync(to, at[i], n, stream)
+                           : way == 4 ? cu.cuMemcpyPeer(to, context, at[i], context, n)
+                           : way == 5 ? cu.cuMemcpyPeerAsync(to, context, at[i], context, n, stream)
+                                      : cu.cuMemcpyBatchAsync(&to, &at[i], (size_t[]){n}, 1,
+                                                              &(CUmemcpyAttributes){.srcAccessOrder = 1}, &(size_t){0},
+                                                              1, &(size_t){0}, stream));
         if (result != CUDA_SUCCESS)
             fail_msg("way %u: %d", way, result);
         expect(to, content(i), n);
@@ -398,8 +409,16 @@ static void boxes_are_copied(void **state)
     (void)state;
     uint8_t got[64 * 100];
     load_all();
-    CUDA_MEMCPY2D flat = {.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = at[0], .srcPitch = 1024, .srcXInBytes = 16, .srcY = 3,
-                          .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = got, .dstPitch = 64, .WidthInBytes = 64, .Height = 100};
+    CUDA_MEMCPY2D flat = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = at[0],
+                          .srcPitch = 1024,
+                          .srcXInBytes = 16,
+                          .srcY = 3,
+                          .dstMemoryType = CU_MEMORYTYPE_HOST,
+                          .dstHost = got,
+                          .dstPitch = 64,
+                          .WidthInBytes = 64,
+                          .Height = 100};
     OK(cu.cuMemcpy2D_v2(&flat));
     for (unsigned y = 0; y < 100; y++)
         assert_memory_equal(got + 64 * y, content(0) + (y + 3) * 1024 + 16, 64);
@@ -410,9 +429,18 @@ static void boxes_are_copied(void **state)
     OK(cu.cuMemcpy2DAsync_v2(&flat, stream));
     OK(cu.cuStreamSynchronize(stream));
     assert_memory_equal(got, content(3) + 3 * 1024 + 16, 64);
-    CUDA_MEMCPY3D deep = {.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = at[4], .srcPitch = 256, .srcHeight = 16, .srcZ = 2,
-                          .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = got, .dstPitch = 64, .dstHeight = 10, .WidthInBytes = 64,
-                          .Height = 10, .Depth = 10};
+    CUDA_MEMCPY3D deep = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = at[4],
+                          .srcPitch = 256,
+                          .srcHeight = 16,
+                          .srcZ = 2,
+                          .dstMemoryType = CU_MEMORYTYPE_HOST,
+                          .dstHost = got,
+                          .dstPitch = 64,
+                          .dstHeight = 10,
+                          .WidthInBytes = 64,
+                          .Height = 10,
+                          .Depth = 10};
     OK(cu.cuMemcpy3D_v2(&deep));
     for (unsigned z = 0; z < 10; z++)
         for (unsigned y = 0; y < 10; y++)
@@ -431,8 +459,14 @@ static void views_are_read_and_written(void **state)
     expect(to, content(0), n);
     OK(cu.cuMemcpyAsync(to, (uintptr_t)(view + tensor_begin[3]), n, stream));
     expect(to, content(3), n);
-    CUDA_MEMCPY2D flat = {.srcMemoryType = CU_MEMORYTYPE_HOST, .srcHost = view + tensor_begin[6], .srcPitch = 1024,
-                          .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = to, .dstPitch = 1024, .WidthInBytes = 1024, .Height = 3072};
+    CUDA_MEMCPY2D flat = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                          .srcHost = view + tensor_begin[6],
+                          .srcPitch = 1024,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = to,
+                          .dstPitch = 1024,
+                          .WidthInBytes = 1024,
+                          .Height = 3072};
     OK(cu.cuMemcpy2D_v2(&flat));
     expect(to, content(6), n);
     uint8_t *written = (uint8_t *)(uintptr_t)view + tensor_begin[9];
@@ -552,7 +586,8 @@ static void too_much_fails_at_the_allocation(void **state)
     assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY);
     assert_true(count > 0 && count * 4 * MIB <= stat_of("budget"));
     assert_int_equal(cu.cuMemAlloc_v2(&more, stat_of("budget")), CUDA_ERROR_OUT_OF_MEMORY);
-    assert_in_range(stat_of("peak"), 0, stat_of("budget") + 65536); /* small allocations of pools are counted late */
+    /* small allocations of pools are counted late */
+    assert_in_range(stat_of("peak"), 0, stat_of("budget") + 65536);
     while (count)
         OK(cu.cuMemFreeAsync(held[--count], stream));
     OK(cu.cuStreamSynchronize(stream));
@@ -584,8 +619,10 @@ static void paged_memory_answers_as_memory_does(void **state)
     OK(cu.cuPointerGetAttribute(&managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, inside));
     OK(cu.cuPointerGetAttribute(&mapped, CU_POINTER_ATTRIBUTE_MAPPED, inside));
     assert_true(type == CU_MEMORYTYPE_DEVICE && ordinal == 0 && start == inside && of == context && !managed && mapped);
-    assert_int_equal(cu.cuPointerGetAttribute(&host, CU_POINTER_ATTRIBUTE_HOST_POINTER, inside), CUDA_ERROR_INVALID_VALUE);
-    CUpointer_attribute which[] = {CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE, CU_POINTER_ATTRIBUTE_HOST_POINTER};
+    assert_int_equal(cu.cuPointerGetAttribute(&host, CU_POINTER_ATTRIBUTE_HOST_POINTER, inside),
+                     CUDA_ERROR_INVALID_VALUE);
+    CUpointer_attribute which[] = {CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+                                   CU_POINTER_ATTRIBUTE_HOST_POINTER};
     void *data[] = {&start, &range, &host};
     OK(cu.cuPointerGetAttributes(3, which, data, inside));
     assert_true(start == at[5] && range == tensor_bytes(5) && host == NULL);
@@ -614,7 +651,8 @@ static void written_weights_go_to_the_host_and_come_back(void **state)
     assert_true(stat_of("spills") > spills && stat_of("spilled") >= MIB);
     for (unsigned i = 0; i < COUNT; i++) { /* the view, not the file: a test before this one wrote to it */
         const uint8_t *from = (const uint8_t *)view + tensor_begin[i];
-        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)), sum_of(from, tensor_bytes(i)) - from[100] + 0xa5);
+        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)),
+                         sum_of(from, tensor_bytes(i)) - from[100] + 0xa5);
     }
     assert_true(stat_of("restores") > restores);
     assert_true(stat_of("peak") <= stat_of("budget"));
@@ -647,13 +685,15 @@ static void a_cancelled_launch_leaves_nothing_locked(void **state)
     for (unsigned round = 0; round < 40; round++) {
         pthread_t thread;
         void *result;
-        assert_int_equal(0, pthread_create(&thread, NULL, launch_until_cancelled, (void *)(uintptr_t)&types[round % 2]));
+        assert_int_equal(0,
+                         pthread_create(&thread, NULL, launch_until_cancelled, (void *)(uintptr_t)&types[round % 2]));
         usleep(round * 97 % 5000);
         assert_int_equal(0, pthread_cancel(thread));
         assert_int_equal(0, pthread_join(thread, &result));
         assert_ptr_equal(result, PTHREAD_CANCELED);
         unsigned i = round % TENSORS;
-        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)), sum_of((const uint8_t *)view + tensor_begin[i], tensor_bytes(i)));
+        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)),
+                         sum_of((const uint8_t *)view + tensor_begin[i], tensor_bytes(i)));
     }
     free_all();
 }
@@ -672,7 +712,8 @@ static void copy_stored_file(const char *to)
     syscall(SYS_close, in);
 }
 
-/* transformers makes an allocation of a model's size before it loads it, and frees it unused. Last: the store that is opened here is never bound. */
+/* transformers makes an allocation of a model's size before it loads it, and frees it unused. Last: the store that is
+ * opened here is never bound. */
 static void an_allocation_for_what_is_about_to_be_loaded_is_granted(void **state)
 {
     (void)state;
@@ -689,7 +730,8 @@ static void an_allocation_for_what_is_about_to_be_loaded_is_granted(void **state
     OK(cu.cuMemGetInfo_v2(&free_bytes, &total));
     assert_int_equal(total, stat_of("budget") + logical_bytes);
     OK(cu.cuMemAllocAsync(&all, model, stream));
-    assert_int_equal(cu.cuMemsetD8Async(all, 1, model, stream), CUDA_ERROR_OUT_OF_MEMORY); /* it is not for use */
+    /* it is not for use */
+    assert_int_equal(cu.cuMemsetD8Async(all, 1, model, stream), CUDA_ERROR_OUT_OF_MEMORY);
     OK(cu.cuMemFreeAsync(all, stream));
     assert_int_equal(cu.cuMemAllocAsync(&all, logical_bytes + MIB, stream), CUDA_ERROR_OUT_OF_MEMORY);
     close(fd);
@@ -759,12 +801,14 @@ static CUgraphExec run_captured(CUgraph *graph, uint64_t expected)
     return exec;
 }
 
-/* Another stream pages while one captures in the mode that forbids waiting and asking, to every thread: whatever we do for it, the capture goes on. */
+/* Another stream pages while one captures in the mode that forbids waiting and asking, to every thread: whatever we do
+ * for it, the capture goes on. */
 static void work_beside_a_capture_does_not_end_it(void **state)
 {
     (void)state;
     enum { FRESH = 6 };
-    CUresult (*pin)(void **memory, size_t bytes, unsigned flags) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemHostAlloc");
+    CUresult (*pin)(void **memory, size_t bytes, unsigned flags) = dlsym(dlopen("libcuda.so.1", RTLD_NOW),
+                                                                         "cuMemHostAlloc");
     CUresult (*unpin)(void *memory) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemFreeHost");
     CUstream other, another;
     CUgraph graph;

@@ -1,5 +1,6 @@
-/* Description: what cannot work on a paged GPU ends with an error and one line that says why and what to do: hidden pointers, forked
- * children, budgets that are too small. Each case is a process of its own: this program, started again with the case's name. */
+/* Description: what cannot work on a paged GPU ends with an error and one line that says why and what to do: hidden
+ * pointers, forked children, budgets that are too small. Each case is a process of its own: this program, started again
+ * with the case's name. */
 #include "cuda_shim_fixture.h"
 
 static CUstream stream;
@@ -7,12 +8,12 @@ static CUdeviceptr at[TENSORS], scratch, table;
 
 /* --- inside: the cases. Exit status 0: went as told. --------------------------------------------------------- */
 
-#define MUST(condition)                                                                                                      \
-    do {                                                                                                                     \
-        if (!(condition)) {                                                                                                  \
-            fprintf(stderr, "case failed at line %d: %s\n", __LINE__, #condition);                                           \
-            exit(9);                                                                                                         \
-        }                                                                                                                    \
+#define MUST(condition)                                                                                                \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "case failed at line %d: %s\n", __LINE__, #condition);                                     \
+            exit(9);                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 static CUresult run_kernel(const char *name, void **params)
@@ -27,7 +28,8 @@ static void touch(unsigned i)
     MUST(run_kernel("sum", params) == CUDA_SUCCESS);
 }
 
-/* Weights, and a table in device memory that points to one of them; it came by a copy too large to be looked through. */
+/* Weights, and a table in device memory that points to one of them; it came by a copy too large to be looked
+ * through. */
 static void start(void)
 {
     static uint64_t pointers[(128 << 10) / 8];
@@ -76,7 +78,8 @@ static int hidden_read_at_once(void)
     CUresult result = cu.cuStreamSynchronize(stream);
     if (result == CUDA_ERROR_ILLEGAL_ADDRESS)
         return 3;
-    MUST(result == CUDA_SUCCESS && cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == 0);
+    MUST(result == CUDA_SUCCESS && cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 &&
+         cu.cuStreamSynchronize(stream) == 0);
     MUST(got == sum_of(view + tensor_begin[1], bytes));
     return 0;
 }
@@ -115,7 +118,8 @@ static int pinned_read_first(void)
     CUresult result = cu.cuStreamSynchronize(stream);
     if (result == CUDA_ERROR_ILLEGAL_ADDRESS)
         return 3;
-    MUST(result == CUDA_SUCCESS && cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == 0);
+    MUST(result == CUDA_SUCCESS && cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 &&
+         cu.cuStreamSynchronize(stream) == 0);
     MUST(got == sum_of(view + tensor_begin[1], bytes));
     return 0;
 }
@@ -174,10 +178,14 @@ static int left_alone(void)
 static const struct {
     const char *name;
     int (*run)(void);
-} cases[] = {{"hidden_read", hidden_read}, {"hidden_write", hidden_write}, {"pinned_read", pinned_read},
+} cases[] = {{"hidden_read", hidden_read},
+             {"hidden_write", hidden_write},
+             {"pinned_read", pinned_read},
              {"pinned_read_first", pinned_read_first},
              {"hidden_read_at_once", hidden_read_at_once},
-             {"mapped", mapped},           {"forked", forked},           {"too_small", too_small},
+             {"mapped", mapped},
+             {"forked", forked},
+             {"too_small", too_small},
              {"left_alone", left_alone}};
 
 /* --- outside --------------------------------------------------------------------------------------------------- */
@@ -296,11 +304,14 @@ static int teardown(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(hidden_reads_fail_and_name_the_remedy), cmocka_unit_test(hidden_writes_fail_and_name_the_remedy),
+        cmocka_unit_test(hidden_reads_fail_and_name_the_remedy),
+        cmocka_unit_test(hidden_writes_fail_and_name_the_remedy),
         cmocka_unit_test(the_address_in_a_tensor_map_is_found),
         cmocka_unit_test(strict_mode_shows_a_hidden_read_at_once),
-        cmocka_unit_test(pinned_weights_stay),                   cmocka_unit_test(a_forked_child_is_refused_with_one_line),
-        cmocka_unit_test(a_budget_below_the_least_is_refused),   cmocka_unit_test(a_program_that_just_ends_ends_quietly),
+        cmocka_unit_test(pinned_weights_stay),
+        cmocka_unit_test(a_forked_child_is_refused_with_one_line),
+        cmocka_unit_test(a_budget_below_the_least_is_refused),
+        cmocka_unit_test(a_program_that_just_ends_ends_quietly),
     };
     if (argc < 2)
         return cmocka_run_group_tests(tests, setup, teardown);

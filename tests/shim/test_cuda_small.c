@@ -1,5 +1,6 @@
-/* Description: small ordered allocations under the preloaded library: what a stream frees it gets again without the driver, whole and by nobody else; other streams, captures and plain
- * frees do not; and all of it goes back when the pool is trimmed or the stream ends. */
+/* Description: small ordered allocations under the preloaded library: what a stream frees it gets again without the
+ * driver, whole and by nobody else; other streams, captures and plain frees do not; and all of it goes back when the
+ * pool is trimmed or the stream ends. */
 #include "cuda_shim_fixture.h"
 
 #include <pthread.h>
@@ -24,7 +25,8 @@ static uint64_t pool_bytes(int attribute)
 {
     CUmemoryPool pool;
     uint64_t bytes = 0;
-    CUresult (*get)(CUmemoryPool, int, void *) = (CUresult(*)(CUmemoryPool, int, void *))dlsym(driver_handle, "cuMemPoolGetAttribute");
+    CUresult (*get)(CUmemoryPool, int, void *) = (CUresult(*)(CUmemoryPool, int, void *))dlsym(driver_handle,
+                                                                                               "cuMemPoolGetAttribute");
     OK(cu.cuDeviceGetDefaultMemPool(&pool, 0));
     OK(get(pool, attribute, &bytes));
     return bytes;
@@ -33,7 +35,8 @@ static uint64_t pool_bytes(int attribute)
 static void trim(void)
 {
     CUmemoryPool pool;
-    CUresult (*trim_to)(CUmemoryPool, size_t) = (CUresult(*)(CUmemoryPool, size_t))dlsym(driver_handle, "cuMemPoolTrimTo");
+    CUresult (*trim_to)(CUmemoryPool, size_t) = (CUresult(*)(CUmemoryPool, size_t))dlsym(driver_handle,
+                                                                                         "cuMemPoolTrimTo");
     OK(cu.cuDeviceGetDefaultMemPool(&pool, 0));
     OK(cu.cuStreamSynchronize(stream));
     OK(trim_to(pool, 0));
@@ -56,7 +59,7 @@ static void check_all(const CUdeviceptr *at, unsigned count, CUstream on)
         assert_int_equal(at[i] % 256, 0);
         OK(cu.cuMemcpyDtoHAsync_v2(back, at[i], size_of(i), on));
         OK(cu.cuStreamSynchronize(on));
-        for (size_t k = 0; k < size_of(i); k += size_of(i) > 4096 ? 509 : 1)
+        for (size_t k = 0; k<size_of(i); k += size_of(i)> 4096 ? 509 : 1)
             assert_int_equal(back[k], (unsigned char)(i * 7 + 1));
         assert_int_equal(back[size_of(i) - 1], (unsigned char)(i * 7 + 1));
     }
@@ -108,7 +111,8 @@ static void nobody_else_gets_it(void **state)
     OK(cu.cuMemAllocAsync(&one, 10000, stream));
     OK(cu.cuMemFreeAsync(one, stream));
     unsigned long before = allocations();
-    OK(cu.cuMemAllocAsync(&other, 10000, second)); /* another stream may still have to wait for what the first one queued */
+    /* another stream may still have to wait for what the first one queued */
+    OK(cu.cuMemAllocAsync(&other, 10000, second));
     assert_true(other != one);
     assert_int_equal(allocations(), before + 1);
     OK(cu.cuMemAllocAsync(&again, 20000, stream)); /* nor what needs more */
@@ -201,12 +205,14 @@ static void *in_a_thread(void *arg)
         if (at[k] && cu.cuMemFreeAsync(at[k], own))
             failed = true;
         at[k] = 0;
-        if (seed >> 30 && (cu.cuMemAllocAsync(&at[k], 1 + (seed >> 8) % 60000, own) || cu.cuMemsetD8Async(at[k], (unsigned char)k, 1, own)))
+        if (seed >> 30 && (cu.cuMemAllocAsync(&at[k], 1 + (seed >> 8) % 60000, own) ||
+                           cu.cuMemsetD8Async(at[k], (unsigned char)k, 1, own)))
             failed = true;
     }
     for (unsigned k = 0; k < LIVE; k++) {
         uint8_t back = 0;
-        if (at[k] && (cu.cuMemcpyDtoHAsync_v2(&back, at[k], 1, own) || cu.cuStreamSynchronize(own) || back != k || cu.cuMemFreeAsync(at[k], own)))
+        if (at[k] && (cu.cuMemcpyDtoHAsync_v2(&back, at[k], 1, own) || cu.cuStreamSynchronize(own) || back != k ||
+                      cu.cuMemFreeAsync(at[k], own)))
             failed = true;
     }
     if (cu.cuStreamSynchronize(own) || cu.cuStreamDestroy_v2(own))
@@ -256,7 +262,8 @@ static void what_is_kept_gives_way(void **state)
     OK(cu.cuStreamSynchronize(stream));
     CUdeviceptr large = 0, budget = stat_of("budget");
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-    for (size_t bytes = budget / MIB * MIB; bytes > budget / 4 && result; bytes -= MIB) /* the largest that the budget allows */
+    for (size_t bytes = budget / MIB * MIB; bytes > budget / 4 && result;
+         bytes -= MIB) /* the largest that the budget allows */
         result = cu.cuMemAllocAsync(&large, bytes, stream);
     OK(result);
     OK(cu.cuMemsetD8Async(large, 1, MIB, stream));

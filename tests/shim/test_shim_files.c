@@ -139,7 +139,8 @@ static void other_files_open_with_o_direct(void **state)
     free(all);
 }
 
-/* By each way to come to such a descriptor; and with any alignment, which is more than the kernel allows on the plain file. */
+/* By each way to come to such a descriptor; and with any alignment, which is more than the kernel allows on the plain
+ * file. */
 static void a_packed_file_reads_right_with_o_direct(void **state)
 {
     (void)state;
@@ -237,12 +238,12 @@ static void every_way_to_ask_tells_the_logical_size(void **state)
     static const char *const old_paths[] = {"__xstat", "__xstat64", "__lxstat", "__lxstat64"};
     static const char *const old_fds[] = {"__fxstat", "__fxstat64"};
     static const char *const old_dirs[] = {"__fxstatat", "__fxstatat64"};
-#define EACH(list, type, ...)                                                                                           \
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {                                                           \
-        type call = (type)dlsym(RTLD_DEFAULT, list[i]);                                                                 \
-        assert_non_null(call);                                                                                          \
-        memset(&st, 0, sizeof st);                                                                                      \
-        assert_stat(call(__VA_ARGS__), &st);                                                                            \
+#define EACH(list, type, ...)                                                                                          \
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {                                                          \
+        type call = (type)dlsym(RTLD_DEFAULT, list[i]);                                                                \
+        assert_non_null(call);                                                                                         \
+        memset(&st, 0, sizeof st);                                                                                     \
+        assert_stat(call(__VA_ARGS__), &st);                                                                           \
     }
     EACH(paths, by_path, packed_path, &st)
     EACH(fds, by_fd, fd, &st)
@@ -305,7 +306,9 @@ static size_t any_length(struct shadow *s)
 static off_t any_offset(struct shadow *s)
 {
     uint64_t r = fixture_random(&s->random);
-    return r % 16 == 0 ? (off_t)(plain_bytes + r / 16 % 1000) - 500 : r % 64 == 1 ? -1 - (off_t)(r / 64 % 100) : (off_t)(r / 64 % plain_bytes);
+    return r % 16 == 0   ? (off_t)(plain_bytes + r / 16 % 1000) - 500
+           : r % 64 == 1 ? -1 - (off_t)(r / 64 % 100)
+                         : (off_t)(r / 64 % plain_bytes);
 }
 
 static void check(const char *what, ssize_t x, int x_errno, ssize_t y, int y_errno, const struct shadow *s)
@@ -314,14 +317,14 @@ static void check(const char *what, ssize_t x, int x_errno, ssize_t y, int y_err
         fail_msg("%s: packed %zd (errno %d), plain %zd (errno %d), or other bytes", what, x, x_errno, y, y_errno);
 }
 
-#define BOTH(what, s, call_packed, call_plain)                                                                          \
-    do {                                                                                                                \
-        errno = 0;                                                                                                      \
-        ssize_t x_ = call_packed;                                                                                       \
-        int x_errno_ = errno;                                                                                           \
-        errno = 0;                                                                                                      \
-        ssize_t y_ = call_plain;                                                                                        \
-        check(what, x_, x_errno_, y_, errno, s);                                                                        \
+#define BOTH(what, s, call_packed, call_plain)                                                                         \
+    do {                                                                                                               \
+        errno = 0;                                                                                                     \
+        ssize_t x_ = call_packed;                                                                                      \
+        int x_errno_ = errno;                                                                                          \
+        errno = 0;                                                                                                     \
+        ssize_t y_ = call_plain;                                                                                       \
+        check(what, x_, x_errno_, y_, errno, s);                                                                       \
     } while (0)
 
 static void step_seek(struct shadow *s, int i)
@@ -341,7 +344,8 @@ static void step_read(struct shadow *s, int i)
     size_t len = any_length(s);
     off_t offset = any_offset(s);
     size_t cut = len ? (size_t)fixture_random(&s->random) % len : 0;
-    struct iovec a[3] = {{s->a, cut}, {s->a + cut, 0}, {s->a + cut, len - cut}}, b[3] = {{s->b, cut}, {s->b + cut, 0}, {s->b + cut, len - cut}};
+    struct iovec a[3] = {{s->a, cut}, {s->a + cut, 0}, {s->a + cut, len - cut}},
+                 b[3] = {{s->b, cut}, {s->b + cut, 0}, {s->b + cut, len - cut}};
     switch (fixture_random(&s->random) % 6) {
     case 0: BOTH("pread", s, pread(s->packed[i], s->a, len, offset), pread(s->same[i], s->b, len, offset)); break;
     case 1: BOTH("readv", s, readv(s->packed[i], a, 3), readv(s->same[i], b, 3)); break;
@@ -407,7 +411,9 @@ static void random_calls_do_what_they_do_on_the_plain_file(void **state)
         int i = (int)(fixture_random(&s.random) % FDS);
         switch (fixture_random(&s.random) % 10) {
         case 0: step_duplicate(&s, i); break;
-        case 1: case 2: case 3: step_seek(&s, i); break;
+        case 1:
+        case 2:
+        case 3: step_seek(&s, i); break;
         case 4: step_map(&s, i); break;
         default: step_read(&s, i); break;
         }
@@ -423,19 +429,21 @@ static void random_calls_do_what_they_do_on_the_plain_file(void **state)
 static void checked_forms_read_the_same(void **state)
 {
     (void)state;
-    ssize_t (*read_chk)(int, void *, size_t, size_t) = (ssize_t(*)(int, void *, size_t, size_t))dlsym(RTLD_DEFAULT, "__read_chk");
+    ssize_t (*read_chk)(int, void *, size_t, size_t) = (ssize_t(*)(int, void *, size_t, size_t))dlsym(RTLD_DEFAULT,
+                                                                                                      "__read_chk");
     static const char *const preads[] = {"__pread_chk", "__pread64_chk"};
     uint8_t bytes[5000];
     int fd = open(packed_path, O_RDONLY);
     assert_int_equal(read_chk(fd, bytes, sizeof bytes, sizeof bytes), sizeof bytes);
     assert_memory_equal(bytes, plain, sizeof bytes);
     for (int i = 0; i < 2; i++) {
-        ssize_t (*call)(int, void *, size_t, off_t, size_t) =
-            (ssize_t(*)(int, void *, size_t, off_t, size_t))dlsym(RTLD_DEFAULT, preads[i]);
+        ssize_t (*call)(int, void *, size_t, off_t,
+                        size_t) = (ssize_t(*)(int, void *, size_t, off_t, size_t))dlsym(RTLD_DEFAULT, preads[i]);
         assert_int_equal(call(fd, bytes, sizeof bytes, 123457, sizeof bytes), sizeof bytes);
         assert_memory_equal(bytes, plain + 123457, sizeof bytes);
     }
-    ssize_t (*pread64_)(int, void *, size_t, off_t) = (ssize_t(*)(int, void *, size_t, off_t))dlsym(RTLD_DEFAULT, "__pread64");
+    ssize_t (*pread64_)(int, void *, size_t, off_t) = (ssize_t(*)(int, void *, size_t, off_t))dlsym(RTLD_DEFAULT,
+                                                                                                    "__pread64");
     assert_int_equal(pread64_(fd, bytes, 100, 7), 100);
     assert_memory_equal(bytes, plain + 7, 100);
     close(fd);
@@ -523,11 +531,11 @@ static void ranges_of_descriptors_close(void **state)
 
 /* --- what a store cannot offer ----------------------------------------------------------------- */
 
-#define REFUSED(why, call)                                                                                              \
-    do {                                                                                                                \
-        errno = 0;                                                                                                      \
-        assert_int_equal(call, -1);                                                                                     \
-        assert_int_equal(errno, why);                                                                                   \
+#define REFUSED(why, call)                                                                                             \
+    do {                                                                                                               \
+        errno = 0;                                                                                                     \
+        assert_int_equal(call, -1);                                                                                    \
+        assert_int_equal(errno, why);                                                                                  \
     } while (0)
 
 static void copies_inside_the_kernel_are_refused(void **state)
@@ -616,15 +624,9 @@ static void random_stdio_does_what_it_does_on_the_plain_file(void **state)
         size_t len = fixture_random(&random) % (step % 8 ? 300 : READ_MAX);
         long offset = (long)(fixture_random(&random) % (plain_bytes + 100));
         switch (fixture_random(&random) % 6) {
-        case 0:
-            assert_int_equal(fseek(x, offset, SEEK_SET), fseek(y, offset, SEEK_SET));
-            break;
-        case 1:
-            assert_int_equal(fseek(x, -(offset % 5000), SEEK_END), fseek(y, -(offset % 5000), SEEK_END));
-            break;
-        case 2:
-            assert_int_equal(fgetc(x), fgetc(y));
-            break;
+        case 0: assert_int_equal(fseek(x, offset, SEEK_SET), fseek(y, offset, SEEK_SET)); break;
+        case 1: assert_int_equal(fseek(x, -(offset % 5000), SEEK_END), fseek(y, -(offset % 5000), SEEK_END)); break;
+        case 2: assert_int_equal(fgetc(x), fgetc(y)); break;
         case 3: {
             memset(a, 0, len + 2);
             memset(b, 0, len + 2);

@@ -1,5 +1,6 @@
-/* A program built with -D_FORTIFY_SOURCE=3, as distributions build theirs: the checked forms of the calls that read are called by
- * the names the compiler chooses (fortified_names.sh looks for them), and show the logical file, also into memory of a view. */
+/* A program built with -D_FORTIFY_SOURCE=3, as distributions build theirs: the checked forms of the calls that read are
+ * called by the names the compiler chooses (fortified_names.sh looks for them), and show the logical file, also into
+ * memory of a view. */
 #include "shim_fixture.h"
 
 #include <sys/socket.h>
@@ -131,7 +132,9 @@ static void reading_more_than_fits_ends_the_program(void **state)
             FILE *file = fopen(packed_path, "rb");
             size_t more = some + 1;
             dup2(null, STDERR_FILENO);
-            ssize_t n = how == 0 ? read(fd, bytes, more) : how == 1 ? pread(fd, bytes, more, 5) : (ssize_t)fread(bytes, 1, more, file);
+            ssize_t n = how == 0   ? read(fd, bytes, more)
+                        : how == 1 ? pread(fd, bytes, more, 5)
+                                   : (ssize_t)fread(bytes, 1, more, file);
             _exit(n > 0 ? 1 : 2);
         }
         assert_int_equal(waitpid(child, &status, 0), child);

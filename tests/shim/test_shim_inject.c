@@ -1,5 +1,6 @@
-/* Every allocation and every system call that the shim makes for a program fails once: the program gets right bytes or an error,
- * at most one line is written, and afterwards everything works and nothing is left behind. Each trial is a process of its own. */
+/* Every allocation and every system call that the shim makes for a program fails once: the program gets right bytes or
+ * an error, at most one line is written, and afterwards everything works and nothing is left behind. Each trial is a
+ * process of its own. */
 #include "tests/support/hang.h"
 #include "shim_fixture.h"
 #include "shim_inject.h"
@@ -12,7 +13,8 @@
 
 enum { SOME = 300000, NTH_MAX = 20000, CLOSE_LOOK = SANITIZED ? 12 : 60, STRIDE = SANITIZED ? 499 : 61 };
 static uint8_t got[SOME]; /* nothing here allocates while a call may fail */
-static char copy[4200];    /* of the store, and another name of it: what writes is given the name, and must leave the copy alone */
+/* of the store, and another name of it: what writes is given the name, and must leave the copy alone */
+static char copy[4200];
 static const char *target;
 static unsigned refusals;
 static sigjmp_buf jump;
@@ -30,7 +32,8 @@ static void die(const char *what)
 /* Did the call work? If not, errno must be one that a program can expect. */
 static bool worked(const char *what, bool it_did)
 {
-    static const int expected[] = {ENOMEM, EIO, EMFILE, EAGAIN, EOPNOTSUPP}; /* the last: a pager that was forced and cannot start */
+    /* the last: a pager that was forced and cannot start */
+    static const int expected[] = {ENOMEM, EIO, EMFILE, EAGAIN, EOPNOTSUPP};
     if (it_did)
         return true;
     refusals++;
@@ -89,7 +92,8 @@ static void asks(void)
         return;
     if (worked("fstat", fstat(fd, &st) == 0) && st.st_size != (off_t)plain_bytes)
         die("fstat tells the real size");
-    if (worked("statx of a descriptor", statx(fd, "", AT_EMPTY_PATH, STATX_SIZE, &sx) == 0) && sx.stx_size != plain_bytes)
+    if (worked("statx of a descriptor", statx(fd, "", AT_EMPTY_PATH, STATX_SIZE, &sx) == 0) &&
+        sx.stx_size != plain_bytes)
         die("statx of a descriptor tells the real size");
     close(fd);
 }
@@ -242,12 +246,13 @@ static const struct scenario {
     void (*run)(void);
     bool on_copy;
     bool warm; /* the store is open already: its header is not parsed again */
-} scenarios[] = {{"asks", asks, false, false},   {"opens", opens, false, false},    {"reads", reads, false, true},
-                 {"duplicates", duplicates, false, true}, {"maps", maps, false, true}, {"streams", streams, false, true},
+} scenarios[] = {{"asks", asks, false, false},   {"opens", opens, false, false},
+                 {"reads", reads, false, true},  {"duplicates", duplicates, false, true},
+                 {"maps", maps, false, true},    {"streams", streams, false, true},
                  {"writes", writes, true, false}};
 enum { SCENARIOS = sizeof scenarios / sizeof *scenarios };
-static const char *const kind_names[SHIM_INJECT_KINDS] = {"none", "alloc", "map", "stat", "open", "read", "short",
-                                                          "intr", "seek",  "link", "thread"};
+static const char *const kind_names[SHIM_INJECT_KINDS] = {"none",  "alloc", "map",  "stat", "open",  "read",
+                                                          "short", "intr",  "seek", "link", "thread"};
 
 struct left {
     long blocks;
@@ -306,8 +311,10 @@ static bool fail_once(const struct scenario *s, enum shim_inject_kind kind, unsi
     bool did = shim_inject_disarm(&by_shim);
     unsigned refused = refusals;
     dup2(own, STDERR_FILENO);
-    int lines = lines_of(log, text, sizeof text), wanted = s->on_copy ? 3 : 0; /* three calls that would write in place */
-    bool ours = by_shim && (kind == SHIM_INJECT_ALLOC || kind == SHIM_INJECT_READ); /* else it can be what the program asked for */
+    /* three calls that would write in place */
+    int lines = lines_of(log, text, sizeof text), wanted = s->on_copy ? 3 : 0;
+    /* else it can be what the program asked for */
+    bool ours = by_shim && (kind == SHIM_INJECT_ALLOC || kind == SHIM_INJECT_READ);
     if (lines > wanted + 1 || (ours && refused && lines == 0)) {
         dprintf(STDOUT_FILENO, "    %d lines, %u refusals:\n%s", lines, refused, text);
         _exit(1);
@@ -344,9 +351,10 @@ static void trial(const struct scenario *s, enum shim_inject_kind kind, unsigned
         left[i] = left_now();
     }
     unlink(path);
-    if (left[2].blocks != left[1].blocks || left[2].files != left[1].files || (left[2].blocks && left[2].pages > left[1].pages + 2000)) { /* a sanitizer keeps pages */
-        dprintf(STDOUT_FILENO, "    leaves %ld blocks, %d descriptors, %ld pages behind\n", left[2].blocks - left[1].blocks,
-                (int)(left[2].files - left[1].files), left[2].pages - left[1].pages);
+    if (left[2].blocks != left[1].blocks || left[2].files != left[1].files ||
+        (left[2].blocks && left[2].pages > left[1].pages + 2000)) { /* a sanitizer keeps pages */
+        dprintf(STDOUT_FILENO, "    leaves %ld blocks, %d descriptors, %ld pages behind\n",
+                left[2].blocks - left[1].blocks, (int)(left[2].files - left[1].files), left[2].pages - left[1].pages);
         _exit(1);
     }
     _exit(did ? 2 : 0);
@@ -378,7 +386,8 @@ static void every_failure_of_one_call_is_survived(void **state)
         for (int kind = SHIM_INJECT_ALLOC; kind < SHIM_INJECT_KINDS; kind++) {
             unsigned nth = 1;
             while (nth < NTH_MAX && run_trial(s, (enum shim_inject_kind)kind, nth))
-                nth += nth < CLOSE_LOOK ? 1 : STRIDE; /* far behind lies the parser of headers, which has tests of its own */
+                /* far behind lies the parser of headers, which has tests of its own */
+                nth += nth < CLOSE_LOOK ? 1 : STRIDE;
             assert_true(nth < NTH_MAX);
             print_message("%s: %s: %u\n", s->name, kind_names[kind], nth - 1);
         }

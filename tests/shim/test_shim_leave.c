@@ -1,5 +1,6 @@
-/* Calls on a store that are left by siglongjmp, interrupted by handlers that use the same store, or cancelled: nothing is locked afterwards,
- * bytes and offsets are right, no descriptor is left. What hangs is ended by the test's time limit. */
+/* Calls on a store that are left by siglongjmp, interrupted by handlers that use the same store, or cancelled: nothing
+ * is locked afterwards, bytes and offsets are right, no descriptor is left. What hangs is ended by the test's time
+ * limit. */
 #include "shim_fixture.h"
 
 #include <dirent.h>
@@ -12,10 +13,16 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
-enum { LONG_READ = SANITIZED ? 5 << 19 : 4 << 20, SHORT_READ = 1000, ROUNDS = SANITIZED ? 3 : 16, FORK_ROUNDS = SANITIZED ? 2 : 6 };
+enum {
+    LONG_READ = SANITIZED ? 5 << 19 : 4 << 20,
+    SHORT_READ = 1000,
+    ROUNDS = SANITIZED ? 3 : 16,
+    FORK_ROUNDS = SANITIZED ? 2 : 6
+};
 
-static uint8_t *buffer;       /* LONG_READ bytes */
-static uint8_t *place;        /* address space for a view of the whole file, so that one that is left can be unmapped */
+static uint8_t *buffer; /* LONG_READ bytes */
+/* address space for a view of the whole file, so that one that is left can be unmapped */
+static uint8_t *place;
 static size_t place_bytes;
 static __thread uint64_t seed = 7;
 static int fd = -1, other = -1;
@@ -111,7 +118,8 @@ static void do_stat(void)
     stat(packed_path, &st);
     ensure(st.st_size == (off_t)plain_bytes, "the size of a store is wrong");
 }
-/* The view lies where it can be found again. The place is never free, or memory that is not ours would come to lie there. */
+/* The view lies where it can be found again. The place is never free, or memory that is not ours would come to lie
+ * there. */
 static void empty_place(size_t from, size_t to)
 {
     void *at = mmap(place + from, to - from, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -147,7 +155,8 @@ static void do_dup(void)
     enum { TO = 200 };
     uint8_t small[100];
     if (dup2(fd, TO) == TO) {
-        ensure(pread(TO, small, sizeof small, 5000) == sizeof small && memcmp(small, plain + 5000, sizeof small) == 0, "wrong bytes of a duplicate");
+        ensure(pread(TO, small, sizeof small, 5000) == sizeof small && memcmp(small, plain + 5000, sizeof small) == 0,
+               "wrong bytes of a duplicate");
         close(TO);
     }
 }
@@ -157,8 +166,9 @@ static const struct {
     void (*call)(void);
     bool asynchronous; /* may be cancelled at any instruction: its own C library calls may, too */
 } calls[] = {
-    {"read", do_read, true},   {"pread", do_pread, true}, {"small pread", do_small_pread, true}, {"readv", do_readv, true}, {"stat", do_stat, true},
-    {"map", do_map, true},     {"protect", do_protect, true}, {"fread", do_fread, false}, {"dup", do_dup, true},
+    {"read", do_read, true},       {"pread", do_pread, true},  {"small pread", do_small_pread, true},
+    {"readv", do_readv, true},     {"stat", do_stat, true},    {"map", do_map, true},
+    {"protect", do_protect, true}, {"fread", do_fread, false}, {"dup", do_dup, true},
 };
 enum { CALLS = sizeof calls / sizeof *calls };
 
@@ -234,7 +244,8 @@ static volatile int handled_count;
 static void read_on(int signo)
 {
     (void)signo;
-    ensure(handled_count < HANDLED_MAX && read(fd, handled[handled_count], SHORT_READ) == SHORT_READ, "a read in a handler failed");
+    ensure(handled_count < HANDLED_MAX && read(fd, handled[handled_count], SHORT_READ) == SHORT_READ,
+           "a read in a handler failed");
     handled_count++;
 }
 
@@ -282,8 +293,11 @@ static void use_all(int signo)
     struct stat st;
     int saved = errno;
     (void)signo;
-    ensure(pread(fd, small, sizeof small, 4321) == sizeof small && memcmp(small, plain + 4321, sizeof small) == 0, "wrong bytes in a handler");
-    ensure(pread(other, small, sizeof small, 1234567) == sizeof small && memcmp(small, plain + 1234567, sizeof small) == 0, "wrong bytes in a handler");
+    ensure(pread(fd, small, sizeof small, 4321) == sizeof small && memcmp(small, plain + 4321, sizeof small) == 0,
+           "wrong bytes in a handler");
+    ensure(pread(other, small, sizeof small, 1234567) == sizeof small &&
+               memcmp(small, plain + 1234567, sizeof small) == 0,
+           "wrong bytes in a handler");
     ensure(fstat(other, &st) == 0 && st.st_size == (off_t)plain_bytes, "a wrong size in a handler");
     errno = saved;
 }
@@ -315,7 +329,8 @@ static void map_in_handler(int signo)
     int saved = errno;
     (void)signo;
     void *view = mmap(NULL, plain_bytes, PROT_READ, MAP_PRIVATE, other, 0);
-    ensure(view != MAP_FAILED && memcmp((uint8_t *)view + 200000, plain + 200000, 1000) == 0, "wrong bytes in a view of a handler");
+    ensure(view != MAP_FAILED && memcmp((uint8_t *)view + 200000, plain + 200000, 1000) == 0,
+           "wrong bytes in a view of a handler");
     munmap(view, plain_bytes);
     errno = saved;
 }
@@ -343,7 +358,8 @@ static void fork_in_handler(int signo)
     pid_t child = fork();
     (void)signo;
     if (child == 0) {
-        bool good = pread(fd, small, sizeof small, 1234567) == sizeof small && memcmp(small, plain + 1234567, sizeof small) == 0;
+        bool good = pread(fd, small, sizeof small, 1234567) == sizeof small &&
+                    memcmp(small, plain + 1234567, sizeof small) == 0;
         _exit(good ? 0 : 3);
     }
     while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)

@@ -1,5 +1,5 @@
-/* Description: models of very many files, and very many mappings of one: descriptors of ours do not use up the program's, mappings at the
- * limit can still be unmapped, and what cannot be had is one line. */
+/* Description: models of very many files, and very many mappings of one: descriptors of ours do not use up the
+ * program's, mappings at the limit can still be unmapped, and what cannot be had is one line. */
 #include "shim_fixture.h"
 
 #include <pthread.h>

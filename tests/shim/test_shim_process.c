@@ -60,7 +60,8 @@ static void a_forked_child_goes_on_with_views_and_descriptors(void **state)
     munmap(view, plain_bytes);
 }
 
-/* Its reading threads, or its ring, stayed with the parent: which of them, the rung's CODEC_IO says (CMakeLists.txt). */
+/* Its reading threads, or its ring, stayed with the parent: which of them, the rung's CODEC_IO says
+ * (CMakeLists.txt). */
 static void a_forked_child_reads_on(void **state)
 {
     (void)state;
@@ -80,10 +81,10 @@ static void a_forked_child_reads_on(void **state)
 
 static atomic_bool stop;
 static atomic_int reading; /* threads that have read once */
-static int shared_fd; /* both threads and the children read from it: a fork may find its lock taken */
+static int shared_fd;      /* both threads and the children read from it: a fork may find its lock taken */
 
-/* AddressSanitizer's allocator, unlike the C library's, is not made whole in a child: one that allocates waits for ever when another
- * thread of the parent was allocating. So there the threads do not. */
+/* AddressSanitizer's allocator, unlike the C library's, is not made whole in a child: one that allocates waits for ever
+ * when another thread of the parent was allocating. So there the threads do not. */
 #ifdef __SANITIZE_ADDRESS__
 enum { SANITIZER_FORKS_LOCKED = 1 };
 #else
@@ -124,7 +125,8 @@ static void fork_in_the_middle_of_reads_leaves_the_child_whole(void **state)
         if (child == 0) {
             uint8_t bytes[5000];
             alarm(HANG_SECONDS);
-            _exit(pread(fd, bytes, sizeof bytes, 3000000) != sizeof bytes || memcmp(bytes, plain + 3000000, sizeof bytes) != 0);
+            _exit(pread(fd, bytes, sizeof bytes, 3000000) != sizeof bytes ||
+                  memcmp(bytes, plain + 3000000, sizeof bytes) != 0);
         }
         assert_int_equal(status_of(child), 0);
     }
@@ -175,7 +177,8 @@ static void programs_see_the_logical_file(void **state)
         "cmp \"$1\" \"$2\"",
         "cat \"$1\" | cmp - \"$2\"",
         "cp \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; exit $s",
-        "cp --reflink=auto --sparse=auto \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; exit $s",
+        "cp --reflink=auto --sparse=auto \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; "
+        "exit $s",
         "dd if=\"$1\" bs=100000 status=none | cmp - \"$2\"",
         "tail -c 1000 \"$1\" >\"$1.t.$$\"; tail -c 1000 \"$2\" | cmp - \"$1.t.$$\"; s=$?; rm -f \"$1.t.$$\"; exit $s",
         "test \"$(stat -c %s \"$1\")\" = \"$(stat -c %s \"$2\")\"",
@@ -197,7 +200,8 @@ static void programs_read_with_o_direct(void **state)
         "dd if=\"$1\" iflag=direct bs=1M status=none | cmp - \"$2\"",
         "dd if=\"$2\" iflag=direct bs=1M status=none | cmp - \"$2\"",
     };
-    int null = open("/dev/null", O_RDONLY), fd = (int)syscall(SYS_openat, AT_FDCWD, packed_path, O_RDONLY | O_DIRECT, 0);
+    int null = open("/dev/null", O_RDONLY),
+        fd = (int)syscall(SYS_openat, AT_FDCWD, packed_path, O_RDONLY | O_DIRECT, 0);
     if (fd < 0)
         skip(); /* the file system has none */
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
@@ -216,7 +220,8 @@ static void an_inherited_descriptor_is_recognised(void **state)
     assert_int_equal(shell(fd, "cmp - \"$2\""), 0);
     assert_int_equal(read(fd, bytes, 1000), 0); /* the child has read it to its end: one offset */
     assert_int_equal(lseek(fd, 5000, SEEK_SET), 5000);
-    assert_int_equal(shell(fd, "tail -c +5001 \"$2\" >\"$1.in.$$\"; cmp - \"$1.in.$$\"; s=$?; rm -f \"$1.in.$$\"; exit $s"), 0);
+    assert_int_equal(
+        shell(fd, "tail -c +5001 \"$2\" >\"$1.in.$$\"; cmp - \"$1.in.$$\"; s=$?; rm -f \"$1.in.$$\"; exit $s"), 0);
     close(fd);
 }
 

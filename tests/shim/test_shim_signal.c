@@ -1,5 +1,6 @@
-/* Description: under the shim, a fault of a view takes nothing of a small stack but the kernel's frame, whatever the decoder needs; and a program's handlers for SIGSEGV
- * and SIGBUS are called on the stack that they ask for, with nothing of ours below the kernel's frame. */
+/* Description: under the shim, a fault of a view takes nothing of a small stack but the kernel's frame, whatever the
+ * decoder needs; and a program's handlers for SIGSEGV and SIGBUS are called on the stack that they ask for, with
+ * nothing of ours below the kernel's frame. */
 #include "shim_fixture.h"
 #include "tests/host/small_stack.h"
 
@@ -49,7 +50,10 @@ static void forget_handlers(void)
 
 static bool differs(void) { return memcmp(view, plain, plain_bytes) != 0; }
 /* The sigsegv rung pages so here, and every child but the eager rung's. */
-static bool pages_by_signal(bool child) { return strcmp(rung, "sigsegv") == 0 || (child && strcmp(rung, "eager") != 0); }
+static bool pages_by_signal(bool child)
+{
+    return strcmp(rung, "sigsegv") == 0 || (child && strcmp(rung, "eager") != 0);
+}
 
 static void a_decode_takes_nothing_of_a_small_alternate_stack(void **state)
 {
@@ -71,7 +75,10 @@ static void a_decode_takes_nothing_of_a_small_alternate_stack(void **state)
             int bad = differs();
             view[7000000] = plain[7000000];
             size_t used = small_stack_used(&s);
-            _exit(bad ? 1 : used > kernel_frame_bytes() + OURS_AT_MOST ? 2 : (used != 0) != pages_by_signal(true) ? 3 : 0);
+            _exit(bad                                          ? 1
+                  : used > kernel_frame_bytes() + OURS_AT_MOST ? 2
+                  : (used != 0) != pages_by_signal(true)       ? 3
+                                                               : 0);
         }
         assert_int_equal(status_of(pid), 0);
     }
@@ -204,7 +211,8 @@ static void a_programs_handler_runs_where_the_kernel_would_have_called_it(void *
     assert_true(small_stack_used(&stack) <= (size_t)(stack.top - stack.low));
     pid_t pid = fork();
     if (pid == 0) {
-        check_handlers(); /* a failed check ends in exit() or a jump into the parent's list of tests: not 42 */
+        /* a failed check ends in exit() or a jump into the parent's list of tests: not 42 */
+        check_handlers();
         _exit(42);
     }
     assert_int_equal(status_of(pid), 42);
@@ -272,7 +280,8 @@ static int set_full(int signo)
 static bool is_full(int signo)
 {
     struct sigaction now;
-    return sigaction(signo, NULL, &now) == 0 && sigismember(&now.sa_mask, SIGSEGV) == 1 && sigismember(&now.sa_mask, SIGBUS) == 1;
+    return sigaction(signo, NULL, &now) == 0 && sigismember(&now.sa_mask, SIGSEGV) == 1 &&
+           sigismember(&now.sa_mask, SIGBUS) == 1;
 }
 
 static int touch_by(int signo, size_t at)
@@ -312,7 +321,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_decode_takes_nothing_of_a_small_alternate_stack, map_view, unmap_view),
         cmocka_unit_test_setup_teardown(many_threads_with_small_stacks_read_right, map_view, unmap_view),
-        cmocka_unit_test_setup_teardown(a_programs_handler_runs_where_the_kernel_would_have_called_it, map_view, unmap_view),
+        cmocka_unit_test_setup_teardown(a_programs_handler_runs_where_the_kernel_would_have_called_it, map_view,
+                                        unmap_view),
         cmocka_unit_test_setup_teardown(a_stack_that_is_too_small_ends_with_a_line, map_view, unmap_view),
         cmocka_unit_test_setup_teardown(a_handler_that_masks_our_signals_touches_absent_pages, map_view, unmap_view),
     };

@@ -26,7 +26,8 @@ static void every_name_of_fread_fills_views(void **state)
         uint8_t *view = map_all(packed_path);
         FILE *file = fopen(plain_path, "rb");
         void *call = dlsym(RTLD_DEFAULT, names[how]);
-        size_t len = 3000000, got = how < 2 ? ((plain_form)call)(view + 4096, 1, len, file) : ((checked_form)call)(view + 4096, len, 1, len, file);
+        size_t len = 3000000, got = how < 2 ? ((plain_form)call)(view + 4096, 1, len, file)
+                                            : ((checked_form)call)(view + 4096, len, 1, len, file);
         assert_int_equal(got, len);
         assert_memory_equal(view + 4096, plain, len);
         assert_memory_equal(view + 4096 + len, plain + 4096 + len, 100000);
@@ -73,8 +74,9 @@ static void items_are_counted_not_bytes(void **state)
 static void the_inner_names_of_fopen_show_the_logical_file(void **state)
 {
     (void)state;
-    FILE *(*open_inner)(const char *, const char *) = (FILE * (*)(const char *, const char *))dlsym(RTLD_DEFAULT, "_IO_fopen");
-    FILE *(*fd_inner)(int, const char *) = (FILE * (*)(int, const char *))dlsym(RTLD_DEFAULT, "_IO_fdopen");
+    FILE *(*open_inner)(const char *, const char *) = (FILE * (*)(const char *, const char *))
+        dlsym(RTLD_DEFAULT, "_IO_fopen");
+    FILE *(*fd_inner)(int, const char *) = (FILE * (*)(int, const char *)) dlsym(RTLD_DEFAULT, "_IO_fdopen");
     uint8_t bytes[1000];
     for (int how = 0; how < 2; how++) {
         FILE *file = how ? fd_inner(open(packed_path, O_RDONLY), "rb") : open_inner(packed_path, "rb");

@@ -30,9 +30,13 @@ static uint8_t *map_all(int prot)
 static void mappings_show_the_logical_file(void **state)
 {
     (void)state;
-    static const struct { int prot, flags; } forms[] = {{PROT_READ, MAP_PRIVATE}, {PROT_READ | PROT_WRITE, MAP_PRIVATE},
-                                                        {PROT_WRITE, MAP_PRIVATE}, {PROT_READ, MAP_SHARED},
-                                                        {PROT_READ, MAP_PRIVATE | MAP_NORESERVE}};
+    static const struct {
+        int prot, flags;
+    } forms[] = {{PROT_READ, MAP_PRIVATE},
+                 {PROT_READ | PROT_WRITE, MAP_PRIVATE},
+                 {PROT_WRITE, MAP_PRIVATE},
+                 {PROT_READ, MAP_SHARED},
+                 {PROT_READ, MAP_PRIVATE | MAP_NORESERVE}};
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         uint8_t *view = map_at(plain_bytes, forms[i].prot, forms[i].flags, 0);
         assert_ptr_not_equal(view, MAP_FAILED);
@@ -51,11 +55,11 @@ static void mappings_show_the_logical_file(void **state)
 static void what_cannot_be_mapped_says_why(void **state)
 {
     (void)state;
-#define REFUSED(why, len, prot, flags, offset)                                                                          \
-    do {                                                                                                                \
-        errno = 0;                                                                                                      \
-        assert_ptr_equal(map_at(len, prot, flags, offset), MAP_FAILED);                                                 \
-        assert_int_equal(errno, why);                                                                                   \
+#define REFUSED(why, len, prot, flags, offset)                                                                         \
+    do {                                                                                                               \
+        errno = 0;                                                                                                     \
+        assert_ptr_equal(map_at(len, prot, flags, offset), MAP_FAILED);                                                \
+        assert_int_equal(errno, why);                                                                                  \
     } while (0)
     REFUSED(EACCES, plain_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
     REFUSED(EACCES, plain_bytes, PROT_READ | PROT_EXEC, MAP_PRIVATE, 0);
@@ -100,7 +104,8 @@ static void writes_stay_private(void **state)
     assert_memory_equal(b, plain, plain_bytes);
     for (size_t at = 0; at < plain_bytes; at += 100003)
         assert_int_equal(a[at], (uint8_t)~plain[at]);
-    assert_int_equal(posix_madvise(a, plain_bytes / page * page, POSIX_MADV_DONTNEED), 0); /* must not lose them */
+    /* must not lose them */
+    assert_int_equal(posix_madvise(a, plain_bytes / page * page, POSIX_MADV_DONTNEED), 0);
     assert_int_equal(a[0], (uint8_t)~plain[0]);
     assert_int_equal(madvise(a, plain_bytes / page * page, MADV_DONTNEED), 0); /* must */
     assert_int_equal(a[0], plain[0]);
@@ -115,7 +120,8 @@ static void parts_are_unmapped_moved_and_replaced(void **state)
     assert_int_equal(munmap(view + 10 * page, 5 * page), 0);
     assert_memory_equal(view, plain, 10 * page);
     assert_memory_equal(view + 15 * page, plain + 15 * page, 10 * page);
-    uint8_t *over = mmap(view + 20 * page, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    uint8_t *over = mmap(view + 20 * page, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+                         -1, 0);
     assert_ptr_equal(over, view + 20 * page);
     for (size_t i = 0; i < 4 * page; i++)
         assert_int_equal(over[i], 0);
@@ -197,7 +203,8 @@ static void views_are_written_to_files(void **state)
     (void)state;
     uint8_t *view = map_all(PROT_READ);
     size_t len = plain_bytes - 1000;
-    struct iovec parts[4] = {{view + 1000, 77}, {view + 1077, 0}, {view + 1077, 3000000}, {view + 3001077, plain_bytes - 3001077}};
+    struct iovec parts[4] = {
+        {view + 1000, 77}, {view + 1077, 0}, {view + 1077, 3000000}, {view + 3001077, plain_bytes - 3001077}};
     out_open();
     assert_int_equal(write(out, view + 1000, len), len);
     out_check(1000, len);
@@ -287,7 +294,8 @@ static void a_datagram_stays_one(void **state)
     munmap(view, plain_bytes);
 }
 
-/* Two messages per call, out of one part of a view and into another; the second call finds only one of the two it asks for. */
+/* Two messages per call, out of one part of a view and into another; the second call finds only one of the two it asks
+ * for. */
 static void several_messages_go_out_of_and_into_views(void **state)
 {
     (void)state;
@@ -464,7 +472,8 @@ static size_t present_bytes(const uint8_t *view)
     assert_true(map >= 0);
     for (size_t at = 0; at < plain_bytes; at += page) {
         uint64_t entry;
-        assert_int_equal(pread(map, &entry, sizeof entry, (off_t)((uintptr_t)(view + at) / page * sizeof entry)), sizeof entry);
+        assert_int_equal(pread(map, &entry, sizeof entry, (off_t)((uintptr_t)(view + at) / page * sizeof entry)),
+                         sizeof entry);
         bytes += entry >> 63 ? page : 0;
     }
     close(map);

@@ -80,7 +80,8 @@ API cuInit(unsigned flags)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
     if (!standin.initialised) {
-        standin.device_bytes = device_bytes_wanted ? device_bytes_wanted : from_environment("STANDIN_DEVICE_MB", 256) << 20;
+        standin.device_bytes = device_bytes_wanted ? device_bytes_wanted
+                                                   : from_environment("STANDIN_DEVICE_MB", 256) << 20;
         standin.device_bytes &= ~(STANDIN_GRANULE - 1);
         if (!standin.delay_us) {
             standin.delay_us = (unsigned)from_environment("STANDIN_DELAY_US", 0);
@@ -150,7 +151,8 @@ static const struct {
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
     {901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
-    {906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "operation would make the legacy stream depend on a capturing blocking stream"},
+    {906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
     {907, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
@@ -225,11 +227,28 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device)
 {
     ENTER("cuDeviceGetAttribute", CALL_AFTER_ERROR, which, device);
     static const int VALUES[][2] = {
-        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64}, {5, 2147483647}, {6, 65535}, {7, 65535}, {8, 48 << 10}, {10, 32}, {12, 65536},
-        {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 4}, {31, 1}, {39, 2048}, {40, 3}, {41, 1},
-        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9}, {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0},
-        {81, 228 << 10}, {95, 1}, {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 227 << 10},
-        {CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 1}, {CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, 1},
+        {1, 1024},
+        {2, 1024},
+        {3, 1024},
+        {4, 64},
+        {5, 2147483647},
+        {6, 65535},
+        {7, 65535},
+        {8, 48 << 10},
+        {10, 32},
+        {12, 65536},
+        {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 4},
+        {31, 1},
+        {39, 2048},
+        {40, 3},
+        {41, 1},
+        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9},
+        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0},
+        {81, 228 << 10},
+        {95, 1},
+        {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 227 << 10},
+        {CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 1},
+        {CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, 1},
     };
     if (!value || which <= 0)
         return CUDA_ERROR_INVALID_VALUE;
@@ -487,7 +506,7 @@ static size_t attribute_bytes(CUpointer_attribute which)
 {
     return which == CU_POINTER_ATTRIBUTE_MEMORY_TYPE || which == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL ? 4
            : which == CU_POINTER_ATTRIBUTE_IS_MANAGED || which == CU_POINTER_ATTRIBUTE_MAPPED        ? 1
-                                                                                                       : 8;
+                                                                                                     : 8;
 }
 
 /* An attribute that the pointer does not have is zero, not an error. */

@@ -18,7 +18,8 @@ static void shape_run(void *data)
     const struct shape *s = data;
     for (size_t z = 0; z < s->depth; z++)
         for (size_t y = 0; y < s->height; y++)
-            memmove(s->to + z * s->to_slice + y * s->to_pitch, s->from + z * s->from_slice + y * s->from_pitch, s->width);
+            memmove(s->to + z * s->to_slice + y * s->to_pitch, s->from + z * s->from_slice + y * s->from_pitch,
+                    s->width);
 }
 static void shape_drop(void *data)
 {
@@ -29,8 +30,8 @@ static void shape_drop(void *data)
 enum side { SIDE_ANY, SIDE_HOST, SIDE_DEVICE };
 
 /* One side may be what it says it is. *pageable: host memory that the device does not know. */
-static bool side_check_locked(const char *at, const struct shape *s, size_t pitch, size_t slice, enum side side, int access,
-                              bool *pageable)
+static bool side_check_locked(const char *at, const struct shape *s, size_t pitch, size_t slice, enum side side,
+                              int access, bool *pageable)
 {
     *pageable = !in_arena(at) && !host_pinned_locked(at, (s->depth - 1) * slice + (s->height - 1) * pitch + s->width);
     if (*pageable)
@@ -49,7 +50,8 @@ static void stage(struct shape *s)
     tight.to = s->staging;
     tight.to_pitch = s->width;
     tight.to_slice = s->width * s->height;
-    shape_run(&tight); /* in the caller's thread: reading the source may fault into a handler of the program's */
+    /* in the caller's thread: reading the source may fault into a handler of the program's */
+    shape_run(&tight);
     s->from = s->staging;
     s->from_pitch = tight.to_pitch;
     s->from_slice = tight.to_slice;
@@ -64,8 +66,10 @@ static CUresult copy_shape(struct shape s, enum side to_side, enum side from_sid
     struct CUstream_st *stream = stream_of_locked(handle);
     if (!stream)
         return unlock(CUDA_ERROR_INVALID_HANDLE);
-    if (!side_check_locked(s.to, &s, s.to_pitch, s.to_slice, to_side, CU_MEM_ACCESS_FLAGS_PROT_READWRITE, &to_pageable) ||
-        !side_check_locked(s.from, &s, s.from_pitch, s.from_slice, from_side, CU_MEM_ACCESS_FLAGS_PROT_READ, &from_pageable))
+    if (!side_check_locked(s.to, &s, s.to_pitch, s.to_slice, to_side, CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+                           &to_pageable) ||
+        !side_check_locked(s.from, &s, s.from_pitch, s.from_slice, from_side, CU_MEM_ACCESS_FLAGS_PROT_READ,
+                           &from_pageable))
         return unlock(CUDA_ERROR_INVALID_VALUE);
     if (from_pageable && !stream->capture) {
         if (!async)
@@ -89,8 +93,8 @@ static CUresult copy_shape(struct shape s, enum side to_side, enum side from_sid
     return unlock(result);
 }
 
-static CUresult copy(const void *to, const void *from, size_t bytes, enum side to_side, enum side from_side, CUstream stream,
-                     bool async)
+static CUresult copy(const void *to, const void *from, size_t bytes, enum side to_side, enum side from_side,
+                     CUstream stream, bool async)
 {
     struct shape s = {(char *)(uintptr_t)to, from, bytes, 1, 1, bytes, bytes, bytes, bytes, NULL};
     return copy_shape(s, to_side, from_side, stream, async);
@@ -143,20 +147,22 @@ API cuMemcpyPeer(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUconte
     (void)to_context, (void)from_context;
     return copy(AT(to), AT(from), bytes, SIDE_DEVICE, SIDE_DEVICE, NULL, false);
 }
-API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes, CUstream stream)
+API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes,
+                      CUstream stream)
 {
     ENTER("cuMemcpyPeerAsync", CALL_CONTEXT, to, bytes);
     (void)to_context, (void)from_context;
     return copy(AT(to), AT(from), bytes, SIDE_DEVICE, SIDE_DEVICE, stream, true);
 }
-API cuMemcpyBatchAsync(CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count, void *attributes, size_t *indexes,
-                       size_t attribute_count, size_t *failed, CUstream stream)
+API cuMemcpyBatchAsync(CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count, void *attributes,
+                       size_t *indexes, size_t attribute_count, size_t *failed, CUstream stream)
 {
     ENTER("cuMemcpyBatchAsync", CALL_CONTEXT, count, 0);
     (void)attributes, (void)indexes, (void)attribute_count;
     CUresult result = count && to && from && bytes ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++)
-        if ((result = copy(AT(to[i]), AT(from[i]), bytes[i], SIDE_ANY, SIDE_ANY, stream, true)) != CUDA_SUCCESS && failed)
+        if ((result = copy(AT(to[i]), AT(from[i]), bytes[i], SIDE_ANY, SIDE_ANY, stream, true)) != CUDA_SUCCESS &&
+            failed)
             *failed = i;
     return result;
 }
@@ -211,7 +217,14 @@ static CUresult copy_3d(const struct copy3d *c, CUstream stream, bool async)
     const char *from = side_base(c->from.type, c->from.host, c->from.device, &from_side);
     struct shape s = {to + c->to.x + c->to.y * to_pitch + c->to.z * to_slice,
                       from + c->from.x + c->from.y * from_pitch + c->from.z * from_slice,
-                      c->width, c->height, c->depth, to_pitch, from_pitch, to_slice, from_slice, NULL};
+                      c->width,
+                      c->height,
+                      c->depth,
+                      to_pitch,
+                      from_pitch,
+                      to_slice,
+                      from_slice,
+                      NULL};
     return copy_shape(s, to_side, from_side, stream, async);
 }
 
@@ -222,7 +235,9 @@ static CUresult copy_2d(const struct copy2d *c, CUstream stream, bool async)
     struct copy3d c3 = {
         {c->from.x, c->from.y, 0, 0, c->from.type, c->from.host, c->from.device, c->from.array, NULL, c->from.pitch, 0},
         {c->to.x, c->to.y, 0, 0, c->to.type, c->to.host, c->to.device, c->to.array, NULL, c->to.pitch, 0},
-        c->width, c->height, 1};
+        c->width,
+        c->height,
+        1};
     return copy_3d(&c3, stream, async);
 }
 
@@ -282,7 +297,8 @@ static void fill_run(void *data)
     }
 }
 
-static CUresult fill(CUdeviceptr to, size_t pitch, uint32_t value, unsigned element, size_t count, size_t height, CUstream handle)
+static CUresult fill(CUdeviceptr to, size_t pitch, uint32_t value, unsigned element, size_t count, size_t height,
+                     CUstream handle)
 {
     if (to % element != 0 || count > SIZE_MAX / element)
         return CUDA_ERROR_INVALID_VALUE;
@@ -301,26 +317,27 @@ static CUresult fill(CUdeviceptr to, size_t pitch, uint32_t value, unsigned elem
     return unlock(stream_submit_locked(stream, fill_run, data, NULL, NODE_MEMSET));
 }
 
-#define FILLS(width, type, element)                                                                                       \
-    API cuMemsetD##width##_v2(CUdeviceptr to, type value, size_t count)                                                   \
-    {                                                                                                                     \
-        ENTER("cuMemsetD" #width "_v2", CALL_CONTEXT | CALL_UNSAFE, to, count);                                           \
-        return fill(to, 0, value, element, count, 1, NULL);                                                               \
-    }                                                                                                                     \
-    API cuMemsetD##width##Async(CUdeviceptr to, type value, size_t count, CUstream stream)                                \
-    {                                                                                                                     \
-        ENTER("cuMemsetD" #width "Async", CALL_CONTEXT, to, count);                                                       \
-        return fill(to, 0, value, element, count, 1, stream);                                                             \
-    }                                                                                                                     \
-    API cuMemsetD2D##width##_v2(CUdeviceptr to, size_t pitch, type value, size_t count, size_t height)                    \
-    {                                                                                                                     \
-        ENTER("cuMemsetD2D" #width "_v2", CALL_CONTEXT | CALL_UNSAFE, to, count);                                         \
-        return fill(to, pitch, value, element, count, height, NULL);                                                      \
-    }                                                                                                                     \
-    API cuMemsetD2D##width##Async(CUdeviceptr to, size_t pitch, type value, size_t count, size_t height, CUstream stream) \
-    {                                                                                                                     \
-        ENTER("cuMemsetD2D" #width "Async", CALL_CONTEXT, to, count);                                                     \
-        return fill(to, pitch, value, element, count, height, stream);                                                    \
+#define FILLS(width, type, element)                                                                                    \
+    API cuMemsetD##width##_v2(CUdeviceptr to, type value, size_t count)                                                \
+    {                                                                                                                  \
+        ENTER("cuMemsetD" #width "_v2", CALL_CONTEXT | CALL_UNSAFE, to, count);                                        \
+        return fill(to, 0, value, element, count, 1, NULL);                                                            \
+    }                                                                                                                  \
+    API cuMemsetD##width##Async(CUdeviceptr to, type value, size_t count, CUstream stream)                             \
+    {                                                                                                                  \
+        ENTER("cuMemsetD" #width "Async", CALL_CONTEXT, to, count);                                                    \
+        return fill(to, 0, value, element, count, 1, stream);                                                          \
+    }                                                                                                                  \
+    API cuMemsetD2D##width##_v2(CUdeviceptr to, size_t pitch, type value, size_t count, size_t height)                 \
+    {                                                                                                                  \
+        ENTER("cuMemsetD2D" #width "_v2", CALL_CONTEXT | CALL_UNSAFE, to, count);                                      \
+        return fill(to, pitch, value, element, count, height, NULL);                                                   \
+    }                                                                                                                  \
+    API cuMemsetD2D##width##Async(CUdeviceptr to, size_t pitch, type value, size_t count, size_t height,               \
+                                  CUstream stream)                                                                     \
+    {                                                                                                                  \
+        ENTER("cuMemsetD2D" #width "Async", CALL_CONTEXT, to, count);                                                  \
+        return fill(to, pitch, value, element, count, height, stream);                                                 \
     }
 FILLS(8, unsigned char, 1)
 FILLS(16, unsigned short, 2)
@@ -330,7 +347,8 @@ FILLS(32, unsigned, 4)
 /* Told as unified addresses. */
 static struct side3d side_of(const char *at, size_t pitch, size_t slice)
 {
-    return (struct side3d){.type = MEMORY_UNIFIED, .device = U64(at), .pitch = pitch, .height = pitch ? slice / pitch : 0};
+    return (struct side3d){
+        .type = MEMORY_UNIFIED, .device = U64(at), .pitch = pitch, .height = pitch ? slice / pitch : 0};
 }
 
 API cuGraphMemcpyNodeGetParams(CUgraphNode node, struct copy3d *out)
@@ -340,8 +358,8 @@ API cuGraphMemcpyNodeGetParams(CUgraphNode node, struct copy3d *out)
     if (!out || !object_is_locked(OBJECT_NODE, node) || node->type != NODE_MEMCPY)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     const struct shape *s = node->data;
-    *out = (struct copy3d){side_of(s->from, s->from_pitch, s->from_slice), side_of(s->to, s->to_pitch, s->to_slice), s->width,
-                                  s->height, s->depth};
+    *out = (struct copy3d){side_of(s->from, s->from_pitch, s->from_slice), side_of(s->to, s->to_pitch, s->to_slice),
+                           s->width, s->height, s->depth};
     return unlock(CUDA_SUCCESS);
 }
 

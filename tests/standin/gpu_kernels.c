@@ -49,7 +49,8 @@ static void packed_lengths(const struct cws_gpu_table *table, uint8_t packed[128
     cws_huffman_pack(lengths, packed);
 }
 
-/* What a stream's thread decodes with, kept until it ends: ThreadSanitizer makes allocating and freeing megabytes slow. */
+/* What a stream's thread decodes with, kept until it ends: ThreadSanitizer makes allocating and freeing megabytes
+ * slow. */
 struct workspace {
     struct cws_decode_scratch *scratch;
     struct cws_decode_table *table;
@@ -103,13 +104,15 @@ static void grow(uint8_t **buffer, size_t *have, size_t want)
 }
 
 /* Not the reference decoder: tests of paging decode by the gigabyte. */
-static int decode_fast(struct cws_chunk_context *context, const uint8_t packed[128], const struct cws_gpu_job *job, struct workspace *w)
+static int decode_fast(struct cws_chunk_context *context, const uint8_t packed[128], const struct cws_gpu_job *job,
+                       struct workspace *w)
 {
     context->table = w->table;
     int rc = cws_decode_table_init(w->table, packed, NULL);
     if (rc != 0)
         return rc;
-    return cws_chunk_decode(context, w->stored, job->stored_bytes, job->logical_bytes, 0, job->logical_bytes, w->decoded, w->scratch, NULL);
+    return cws_chunk_decode(context, w->stored, job->stored_bytes, job->logical_bytes, 0, job->logical_bytes,
+                            w->decoded, w->scratch, NULL);
 }
 
 static uint32_t decode_coded(const struct cws_gpu_job *job, struct workspace *w)
@@ -119,8 +122,8 @@ static uint32_t decode_coded(const struct cws_gpu_job *job, struct workspace *w)
         return CWS_GPU_BAD_HEAD;
     uint8_t packed[128];
     packed_lengths(&table, packed);
-    struct cws_chunk_context context = {.dtype = job->dtype, .codec = job->codec, .row_elems = job->row_elems,
-                                        .first_elem = job->row_offset};
+    struct cws_chunk_context context = {
+        .dtype = job->dtype, .codec = job->codec, .row_elems = job->row_elems, .first_elem = job->row_offset};
     grow(&w->stored, &w->stored_bytes, job->stored_bytes + CWS_STREAM_PAD);
     memcpy(w->stored, (const void *)(uintptr_t)job->stored, job->stored_bytes);
     memset(w->stored + job->stored_bytes, 0, CWS_STREAM_PAD);
@@ -190,12 +193,16 @@ static void hash_kernel(void **params, const unsigned grid[3], const unsigned bl
     const uint64_t key[2] = {*(uint64_t *)params[4], *(uint64_t *)params[5]};
     for (uint32_t i = 0; i < *(uint32_t *)params[1]; i++) {
         struct cws_hash128 sum = {0, 0};
-        cws_content_hash_add(&sum, key, (const void *)(uintptr_t)jobs[i].address, jobs[i].bytes, jobs[i].first_word * 16);
+        cws_content_hash_add(&sum, key, (const void *)(uintptr_t)jobs[i].address, jobs[i].bytes,
+                             jobs[i].first_word * 16);
         result_add(&results[i], sum, CWS_GPU_OK);
     }
 }
 
-#define PARAMS {{0, 8}, {8, 4}, {12, 4}, {16, 8}, {24, 8}, {32, 8}} /* jobs, count, units, results, key0, key1 */
+#define PARAMS                                                                                                         \
+    {                                                                                                                  \
+        {0, 8}, {8, 4}, {12, 4}, {16, 8}, {24, 8}, { 32, 8 }                                                           \
+    } /* jobs, count, units, results, key0, key1 */
 static const struct standin_kernel KERNELS[] = {
     {"cws_gpu_decode_kernel", decode_kernel, 6, PARAMS},
     {"cws_gpu_decode_split2_kernel", split2_kernel, 6, PARAMS},

@@ -1,11 +1,13 @@
-/* graph.c - capture and graphs. A graph is the list of what was captured, in the order of capture: one of the orders that
- * the program allowed. Memory allocated in a capture belongs to the graph until it and all made from it are gone. */
+/* graph.c - capture and graphs. A graph is the list of what was captured, in the order of capture: one of the orders
+ * that the program allowed. Memory allocated in a capture belongs to the graph until it and all made from it are
+ * gone. */
 #include "state.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static _Thread_local int thread_mode; /* CUstreamCaptureMode: what potentially unsafe calls of this thread look at */
+/* CUstreamCaptureMode: what potentially unsafe calls of this thread look at */
+static _Thread_local int thread_mode;
 
 static void nodes_drop_locked(struct node_list *list)
 {
@@ -196,8 +198,9 @@ API cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status)
     if (!stream || !status)
         return unlock(stream ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE);
     CUresult result = capture_legacy_locked(stream);
-    *status = !stream->capture ? CU_STREAM_CAPTURE_STATUS_NONE
-              : stream->capture->invalid ? CAPTURE_STATUS_INVALIDATED : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    *status = !stream->capture           ? CU_STREAM_CAPTURE_STATUS_NONE
+              : stream->capture->invalid ? CAPTURE_STATUS_INVALIDATED
+                                         : CU_STREAM_CAPTURE_STATUS_ACTIVE;
     return unlock(result);
 }
 

@@ -1,5 +1,6 @@
-/* heap.c - cuMemAlloc, and the stream-ordered pools. A heap is chunks of whole granules, each cut into blocks. The plain
- * heap gives a chunk back when it is empty; a pool keeps it until it is trimmed or a wait finds it above the threshold. */
+/* heap.c - cuMemAlloc, and the stream-ordered pools. A heap is chunks of whole granules, each cut into blocks. The
+ * plain heap gives a chunk back when it is empty; a pool keeps it until it is trimmed or a wait finds it above the
+ * threshold. */
 #include "state.h"
 
 #include <stdlib.h>
@@ -102,13 +103,15 @@ static void block_split(struct block *block, size_t bytes)
 
 /* The smallest free block that fits; or one that `stream` itself has queued to be freed; or, if `any`, one that another
  * stream has. */
-static struct block *block_find(struct CUmemPoolHandle_st *heap, size_t bytes, const struct CUstream_st *stream, bool any)
+static struct block *block_find(struct CUmemPoolHandle_st *heap, size_t bytes, const struct CUstream_st *stream,
+                                bool any)
 {
     struct block *best = NULL;
     for (struct chunk *chunk = heap->chunks; chunk; chunk = chunk->next)
         for (struct block *block = chunk->first; block; block = block->next) {
             bool usable = block->state == BLOCK_FREE ? block->bytes >= bytes
-                          : block->state == BLOCK_FREEING && block->bytes == bytes && stream && (any || block->stream == stream);
+                                                     : block->state == BLOCK_FREEING && block->bytes == bytes &&
+                                                           stream && (any || block->stream == stream);
             if (usable && (!best || block->bytes < best->bytes))
                 best = block;
         }
@@ -330,7 +333,8 @@ API cuMemFreeAsync(CUdeviceptr address, CUstream handle)
     if (stream->capture)
         return unlock(capture_owns_locked(stream->capture, address) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE);
     struct block *block = block_at_locked(address);
-    if (!block || block->at != address || block->chunk->heap == &standin.plain || block->chunk->heap == &standin.graph_pool)
+    if (!block || block->at != address || block->chunk->heap == &standin.plain ||
+        block->chunk->heap == &standin.graph_pool)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     struct block_order *order = take_memory(sizeof *order);
     order->at = address;
@@ -379,7 +383,9 @@ API cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute which, void *va
     if (!object_is_locked(OBJECT_POOL, pool) || !value)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     switch (which) {
-    case 1: case 2: case 3: *(int *)value = 1; break;
+    case 1:
+    case 2:
+    case 3: *(int *)value = 1; break;
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: *(uint64_t *)value = pool->threshold; break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT: *(uint64_t *)value = pool->reserved; break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT + 1: *(uint64_t *)value = pool->reserved_high; break;
@@ -398,7 +404,9 @@ API cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute which, void *va
         return unlock(CUDA_ERROR_INVALID_VALUE);
     CUresult result = CUDA_SUCCESS;
     switch (which) {
-    case 1: case 2: case 3: break;
+    case 1:
+    case 2:
+    case 3: break;
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: pool->threshold = *(uint64_t *)value; break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT + 1:
     case CU_MEMPOOL_ATTR_USED_MEM_CURRENT + 1: /* high-water marks can only be set to 0 */
@@ -461,7 +469,10 @@ API cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute which, vo
         return device != 0 ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_INVALID_VALUE;
     lock();
     const struct CUmemPoolHandle_st *pool = &standin.graph_pool;
-    *(uint64_t *)value = which == 0 ? pool->used : which == 1 ? pool->used_high : which == 2 ? pool->reserved : pool->reserved_high;
+    *(uint64_t *)value = which == 0   ? pool->used
+                         : which == 1 ? pool->used_high
+                         : which == 2 ? pool->reserved
+                                      : pool->reserved_high;
     return unlock(CUDA_SUCCESS);
 }
 

@@ -1,5 +1,6 @@
-/* memory.c - the device's addresses, its physical memory, and cuMemMap and its relatives. Physical memory is a part of one
- * sparse memory file whose offsets are never used twice, so a stale mapping can never show another piece's bytes. */
+/* memory.c - the device's addresses, its physical memory, and cuMemMap and its relatives. Physical memory is a part of
+ * one sparse memory file whose offsets are never used twice, so a stale mapping can never show another piece's
+ * bytes. */
 #include "state.h"
 
 #include <fcntl.h>
@@ -46,7 +47,8 @@ void memory_init_locked(void)
 {
     if (standin.arena)
         return;
-    void *arena = mmap(NULL, ARENA_BYTES + STANDIN_GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *arena = mmap(NULL, ARENA_BYTES + STANDIN_GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                       0);
     standin.memory_fd = memfd_create("standin-device", MFD_CLOEXEC);
     if (arena == MAP_FAILED || standin.memory_fd < 0 || ftruncate(standin.memory_fd, FILE_BYTES) != 0) {
         perror("standin: no memory for the device");
@@ -89,7 +91,8 @@ void piece_drop_locked(struct piece *piece)
 {
     if (piece->held || piece->mappings > 0)
         return;
-    if (fallocate(standin.memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)piece->offset, (off_t)piece->bytes) != 0)
+    if (fallocate(standin.memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)piece->offset,
+                  (off_t)piece->bytes) != 0)
         perror("standin: punch");
     if (!piece->on_host)
         standin.device_used -= piece->bytes;
@@ -222,8 +225,8 @@ void mapping_remove_locked(CUdeviceptr begin)
 {
     size_t i = (size_t)(mapping_at_locked(begin) - mappings);
     struct piece *piece = mappings[i].piece;
-    if (mmap((void *)(uintptr_t)begin, mappings[i].bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-             0) == MAP_FAILED) {
+    if (mmap((void *)(uintptr_t)begin, mappings[i].bytes, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
         perror("standin: unmap");
         abort();
     }
@@ -265,7 +268,8 @@ static bool good_prop(const CUmemAllocationProp *prop)
     return prop->location.type == CU_MEM_LOCATION_TYPE_HOST || prop->location.type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
 }
 
-API cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop, CUmemAllocationGranularity_flags which)
+API cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop,
+                                  CUmemAllocationGranularity_flags which)
 {
     ENTER("cuMemGetAllocationGranularity", 0, which, 0);
     if (!bytes || !good_prop(prop) || which < 0 || which > 1)
@@ -274,7 +278,8 @@ API cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop
     return CUDA_SUCCESS;
 }
 
-API cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr hint, unsigned long long flags)
+API cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr hint,
+                        unsigned long long flags)
 {
     ENTER("cuMemAddressReserve", 0, bytes, alignment);
     if (!address || bytes == 0 || !granular(bytes) || (alignment & (alignment - 1)) || flags)
@@ -300,7 +305,8 @@ API cuMemAddressFree(CUdeviceptr address, size_t bytes)
     return unlock(CUDA_SUCCESS);
 }
 
-API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *prop, unsigned long long flags)
+API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *prop,
+                unsigned long long flags)
 {
     ENTER("cuMemCreate", 0, bytes, 0);
     if (!handle || !good_prop(prop) || bytes == 0 || !granular(bytes) || flags)
@@ -331,7 +337,8 @@ API cuMemRelease(CUmemGenericAllocationHandle handle)
     return unlock(CUDA_SUCCESS);
 }
 
-API cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags)
+API cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
+             unsigned long long flags)
 {
     ENTER("cuMemMap", 0, address, bytes);
     if (bytes == 0 || !granular(address) || !granular(bytes) || !granular(offset) || flags)
@@ -384,7 +391,8 @@ API cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *acc
     if (!good)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     for (size_t i = 0; i < count; i++)
-        for (CUdeviceptr at = address; access[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && at < address + bytes;) {
+        for (CUdeviceptr at = address;
+             access[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && at < address + bytes;) {
             struct mapping *mapping = mapping_at_locked(at);
             mapping_access_locked(mapping, access[i].flags);
             at += mapping->bytes;
@@ -427,7 +435,7 @@ static CUresult host_take(void *memory, bool registered, CUresult absent)
     struct host_block *block = *link;
     if (!block)
         return unlock(absent);
-    streams_wait_locked(); /* CUDA waits for what may use it */
+    streams_wait_locked();                     /* CUDA waits for what may use it */
     for (link = &host_blocks; *link != block;) /* the list may have changed in the wait */
         link = &(*link)->next;
     *link = block->next;

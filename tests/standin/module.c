@@ -1,5 +1,5 @@
-/* module.c - images, functions, launches. A CUkernel belongs to a library, a CUfunction to a module; a launch takes either
- * in its function slot (cudart passes the former), while each parameter query takes only its own kind. */
+/* module.c - images, functions, launches. A CUkernel belongs to a library, a CUfunction to a module; a launch takes
+ * either in its function slot (cudart passes the former), while each parameter query takes only its own kind. */
 #include "state.h"
 
 #include <stdlib.h>
@@ -89,12 +89,14 @@ API cuTensorMapReplaceAddress(void *map, void *address)
     return CUDA_SUCCESS;
 }
 
-API cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, const unsigned *box,
-                           const unsigned *steps, int interleave, int swizzle, int promotion, int fill)
+API cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *dims,
+                           const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
+                           int swizzle, int promotion, int fill)
 {
     ENTER("cuTensorMapEncodeTiled", 0, U64(address), rank);
     (void)type, (void)strides, (void)interleave, (void)swizzle, (void)promotion, (void)fill;
-    return dims && box && steps && rank >= 1 && rank <= 5 ? cuTensorMapReplaceAddress(map, address) : CUDA_ERROR_INVALID_VALUE;
+    return dims && box && steps && rank >= 1 && rank <= 5 ? cuTensorMapReplaceAddress(map, address)
+                                                          : CUDA_ERROR_INVALID_VALUE;
 }
 
 API cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count, int *options, void **values)
@@ -143,8 +145,8 @@ API cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name)
     return unlock(CUDA_SUCCESS);
 }
 
-API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit_options, void **jit_values, unsigned jit_count, int *options,
-                      void **values, unsigned count)
+API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit_options, void **jit_values, unsigned jit_count,
+                      int *options, void **values, unsigned count)
 {
     ENTER("cuLibraryLoadData", 0, U64(code), 0);
     (void)jit_options, (void)jit_values, (void)jit_count, (void)options, (void)values, (void)count;
@@ -308,7 +310,8 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction slot, in
 {
     ENTER("cuOccupancyMaxActiveBlocksPerMultiprocessor", CALL_CONTEXT, U64(slot), block_threads);
     lock();
-    bool good = blocks && function_of_locked(slot) && block_threads > 0 && block_threads <= 1024 && shared <= SHARED_BYTES_MAX;
+    bool good = blocks && function_of_locked(slot) && block_threads > 0 && block_threads <= 1024 &&
+                shared <= SHARED_BYTES_MAX;
     if (good)
         *blocks = 2048 / block_threads;
     return unlock(good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE);
@@ -357,8 +360,8 @@ static CUresult launch_params(struct launch *launch, void **params, void **extra
     return result;
 }
 
-static CUresult launch(CUfunction slot, const unsigned grid[3], const unsigned block[3], unsigned shared, CUstream handle,
-                       void **params, void **extra)
+static CUresult launch(CUfunction slot, const unsigned grid[3], const unsigned block[3], unsigned shared,
+                       CUstream handle, void **params, void **extra)
 {
     lock();
     struct CUstream_st *stream = stream_of_locked(handle);
@@ -366,7 +369,8 @@ static CUresult launch(CUfunction slot, const unsigned grid[3], const unsigned b
     if (!stream || !function)
         return unlock(CUDA_ERROR_INVALID_HANDLE);
     unsigned long long threads = (unsigned long long)block[0] * block[1] * block[2];
-    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535 || threads == 0 || threads > 1024 ||
+    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535 || threads == 0 ||
+        threads > 1024 ||
         shared > (function->dynamic_shared > SHARED_BYTES_DEFAULT ? function->dynamic_shared : SHARED_BYTES_DEFAULT))
         return unlock(CUDA_ERROR_INVALID_VALUE);
     const struct standin_kernel *kernel = function->kernel;
@@ -396,8 +400,8 @@ API cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, u
     return launch(function, (unsigned[]){gx, gy, gz}, (unsigned[]){bx, by, bz}, shared, stream, params, extra);
 }
 
-API cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                              unsigned shared, CUstream stream, void **params)
+API cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                              unsigned bz, unsigned shared, CUstream stream, void **params)
 {
     ENTER("cuLaunchCooperativeKernel", CALL_CONTEXT, U64(function), U64(stream));
     return launch(function, (unsigned[]){gx, gy, gz}, (unsigned[]){bx, by, bz}, shared, stream, params, NULL);

@@ -1,6 +1,7 @@
-/* nvrtc.c - a stand-in for NVRTC, libnvrtc.so.12 in <build>/standin. It compiles nothing: it looks whether the program is whole (every
- * #include "x" has a text) and gives an image that the stand-in driver takes, followed by the options it was called with.
- * STANDIN_NVRTC=refuse: compiling fails with a log; =old: it knows no device that is new enough; =short: no image. */
+/* nvrtc.c - a stand-in for NVRTC, libnvrtc.so.12 in <build>/standin. It compiles nothing: it looks whether the program
+ * is whole (every #include "x" has a text) and gives an image that the stand-in driver takes, followed by the options
+ * it was called with. STANDIN_NVRTC=refuse: compiling fails with a log; =old: it knows no device that is new enough;
+ * =short: no image. */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -23,7 +24,8 @@ API standin_nvrtc_compiled(void);
 API nvrtcVersion(int *major, int *minor);
 API nvrtcGetNumSupportedArchs(int *count);
 API nvrtcGetSupportedArchs(int *arches);
-API nvrtcCreateProgram(struct program **out, const char *text, const char *name, int headers, const char *const *texts, const char *const *names);
+API nvrtcCreateProgram(struct program **out, const char *text, const char *name, int headers, const char *const *texts,
+                       const char *const *names);
 API nvrtcCompileProgram(struct program *of, int count, const char *const *options);
 API nvrtcDestroyProgram(struct program **of);
 API nvrtcGetProgramLogSize(struct program *of, size_t *bytes);
@@ -62,7 +64,8 @@ API nvrtcGetSupportedArchs(int *arches)
     return 0;
 }
 
-API nvrtcCreateProgram(struct program **out, const char *text, const char *name, int headers, const char *const *texts, const char *const *names)
+API nvrtcCreateProgram(struct program **out, const char *text, const char *name, int headers, const char *const *texts,
+                       const char *const *names)
 {
     struct program *p = calloc(1, sizeof *p);
     if (!p || headers < 0 || headers > 15)

@@ -1,5 +1,5 @@
-/* state.h - the stand-in's insides. One lock guards everything; device memory itself is guarded by nothing, as on a GPU.
- * Functions named _locked are called with the lock held. Waits release it. */
+/* state.h - the stand-in's insides. One lock guards everything; device memory itself is guarded by nothing, as on a
+ * GPU. Functions named _locked are called with the lock held. Waits release it. */
 #ifndef STANDIN_STATE_H
 #define STANDIN_STATE_H
 #include "standin.h"
@@ -22,19 +22,35 @@ enum {
     ERROR_CAPTURE_UNJOINED = 904,
     ERROR_ILLEGAL_STATE = 401,
     CAPTURE_STATUS_INVALIDATED = 2,
-    NODE_KERNEL = 0, NODE_MEMCPY = 1, NODE_MEMSET = 2, NODE_HOST = 3, NODE_ALLOC = 10, NODE_FREE = 11, NODE_NONE = -1,
+    NODE_KERNEL = 0,
+    NODE_MEMCPY = 1,
+    NODE_MEMSET = 2,
+    NODE_HOST = 3,
+    NODE_ALLOC = 10,
+    NODE_FREE = 11,
+    NODE_NONE = -1,
 };
 
 /* ---- objects.c: which pointers are live handles. */
 enum object_kind {
-    OBJECT_CONTEXT, OBJECT_STREAM, OBJECT_EVENT, OBJECT_MODULE, OBJECT_LIBRARY, OBJECT_FUNCTION, OBJECT_KERNEL, OBJECT_POOL,
-    OBJECT_GRAPH, OBJECT_EXEC, OBJECT_NODE, OBJECT_KINDS
+    OBJECT_CONTEXT,
+    OBJECT_STREAM,
+    OBJECT_EVENT,
+    OBJECT_MODULE,
+    OBJECT_LIBRARY,
+    OBJECT_FUNCTION,
+    OBJECT_KERNEL,
+    OBJECT_POOL,
+    OBJECT_GRAPH,
+    OBJECT_EXEC,
+    OBJECT_NODE,
+    OBJECT_KINDS
 };
 void object_add_locked(enum object_kind kind, void *object);
 bool object_is_locked(enum object_kind kind, const void *object);
 void object_remove_locked(enum object_kind kind, void *object);
 size_t object_count_locked(enum object_kind kind);
-void *object_any_locked(enum object_kind kind); /* one of them, or NULL */
+void *object_any_locked(enum object_kind kind);                 /* one of them, or NULL */
 void *object_index_locked(enum object_kind kind, size_t index); /* NULL: past the last */
 
 /* ---- calls.c: the beginning of every call. */
@@ -45,17 +61,17 @@ struct call_site {
     bool listed;
 };
 enum {
-    CALL_ANY_TIME = 1,  /* needs no cuInit and works after an error */
-    CALL_CONTEXT = 2,   /* needs a current context */
-    CALL_UNSAFE = 4,    /* refused while a stream captures (CUDA calls these potentially unsafe) */
+    CALL_ANY_TIME = 1, /* needs no cuInit and works after an error */
+    CALL_CONTEXT = 2,  /* needs a current context */
+    CALL_UNSAFE = 4,   /* refused while a stream captures (CUDA calls these potentially unsafe) */
     CALL_AFTER_ERROR = 8,
 };
 CUresult call_enter(struct call_site *site, unsigned flags, unsigned long long a, unsigned long long b);
-#define ENTER(name, flags, a, b)                                                                                             \
-    static struct call_site site_ = {name, 0, NULL, false};                                                                 \
-    CUresult entered_ = call_enter(&site_, flags, (unsigned long long)(a), (unsigned long long)(b));                         \
-    if (entered_ != CUDA_SUCCESS)                                                                                            \
-        return entered_
+#define ENTER(name, flags, a, b)                                                                                       \
+    static struct call_site site_ = {name, 0, NULL, false};                                                            \
+    CUresult entered_ = call_enter(&site_, flags, (unsigned long long)(a), (unsigned long long)(b));                   \
+    if (entered_ != CUDA_SUCCESS)                                                                                      \
+    return entered_
 #define API STANDIN_API CUresult
 #define U64(pointer) ((unsigned long long)(uintptr_t)(pointer))
 void calls_reset_locked(void);
@@ -66,19 +82,19 @@ struct piece { /* physical memory: a part of the memory file */
     unsigned long long id;
     size_t offset, bytes;
     unsigned mappings;
-    bool held;      /* by a handle that was not released */
-    bool on_host;   /* not counted as the device's */
+    bool held;    /* by a handle that was not released */
+    bool on_host; /* not counted as the device's */
     CUmemAllocationProp prop;
 };
 struct mapping {
     CUdeviceptr begin;
     size_t bytes;
     struct piece *piece;
-    int access;           /* CUmemAccess_flags */
-    struct chunk *chunk;  /* of a heap; NULL: made by cuMemMap */
+    int access;          /* CUmemAccess_flags */
+    struct chunk *chunk; /* of a heap; NULL: made by cuMemMap */
 };
 struct piece *piece_create_locked(size_t bytes, bool on_host); /* poisoned; NULL: no memory left */
-void piece_drop_locked(struct piece *piece);                    /* frees it if nothing holds it */
+void piece_drop_locked(struct piece *piece);                   /* frees it if nothing holds it */
 CUdeviceptr addresses_take_locked(size_t bytes, size_t alignment, CUdeviceptr hint, bool internal);
 void addresses_give_locked(CUdeviceptr begin);
 bool mapping_add_locked(CUdeviceptr begin, struct piece *piece, size_t offset, size_t bytes, struct chunk *chunk);
@@ -137,9 +153,9 @@ struct dependency {
 };
 struct operation {
     void (*run)(void *data);
-    void *data;                /* freed by drop(data) when the operation goes, by free if drop is NULL */
+    void *data; /* freed by drop(data) when the operation goes, by free if drop is NULL */
     void (*drop)(void *data);
-    int node_type;             /* as a node of a graph */
+    int node_type; /* as a node of a graph */
     struct CUfunc_st *function;
     uint64_t sequence;
     struct dependency *dependencies;
@@ -155,7 +171,7 @@ struct CUstream_st {
     struct operation *first, *last;
     struct CUgraph_st *capture;
     bool capture_origin;
-    struct dependency *pending;  /* of the next operation */
+    struct dependency *pending; /* of the next operation */
     size_t pending_count;
     unsigned seed;
     pthread_t thread;
@@ -168,7 +184,8 @@ struct CUevent_st {
 /* Finds the stream of a handle as the calling thread means it; NULL: not a stream. */
 struct CUstream_st *stream_of_locked(CUstream handle);
 /* Queues the operation (or appends it to the stream's capture). Takes run, data and drop; on failure, too. */
-CUresult stream_submit_locked(struct CUstream_st *stream, void (*run)(void *), void *data, void (*drop)(void *), int node_type);
+CUresult stream_submit_locked(struct CUstream_st *stream, void (*run)(void *), void *data, void (*drop)(void *),
+                              int node_type);
 CUresult stream_submit_kernel_locked(struct CUstream_st *stream, void (*run)(void *), void *data, void (*drop)(void *),
                                      struct CUfunc_st *function);
 CUresult stream_wait_locked(struct CUstream_st *stream, uint64_t sequence);
@@ -200,7 +217,7 @@ struct node_list { /* shared by a graph and what was instantiated from it */
 };
 struct CUgraph_st {
     struct node_list *nodes;
-    int mode;           /* of the capture that makes it */
+    int mode; /* of the capture that makes it */
     bool invalid, done;
     pthread_t thread;
 };
@@ -210,8 +227,10 @@ struct CUgraphExec_st {
 CUresult capture_append_locked(struct CUgraph_st *graph, struct operation *operation);
 CUresult capture_alloc_locked(struct CUgraph_st *graph, size_t bytes, CUdeviceptr *address);
 bool capture_owns_locked(const struct CUgraph_st *graph, CUdeviceptr address);
-CUresult capture_refuse_locked(void); /* SUCCESS, or the error for a potentially unsafe call, invalidating the captures */
-CUresult capture_legacy_locked(const struct CUstream_st *stream); /* for the legacy stream while a blocking one captures */
+/* SUCCESS, or the error for a potentially unsafe call, invalidating the captures */
+CUresult capture_refuse_locked(void);
+/* for the legacy stream while a blocking one captures */
+CUresult capture_legacy_locked(const struct CUstream_st *stream);
 void graphs_reset_locked(void);
 
 /* ---- Modules: module.c. */

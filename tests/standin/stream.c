@@ -1,6 +1,6 @@
-/* stream.c - streams and events. A stream is a thread and a queue; what orders operations of different streams is a list of
- * (stream, sequence) that an operation waits for. The legacy stream is a stream like the others, whose operations wait for all
- * blocking streams, and for which theirs wait. */
+/* stream.c - streams and events. A stream is a thread and a queue; what orders operations of different streams is a
+ * list of (stream, sequence) that an operation waits for. The legacy stream is a stream like the others, whose
+ * operations wait for all blocking streams, and for which theirs wait. */
 #include "state.h"
 
 #include <errno.h>
@@ -23,7 +23,8 @@ static void on_fault(int signal, siginfo_t *info, void *ucontext)
         siglongjmp(*fault_return, 1);
     struct sigaction next = old_action;
     if (passing_on || (!(next.sa_flags & SA_SIGINFO) && (next.sa_handler == SIG_DFL || next.sa_handler == SIG_IGN))) {
-        sigaction(signal, &(struct sigaction){.sa_handler = SIG_DFL}, NULL); /* nobody's: the access faults again */
+        /* nobody's: the access faults again */
+        sigaction(signal, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
         return;
     }
     passing_on = true; /* a handler set after ours passes on to ours */
@@ -218,7 +219,8 @@ static void depend_on_blocking(struct CUstream_st *stream)
 
 static CUresult submit_locked(struct CUstream_st *stream, struct operation *operation)
 {
-    CUresult refused = stream->capture ? capture_append_locked(stream->capture, operation) : capture_legacy_locked(stream);
+    CUresult refused = stream->capture ? capture_append_locked(stream->capture, operation)
+                                       : capture_legacy_locked(stream);
     if (stream->capture) { /* the graph has what it needs */
         free(operation);
         return refused;
@@ -242,7 +244,8 @@ static CUresult submit_locked(struct CUstream_st *stream, struct operation *oper
     return CUDA_SUCCESS;
 }
 
-CUresult stream_submit_locked(struct CUstream_st *stream, void (*run)(void *), void *data, void (*drop)(void *), int node_type)
+CUresult stream_submit_locked(struct CUstream_st *stream, void (*run)(void *), void *data, void (*drop)(void *),
+                              int node_type)
 {
     struct operation *operation = take_memory(sizeof *operation);
     operation->run = run;
@@ -495,7 +498,8 @@ API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags)
         return unlock(CUDA_SUCCESS);
     }
     if (stream->capture)
-        return unlock(CUDA_SUCCESS); /* an edge to work before the graph; a wait for what is done, in a program that is right */
+        return unlock(
+            CUDA_SUCCESS); /* an edge to work before the graph; a wait for what is done, in a program that is right */
     stream_depend_locked(stream, mark->stream, mark->sequence);
     return unlock(stream_submit_locked(stream, NULL, NULL, NULL, NODE_NONE));
 }
@@ -599,8 +603,8 @@ API cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     const CUevent events[2] = {from, to};
     for (int i = 0; i < 2; i++)
-        if (!object_is_locked(OBJECT_EVENT, events[i]) || (events[i]->flags & CU_EVENT_DISABLE_TIMING) || !events[i]->mark ||
-            events[i]->mark->capture)
+        if (!object_is_locked(OBJECT_EVENT, events[i]) || (events[i]->flags & CU_EVENT_DISABLE_TIMING) ||
+            !events[i]->mark || events[i]->mark->capture)
             return unlock(CUDA_ERROR_INVALID_HANDLE);
     if (!mark_done_locked(from->mark) || !mark_done_locked(to->mark))
         return unlock(CUDA_ERROR_NOT_READY);

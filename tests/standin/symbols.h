@@ -1,4 +1,5 @@
 /* symbols.h - every call that the stand-in exports. STREAM: has a per-thread variant NAME_ptsz; LEGACY: NAME_ptds. */
+/* clang-format off */
 #ifndef STANDIN_SYMBOLS_H
 #define STANDIN_SYMBOLS_H
 #define STANDIN_PLAIN(X) \

@@ -1,4 +1,5 @@
-/* test_kernels.c - kernels for tests. They are written so that a fault or a race shows: plain loads and stores, in order. */
+/* test_kernels.c - kernels for tests. They are written so that a fault or a race shows: plain loads and stores, in
+ * order. */
 #include "state.h"
 #include "store/base/race_range.h"
 

@@ -32,7 +32,8 @@ static inline uint64_t data_float(double x, unsigned exponent, unsigned mantissa
     int biased = e - 1 + (1 << (exponent - 1)) - 1;
     if (m == 0 || biased <= 0)
         return sign;
-    return sign | (uint64_t)biased << mantissa | ((uint64_t)ldexp(2 * m, (int)mantissa) & ((UINT64_C(1) << mantissa) - 1));
+    return sign | (uint64_t)biased << mantissa |
+           ((uint64_t)ldexp(2 * m, (int)mantissa) & ((UINT64_C(1) << mantissa) - 1));
 }
 
 static inline uint64_t data_elem(enum cws_dtype dtype, double x)
@@ -69,13 +70,14 @@ struct data_chunk { /* one packed chunk of a tensor that is one chunk */
     struct cws_plan plan;
     struct cws_decode_table *table;
     struct cws_chunk_context context;
-    uint8_t *stored; /* exactly stored_bytes + CWS_STREAM_PAD bytes, the last ones 0xee: over-reads show under ASan */
+    /* exactly stored_bytes + CWS_STREAM_PAD bytes, the last ones 0xee: over-reads show under ASan */
+    uint8_t *stored;
     size_t stored_bytes;
 };
 
 /* Plans as the writer does, over the whole of the data. 0, or what failed. */
-static inline int data_plan(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype, const uint8_t *data, size_t rows,
-                            size_t cols)
+static inline int data_plan(struct cws_plan *p, enum cws_mode mode, enum cws_dtype dtype, const uint8_t *data,
+                            size_t rows, size_t cols)
 {
     uint64_t shape[2] = {rows, cols}, histogram[256];
     size_t bytes = rows * cols * cws_dtype_unit(dtype), sample = bytes < (1u << 20) ? bytes : 1u << 20;
@@ -114,8 +116,8 @@ static inline int data_encode(struct data_chunk *c, const uint8_t *data, size_t 
     enum cws_codec_id codec;
     c->table = NULL;
     c->stored = NULL;
-    int rc = room ? cws_chunk_encode(&c->plan, data + at, bytes, at / c->plan.elem_bytes, room, &c->stored_bytes, &codec,
-                                     scratch, NULL)
+    int rc = room ? cws_chunk_encode(&c->plan, data + at, bytes, at / c->plan.elem_bytes, room, &c->stored_bytes,
+                                     &codec, scratch, NULL)
                   : -1;
     if (rc == 0) {
         c->stored = malloc(c->stored_bytes + CWS_STREAM_PAD);
@@ -125,7 +127,8 @@ static inline int data_encode(struct data_chunk *c, const uint8_t *data, size_t 
             c->table = aligned_alloc(64, (cws_decode_table_bytes() + 63) / 64 * 64);
             rc = cws_decode_table_init(c->table, c->plan.packed, NULL);
         }
-        c->context = (struct cws_chunk_context){c->plan.dtype, codec, c->table, c->plan.row_elems, at / c->plan.elem_bytes};
+        c->context = (struct cws_chunk_context){c->plan.dtype, codec, c->table, c->plan.row_elems,
+                                                at / c->plan.elem_bytes};
     }
     free(room);
     return rc;

@@ -1,6 +1,7 @@
-/* make_golden DIR - writes DIR/golden (stores and the files they unpack to) and DIR/malformed (stores with one thing wrong
- * each, checksums made right again, so that only the rule itself can refuse them). Deterministic. The name says what is
- * wrong and, before the first dot, how: the code of open, or "verify" for what only shows when chunks are decoded. */
+/* make_golden DIR - writes DIR/golden (stores and the files they unpack to) and DIR/malformed (stores with one thing
+ * wrong each, checksums made right again, so that only the rule itself can refuse them). Deterministic. The name says
+ * what is wrong and, before the first dot, how: the code of open, or "verify" for what only shows when chunks are
+ * decoded. */
 #include "tests/support/sample_model.h"
 #include "store/format/content_hash.h"
 #include "store/read/store.h"
@@ -61,7 +62,8 @@ static void sign(struct image *m, int what)
         m->trailer->trailer_xxh3 = XXH3_64bits(m->trailer, sizeof *m->trailer - 8);
 }
 
-/* Front and original header hold the same entries in other spacing: replaces `from` by `to` of the same length in one. */
+/* Front and original header hold the same entries in other spacing: replaces `from` by `to` of the same length in
+ * one. */
 static void replace(uint8_t *at, size_t room, const char *from, const char *to)
 {
     uint8_t *hit = memmem(at, room, from, strlen(from));
@@ -83,15 +85,27 @@ static void unknown_feature(struct image *m) { m->trailer->incompat |= UINT64_C(
 static void lossy_bit_alone(struct image *m) { m->trailer->incompat |= CWS_INCOMPAT_LOSSY; }
 static void types_bit_alone(struct image *m) { m->trailer->incompat |= CWS_INCOMPAT_TYPES; }
 static void other_without_bit(struct image *m) { m->tensors[1].dtype = CWS_DTYPE_CODE_OTHER; }
-static void dtype_of_tomorrow(struct image *m) { m->tensors[1].dtype = CWS_OTHER; m->trailer->incompat |= CWS_INCOMPAT_TYPES; }
-static void other_split(struct image *m) { m->tensors[0].dtype = CWS_DTYPE_CODE_OTHER; m->trailer->incompat |= CWS_INCOMPAT_TYPES; }
+static void dtype_of_tomorrow(struct image *m)
+{
+    m->tensors[1].dtype = CWS_OTHER;
+    m->trailer->incompat |= CWS_INCOMPAT_TYPES;
+}
+static void other_split(struct image *m)
+{
+    m->tensors[0].dtype = CWS_DTYPE_CODE_OTHER;
+    m->trailer->incompat |= CWS_INCOMPAT_TYPES;
+}
 static void trailer_reserved(struct image *m) { m->trailer->reserved[1] = 1; }
 static void trailer_size(struct image *m) { m->trailer->trailer_bytes = 136; }
 static void file_longer_than_said(struct image *m) { m->trailer->file_bytes -= 64; }
 static void file_shorter_than_said(struct image *m) { m->trailer->file_bytes += 64; }
 static void index_behind_end(struct image *m) { m->trailer->index_offset = UINT64_MAX / 64 * 64; }
 static void index_bytes_huge(struct image *m) { m->trailer->index_bytes = UINT64_C(1) << 62; }
-static void index_unaligned(struct image *m) { m->trailer->index_offset += 8; m->trailer->index_bytes -= 8; }
+static void index_unaligned(struct image *m)
+{
+    m->trailer->index_offset += 8;
+    m->trailer->index_bytes -= 8;
+}
 static void front_over_index(struct image *m) { m->trailer->front_bytes = m->trailer->index_offset + 64; }
 static void front_unaligned(struct image *m) { m->trailer->front_bytes -= 8; }
 static void logical_size(struct image *m) { m->trailer->logical_bytes++; }
@@ -108,7 +122,11 @@ static void index_reserved(struct image *m) { m->index->reserved = 1; }
 static void tensor_reserved(struct image *m) { m->tensors[0].reserved[4] = 1; }
 static void tensor_dtype(struct image *m) { m->tensors[0].dtype = CWS_F16; }
 static void tensor_codec_unknown(struct image *m) { m->tensors[0].codec = 4; }
-static void tensor_split_on_integers(struct image *m) { m->tensors[1].codec = CWS_CODEC_SPLIT; m->tensors[1].table = 0; }
+static void tensor_split_on_integers(struct image *m)
+{
+    m->tensors[1].codec = CWS_CODEC_SPLIT;
+    m->tensors[1].table = 0;
+}
 static void tensor_quant_without_bit(struct image *m)
 {
     m->tensors[0].codec = m->chunks[0].codec = CWS_CODEC_QUANT;
@@ -147,7 +165,11 @@ static void chunk_overlap(struct image *m) { m->chunks[1].offset = m->chunks[0].
 static void chunk_in_front(struct image *m) { m->chunks[0].offset = 0; }
 static void chunk_unaligned(struct image *m) { m->chunks[0].offset += 8; }
 static void chunk_outside(struct image *m) { m->chunks[1].offset = UINT64_MAX - 63; }
-static void table_not_complete(struct image *m) { memset(m->tables[0], 0, 128); m->tables[0][0] = 0x22; }
+static void table_not_complete(struct image *m)
+{
+    memset(m->tables[0], 0, 128);
+    m->tables[0][0] = 0x22;
+}
 static void table_over_full(struct image *m) { memset(m->tables[0], 0x11, 128); }
 static void table_code_too_long(struct image *m) { memset(m->tables[0], 0xff, 128); }
 static void front_other_dtype(struct image *m) { FRONT(m, "\"BF16\"", "\"F16\" "); }
@@ -161,9 +183,16 @@ static void header_hole(struct image *m) { HEADER(m, "[12800,12870]", "[12801,12
 static void header_twice(struct image *m) { HEADER(m, "\"r\"", "\"w\""); }
 static void header_padding(struct image *m) { ((uint8_t *)(m->index + 1))[m->index->header_bytes] = 1; }
 static void chunk_checksum(struct image *m) { m->data[m->chunks[1].offset] ^= 1; }
-static void chunks_swapped_hash(struct image *m) { m->chunks[1].xxh3 = XXH3_64bits_withSeed(m->data + m->chunks[1].offset, 70, 0); }
+static void chunks_swapped_hash(struct image *m)
+{
+    m->chunks[1].xxh3 = XXH3_64bits_withSeed(m->data + m->chunks[1].offset, 70, 0);
+}
 static void gap_not_zero(struct image *m) { m->data[m->chunks[1].offset + 70] = 1; }
-static void content_hash_of_chunk(struct image *m) { m->chunks[1].content_hash[0]++; m->tensors[1].content_hash[0]++; }
+static void content_hash_of_chunk(struct image *m)
+{
+    m->chunks[1].content_hash[0]++;
+    m->tensors[1].content_hash[0]++;
+}
 static void raw_bytes_changed(struct image *m) { m->data[m->chunks[1].offset + 3] ^= 4; }
 static void coded_elem_count(struct image *m) { head(m)->elem_count++; }
 static void coded_stream_words(struct image *m) { head(m)->stream_words += 1u << 20; }
@@ -289,7 +318,8 @@ static void make_golden(const char *name, struct bytes f, enum cws_mode mode)
     const char *in = sample_path(name), *out = in_directory("golden", name, ".cws");
     sample_save(in, f.data, f.size);
     check(cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 1, .mode = mode}, NULL, &err), &err);
-    check(cws_unpack_file(out, in_directory("golden", name, ".safetensors"), CWS_IO_AUTO, 1, NULL, NULL, NULL, &err), &err);
+    check(cws_unpack_file(out, in_directory("golden", name, ".safetensors"), CWS_IO_AUTO, 1, NULL, NULL, NULL, &err),
+          &err);
     free(f.data);
 }
 
@@ -306,7 +336,8 @@ static void make_base(void)
     for (unsigned i = 12800; i < sizeof data; i++)
         data[i] = (uint8_t)sample_random(&seed);
     struct bytes f = sample_file("{\"w\":{\"dtype\":\"BF16\",\"shape\":[64,100],\"data_offsets\":[0,12800]},"
-                                 "\"r\":{\"dtype\":\"U8\",\"shape\":[70],\"data_offsets\":[12800,12870]}} ", 0, data, sizeof data);
+                                 "\"r\":{\"dtype\":\"U8\",\"shape\":[70],\"data_offsets\":[12800,12870]}} ",
+                                 0, data, sizeof data);
     const char *in = sample_path("base"), *out = sample_path("base.cws");
     sample_save(in, f.data, f.size);
     sample_save(in_directory("golden", "known-as-other", ".safetensors"), f.data, f.size);
@@ -342,7 +373,8 @@ int main(int argc, char **argv)
         struct image m = {.size = base.size};
         memcpy(m.data, base.data, base.size);
         locate(&m);
-        if (m.tensors[0].codec != CWS_CODEC_SPLIT || m.chunks[1].codec != CWS_CODEC_RAW || m.index->header_bytes % 8 == 0)
+        if (m.tensors[0].codec != CWS_CODEC_SPLIT || m.chunks[1].codec != CWS_CODEC_RAW ||
+            m.index->header_bytes % 8 == 0)
             check(1, &(struct cws_error){.message = "the base store is not what the damage is made for"});
         bugs[i].damage(&m);
         sign(&m, bugs[i].sign);

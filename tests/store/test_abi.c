@@ -18,7 +18,8 @@ static const uint64_t shape[] = {ROWS, COLUMNS};
 
 static struct codecllm_input input(void)
 {
-    return (struct codecllm_input){.name = "w", .dtype = "F32", .shape = shape, .ndim = 2, .data = weights, .bytes = sizeof weights};
+    return (struct codecllm_input){
+        .name = "w", .dtype = "F32", .shape = shape, .ndim = 2, .data = weights, .bytes = sizeof weights};
 }
 
 static int setup(void **state)
@@ -26,7 +27,8 @@ static int setup(void **state)
     (void)state;
     uint64_t seed = 4;
     for (unsigned i = 0; i < ELEMS; i++)
-        weights[i] = (float)((int)(sample_random(&seed) % 401) - 200) * (float)((int)(sample_random(&seed) % 401) - 200) * 1e-6f;
+        weights[i] = (float)((int)(sample_random(&seed) % 401) - 200) *
+                     (float)((int)(sample_random(&seed) % 401) - 200) * 1e-6f;
     return 0;
 }
 
@@ -92,7 +94,8 @@ static void packs_and_reads(void **state)
         codecllm_free(alone);
 
         const char *path = sample_path("packed");
-        struct codecllm_input packed = {.name = "w", .dtype = "F32", .shape = shape, .ndim = 2, .packed = data, .packed_bytes = bytes};
+        struct codecllm_input packed = {
+            .name = "w", .dtype = "F32", .shape = shape, .ndim = 2, .packed = data, .packed_bytes = bytes};
         job.tensors = &packed; /* the same store again, through a file */
         assert_int_equal(0, codecllm_is_store(path));
         assert_int_equal(0, codecllm_pack_file(&job, path, &err));

@@ -1,5 +1,5 @@
-/* Description: what is packed comes back: exactly for lossless, as the reference says for q8 and q6; all encoders give the same
- * bytes, all decoders the same bytes for every range. */
+/* Description: what is packed comes back: exactly for lossless, as the reference says for q8 and q6; all encoders give
+ * the same bytes, all decoders the same bytes for every range. */
 #include "codec_data.h"
 #include "store/format/checksum.h"
 #include "store/codec/encode.h"
@@ -12,12 +12,13 @@
 #include <stdio.h>
 #include <cmocka.h>
 
-
 static struct cws_decode_scratch *decode_scratch;
 static struct cws_encode_scratch *encode_scratch;
-static const size_t sizes[] = {1, 2, 7, 8, 9, 31, 32, 33, 255, 256, 257, 4095, 4096, 4097, 8191, 8192, 8193, 16383, 16384, 16385, 40000};
+static const size_t sizes[] = {1,    2,    7,    8,    9,    31,   32,    33,    255,   256,  257,
+                               4095, 4096, 4097, 8191, 8192, 8193, 16383, 16384, 16385, 40000};
 #define SIZES (sizeof sizes / sizeof *sizes)
-static const enum cws_dtype floats[] = {CWS_BF16, CWS_F16, CWS_F32, CWS_F64, CWS_F8_E4M3, CWS_F8_E5M2, CWS_F8_E4M3FNUZ, CWS_F8_E8M0};
+static const enum cws_dtype floats[] = {CWS_BF16,    CWS_F16,     CWS_F32,         CWS_F64,
+                                        CWS_F8_E4M3, CWS_F8_E5M2, CWS_F8_E4M3FNUZ, CWS_F8_E8M0};
 
 static int setup(void **state)
 {
@@ -44,14 +45,16 @@ static uint8_t *decode_all_ways(const struct data_chunk *c, size_t bytes, unsign
     for (unsigned d = 0; cws_decoder_name(d); d++) {
         assert_int_equal(cws_decoder_force(cws_decoder_name(d)), 0);
         memset(got, 0xa5, bytes + 2);
-        if (cws_chunk_decode(&c->context, c->stored, c->stored_bytes, bytes, 0, bytes, got + 1, decode_scratch, &err) != 0)
+        if (cws_chunk_decode(&c->context, c->stored, c->stored_bytes, bytes, 0, bytes, got + 1, decode_scratch, &err) !=
+            0)
             fail_msg("%s: %s", cws_decoder_name(d), err.message);
         assert_memory_equal(got + 1, want, bytes);
         assert_true(got[0] == 0xa5 && got[bytes + 1] == 0xa5);
         for (unsigned r = 0; r < ranges; r++) {
             size_t begin = data_u64() % (bytes + 1), end = begin + data_u64() % (bytes - begin + 1);
             memset(got, 0xa5, bytes + 2);
-            if (cws_chunk_decode(&c->context, c->stored, c->stored_bytes, bytes, begin, end, got + 1, decode_scratch, &err))
+            if (cws_chunk_decode(&c->context, c->stored, c->stored_bytes, bytes, begin, end, got + 1, decode_scratch,
+                                 &err))
                 fail_msg("%s %zu..%zu: %s", cws_decoder_name(d), begin, end, err.message);
             assert_memory_equal(got + 1, want + begin, end - begin);
             assert_true(got[0] == 0xa5 && got[end - begin + 1] == 0xa5);
@@ -122,7 +125,9 @@ static void every_range_start_and_end(void **state)
     assert_int_equal(data_encode(&c, data, 0, 2 * ELEMS, encode_scratch), 0);
     for (size_t begin = 0; begin <= 2 * ELEMS; begin += 37) {
         size_t end = begin + (begin * 7919) % (2 * ELEMS - begin + 1);
-        assert_int_equal(cws_chunk_decode(&c.context, c.stored, c.stored_bytes, 2 * ELEMS, begin, end, out, decode_scratch, NULL), 0);
+        assert_int_equal(
+            cws_chunk_decode(&c.context, c.stored, c.stored_bytes, 2 * ELEMS, begin, end, out, decode_scratch, NULL),
+            0);
         assert_memory_equal(out, data + begin, end - begin);
     }
     data_chunk_free(&c);
@@ -134,7 +139,8 @@ static void all_bit_patterns_survive(void **state)
     (void)state;
     enum { ELEMS = 65536 * 2 };
     uint16_t *data = malloc(2 * ELEMS);
-    for (unsigned i = 0; i < ELEMS; i++) /* every pattern once: NaN payloads, infinities, -0, subnormals; then weights */
+    for (unsigned i = 0; i < ELEMS;
+         i++) /* every pattern once: NaN payloads, infinities, -0, subnormals; then weights */
         data[i] = i < 65536 ? (uint16_t)i : (uint16_t)data_float(0.02 * data_gauss(), 8, 7);
     for (unsigned d = 0; d < 2; d++) {
         enum cws_dtype dtype = d ? CWS_F16 : CWS_BF16;
@@ -199,7 +205,8 @@ static void one_symbol_and_steep_codes(void **state)
     uint16_t *data = malloc(2 * ELEMS);
     for (unsigned kind = 0; kind < 3; kind++) {
         for (unsigned i = 0; i < ELEMS; i++) {
-            unsigned e = 120; /* one exponent; geometric; geometric with every exponent present: codes of 11 bits */
+            /* one exponent; geometric; geometric with every exponent present: codes of 11 bits */
+            unsigned e = 120;
             if (kind > 0)
                 e -= (unsigned)__builtin_ctzll(data_u64() | UINT64_C(1) << 40);
             if (kind == 2 && i < 256)
@@ -323,14 +330,17 @@ static void q6_fits_six_bits(void **state)
     (void)state;
     static const size_t shapes[][2] = {{256, 256}, {512, 688}, {64, 64}, {2048, 300}};
     for (unsigned s = 0; s < 4; s++) {
-        size_t rows = shapes[s][0], cols = shapes[s][1], bytes = 2 * rows * cols, total = 128 + sizeof(struct cws_tensor_record);
+        size_t rows = shapes[s][0], cols = shapes[s][1], bytes = 2 * rows * cols,
+               total = 128 + sizeof(struct cws_tensor_record);
         uint8_t *data = data_normal(CWS_BF16, rows * cols, 0.5);
         struct data_chunk c = {0};
         assert_int_equal(data_plan(&c.plan, CWS_MODE_Q6, CWS_BF16, data, rows, cols), 0);
         struct cws_plan plan = c.plan;
         for (size_t at = 0; at < bytes; at += plan.chunk_bytes) {
             c.plan = plan;
-            assert_int_equal(data_encode(&c, data, at, bytes - at < plan.chunk_bytes ? bytes - at : plan.chunk_bytes, encode_scratch), 0);
+            assert_int_equal(data_encode(&c, data, at, bytes - at < plan.chunk_bytes ? bytes - at : plan.chunk_bytes,
+                                         encode_scratch),
+                             0);
             total += (c.stored_bytes + 63) / 64 * 64 + sizeof(struct cws_chunk_record);
             data_chunk_free(&c);
         }
@@ -344,7 +354,8 @@ static void q6_fits_six_bits(void **state)
 static void what_cannot_be_quantised_stays_lossless(void **state)
 {
     (void)state;
-    static const uint16_t poison[] = {0x7f80, 0xff80, 0x7fc1, 0x7f7f}; /* infinities, a NaN, the largest finite */
+    /* infinities, a NaN, the largest finite */
+    static const uint16_t poison[] = {0x7f80, 0xff80, 0x7fc1, 0x7f7f};
     uint64_t small[2] = {64, 32};
     struct cws_plan plan;
     for (unsigned k = 0; k < 4; k++) {
@@ -405,7 +416,8 @@ static void an_uncounted_symbol_is_an_error(void **state)
     free(data);
 }
 
-/* Of a large tensor a part is counted: its neighbours and zeros have codes, and a chunk with a stranger is stored as it is. */
+/* Of a large tensor a part is counted: its neighbours and zeros have codes, and a chunk with a stranger is stored as it
+ * is. */
 static void a_large_tensor_may_hold_what_was_not_counted(void **state)
 {
     (void)state;
@@ -436,8 +448,8 @@ static void a_large_tensor_may_hold_what_was_not_counted(void **state)
     free(data);
 }
 
-/* A stranger anywhere in a tensor of middle size has a code, though most of it is not counted; strangers so far apart that
- * the symbols between them are many have it all counted. */
+/* A stranger anywhere in a tensor of middle size has a code, though most of it is not counted; strangers so far apart
+ * that the symbols between them are many have it all counted. */
 static void a_middle_tensor_has_codes_for_all_it_holds(void **state)
 {
     (void)state;
@@ -447,7 +459,8 @@ static void a_middle_tensor_has_codes_for_all_it_holds(void **state)
         for (size_t at = 0; at < ELEMS; at += SANITIZED ? 49999 : 9973) {
             struct cws_plan plan;
             for (size_t i = 0; i < ELEMS; i++)
-                data[i] = (uint16_t)((119 - (unsigned)__builtin_ctzll(data_u64() | 1 << 9)) << 7 | (data_u64() & 0x807f));
+                data[i] = (uint16_t)((119 - (unsigned)__builtin_ctzll(data_u64() | 1 << 9)) << 7 |
+                                     (data_u64() & 0x807f));
             data[at] = kind == 0 ? 127 << 7 : kind == 1 ? 105 << 7 : kind == 2 ? 0x8000 : 254 << 7;
             assert_int_equal(data_plan(&plan, CWS_MODE_LOSSLESS, CWS_BF16, (uint8_t *)data, ELEMS, 1), 0);
             assert_int_equal(plan.codec, CWS_CODEC_SPLIT);
@@ -573,7 +586,8 @@ static void names_and_sizes(void **state)
         assert_int_equal(back, d);
         assert_int_equal(d, cws_dtype_code(dtype)); /* pinned: they are in files */
         assert_true(cws_dtype_unit(dtype) >= 1);
-        assert_true(cws_dtype_size(dtype, 8, &bytes) && bytes == cws_dtype_bits(dtype) && bytes % cws_dtype_unit(dtype) == 0);
+        assert_true(cws_dtype_size(dtype, 8, &bytes) && bytes == cws_dtype_bits(dtype) &&
+                    bytes % cws_dtype_unit(dtype) == 0);
         assert_true(cws_dtype_size(dtype, 0, &bytes) && bytes == 0);
         assert_int_equal(cws_dtype_bits(dtype) % 8 == 0, cws_dtype_size(dtype, 1, &bytes));
         assert_int_equal(cws_dtype_bits(dtype) < 64, cws_dtype_size(dtype, UINT64_C(1) << 61, &bytes));

@@ -1,5 +1,5 @@
-/* Description: a damaged chunk is refused by every decoder, with the oracle's verdict, and nothing outside its bytes and their
- * CWS_STREAM_PAD is read (run under ASan: buffers are of the exact size). */
+/* Description: a damaged chunk is refused by every decoder, with the oracle's verdict, and nothing outside its bytes
+ * and their CWS_STREAM_PAD is read (run under ASan: buffers are of the exact size). */
 #include "codec_data.h"
 
 #include <setjmp.h>
@@ -53,10 +53,11 @@ static int teardown(void **state)
 }
 
 /* The verdict on these bytes, the same from all; on success the same bytes. */
-static int verdict(const struct cws_chunk_context *context, const uint8_t packed[128], const uint8_t *bytes, size_t size,
-                   size_t logical_bytes)
+static int verdict(const struct cws_chunk_context *context, const uint8_t packed[128], const uint8_t *bytes,
+                   size_t size, size_t logical_bytes)
 {
-    uint8_t *stored = malloc(size + CWS_STREAM_PAD), *want = malloc(logical_bytes + 1), *got = malloc(logical_bytes + 1);
+    uint8_t *stored = malloc(size + CWS_STREAM_PAD), *want = malloc(logical_bytes + 1),
+            *got = malloc(logical_bytes + 1);
     memcpy(stored, bytes, size);
     memset(stored + size, 0xee, CWS_STREAM_PAD);
     uint8_t *exact = malloc(size ? size : 1); /* the oracle needs no padding */
@@ -120,7 +121,8 @@ static void scales_out_of_range(void **state)
     struct cws_coded_head head;
     memcpy(&head, chunks[1].stored, sizeof head);
     for (unsigned i = 0; i < sizeof bases / sizeof *bases; i++) {
-        unsigned fields = (1u << head.scale_bits) - 1; /* a field may lift a low base into the range: not this low */
+        /* a field may lift a low base into the range: not this low */
+        unsigned fields = (1u << head.scale_bits) - 1;
         if (bases[i] + fields < CWS_SCALE_MIN || bases[i] > CWS_SCALE_MAX)
             assert_int_equal(damaged(1, offsetof(struct cws_coded_head, scale_base), &bases[i], 2), CWS_E_CORRUPT);
     }
@@ -183,7 +185,8 @@ static void random_stream_bits(void **state)
             refused += damaged(k, at, &noise, 8) == CWS_E_CORRUPT;
         }
     }
-    assert_true(refused > 800); /* a changed symbol of the same length passes: the checksum is there for that */
+    /* a changed symbol of the same length passes: the checksum is there for that */
+    assert_true(refused > 800);
 }
 
 static void every_truncation_and_trailing_bytes(void **state)
@@ -193,10 +196,14 @@ static void every_truncation_and_trailing_bytes(void **state)
         const struct data_chunk *c = &chunks[k];
         for (size_t n = 0; n < c->stored_bytes; n += n < 64 ? 1 : 997)
             assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, n, logical[k]), CWS_E_CORRUPT);
-        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes - 1, logical[k]), CWS_E_CORRUPT);
-        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes + 1, logical[k]), CWS_E_CORRUPT);
-        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes, logical[k] + 1), CWS_E_CORRUPT);
-        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes, logical[k] - 2), CWS_E_CORRUPT);
+        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes - 1, logical[k]),
+                         CWS_E_CORRUPT);
+        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes + 1, logical[k]),
+                         CWS_E_CORRUPT);
+        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes, logical[k] + 1),
+                         CWS_E_CORRUPT);
+        assert_int_equal(verdict(&c->context, c->plan.packed, c->stored, c->stored_bytes, logical[k] - 2),
+                         CWS_E_CORRUPT);
     }
 }
 
@@ -240,23 +247,29 @@ static void a_context_that_does_not_fit(void **state)
     (void)state;
     struct cws_chunk_context c = chunks[0].context;
     c.dtype = CWS_F32;
-    assert_int_equal(verdict(&c, chunks[0].plan.packed, chunks[0].stored, chunks[0].stored_bytes, logical[0]), CWS_E_CORRUPT);
+    assert_int_equal(verdict(&c, chunks[0].plan.packed, chunks[0].stored, chunks[0].stored_bytes, logical[0]),
+                     CWS_E_CORRUPT);
     c = chunks[0].context;
     c.dtype = CWS_U16;
-    assert_int_equal(verdict(&c, chunks[0].plan.packed, chunks[0].stored, chunks[0].stored_bytes, logical[0]), CWS_E_CORRUPT);
+    assert_int_equal(verdict(&c, chunks[0].plan.packed, chunks[0].stored, chunks[0].stored_bytes, logical[0]),
+                     CWS_E_CORRUPT);
     c = chunks[0].context;
     c.codec = CWS_CODEC_QUANT;
     c.row_elems = COLS;
-    assert_int_equal(verdict(&c, chunks[0].plan.packed, chunks[0].stored, chunks[0].stored_bytes, logical[0]), CWS_E_CORRUPT);
+    assert_int_equal(verdict(&c, chunks[0].plan.packed, chunks[0].stored, chunks[0].stored_bytes, logical[0]),
+                     CWS_E_CORRUPT);
     c = chunks[1].context;
     c.row_elems = 0;
-    assert_int_equal(verdict(&c, chunks[1].plan.packed, chunks[1].stored, chunks[1].stored_bytes, logical[1]), CWS_E_CORRUPT);
+    assert_int_equal(verdict(&c, chunks[1].plan.packed, chunks[1].stored, chunks[1].stored_bytes, logical[1]),
+                     CWS_E_CORRUPT);
     c = chunks[1].context;
     c.first_elem = UINT64_MAX - 5;
-    assert_int_equal(verdict(&c, chunks[1].plan.packed, chunks[1].stored, chunks[1].stored_bytes, logical[1]), CWS_E_CORRUPT);
+    assert_int_equal(verdict(&c, chunks[1].plan.packed, chunks[1].stored, chunks[1].stored_bytes, logical[1]),
+                     CWS_E_CORRUPT);
     c = chunks[1].context;
     c.codec = (enum cws_codec_id)9;
-    assert_int_equal(verdict(&c, chunks[1].plan.packed, chunks[1].stored, chunks[1].stored_bytes, logical[1]), CWS_E_CORRUPT);
+    assert_int_equal(verdict(&c, chunks[1].plan.packed, chunks[1].stored, chunks[1].stored_bytes, logical[1]),
+                     CWS_E_CORRUPT);
 }
 
 static void raw_and_zstd(void **state)

@@ -18,10 +18,7 @@ static struct cws_hash128 hash(const uint8_t *p, size_t bytes)
     return h;
 }
 
-static bool same(struct cws_hash128 a, struct cws_hash128 b)
-{
-    return a.lo == b.lo && a.hi == b.hi;
-}
+static bool same(struct cws_hash128 a, struct cws_hash128 b) { return a.lo == b.lo && a.hi == b.hi; }
 
 static int fill(void **state)
 {
@@ -54,12 +51,22 @@ static void follows_its_definition(void **state)
     }
 }
 
-/* Data whose factors are a and b in every word: sums of parts of the products come as close to their limits as they can. */
+/* Data whose factors are a and b in every word: sums of parts of the products come as close to their limits as they
+ * can. */
 static void factors_at_their_limits(void **state)
 {
     (void)state;
     enum { WORDS = 9 * 8192 + 5 };
-    static const uint64_t parts[] = {0, 1, 0xfff, 0x1000, 0x80000001, 0xffffffff, 0xfffffffffffff, 0x10000000000000, 0x1fffffffffffff, 0xffffffffffffffff};
+    static const uint64_t parts[] = {0,
+                                     1,
+                                     0xfff,
+                                     0x1000,
+                                     0x80000001,
+                                     0xffffffff,
+                                     0xfffffffffffff,
+                                     0x10000000000000,
+                                     0x1fffffffffffff,
+                                     0xffffffffffffffff};
     const unsigned n = sizeof parts / sizeof *parts;
     uint64_t *words = malloc(16 * (size_t)WORDS);
     assert_non_null(words);

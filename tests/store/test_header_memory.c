@@ -1,5 +1,6 @@
-/* Memory for large headers, as the kernel counts it: packing takes at most 20 times the header's bytes, everything that opens the store at most 10, and
- * a header that is refused not much more than itself. Headers of 100 MB scale as these of a few do. */
+/* Memory for large headers, as the kernel counts it: packing takes at most 20 times the header's bytes, everything that
+ * opens the store at most 10, and a header that is refused not much more than itself. Headers of 100 MB scale as these
+ * of a few do. */
 #include "tests/support/sample_model.h"
 
 #include <fcntl.h>
@@ -20,7 +21,8 @@
 
 static uint64_t header_bytes; /* of the file at hand */
 
-/* Through stdio to the disk, so that this process stays small: a child's peak is at least what its parent had when it began. */
+/* Through stdio to the disk, so that this process stays small: a child's peak is at least what its parent had when it
+ * began. */
 struct header {
     FILE *file;
     uint64_t data;
@@ -64,7 +66,8 @@ static uint64_t peak_of(const char *const argv[], const char *rung, int expected
     posix_spawn_file_actions_init(&files);
     posix_spawn_file_actions_addopen(&files, 1, "/dev/null", O_WRONLY, 0);
     pid_t pid;
-    assert_int_equal(0, posix_spawn(&pid, argv[0], &files, NULL, (char *const *)(const void *)argv, rung ? shimmed : plain));
+    assert_int_equal(
+        0, posix_spawn(&pid, argv[0], &files, NULL, (char *const *)(const void *)argv, rung ? shimmed : plain));
     posix_spawn_file_actions_destroy(&files);
     int status;
     struct rusage usage;
@@ -77,9 +80,14 @@ static uint64_t peak_of(const char *const argv[], const char *rung, int expected
 static void expect_at_most(unsigned times, const char *const argv[], const char *rung)
 {
     uint64_t peak = peak_of(argv, rung, 0);
-    printf("%-8s %-10s %4.1f times the header\n", rung ? rung : argv[1], rung ? "" : argv[2][0] == '-' ? argv[2] : "", (double)peak / (double)header_bytes);
+    printf("%-8s %-10s %4.1f times the header\n", rung ? rung : argv[1],
+           rung                ? ""
+           : argv[2][0] == '-' ? argv[2]
+                               : "",
+           (double)peak / (double)header_bytes);
     if (peak > times * header_bytes)
-        fail_msg("%s %s: %llu bytes for a header of %llu", argv[0], argv[1], (unsigned long long)peak, (unsigned long long)header_bytes);
+        fail_msg("%s %s: %llu bytes for a header of %llu", argv[0], argv[1], (unsigned long long)peak,
+                 (unsigned long long)header_bytes);
 }
 
 #define TIMES(times, ...) expect_at_most(times, (const char *const[]){COMMAND, __VA_ARGS__, NULL}, NULL)
@@ -97,7 +105,9 @@ static void measure(const char *in, bool briefly)
     TIMES(10, "unpack", "-q", "--jobs", "2", out, back);
     static const char *const rungs[] = {"uffd-dev", "sigsegv", "eager"};
     unsigned rung_count = briefly ? 1 : 3;
-    for (unsigned i = 0; access(CWS_BIN_DIR "/lib/libcodecshim.so", R_OK) == 0 && strchr(CWS_BIN_DIR, ' ') == NULL && i < rung_count; i++)
+    for (unsigned i = 0;
+         access(CWS_BIN_DIR "/lib/libcodecshim.so", R_OK) == 0 && strchr(CWS_BIN_DIR, ' ') == NULL && i < rung_count;
+         i++)
         expect_at_most(10, (const char *const[]){"/bin/cat", out, NULL}, rungs[i]);
     (void)peak_of((const char *const[]){"/usr/bin/cmp", in, back, NULL}, NULL, 0);
     unlink(out);
@@ -112,8 +122,8 @@ static void many_tensors(void **state)
     putc('{', h.file);
     for (unsigned i = 0; !is_full(&h, 3000000); i++) {
         unsigned bytes = i % 2; /* one of a byte, one of none */
-        fprintf(h.file, "%s\"%x\":{\"dtype\":\"U8\",\"shape\":[%u],\"data_offsets\":[%llu,%llu]}", i ? "," : "", i, bytes, (unsigned long long)h.data,
-                (unsigned long long)h.data + bytes);
+        fprintf(h.file, "%s\"%x\":{\"dtype\":\"U8\",\"shape\":[%u],\"data_offsets\":[%llu,%llu]}", i ? "," : "", i,
+                bytes, (unsigned long long)h.data, (unsigned long long)h.data + bytes);
         h.data += bytes;
     }
     putc('}', h.file);
@@ -130,7 +140,8 @@ static void long_names(void **state)
     for (unsigned i = 0; !is_full(&h, 8000000); i++) {
         fprintf(h.file, "%s\"%x", i ? "," : "", i);
         repeat(&h, 'n', 20000);
-        fprintf(h.file, "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%llu,%llu]}", (unsigned long long)h.data, (unsigned long long)h.data + 4);
+        fprintf(h.file, "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%llu,%llu]}", (unsigned long long)h.data,
+                (unsigned long long)h.data + 4);
         h.data += 4;
     }
     putc('}', h.file);
@@ -167,7 +178,8 @@ static void many_values(void **state)
 static void hostile_headers(void **state)
 {
     (void)state;
-    static const char *const starts[] = {"{\"a\":", "{\"a\":{\"b\":0", "{\"a\":{\"shape\":[0", "{\"__metadata__\":{\"a\":[0"};
+    static const char *const starts[] = {"{\"a\":", "{\"a\":{\"b\":0", "{\"a\":{\"shape\":[0",
+                                         "{\"__metadata__\":{\"a\":[0"};
     static const char *const repeated[] = {"[", ",\"b\":0", ",0", ",\"\""};
     const char *in = sample_path("in"), *out = sample_path("out");
     for (unsigned i = 0; i < 4; i++) {
@@ -187,7 +199,7 @@ int main(void)
     return 77; /* a sanitizer takes memory of its own */
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(many_tensors), cmocka_unit_test(long_names), cmocka_unit_test(a_long_value),
+        cmocka_unit_test(many_tensors), cmocka_unit_test(long_names),      cmocka_unit_test(a_long_value),
         cmocka_unit_test(many_values),  cmocka_unit_test(hostile_headers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -72,8 +72,11 @@ static void check_malformed(const char *path, const char *name)
         const char *prefix;
         int result, code;
     } expected[] = {
-        {"version.", 1, CWS_E_VERSION},     {"feature.", 1, CWS_E_FEATURE}, {"truncated.", 1, CWS_E_TRUNCATED},
-        {"corrupt.", 1, CWS_E_CORRUPT},     {"verify.", 2, 0},
+        {"version.", 1, CWS_E_VERSION},
+        {"feature.", 1, CWS_E_FEATURE},
+        {"truncated.", 1, CWS_E_TRUNCATED},
+        {"corrupt.", 1, CWS_E_CORRUPT},
+        {"verify.", 2, 0},
     };
     int code, result = judge(path, &code);
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {

@@ -1,5 +1,5 @@
-/* Stores in memory: what is packed from memory is what a file would be, one tensor of every dtype, shape and mode comes back, a damaged
- * byte anywhere is found, and a packed tensor goes into another store as it is. */
+/* Stores in memory: what is packed from memory is what a file would be, one tensor of every dtype, shape and mode comes
+ * back, a damaged byte anywhere is found, and a packed tensor goes into another store as it is. */
 #include "tests/support/inject.h"
 #include "tests/support/sample_model.h"
 #include "store/read/reader.h"
@@ -80,7 +80,8 @@ static uint8_t *noise(uint64_t seed, enum cws_dtype dtype, size_t elems)
 static void every_dtype_shape_and_mode_comes_back(void **state)
 {
     (void)state;
-    static const uint64_t shapes[][3] = {{0, 3, 5}, {1, 1, 1}, {1, 1, 31}, {64, 64, 1}, {3, 41, 97}, {129, 1031, 1}, {2, 500, 641}};
+    static const uint64_t shapes[][3] = {{0, 3, 5},   {1, 1, 1},      {1, 1, 31},   {64, 64, 1},
+                                         {3, 41, 97}, {129, 1031, 1}, {2, 500, 641}};
     unsigned seed = 0;
     for (unsigned dtype = 0; dtype < CWS_OTHER; dtype++) {
         for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++) {
@@ -91,11 +92,15 @@ static void every_dtype_shape_and_mode_comes_back(void **state)
             uint8_t *data = noise(++seed, (enum cws_dtype)dtype, (size_t)bytes / cws_dtype_unit((enum cws_dtype)dtype));
             uint8_t *back = malloc(bytes + 1);
             for (int mode = CWS_MODE_LOSSLESS; mode <= CWS_MODE_Q6; mode++) {
-                size_t ndim = i % 3 + 1, first = 0; /* the same elements, seen as one, two or three dimensions */
+                /* the same elements, seen as one, two or three dimensions */
+                size_t ndim = i % 3 + 1, first = 0;
                 uint64_t shape[3] = {elems, 1, 1};
                 if (ndim > 1)
                     memcpy(shape, shapes[i], sizeof shape);
-                struct cws_memory_tensor t = {.name = "w", .dtype = (enum cws_dtype)dtype, .shape = shape + first, .ndim = ndim > 1 ? 3 : 1,
+                struct cws_memory_tensor t = {.name = "w",
+                                              .dtype = (enum cws_dtype)dtype,
+                                              .shape = shape + first,
+                                              .ndim = ndim > 1 ? 3 : 1,
                                               .data = elems ? data : NULL};
                 struct blob b = blob_of(&t, (enum cws_mode)mode);
                 struct cws_store *s = open_blob(b);
@@ -111,7 +116,8 @@ static void every_dtype_shape_and_mode_comes_back(void **state)
                 else if (dtype == CWS_F32)
                     for (size_t k = 0; k < elems; k++)
                         assert_true(fabsf(((float *)back)[k] - ((float *)data)[k]) < 0.005f);
-                bool quantised = mode != CWS_MODE_LOSSLESS && ndim > 1 && elems >= 4096 && dtype >= CWS_F16 && dtype <= CWS_F32;
+                bool quantised = mode != CWS_MODE_LOSSLESS && ndim > 1 && elems >= 4096 && dtype >= CWS_F16 &&
+                                 dtype <= CWS_F32;
                 if (quantised && dtype != CWS_F16) /* noise of F16 has magnitudes that are refused */
                     assert_true(cws_store_is_lossy(s));
                 if (!quantised)
@@ -125,7 +131,8 @@ static void every_dtype_shape_and_mode_comes_back(void **state)
     }
 }
 
-/* The store in memory is byte for byte the file that pack writes for the same logical file, whatever the number of threads. */
+/* The store in memory is byte for byte the file that pack writes for the same logical file, whatever the number of
+ * threads. */
 static void memory_and_file_are_the_same_store(void **state)
 {
     (void)state;
@@ -196,7 +203,8 @@ static void a_damaged_byte_anywhere_is_found(void **state)
             assert_int_equal(1, cws_store_verify(s, 1, quiet_fault, NULL, NULL, &err));
             cws_store_close(s);
         }
-        assert_in_range(gap_only, 0, 9); /* only the zero bytes between chunk and index are verify's alone */
+        /* only the zero bytes between chunk and index are verify's alone */
+        assert_in_range(gap_only, 0, 9);
         for (uint64_t bytes = 0; bytes < b.bytes; bytes += 1 + bytes / 16) {
             struct cws_store *s;
             struct cws_error err = {0};
@@ -224,7 +232,11 @@ static void a_packed_tensor_is_taken_as_it_is(void **state)
         struct blob b = blob_of(&t, (enum cws_mode)mode), nothing = blob_of(&e, (enum cws_mode)mode);
         struct cws_store *packed = open_blob(b), *none = open_blob(nothing);
         struct cws_memory_tensor tensors[] = {
-            {.name = "a plain one first, so that the chunks get other places", .dtype = CWS_BF16, .shape = shape, .ndim = 2, .data = w},
+            {.name = "a plain one first, so that the chunks get other places",
+             .dtype = CWS_BF16,
+             .shape = shape,
+             .ndim = 2,
+             .data = w},
             {.name = "packed", .dtype = CWS_BF16, .shape = shape, .ndim = 2, .packed = packed},
             {.name = "none", .dtype = CWS_F32, .shape = empty, .ndim = 2, .packed = none},
         };
@@ -372,12 +384,9 @@ static void no_allocation_that_fails_does_harm(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_dtype_shape_and_mode_comes_back),
-        cmocka_unit_test(memory_and_file_are_the_same_store),
-        cmocka_unit_test(a_damaged_byte_anywhere_is_found),
-        cmocka_unit_test(a_packed_tensor_is_taken_as_it_is),
-        cmocka_unit_test(a_reader_of_memory_stays_inside),
-        cmocka_unit_test(bad_models_are_refused_with_a_line),
+        cmocka_unit_test(every_dtype_shape_and_mode_comes_back), cmocka_unit_test(memory_and_file_are_the_same_store),
+        cmocka_unit_test(a_damaged_byte_anywhere_is_found),      cmocka_unit_test(a_packed_tensor_is_taken_as_it_is),
+        cmocka_unit_test(a_reader_of_memory_stays_inside),       cmocka_unit_test(bad_models_are_refused_with_a_line),
         cmocka_unit_test(no_allocation_that_fails_does_harm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
-/* Description: what this process may have of host memory, from made-up /proc and mounts of control groups: containers with
- * and without a namespace, nested groups, both versions at once, files that are missing or hold no number. */
+/* Description: what this process may have of host memory, from made-up /proc and mounts of control groups: containers
+ * with and without a namespace, nested groups, both versions at once, files that are missing or hold no number. */
 #include "store/base/memory_limit.h"
 
 #include <errno.h>
@@ -53,8 +53,12 @@ static int remove_root(void **state)
     return system(command);
 }
 
-#define V2_AT(tree, mount) "31 23 0:28 / /sys rw - sysfs sysfs rw\n35 31 0:41 " tree " " mount " rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-#define V1_AT(tree, mount) "36 31 0:42 " tree " " mount " rw,relatime - cgroup cgroup rw,memory\n37 31 0:43 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+#define V2_AT(tree, mount)                                                                                             \
+    "31 23 0:28 / /sys rw - sysfs sysfs rw\n35 31 0:41 " tree " " mount                                                \
+    " rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+#define V1_AT(tree, mount)                                                                                             \
+    "36 31 0:42 " tree " " mount                                                                                       \
+    " rw,relatime - cgroup cgroup rw,memory\n37 31 0:43 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
 
 static struct cws_memory_limit get(void)
 {
@@ -145,12 +149,14 @@ static void mounts_of_other_groups_do_not_count(void **state)
     (void)state;
     put("/sys/fs/cgroup/memory.max", "524288000\n");
     put("/proc/self/mountinfo", V2_AT("/docker/abc", "/sys/fs/cgroup"));
-    static const char *const others[] = {"0::/docker/abcd\n", "0::/docker\n", "0::/../x\n", "0::relative\n", "4:memory:/docker/abc\n", "garbage\n", ""};
+    static const char *const others[] = {
+        "0::/docker/abcd\n", "0::/docker\n", "0::/../x\n", "0::relative\n", "4:memory:/docker/abc\n", "garbage\n", ""};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         put("/proc/self/cgroup", others[i]);
         expect(16384 * MIB, "physical memory");
     }
-    put("/proc/self/mountinfo", V2_AT("/..", "/sys/fs/cgroup")); /* from above the namespace: the mount's own limit holds */
+    /* from above the namespace: the mount's own limit holds */
+    put("/proc/self/mountinfo", V2_AT("/..", "/sys/fs/cgroup"));
     put("/proc/self/cgroup", "0::/x\n");
     expect(500 * MIB, "memory.max of /sys/fs/cgroup");
 }
@@ -190,7 +196,8 @@ static void awkward_names(void **state)
     line[sizeof line - 2] = '\n';
     line[sizeof line - 1] = '\0';
     char *mounts = malloc(2 * sizeof line);
-    snprintf(mounts, 2 * sizeof line, "20 1 0:1 / / rw - overlay overlay %s%s", line, V2_AT("/", "/my\\040groups\\134"));
+    snprintf(mounts, 2 * sizeof line, "20 1 0:1 / / rw - overlay overlay %s%s", line,
+             V2_AT("/", "/my\\040groups\\134"));
     put("/proc/self/mountinfo", mounts);
     free(mounts);
     put("/proc/self/cgroup", "0::/a\n");

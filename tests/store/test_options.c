@@ -16,12 +16,28 @@ static int bytes(const char *text, uint64_t *out) { return cws_parse_bytes(text,
 static void sizes_are_powers_of_1024(void **state)
 {
     (void)state;
-    static const struct { const char *text; uint64_t value; } good[] = {
-        {"0", 0}, {"1", 1}, {"1048576", 1048576}, {"64K", 65536}, {"64k", 65536}, {"4M", 4u << 20}, {"2G", UINT64_C(2) << 30},
-        {"1T", UINT64_C(1) << 40}, {"1.5G", UINT64_C(3) << 29}, {"2GiB", UINT64_C(2) << 30}, {"2GB", UINT64_C(2) << 30},
-        {"512B", 512}, {"0.25K", 256}, {"18446744073709551600", UINT64_C(18446744073709551600)},
+    static const struct {
+        const char *text;
+        uint64_t value;
+    } good[] = {
+        {"0", 0},
+        {"1", 1},
+        {"1048576", 1048576},
+        {"64K", 65536},
+        {"64k", 65536},
+        {"4M", 4u << 20},
+        {"2G", UINT64_C(2) << 30},
+        {"1T", UINT64_C(1) << 40},
+        {"1.5G", UINT64_C(3) << 29},
+        {"2GiB", UINT64_C(2) << 30},
+        {"2GB", UINT64_C(2) << 30},
+        {"512B", 512},
+        {"0.25K", 256},
+        {"18446744073709551600", UINT64_C(18446744073709551600)},
     };
-    static const char *const bad[] = {"", "G", ".", "1.5", "2X", "2GG", "-1", " 1", "1 ", "0x10", "17179869184G", "99999999999999999999", "1e9", "iB"};
+    static const char *const bad[] = {"",    "G",  ".",  "1.5",  "2X",           "2GG",
+                                      "-1",  " 1", "1 ", "0x10", "17179869184G", "99999999999999999999",
+                                      "1e9", "iB"};
     uint64_t value;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         assert_int_equal(bytes(good[i].text, &value), 0);
@@ -74,7 +90,8 @@ static void budget_forms(void **state)
     setenv("CODEC_VRAM_BUDGET", "1:50%,0:2G", 1);
     assert_int_equal(cws_options_from_env(&o, &err), 0);
     assert_true(o.active && cws_options_host_budget(&o) == half);
-    static const char *const bad[] = {"0", "0%", "101%", "%", "lots", "2G,4G", "0:2G,x", "0:2G,1:", ":2G", "a:2G", "-2G", "0:0%", "0:101%", "0:%", "0.05K%", "50%%"};
+    static const char *const bad[] = {"0",   "0%",   "101%", "%",    "lots",   "2G,4G", "0:2G,x", "0:2G,1:",
+                                      ":2G", "a:2G", "-2G",  "0:0%", "0:101%", "0:%",   "0.05K%", "50%%"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         setenv("CODEC_VRAM_BUDGET", bad[i], 1);
         if (cws_options_from_env(&o, &err) != CWS_E_USAGE)
@@ -90,14 +107,49 @@ static void budgets_are_checked_as_they_are_read(void **state)
 {
     (void)state;
     static const char *const good[] = {
-        "2G", "2g", "512M", "64K", "1048576", "1.5G", ".5G", "2GiB", "2GB", "2Gi", "512B", "1T", "50%", "100%", "0:2G",
-        "0:2G,1:4G", "7:1G", "1.0", "0:2G,1:0", "0:50%", "0:2G,1:50%", "00050%", "16777215T",
-        "0:1G,1:1G,2:1G,3:1G,4:1G,5:1G,6:1G,7:1G,8:1G,9:1G,10:1G,11:1G,12:1G,13:1G,14:1G,15:1G",
+        "2G",         "2g",
+        "512M",       "64K",
+        "1048576",    "1.5G",
+        ".5G",        "2GiB",
+        "2GB",        "2Gi",
+        "512B",       "1T",
+        "50%",        "100%",
+        "0:2G",       "0:2G,1:4G",
+        "7:1G",       "1.0",
+        "0:2G,1:0",   "0:50%",
+        "0:2G,1:50%", "00050%",
+        "16777215T",  "0:1G,1:1G,2:1G,3:1G,4:1G,5:1G,6:1G,7:1G,8:1G,9:1G,10:1G,11:1G,12:1G,13:1G,14:1G,15:1G",
     };
     static const char *const bad[] = {
-        "", "2Q", "G", "1.5", "0", "0.0G", "0%", "101%", "1.5%", "%", "2G,4G", "0:2G,", ":2G", "a:2G", "0:0", "0:0%",
-        "0:101%", "0:2G,1:%", "0.05K%", "2 G", " 2G", "+2G", "-2G", "2GG", "16777216T", "99999999999999999999", "0x10",
-        "0:1G,1:1G,2:1G,3:1G,4:1G,5:1G,6:1G,7:1G,8:1G,9:1G,10:1G,11:1G,12:1G,13:1G,14:1G,15:1G,16:1G", "1234567890:1G",
+        "",
+        "2Q",
+        "G",
+        "1.5",
+        "0",
+        "0.0G",
+        "0%",
+        "101%",
+        "1.5%",
+        "%",
+        "2G,4G",
+        "0:2G,",
+        ":2G",
+        "a:2G",
+        "0:0",
+        "0:0%",
+        "0:101%",
+        "0:2G,1:%",
+        "0.05K%",
+        "2 G",
+        " 2G",
+        "+2G",
+        "-2G",
+        "2GG",
+        "16777216T",
+        "99999999999999999999",
+        "0x10",
+        "0:1G,1:1G,2:1G,3:1G,4:1G,5:1G,6:1G,7:1G,8:1G,9:1G,10:1G,11:1G,12:1G,13:1G,14:1G,15:1G,16:1G",
+        "1234567890:1G",
     };
     struct cws_options o;
     struct cws_error err, read;
@@ -121,10 +173,23 @@ static void budgets_are_checked_as_they_are_read(void **state)
 static void budgets_of_devices(void **state)
 {
     (void)state;
-    static const struct { const char *text; int device; uint64_t of, want; } rows[] = {
-        {"2G", 0, 1000, UINT64_C(2) << 30}, {"2G", 7, 1000, UINT64_C(2) << 30}, {"50%", 0, 8000, 4000}, {"50%", 3, 1000, 500},
-        {"0:2G,1:4G", 0, 1, UINT64_C(2) << 30}, {"0:2G,1:4G", 1, 1, UINT64_C(4) << 30}, {"0:2G,1:4G", 2, 1, 0}, {"1:1G", 0, 1, 0},
-        {"0:50%,1:4G", 0, 8000, 4000}, {"0:50%,1:4G", 1, 8000, UINT64_C(4) << 30}, {"0:50%,1:4G", 2, 8000, 0}, {"0:2G,1:25%", 1, 4000, 1000},
+    static const struct {
+        const char *text;
+        int device;
+        uint64_t of, want;
+    } rows[] = {
+        {"2G", 0, 1000, UINT64_C(2) << 30},
+        {"2G", 7, 1000, UINT64_C(2) << 30},
+        {"50%", 0, 8000, 4000},
+        {"50%", 3, 1000, 500},
+        {"0:2G,1:4G", 0, 1, UINT64_C(2) << 30},
+        {"0:2G,1:4G", 1, 1, UINT64_C(4) << 30},
+        {"0:2G,1:4G", 2, 1, 0},
+        {"1:1G", 0, 1, 0},
+        {"0:50%,1:4G", 0, 8000, 4000},
+        {"0:50%,1:4G", 1, 8000, UINT64_C(4) << 30},
+        {"0:50%,1:4G", 2, 8000, 0},
+        {"0:2G,1:25%", 1, 4000, 1000},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct cws_options o;
@@ -142,7 +207,8 @@ static void each_row_refuses_nonsense(void **state)
         struct cws_options o;
         struct cws_error err;
         char text[1100] = "nonsense";
-        if (strcmp(row.name, "CODEC_PIN") == 0 || strcmp(row.name, "CODEC_TRACE") == 0) /* any text is a name, if not a longer one than all */
+        if (strcmp(row.name, "CODEC_PIN") == 0 ||
+            strcmp(row.name, "CODEC_TRACE") == 0) /* any text is a name, if not a longer one than all */
             memset(text, 'x', sizeof text - 1), text[sizeof text - 1] = '\0';
         setenv(row.name, text, 1);
         assert_int_equal(cws_options_from_env(&o, &err), CWS_E_USAGE);

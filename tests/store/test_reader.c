@@ -29,16 +29,13 @@ static const struct {
     enum cws_direct direct;
     unsigned slots;
 } ways[] = {
-    {CWS_IO_PREADV, CWS_DIRECT_NEVER, 1}, {CWS_IO_PREADV, CWS_DIRECT_NEVER, 5}, {CWS_IO_PREADV, CWS_DIRECT_ALWAYS, 1},
-    {CWS_IO_PREADV, CWS_DIRECT_ALWAYS, 5}, {CWS_IO_URING, CWS_DIRECT_NEVER, 1}, {CWS_IO_URING, CWS_DIRECT_NEVER, 5},
-    {CWS_IO_URING, CWS_DIRECT_ALWAYS, 1}, {CWS_IO_URING, CWS_DIRECT_ALWAYS, 5}, {CWS_IO_AUTO, CWS_DIRECT_AUTO, 3},
+    {CWS_IO_PREADV, CWS_DIRECT_NEVER, 1},  {CWS_IO_PREADV, CWS_DIRECT_NEVER, 5}, {CWS_IO_PREADV, CWS_DIRECT_ALWAYS, 1},
+    {CWS_IO_PREADV, CWS_DIRECT_ALWAYS, 5}, {CWS_IO_URING, CWS_DIRECT_NEVER, 1},  {CWS_IO_URING, CWS_DIRECT_NEVER, 5},
+    {CWS_IO_URING, CWS_DIRECT_ALWAYS, 1},  {CWS_IO_URING, CWS_DIRECT_ALWAYS, 5}, {CWS_IO_AUTO, CWS_DIRECT_AUTO, 3},
 };
 enum { WAYS = sizeof ways / sizeof *ways };
 
-static bool usable(size_t w)
-{
-    return have_uring || ways[w].engine != CWS_IO_URING;
-}
+static bool usable(size_t w) { return have_uring || ways[w].engine != CWS_IO_URING; }
 
 static int create(size_t w, int on_fd, struct cws_reader **r, struct cws_error *err)
 {
@@ -192,8 +189,8 @@ static void reopening_gives_a_description_of_its_own(void **state)
 static void faults_that_can_be_survived_are(void **state)
 {
     (void)state;
-    static const enum inject_kind kinds[] = {INJECT_SHORT_READ, INJECT_EINTR, INJECT_EAGAIN, INJECT_RING, INJECT_RING_RESULT,
-                                             INJECT_DIRECT, INJECT_OPEN};
+    static const enum inject_kind kinds[] = {INJECT_SHORT_READ,  INJECT_EINTR,  INJECT_EAGAIN, INJECT_RING,
+                                             INJECT_RING_RESULT, INJECT_DIRECT, INJECT_OPEN};
     unsigned fired_of[sizeof kinds / sizeof *kinds] = {0};
     for (size_t w = 0; w < WAYS; w++) {
         for (size_t k = 0; k < sizeof kinds / sizeof *kinds && usable(w); k++) {

@@ -62,7 +62,7 @@ static void taken(const char *json, size_t data_bytes, size_t tensors)
     cws_header_destroy(h);
 }
 
-#define T(name, dtype, shape, begin, end) \
+#define T(name, dtype, shape, begin, end)                                                                              \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #begin "," #end "]}"
 
 static void takes_valid_headers(void **state)
@@ -78,15 +78,21 @@ static void takes_valid_headers(void **state)
     taken("{" T("a", "BF16", "0,5", 0, 0) "," T("b", "BOOL", "2", 0, 2) "," T("c", "F8_E4M3", "0", 2, 2) "}", 2, 3);
     taken("{" T("b", "I32", "1,1,1", 4, 8) "," T("a", "I32", "1", 0, 4) "}", 8, 2);
     taken("{\"a\":{\"data_offsets\":[0,1],\"shape\":[1],\"dtype\":\"I8\"}}", 1, 1);
-    taken("{" T("[{]}\\\"[[[[[[[[[[[[", "U8", "1", 0, 1) "}", 1, 1); /* brackets in a string are no nesting */
+    /* brackets in a string are no nesting */
+    taken("{" T("[{]}\\\"[[[[[[[[[[[[", "U8", "1", 0, 1) "}", 1, 1);
 }
 
-/* As the reference implementation has them; and a type that it may have one day, of which nothing is checked but that its bytes are its own. */
+/* As the reference implementation has them; and a type that it may have one day, of which nothing is checked but that
+ * its bytes are its own. */
 static void takes_every_dtype(void **state)
 {
     (void)state;
-    taken("{" T("a", "F8_E8M0", "3", 0, 3) "," T("b", "F8_E4M3FNUZ", "1", 3, 4) "," T("c", "F8_E5M2FNUZ", "1", 4, 5) "}", 5, 3);
-    taken("{" T("a", "F4", "2,2", 0, 2) "," T("b", "F4", "3,2", 2, 5) "," T("c", "F4", "0", 5, 5) "," T("d", "F4", "2,1", 5, 6) "}", 6, 4);
+    taken(
+        "{" T("a", "F8_E8M0", "3", 0, 3) "," T("b", "F8_E4M3FNUZ", "1", 3, 4) "," T("c", "F8_E5M2FNUZ", "1", 4, 5) "}",
+        5, 3);
+    taken("{" T("a", "F4", "2,2", 0, 2) "," T("b", "F4", "3,2", 2, 5) "," T("c", "F4", "0", 5,
+                                                                            5) "," T("d", "F4", "2,1", 5, 6) "}",
+          6, 4);
     taken("{" T("a", "F6_E2M3", "4", 0, 3) "," T("b", "F6_E3M2", "4,2", 3, 9) "," T("c", "C64", "2", 9, 25) "}", 25, 3);
     taken("{" T("a", "I4", "3", 0, 2) "," T("b", "U9", "", 2, 2) "," T("c", "u8", "1000", 2, 3) "}", 3, 3);
     struct cws_header *h;
@@ -106,8 +112,10 @@ static void orders_tensors_by_offset(void **state)
     struct cws_header *h;
     struct cws_error err;
     (void)state;
-    assert_int_equal(0, parse_text("{" T("c", "U8", "2", 3, 5) "," T("empty2", "U8", "0", 3, 3) ",\"__metadata__\":{\"k\":\"v\"},"
-                                   T("a", "U8", "3", 0, 3) "," T("empty1", "U8", "0", 3, 3) "}", 5, &h, &err));
+    assert_int_equal(
+        0, parse_text("{" T("c", "U8", "2", 3, 5) "," T("empty2", "U8", "0", 3, 3) ",\"__metadata__\":{\"k\":\"v\"}," T(
+                          "a", "U8", "3", 0, 3) "," T("empty1", "U8", "0", 3, 3) "}",
+                      5, &h, &err));
     static const char *const names[] = {"a", "empty2", "empty1", "c"};
     static const size_t positions[] = {2, 1, 3, 0};
     for (size_t i = 0; i < 4; i++) {
@@ -137,12 +145,16 @@ static void compares_tensors_in_any_order(void **state)
     (void)state;
     struct cws_header *h;
     struct cws_error err;
-    assert_int_equal(0, parse_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) ",\"__metadata__\":{\"k\":\"v\"}}", 2, &h, &err));
+    assert_int_equal(
+        0, parse_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) ",\"__metadata__\":{\"k\":\"v\"}}", 2,
+                      &h, &err));
     assert_true(compare_text("{" T("b", "I4", "0,7", 2, 2) "," T("a", "U8", "2", 0, 2) "}", h));
-    assert_true(compare_text("{" T("\\u0061", "U8", "2", 0, 2) ",\"__metadata__\":{\"l\":\"w\"}," T("b", "I4", "0,7", 2, 2) "}", h));
+    assert_true(compare_text(
+        "{" T("\\u0061", "U8", "2", 0, 2) ",\"__metadata__\":{\"l\":\"w\"}," T("b", "I4", "0,7", 2, 2) "}", h));
     assert_false(compare_text("{}", h));
     assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "}", h));
-    assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) "," T("c", "U8", "0", 2, 2) "}", h));
+    assert_false(
+        compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) "," T("c", "U8", "0", 2, 2) "}", h));
     assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I5", "0,7", 2, 2) "}", h));
     assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "7,0", 2, 2) "}", h));
     assert_false(compare_text("{" T("a", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 0, 0) "}", h));
@@ -150,7 +162,8 @@ static void compares_tensors_in_any_order(void **state)
     assert_false(compare_text("{" T("c", "U8", "2", 0, 2) "," T("b", "I4", "0,7", 2, 2) "}", h));
     assert_int_equal(0, cws_header_find(h, "a"));
     assert_int_equal(1, cws_header_find(h, "b"));
-    assert_true(cws_header_find(h, "") == SIZE_MAX && cws_header_find(h, "aa") == SIZE_MAX && cws_header_find(h, "c") == SIZE_MAX);
+    assert_true(cws_header_find(h, "") == SIZE_MAX && cws_header_find(h, "aa") == SIZE_MAX &&
+                cws_header_find(h, "c") == SIZE_MAX);
     /* One name twice is as many, and not the same; in two batches for the library. */
     char *text = malloc(100000);
     size_t len = (size_t)sprintf(text, "{" T("a", "U8", "2", 0, 2));
@@ -161,7 +174,8 @@ static void compares_tensors_in_any_order(void **state)
     refused(text, 2, "duplicate tensor \"t0\"");
     char *again = malloc(100000), *last;
     strcpy(again, text);
-    last = strstr(again + len - 60, "\"t0\""); /* the second t0 becomes t99 for the header to compare with */
+    /* the second t0 becomes t99 for the header to compare with */
+    last = strstr(again + len - 60, "\"t0\"");
     assert_non_null(last);
     memmove(last + 5, last + 4, strlen(last + 4) + 1);
     memcpy(last, "\"t99\"", 5);
@@ -228,7 +242,8 @@ static void refuses_broken_text(void **state)
     refused("{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "duplicate");
     refused("{\"__metadata__\":{\"k\":1}}", 0, "value of \"k\" is not a string");
     refused("{\"__metadata__\":{\"k\":\"1\"},\"__metadata__\":{}}", 0, "duplicate");
-    refused("{\"__metadata__\":{\"k\":\"1\"},\"\\u005f_met\\u0061data_\\u005F\":{}}", 0, "duplicate"); /* the same key */
+    /* the same key */
+    refused("{\"__metadata__\":{\"k\":\"1\"},\"\\u005f_met\\u0061data_\\u005F\":{}}", 0, "duplicate");
     refused("{" T("a", "U8", "1", 0, 1) "," T("\\u0061", "U8", "1", 1, 2) "}", 2, "duplicate");
     refused("{\"__metadata__\":{\"\\u006b\":\"1\",\"k\":\"2\"}}", 0, "duplicate");
     refused("{" T("__metadat\\u0041__", "?", "1", 0, 1) "}", 1, "tensor \"__metadatA__\"");
@@ -286,8 +301,14 @@ static void refuses_bad_lengths(void **state)
         uint64_t n, file_bytes;
         const char *part;
     } cases[] = {
-        {0, 0, "too few"}, {0, 7, "too few"}, {0, 8, "too small"}, {1, 9, "too small"}, {3, 10, "only 2 follow"},
-        {100000001, UINT64_C(1) << 40, "above the limit"}, {UINT64_MAX, 100, "above the limit"}, {UINT64_MAX - 7, 100, "above the limit"},
+        {0, 0, "too few"},
+        {0, 7, "too few"},
+        {0, 8, "too small"},
+        {1, 9, "too small"},
+        {3, 10, "only 2 follow"},
+        {100000001, UINT64_C(1) << 40, "above the limit"},
+        {UINT64_MAX, 100, "above the limit"},
+        {UINT64_MAX - 7, 100, "above the limit"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         uint8_t first[8];

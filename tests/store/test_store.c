@@ -1,4 +1,5 @@
-/* An open store: any range of the logical file, in any order, equals the file that was packed; damage is found and named. */
+/* An open store: any range of the logical file, in any order, equals the file that was packed; damage is found and
+ * named. */
 #include "tests/support/hang.h"
 #include "no_ring.h"
 #include "tests/support/sample_model.h"
@@ -282,7 +283,8 @@ static void damage_in_a_chunk_is_named(void **state)
         uint64_t at = front + sample_random(&seed) % (index - front);
         const struct cws_tensor_info *hit = NULL;
         while (round % 6 == 0) { /* padding is rare: look for some */
-            const struct cws_tensor_info *t = cws_store_tensor(good, sample_random(&seed) % cws_store_tensor_count(good));
+            const struct cws_tensor_info *t = cws_store_tensor(good,
+                                                               sample_random(&seed) % cws_store_tensor_count(good));
             if (t->record->chunk_count && t->chunks[0].stored_bytes % CWS_CHUNK_ALIGN) {
                 at = t->chunks[0].offset + t->chunks[0].stored_bytes;
                 break;
@@ -434,8 +436,10 @@ static void *read_much(void *arg)
     uint8_t *buffer = malloc(model.size);
     r->right = c || cws_store_cursor_create(r->s, 2, &c, &err) == 0;
     for (int i = 0; i < 100 && r->right; i++) {
-        uint64_t begin = sample_random(&r->seed) % model.size, end = begin + sample_random(&r->seed) % (model.size - begin);
-        r->right = cws_store_read(c, begin, end, buffer, &err) == 0 && memcmp(buffer, model.data + begin, end - begin) == 0;
+        uint64_t begin = sample_random(&r->seed) % model.size,
+                 end = begin + sample_random(&r->seed) % (model.size - begin);
+        r->right = cws_store_read(c, begin, end, buffer, &err) == 0 &&
+                   memcmp(buffer, model.data + begin, end - begin) == 0;
     }
     if (c != r->c)
         cws_store_cursor_destroy(c);
@@ -499,8 +503,8 @@ static void a_forked_child_reads_with_the_parents_cursor(void **state)
     }
 }
 
-/* A timer forks in the middle of reads: the child inherits slots that are being filled, and must not take them for the chunk that was
- * kept in them. */
+/* A timer forks in the middle of reads: the child inherits slots that are being filled, and must not take them for the
+ * chunk that was kept in them. */
 static struct {
     struct cws_store_cursor *c;
     uint64_t begin; /* where the last finished read began */

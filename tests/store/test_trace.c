@@ -1,5 +1,6 @@
-/* Description: the trace's file: what many threads record comes out once, in order and balanced; names of any bytes; after kill -9; fork, a second process,
- * files that cannot or must not be written, a full disk at every write, a ring that is full, a signal handler that records. */
+/* Description: the trace's file: what many threads record comes out once, in order and balanced; names of any bytes;
+ * after kill -9; fork, a second process, files that cannot or must not be written, a full disk at every write, a ring
+ * that is full, a signal handler that records. */
 #include "tests/support/inject.h"
 #include "tests/support/sample_model.h"
 #include "store/base/trace.h"
@@ -42,7 +43,8 @@ static void start(const char *path)
 
 static void one_span(const char *tensor, uint64_t index)
 {
-    bool outer = CWS_TRACE_BEGIN(.kind = CWS_TRACE_FAULT, .tensor = tensor, .why = "read", .bytes = 100, .tensor_bytes = 200, .index = index);
+    bool outer = CWS_TRACE_BEGIN(.kind = CWS_TRACE_FAULT, .tensor = tensor, .why = "read", .bytes = 100,
+                                 .tensor_bytes = 200, .index = index);
     bool inner = CWS_TRACE_BEGIN(.kind = CWS_TRACE_DECODE, .tensor = tensor, .bytes = 100, .index = UINT64_MAX);
     cws_trace_end(CWS_TRACE_DECODE, inner);
     cws_trace_end(CWS_TRACE_FAULT, outer);
@@ -75,7 +77,8 @@ static void what_is_recorded_comes_out(void **state)
     const char *path = sample_path("plain.json");
     start(path);
     one_span("model.layers.0.weight", 7);
-    cws_trace_span(cws_trace_lane(1, CWS_LANE_LOAD, 2), 5000000, 7500250, &(const struct cws_trace_what){.kind = CWS_TRACE_LOAD, .tensor = "w", .bytes = 5, .index = 1});
+    cws_trace_span(cws_trace_lane(1, CWS_LANE_LOAD, 2), 5000000, 7500250,
+                   &(const struct cws_trace_what){.kind = CWS_TRACE_LOAD, .tensor = "w", .bytes = 5, .index = 1});
     CWS_TRACE_MARK(.kind = CWS_TRACE_CYCLE, .index = 3);
     cws_trace_count(-1, 10, 20);
     cws_trace_count(0, 30, 40);
@@ -95,7 +98,8 @@ static void what_is_recorded_comes_out(void **state)
     long long lane = json_integer_value(json_object_get(e, "tid"));
     bool named = false;
     for (size_t i = 0; (e = trace_event(events, "thread_name", 'M', i)) != NULL; i++)
-        named |= json_integer_value(json_object_get(e, "tid")) == lane && strcmp(trace_text(e, "name"), "GPU 1 load 2") == 0;
+        named |= json_integer_value(json_object_get(e, "tid")) == lane &&
+                 strcmp(trace_text(e, "name"), "GPU 1 load 2") == 0;
     assert_true(named);
     assert_int_equal(trace_number(trace_event(events, "cycle", 'i', 0), "number"), 3);
     assert_int_equal(trace_number(trace_event(events, "views in memory", 'C', 0), "fixed"), 20);
@@ -113,7 +117,8 @@ static void any_name_is_a_string(void **state)
         {"a\"b\\c/d", "a\"b\\c/d"},
         {"t\x01\n\x7f", "t\x01\n\x7f"},
         {"\xd1\x84.\xe2\x82\xac.\xf0\x9f\x98\x80", "\xd1\x84.\xe2\x82\xac.\xf0\x9f\x98\x80"},
-        {"\xff\xc0\x80\xed\xa0\x80\xe2\x82", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+        {"\xff\xc0\x80\xed\xa0\x80\xe2\x82",
+         "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
     };
     char name[1000];
     memset(name, 1, sizeof name - 1); /* six bytes each in the file */
@@ -159,8 +164,10 @@ static void threads_do_not_mix(void **state)
     json_t *events = trace_load(path, getpid(), true), *e;
     unsigned next[THREADS] = {0};
     size_t i;
-    json_array_foreach(events, i, e) {
-        if (strcmp(json_string_value(json_object_get(e, "ph")), "B") != 0 || strcmp(json_string_value(json_object_get(e, "name")), "fault") != 0)
+    json_array_foreach(events, i, e)
+    {
+        if (strcmp(json_string_value(json_object_get(e, "ph")), "B") != 0 ||
+            strcmp(json_string_value(json_object_get(e, "name")), "fault") != 0)
             continue;
         unsigned of = (unsigned)(trace_text(e, "tensor")[1] - '0');
         assert_int_equal(trace_number(e, "block"), next[of]++);
@@ -193,7 +200,8 @@ static void a_full_ring_loses_whole_spans_and_says_so(void **state)
     json_t *events = trace_load(path, getpid(), true), *e;
     size_t i, begun = 0;
     long long lost = 0;
-    json_array_foreach(events, i, e) {
+    json_array_foreach(events, i, e)
+    {
         const char *name = json_string_value(json_object_get(e, "name"));
         begun += strcmp(json_string_value(json_object_get(e, "ph")), "B") == 0;
         lost += name && strcmp(name, "lost") == 0 ? trace_number(e, "bytes") : 0;
@@ -376,9 +384,11 @@ static void files_that_cannot_be_written_are_refused(void **state)
         chmod(closed, 0444);
         expect_refused(closed, -EACCES, "denied");
     }
-    static const char *const others[] = {"[\n{}\n]\n", "[\n  1,\n  2\n]\n", "[\n",
-                                         "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"tid\":1,\"args\":{\"name\":\"chrome\"}}\n]\n"};
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++) { /* what a program that indents its JSON writes; another's trace */
+    static const char *const others[] = {
+        "[\n{}\n]\n", "[\n  1,\n  2\n]\n", "[\n",
+        "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"tid\":1,\"args\":{\"name\":\"chrome\"}}\n]\n"};
+    for (size_t i = 0; i < sizeof others / sizeof *others;
+         i++) { /* what a program that indents its JSON writes; another's trace */
         const char *list = sample_path("list.json");
         sample_save(list, others[i], strlen(others[i]));
         expect_refused(list, CWS_E_INPUT, "is not a trace");
@@ -401,12 +411,14 @@ static void files_that_cannot_be_written_are_refused(void **state)
 static void links_and_pipes_are_left_alone(void **state)
 {
     (void)state;
-    const char *target = sample_path("target"), *link_path = sample_path("link.json"), *pipe_path = sample_path("pipe.json"), *twin = sample_path("twin.json");
+    const char *target = sample_path("target"), *link_path = sample_path("link.json"),
+               *pipe_path = sample_path("pipe.json"), *twin = sample_path("twin.json");
     sample_save(target, "", 0);
     assert_int_equal(symlink(target, link_path), 0);
     expect_refused(link_path, CWS_E_INPUT, "symbolic link");
     unlink(target);
-    expect_refused(link_path, CWS_E_INPUT, "symbolic link"); /* nor is a file made where one leads to nothing */
+    /* nor is a file made where one leads to nothing */
+    expect_refused(link_path, CWS_E_INPUT, "symbolic link");
     assert_int_equal(access(target, F_OK), -1);
     assert_int_equal(mkfifo(pipe_path, 0666), 0);
     expect_refused(pipe_path, CWS_E_INPUT, "not a regular file");
@@ -483,8 +495,8 @@ static void every_failing_write_ends_the_trace_only(void **state)
     assert_true(ended >= 5);
 }
 
-/* A real limit, so that a write succeeds in part first; and its signal, which would end the program. The file has what there was room for: all but
- * the event that met the limit, however the writing thread divided them. */
+/* A real limit, so that a write succeeds in part first; and its signal, which would end the program. The file has what
+ * there was room for: all but the event that met the limit, however the writing thread divided them. */
 static void a_limit_of_file_sizes_ends_the_trace_only(void **state)
 {
     (void)state;

@@ -1,4 +1,5 @@
-/* The dtypes that came later, and those that nobody knows yet: packed in every mode, listed, verified, read, unpacked, taken out. */
+/* The dtypes that came later, and those that nobody knows yet: packed in every mode, listed, verified, read, unpacked,
+ * taken out. */
 #include "tests/support/sample_model.h"
 #include "store/read/store.h"
 #include "store/pack/writer.h"
@@ -45,7 +46,8 @@ static void they_come_back_in_every_mode(void **state)
             assert_int_equal(2, result.unknown_types);
             assert_string_equal("I4", result.unknown_type);
             assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
-            assert_int_equal(mode == CWS_MODE_LOSSLESS || how ? CWS_INCOMPAT_TYPES : CWS_INCOMPAT_TYPES | CWS_INCOMPAT_LOSSY,
+            assert_int_equal(mode == CWS_MODE_LOSSLESS || how ? CWS_INCOMPAT_TYPES
+                                                              : CWS_INCOMPAT_TYPES | CWS_INCOMPAT_LOSSY,
                              cws_store_trailer(s)->incompat);
             assert_int_equal(0, cws_store_verify(s, 2, no_fault, NULL, NULL, &err));
             for (size_t i = 0; i < cws_store_tensor_count(s); i++)
@@ -72,11 +74,16 @@ static void each_has_the_codec_that_suits_it(void **state)
         const char *name, *dtype;
         unsigned codecs, code; /* bits of those that are right */
     } expected[] = {
-        {"scales", "F8_E8M0", 1u << CWS_CODEC_SPLIT, 15},     {"blocks", "F4", 1u << CWS_CODEC_SPLIT, 18},
-        {"complex", "C64", 1u << CWS_CODEC_SPLIT, 21},        {"e4", "F8_E4M3FNUZ", 1u << CWS_CODEC_SPLIT, 16},
-        {"six", "F6_E2M3", 1u << CWS_CODEC_RAW, 19},          {"six.too", "F6_E3M2", 1u << CWS_CODEC_RAW, 20},
-        {"nothing", "F4", 1u << CWS_CODEC_RAW, 18},           {"complex.scalar", "C64", 1u << CWS_CODEC_RAW, 21},
-        {"not yet", "I4", 1u << CWS_CODEC_RAW, 255},          {"not yet scalar", "F2_of_tomorrow", 1u << CWS_CODEC_ZSTD, 255},
+        {"scales", "F8_E8M0", 1u << CWS_CODEC_SPLIT, 15},
+        {"blocks", "F4", 1u << CWS_CODEC_SPLIT, 18},
+        {"complex", "C64", 1u << CWS_CODEC_SPLIT, 21},
+        {"e4", "F8_E4M3FNUZ", 1u << CWS_CODEC_SPLIT, 16},
+        {"six", "F6_E2M3", 1u << CWS_CODEC_RAW, 19},
+        {"six.too", "F6_E3M2", 1u << CWS_CODEC_RAW, 20},
+        {"nothing", "F4", 1u << CWS_CODEC_RAW, 18},
+        {"complex.scalar", "C64", 1u << CWS_CODEC_RAW, 21},
+        {"not yet", "I4", 1u << CWS_CODEC_RAW, 255},
+        {"not yet scalar", "F2_of_tomorrow", 1u << CWS_CODEC_ZSTD, 255},
         {"e5", "F8_E5M2FNUZ", 1u << CWS_CODEC_SPLIT | 1u << CWS_CODEC_RAW, 17},
     };
     struct bytes model = sample_later_types(5);
@@ -107,11 +114,13 @@ static void casting_leaves_them_alone(void **state)
     struct cws_store *s;
     struct cws_error err = {0};
     sample_save(in, model.data, model.size);
-    assert_int_equal(0, cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 2, .convert = true, .dtype = CWS_F32}, NULL, &err));
+    assert_int_equal(0, cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 2, .convert = true, .dtype = CWS_F32},
+                                      NULL, &err));
     assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
     uint64_t header_bytes;
     memcpy(&header_bytes, model.data, 8);
-    const uint8_t *at = model.data + 8 + header_bytes; /* "usual", the only one that is cast, lies behind the others */
+    /* "usual", the only one that is cast, lies behind the others */
+    const uint8_t *at = model.data + 8 + header_bytes;
     for (size_t i = 0; i < cws_store_tensor_count(s); i++) {
         const struct cws_tensor_info *t = cws_store_tensor(s, i);
         if (strcmp(t->name, "usual") == 0)
@@ -137,7 +146,8 @@ static void each_can_be_taken_out(void **state)
     assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
     for (size_t i = 0; i < cws_store_tensor_count(s); i++) {
         const struct cws_tensor_info *t = cws_store_tensor(s, i);
-        struct cws_memory_tensor m = {.name = "tensor", .dtype = t->dtype, .shape = t->shape, .ndim = t->ndim, .packed = s, .packed_index = i};
+        struct cws_memory_tensor m = {
+            .name = "tensor", .dtype = t->dtype, .shape = t->shape, .ndim = t->ndim, .packed = s, .packed_index = i};
         struct cws_memory_model one = {.tensors = &m, .tensor_count = 1};
         uint8_t *bytes;
         uint64_t size;
@@ -177,8 +187,8 @@ static void memory_refuses_what_has_no_size(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(they_come_back_in_every_mode), cmocka_unit_test(each_has_the_codec_that_suits_it),
-        cmocka_unit_test(casting_leaves_them_alone),    cmocka_unit_test(each_can_be_taken_out),
+        cmocka_unit_test(they_come_back_in_every_mode),    cmocka_unit_test(each_has_the_codec_that_suits_it),
+        cmocka_unit_test(casting_leaves_them_alone),       cmocka_unit_test(each_can_be_taken_out),
         cmocka_unit_test(memory_refuses_what_has_no_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -35,8 +35,23 @@ static void what_is_broken_is_none(void **state)
 {
     (void)state;
     static const char *const bad[] = {
-        "\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2" "A", "\xe0\x9f\xbf", "\xe1\x80", "\xe1\x80" "A",
-        "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf1\x80\x80", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff",
+        "\x80",
+        "\xbf",
+        "\xc0\x80",
+        "\xc1\xbf",
+        "\xc2",
+        "\xc2"
+        "A",
+        "\xe0\x9f\xbf",
+        "\xe1\x80",
+        "\xe1\x80"
+        "A",
+        "\xed\xa0\x80",
+        "\xf0\x8f\xbf\xbf",
+        "\xf1\x80\x80",
+        "\xf4\x90\x80\x80",
+        "\xf5\x80\x80\x80",
+        "\xff",
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char *copy = strdup(bad[i]); /* for sanitizers: exactly as long as it is */
@@ -52,8 +67,12 @@ static void characters_are_counted(void **state)
     (void)state;
     assert_int_equal(cws_utf8_count(""), 0);
     assert_int_equal(cws_utf8_count("weights"), 7);
-    assert_int_equal(cws_utf8_count("gr\xc3\xb6\xc3\x9f" "e \xe2\x82\xac \xf0\x9f\x90\x98"), 9);
-    assert_int_equal(cws_utf8_count("\xff\xfe" "a"), 3);
+    assert_int_equal(cws_utf8_count("gr\xc3\xb6\xc3\x9f"
+                                    "e \xe2\x82\xac \xf0\x9f\x90\x98"),
+                     9);
+    assert_int_equal(cws_utf8_count("\xff\xfe"
+                                    "a"),
+                     3);
 }
 
 int main(void)

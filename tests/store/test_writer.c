@@ -1,5 +1,5 @@
-/* pack, unpack, copy: the round trip is exact, the output depends on nothing but input and options, and whatever fails leaves
- * everything as it was. */
+/* pack, unpack, copy: the round trip is exact, the output depends on nothing but input and options, and whatever fails
+ * leaves everything as it was. */
 #include "tests/support/inject.h"
 #include "tests/support/sample_model.h"
 #include "store/base/atomic_file.h"
@@ -23,7 +23,6 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-
 
 static struct bytes model, small; /* about 700 KB and 30 KB */
 
@@ -97,10 +96,13 @@ static void edge_files_survive(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "{}", "{}     \n", "{\"__metadata__\":{\"format\":\"codecllm\",\"codecllm_version\":\"7\"}}",
+        "{}",
+        "{}     \n",
+        "{\"__metadata__\":{\"format\":\"codecllm\",\"codecllm_version\":\"7\"}}",
         "{\"a\":{\"dtype\":\"BF16\",\"shape\":[0],\"data_offsets\":[0,0]}}",
         "{\"a\":{\"dtype\":\"BF16\",\"shape\":[],\"data_offsets\":[0,2]}}",
-        "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"b\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[1,9]}}",
+        "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"b\":{\"dtype\":\"F64\",\"shape\":[1],\"data_"
+        "offsets\":[1,9]}}",
     };
     static const size_t data_bytes[] = {0, 0, 0, 0, 2, 9};
     const char *in = sample_path("in"), *out = sample_path("out"), *back = sample_path("back");
@@ -116,8 +118,8 @@ static void edge_files_survive(void **state)
     }
 }
 
-/* A file of exactly the size that its front implies must not come out: the writer moves the index on. Bytes that are partly
- * noise, partly zeros make zstd hit that size. */
+/* A file of exactly the size that its front implies must not come out: the writer moves the index on. Bytes that are
+ * partly noise, partly zeros make zstd hit that size. */
 static void no_size_makes_a_plain_file(void **state)
 {
     (void)state;
@@ -125,13 +127,15 @@ static void no_size_makes_a_plain_file(void **state)
     unsigned moved = 0;
     char json[200];
     uint8_t data[2048];
-    for (unsigned spaces = 0; spaces < 64; spaces += 8) { /* moves the end of the file by 8, the noise by multiples of 64 */
+    for (unsigned spaces = 0; spaces < 64;
+         spaces += 8) { /* moves the end of the file by 8, the noise by multiples of 64 */
         for (unsigned noise = 1200; noise < 2048; noise += SANITIZED ? 48 : 16) {
             uint64_t seed = 1;
             memset(data, 0, sizeof data);
             for (unsigned i = 0; i < noise; i++)
                 data[i] = (uint8_t)sample_random(&seed);
-            snprintf(json, sizeof json, "{\"a\":{\"dtype\":\"U8\",\"shape\":[2048],\"data_offsets\":[0,2048]}}%*s", spaces, "");
+            snprintf(json, sizeof json, "{\"a\":{\"dtype\":\"U8\",\"shape\":[2048],\"data_offsets\":[0,2048]}}%*s",
+                     spaces, "");
             struct bytes f = sample_file(json, 0, data, sizeof data);
             sample_save(in, f.data, f.size);
             free(f.data);
@@ -171,7 +175,8 @@ static void the_output_depends_on_input_and_options_only(void **state)
 static void lossy_stores_verify_and_say_so(void **state)
 {
     (void)state;
-    const char *in = sample_path("in"), *out = sample_path("out"), *back = sample_path("back"), *again = sample_path("again");
+    const char *in = sample_path("in"), *out = sample_path("out"), *back = sample_path("back"),
+               *again = sample_path("again");
     sample_save(in, model.data, model.size);
     for (int mode = CWS_MODE_Q8; mode <= CWS_MODE_Q6; mode++) {
         pack(in, out, &(struct cws_pack_options){.jobs = 3, .mode = (enum cws_mode)mode});
@@ -197,7 +202,9 @@ static void excluded_tensors_stay_as_they_are(void **state)
     const char *in = sample_path("in"), *out = sample_path("out");
     static const char *const globs[] = {"a.*", "e?", NULL};
     sample_save(in, model.data, model.size);
-    pack(in, out, &(struct cws_pack_options){.jobs = 2, .mode = CWS_MODE_Q8, .exclude = globs, .convert = true, .dtype = CWS_BF16});
+    pack(in, out,
+         &(struct cws_pack_options){
+             .jobs = 2, .mode = CWS_MODE_Q8, .exclude = globs, .convert = true, .dtype = CWS_BF16});
     struct cws_store *s;
     struct cws_error err;
     assert_int_equal(0, cws_store_open(out, CWS_IO_AUTO, &s, &err));
@@ -227,7 +234,8 @@ static void a_large_tensor_is_streamed(void **state)
     }
     snprintf(json, sizeof json,
              "{\"big\":{\"dtype\":\"BF16\",\"shape\":[%d,1024],\"data_offsets\":[0,%zu]},"
-             "\"end\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[%zu,%zu]}}", MIB * 512, bytes, bytes, bytes + 3);
+             "\"end\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[%zu,%zu]}}",
+             MIB * 512, bytes, bytes, bytes + 3);
     struct bytes f = sample_file(json, 1, data, bytes + 3);
     free(data);
     sample_save(in, f.data, f.size);
@@ -248,7 +256,8 @@ static void a_large_tensor_is_streamed(void **state)
 /* The oracle: the nearest of all 2^16 values, ties to the even one, by plain search. */
 static double value16(enum cws_dtype dtype, uint16_t bits)
 {
-    int sign = bits >> 15, eb = dtype == CWS_F16 ? 5 : 8, mb = 15 - eb, e = bits >> mb & ((1 << eb) - 1), bias = (1 << (eb - 1)) - 1;
+    int sign = bits >> 15, eb = dtype == CWS_F16 ? 5 : 8, mb = 15 - eb, e = bits >> mb & ((1 << eb) - 1),
+        bias = (1 << (eb - 1)) - 1;
     double m = bits & ((1 << mb) - 1);
     double v = e == (1 << eb) - 1 ? (m != 0 ? (double)NAN : (double)INFINITY)
                : e == 0           ? ldexp(m, 1 - bias - mb)
@@ -269,7 +278,8 @@ static uint16_t nearest16(enum cws_dtype dtype, double v)
         else
             high = middle;
     }
-    top = isinf(value16(dtype, high)) ? 2 * value16(dtype, (uint16_t)(high - 1)) - value16(dtype, (uint16_t)(high - 2)) : value16(dtype, high);
+    top = isinf(value16(dtype, high)) ? 2 * value16(dtype, (uint16_t)(high - 1)) - value16(dtype, (uint16_t)(high - 2))
+                                      : value16(dtype, high);
     double down = a - value16(dtype, low), up = top - a;
     uint16_t best = down < up || (down == up && low % 2 == 0) ? low : high;
     return (uint16_t)(best | (signbit(v) ? 0x8000 : 0));
@@ -341,7 +351,8 @@ static void casts_round_to_nearest_even(void **state)
 static void a_converted_file_is_a_right_safetensors_file(void **state)
 {
     (void)state;
-    const char *in = sample_path("in"), *out = sample_path("out"), *back = sample_path("back"), *twice = sample_path("twice");
+    const char *in = sample_path("in"), *out = sample_path("out"), *back = sample_path("back"),
+               *twice = sample_path("twice");
     sample_save(in, small.data, small.size);
     static const enum cws_dtype types[] = {CWS_BF16, CWS_F16, CWS_F32};
     for (int k = 0; k < 3; k++) {
@@ -352,7 +363,8 @@ static void a_converted_file_is_a_right_safetensors_file(void **state)
         uint64_t header_bytes;
         const char *text = (const char *)cws_store_header(s, &header_bytes) + 8;
         assert_int_equal(0, header_bytes % 8);
-        assert_true(strncmp(text, "{\"__metadata__\":{\"format\":\"pt\",\"note\":\"tab\\u0009line\\u000a\"},", 60) == 0);
+        assert_true(strncmp(text, "{\"__metadata__\":{\"format\":\"pt\",\"note\":\"tab\\u0009line\\u000a\"},", 60) ==
+                    0);
         assert_int_equal(types[k], cws_store_tensor_find(s, "a.first")->dtype);
         assert_int_equal(types[k], cws_store_tensor_find(s, "scalar")->dtype);
         assert_int_equal(CWS_F8_E5M2, cws_store_tensor_find(s, "e5")->dtype);
@@ -382,7 +394,8 @@ static void bad_names_are_refused(void **state)
 {
     (void)state;
     struct cws_error err;
-    const char *in = sample_path("in"), *out = sample_path("out"), *link = sample_path("link"), *target = sample_path("target");
+    const char *in = sample_path("in"), *out = sample_path("out"), *link = sample_path("link"),
+               *target = sample_path("target");
     sample_save(in, small.data, small.size);
     sample_save(target, "keep me", 7);
     unlink(link);
@@ -495,8 +508,9 @@ static void outputs_have_the_permissions_of_their_input(void **state)
             assert_int_equal(0, chmod(inputs[verb % 3], cases[i].input));
             assert_int_equal(0, stat(inputs[verb % 3], &st));
             umask(cases[i].umask);
-            int code = verb == 0   ? cws_pack_file(in, out, &o, NULL, &err)
-                       : verb == 1 ? cws_unpack_file(store, out, CWS_IO_AUTO, 1, look_at_the_temporary, &seen, NULL, &err)
+            int code = verb == 0 ? cws_pack_file(in, out, &o, NULL, &err)
+                       : verb == 1
+                           ? cws_unpack_file(store, out, CWS_IO_AUTO, 1, look_at_the_temporary, &seen, NULL, &err)
                        : verb == 2 ? cws_copy_file(in, out, &err)
                                    : cws_write_file(out, "text", 4, &st, &err);
             umask(0022);
@@ -615,7 +629,9 @@ static void a_killed_pack_leaves_one_file_that_the_next_removes(void **state)
     unsigned files = files_in_directory();
     pid_t child = fork();
     if (child == 0) {
-        _exit(cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 2, .progress = die_in_the_middle}, NULL, NULL) ? 1 : 0);
+        _exit(cws_pack_file(in, out, &(struct cws_pack_options){.jobs = 2, .progress = die_in_the_middle}, NULL, NULL)
+                  ? 1
+                  : 0);
     }
     int status;
     assert_int_equal(child, waitpid(child, &status, 0));
@@ -703,10 +719,10 @@ static int do_verify(const char *in, const char *out, unsigned jobs, struct cws_
     return code;
 }
 
-/* Fails call after call until one run is clean. Either the result is right, or an error was returned with a message, the
- * earlier output is untouched and nothing is left over. */
-static void each_failure(int (*work)(const char *, const char *, unsigned, struct cws_error *), const char *in, const char *out,
-                         struct bytes want, enum inject_kind kind, bool must_succeed, unsigned jobs)
+/* Fails call after call until one run is clean. Either the result is right, or an error was returned with a message,
+ * the earlier output is untouched and nothing is left over. */
+static void each_failure(int (*work)(const char *, const char *, unsigned, struct cws_error *), const char *in,
+                         const char *out, struct bytes want, enum inject_kind kind, bool must_succeed, unsigned jobs)
 {
     unsigned fired_count = 0;
     for (unsigned nth = 1;; nth += SANITIZED ? 1 + nth / 8 : 1) {
@@ -739,7 +755,8 @@ static void each_failure(int (*work)(const char *, const char *, unsigned, struc
 static void every_failure_is_clean(void **state)
 {
     (void)state;
-    const char *in = sample_path("in"), *out = sample_path("out"), *store = sample_path("store"), *logical = sample_path("logical");
+    const char *in = sample_path("in"), *out = sample_path("out"), *store = sample_path("store"),
+               *logical = sample_path("logical");
     sample_save(in, small.data, small.size);
     struct cws_error err;
     assert_int_equal(0, do_pack(in, store, 1, &err));
@@ -749,9 +766,9 @@ static void every_failure_is_clean(void **state)
         enum inject_kind kind;
         bool must_succeed;
     } kinds[] = {
-        {INJECT_SHORT_READ, true}, {INJECT_EINTR, true}, {INJECT_EAGAIN, true}, {INJECT_SHORT_WRITE, true}, {INJECT_READ, false},
-        {INJECT_WRITE, false}, {INJECT_SYNC, false}, {INJECT_RENAME, false}, {INJECT_OPEN, false}, {INJECT_STAT, false},
-        {INJECT_ALLOC, false},
+        {INJECT_SHORT_READ, true}, {INJECT_EINTR, true},  {INJECT_EAGAIN, true}, {INJECT_SHORT_WRITE, true},
+        {INJECT_READ, false},      {INJECT_WRITE, false}, {INJECT_SYNC, false},  {INJECT_RENAME, false},
+        {INJECT_OPEN, false},      {INJECT_STAT, false},  {INJECT_ALLOC, false},
     };
     for (unsigned jobs = 1; jobs <= 3; jobs += 2) {
         for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {

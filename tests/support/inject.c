@@ -40,14 +40,11 @@ static bool hit_times(enum inject_kind kind, unsigned times)
     return true;
 }
 
-static bool hit(enum inject_kind kind)
-{
-    return hit_times(kind, 1);
-}
+static bool hit(enum inject_kind kind) { return hit_times(kind, 1); }
 
-#define WRAP(result, name, ...)           \
-    result __real_##name(__VA_ARGS__);    \
-    result __wrap_##name(__VA_ARGS__);    \
+#define WRAP(result, name, ...)                                                                                        \
+    result __real_##name(__VA_ARGS__);                                                                                 \
+    result __wrap_##name(__VA_ARGS__);                                                                                 \
     result __wrap_##name(__VA_ARGS__)
 
 static bool no_memory(void)
@@ -58,25 +55,13 @@ static bool no_memory(void)
     return true;
 }
 
-WRAP(void *, malloc, size_t n)
-{
-    return no_memory() ? NULL : __real_malloc(n);
-}
+WRAP(void *, malloc, size_t n) { return no_memory() ? NULL : __real_malloc(n); }
 
-WRAP(void *, calloc, size_t n, size_t m)
-{
-    return no_memory() ? NULL : __real_calloc(n, m);
-}
+WRAP(void *, calloc, size_t n, size_t m) { return no_memory() ? NULL : __real_calloc(n, m); }
 
-WRAP(void *, realloc, void *p, size_t n)
-{
-    return no_memory() ? NULL : __real_realloc(p, n);
-}
+WRAP(void *, realloc, void *p, size_t n) { return no_memory() ? NULL : __real_realloc(p, n); }
 
-WRAP(void *, aligned_alloc, size_t a, size_t n)
-{
-    return no_memory() ? NULL : __real_aligned_alloc(a, n);
-}
+WRAP(void *, aligned_alloc, size_t a, size_t n) { return no_memory() ? NULL : __real_aligned_alloc(a, n); }
 
 WRAP(void *, mmap, void *p, size_t n, int prot, int flags, int fd, off_t at)
 {
@@ -88,10 +73,7 @@ WRAP(int, pthread_create, pthread_t *t, const pthread_attr_t *a, void *(*f)(void
     return hit(INJECT_ALLOC) ? EAGAIN : __real_pthread_create(t, a, f, arg);
 }
 
-static size_t shortened(size_t n)
-{
-    return n > 1000 ? n - 1000 : n > 1 ? n / 2 : n;
-}
+static size_t shortened(size_t n) { return n > 1000 ? n - 1000 : n > 1 ? n / 2 : n; }
 
 WRAP(ssize_t, cws_os_pread, int fd, void *data, size_t bytes, uint64_t offset)
 {
@@ -121,10 +103,7 @@ WRAP(ssize_t, cws_os_pwrite, int fd, const void *data, size_t bytes, uint64_t of
     return __real_cws_os_pwrite(fd, data, bytes, offset);
 }
 
-WRAP(int, cws_os_fsync, int fd)
-{
-    return hit(INJECT_SYNC) ? -EIO : __real_cws_os_fsync(fd);
-}
+WRAP(int, cws_os_fsync, int fd) { return hit(INJECT_SYNC) ? -EIO : __real_cws_os_fsync(fd); }
 
 WRAP(int, cws_os_renameat, int dir, const char *from, const char *to)
 {
@@ -141,15 +120,9 @@ WRAP(int, cws_os_ioctl, int fd, unsigned long request, void *argument)
     return hit_times(INJECT_IOCTL, 1u << 30) ? -ENOTTY : __real_cws_os_ioctl(fd, request, argument);
 }
 
-WRAP(int, cws_os_dup, int fd)
-{
-    return hit(INJECT_OPEN) ? -EMFILE : __real_cws_os_dup(fd);
-}
+WRAP(int, cws_os_dup, int fd) { return hit(INJECT_OPEN) ? -EMFILE : __real_cws_os_dup(fd); }
 
-WRAP(int, cws_os_fstat, int fd, struct stat *st)
-{
-    return hit(INJECT_STAT) ? -EIO : __real_cws_os_fstat(fd, st);
-}
+WRAP(int, cws_os_fstat, int fd, struct stat *st) { return hit(INJECT_STAT) ? -EIO : __real_cws_os_fstat(fd, st); }
 
 WRAP(int, cws_os_fstatat, int dir, const char *path, struct stat *st, int flags)
 {
@@ -172,7 +145,8 @@ WRAP(int, io_uring_submit, struct io_uring *ring)
     return __real_io_uring_submit(ring);
 }
 
-WRAP(int, __io_uring_get_cqe, struct io_uring *ring, struct io_uring_cqe **cqe, unsigned submit, unsigned wait, sigset_t *mask)
+WRAP(int, __io_uring_get_cqe, struct io_uring *ring, struct io_uring_cqe **cqe, unsigned submit, unsigned wait,
+     sigset_t *mask)
 {
     if (hit_times(INJECT_RING, 1u << 30))
         return -EBADF;

@@ -6,10 +6,11 @@
 
 enum inject_kind {
     INJECT_NONE,
-    INJECT_ALLOC,       /* malloc, calloc, realloc, aligned_alloc, mmap, thread creation */
-    INJECT_READ,        /* pread: -EIO */
-    INJECT_SHORT_READ,  /* every pread and ring completion from the N-th on gives at most 1000 bytes less than asked, then all */
-    INJECT_EINTR,       /* pread, pwrite, ring submit and completion: -EINTR at the N-th, twice */
+    INJECT_ALLOC, /* malloc, calloc, realloc, aligned_alloc, mmap, thread creation */
+    INJECT_READ,  /* pread: -EIO */
+    /* every pread and ring completion from the N-th on gives at most 1000 bytes less than asked, then all */
+    INJECT_SHORT_READ,
+    INJECT_EINTR, /* pread, pwrite, ring submit and completion: -EINTR at the N-th, twice */
     INJECT_EAGAIN,
     INJECT_WRITE,       /* pwrite: -ENOSPC */
     INJECT_SHORT_WRITE, /* every pwrite from the N-th on writes half */

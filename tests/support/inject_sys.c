@@ -18,7 +18,13 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 #ifndef UFFDIO_POISON
-#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct { struct uffdio_range range; uint64_t mode; int64_t updated; })
+#define UFFDIO_POISON                                                                                                  \
+    _IOWR(                                                                                                             \
+        UFFDIO, 0x08, struct {                                                                                         \
+            struct uffdio_range range;                                                                                 \
+            uint64_t mode;                                                                                             \
+            int64_t updated;                                                                                           \
+        })
 #endif
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
@@ -43,10 +49,11 @@ __attribute__((constructor)) static void share(void)
 }
 
 static const char *const names[SYS_KIND_COUNT] = {
-    "none",        "alloc",       "mmap",        "munmap",       "mremap",       "mprotect",     "madvise",    "locked",     "open",
-    "api",         "register",    "copy-again",  "copy-part",    "copy-nomem",   "copy-nomem-part", "copy-exist", "copy-noent", "copy-srch",
-    "wp-again",    "wp-nomem",    "wp-noent",    "wake",         "poison",       "epoll-ctl",    "epoll-intr", "epoll-bad",  "read-intr",
-    "read-io",     "pread",       "write",       "futex",        "thread",       "sigaction",
+    "none",       "alloc",     "mmap",      "munmap",     "mremap",    "mprotect",   "madvise",         "locked",
+    "open",       "api",       "register",  "copy-again", "copy-part", "copy-nomem", "copy-nomem-part", "copy-exist",
+    "copy-noent", "copy-srch", "wp-again",  "wp-nomem",   "wp-noent",  "wake",       "poison",          "epoll-ctl",
+    "epoll-intr", "epoll-bad", "read-intr", "read-io",    "pread",     "write",      "futex",           "thread",
+    "sigaction",
 };
 const char *sys_kind_name(enum sys_kind kind) { return names[kind]; }
 
@@ -78,9 +85,9 @@ static bool hit(enum sys_kind kind)
     return true;
 }
 
-#define WRAP(result, name, ...)           \
-    result __real_##name(__VA_ARGS__);    \
-    result __wrap_##name(__VA_ARGS__);    \
+#define WRAP(result, name, ...)                                                                                        \
+    result __real_##name(__VA_ARGS__);                                                                                 \
+    result __wrap_##name(__VA_ARGS__);                                                                                 \
     result __wrap_##name(__VA_ARGS__)
 
 /* --- memory ------------------------------------------------------------------------------------------ */
@@ -92,7 +99,10 @@ static void *counted(void *p)
 }
 WRAP(void *, malloc, size_t n) { return hit(SYS_KIND_ALLOC) ? NULL : counted(__real_malloc(n)); }
 WRAP(void *, calloc, size_t n, size_t m) { return hit(SYS_KIND_ALLOC) ? NULL : counted(__real_calloc(n, m)); }
-WRAP(void *, aligned_alloc, size_t a, size_t n) { return hit(SYS_KIND_ALLOC) ? NULL : counted(__real_aligned_alloc(a, n)); }
+WRAP(void *, aligned_alloc, size_t a, size_t n)
+{
+    return hit(SYS_KIND_ALLOC) ? NULL : counted(__real_aligned_alloc(a, n));
+}
 WRAP(void *, realloc, void *p, size_t n)
 {
     if (hit(SYS_KIND_ALLOC))
@@ -119,7 +129,10 @@ WRAP(void *, mmap, void *p, size_t n, int prot, int flags, int fd, off_t at)
 {
     return fails(SYS_KIND_MMAP, ENOMEM) ? MAP_FAILED : __real_mmap(p, n, prot, flags, fd, at);
 }
-WRAP(int, memfd_create, const char *name, unsigned flags) { return fails(SYS_KIND_OPEN, EMFILE) ? -1 : __real_memfd_create(name, flags); }
+WRAP(int, memfd_create, const char *name, unsigned flags)
+{
+    return fails(SYS_KIND_OPEN, EMFILE) ? -1 : __real_memfd_create(name, flags);
+}
 WRAP(int, epoll_create1, int flags) { return fails(SYS_KIND_OPEN, EMFILE) ? -1 : __real_epoll_create1(flags); }
 WRAP(int, eventfd, unsigned n, int flags) { return fails(SYS_KIND_OPEN, EMFILE) ? -1 : __real_eventfd(n, flags); }
 WRAP(int, epoll_ctl, int fd, int op, int other, struct epoll_event *event)
@@ -150,7 +163,8 @@ static int ioctl_copy_code(long fd, struct uffdio_copy *copy)
         copy->len = PAGE;
         long rc = __real_syscall(SYS_ioctl, fd, UFFDIO_COPY, copy);
         copy->len = len;
-        if (atomic_load(&plan->armed) == SYS_KIND_COPY_NOMEM_PART && atomic_load(&plan->fired) == 1) { /* the next one fails, as when memory ran out in the middle */
+        if (atomic_load(&plan->armed) == SYS_KIND_COPY_NOMEM_PART &&
+            atomic_load(&plan->fired) == 1) { /* the next one fails, as when memory ran out in the middle */
             atomic_store(&plan->first_hit, atomic_load(&plan->seen) + 1);
             atomic_store(&plan->armed, SYS_KIND_COPY_NOMEM);
         }
@@ -175,7 +189,10 @@ static int ioctl_code(long fd, unsigned long request, void *arg)
     case UFFDIO_REGISTER: return hit(SYS_KIND_REGISTER) ? ENOMEM : 0;
     case UFFDIO_COPY: return ioctl_copy_code(fd, arg);
     case UFFDIO_WRITEPROTECT:
-        return hit(SYS_KIND_PROTECT_AGAIN) ? EAGAIN : hit(SYS_KIND_PROTECT_NOMEM) ? ENOMEM : hit(SYS_KIND_PROTECT_NOENT) ? ENOENT : 0;
+        return hit(SYS_KIND_PROTECT_AGAIN)   ? EAGAIN
+               : hit(SYS_KIND_PROTECT_NOMEM) ? ENOMEM
+               : hit(SYS_KIND_PROTECT_NOENT) ? ENOENT
+                                             : 0;
     case UFFDIO_WAKE: return hit(SYS_KIND_WAKE) ? EINVAL : 0;
     case UFFDIO_POISON: return hit(SYS_KIND_POISON) ? ENOMEM : 0;
     default: return 0;

@@ -1,18 +1,20 @@
-/* inject_sys.h - makes the N-th system call, allocation or thread creation of the pager fail as the kernel would. The program is linked with --wrap for
- * each function named in SYS_WRAPS (tests/host/CMakeLists.txt): nothing of this is in the product. Counts balance allocations against frees. */
+/* inject_sys.h - makes the N-th system call, allocation or thread creation of the pager fail as the kernel would. The
+ * program is linked with --wrap for each function named in SYS_WRAPS (tests/host/CMakeLists.txt): nothing of this is in
+ * the product. Counts balance allocations against frees. */
 #ifndef CWS_TEST_INJECT_SYS_H
 #define CWS_TEST_INJECT_SYS_H
 #include <stdbool.h>
 
 enum sys_kind {
     SYS_KIND_NONE,
-    SYS_KIND_ALLOC,      /* malloc, calloc, realloc, aligned_alloc: NULL */
-    SYS_KIND_MMAP,       /* ENOMEM, also for the C library's */
-    SYS_KIND_MUNMAP,     /* ENOMEM */
-    SYS_KIND_MREMAP,     /* ENOMEM */
-    SYS_KIND_MPROTECT,   /* ENOMEM */
-    SYS_KIND_MADVISE,    /* ENOMEM */
-    SYS_KIND_LOCKED,     /* MADV_DONTNEED: EINVAL, as for locked memory on an old kernel, with MADV_DONTNEED_LOCKED too */
+    SYS_KIND_ALLOC,    /* malloc, calloc, realloc, aligned_alloc: NULL */
+    SYS_KIND_MMAP,     /* ENOMEM, also for the C library's */
+    SYS_KIND_MUNMAP,   /* ENOMEM */
+    SYS_KIND_MREMAP,   /* ENOMEM */
+    SYS_KIND_MPROTECT, /* ENOMEM */
+    SYS_KIND_MADVISE,  /* ENOMEM */
+    /* MADV_DONTNEED: EINVAL, as for locked memory on an old kernel, with MADV_DONTNEED_LOCKED too */
+    SYS_KIND_LOCKED,
     SYS_KIND_OPEN,       /* open, userfaultfd, memfd_create, epoll_create1, eventfd: EMFILE */
     SYS_KIND_API,        /* UFFDIO_API: EINVAL */
     SYS_KIND_REGISTER,   /* UFFDIO_REGISTER: ENOMEM */

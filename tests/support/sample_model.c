@@ -23,7 +23,8 @@ uint64_t sample_random(uint64_t *state)
 
 static double normal(uint64_t *state)
 {
-    double u = (double)(sample_random(state) >> 11) / 9007199254740992.0, v = (double)(sample_random(state) >> 11) / 9007199254740992.0;
+    double u = (double)(sample_random(state) >> 11) / 9007199254740992.0,
+           v = (double)(sample_random(state) >> 11) / 9007199254740992.0;
     return sqrt(-2 * log(u + 1e-300)) * cos(6.283185307179586 * v);
 }
 
@@ -41,7 +42,8 @@ struct bytes sample_file(const char *json, int pad, const void *data, size_t dat
     return f;
 }
 
-/* `rows` 0: one dimension. kind: w weights, i small integers, r random bytes, c constant, n pairs of half-byte weights, e scales. */
+/* `rows` 0: one dimension. kind: w weights, i small integers, r random bytes, c constant, n pairs of half-byte weights,
+ * e scales. */
 struct entry {
     const char *name, *dtype;
     unsigned elem_bytes;
@@ -59,7 +61,9 @@ static void fill(const struct entry *e, uint8_t *out, uint64_t *state)
         double d = w;
         memcpy(&f, &w, 4);
         if (e->kind == 'w' && e->elem_bytes == 2)
-            bits = e->dtype[0] == 'B' ? f >> 16 : fabsf(w) < 0x1p-14f ? 0 : (f >> 16 & 0x8000) | (((f >> 13) - (112u << 10)) & 0x7fff);
+            bits = e->dtype[0] == 'B'    ? f >> 16
+                   : fabsf(w) < 0x1p-14f ? 0
+                                         : (f >> 16 & 0x8000) | (((f >> 13) - (112u << 10)) & 0x7fff);
         else if (e->kind == 'w' && e->elem_bytes == 4)
             bits = f;
         else if (e->kind == 'w' && e->elem_bytes == 8)

@@ -12,7 +12,8 @@ struct bytes {
 /* A safetensors file from its JSON text (padded with spaces to 8 bytes if pad) and data. free(.data). */
 struct bytes sample_file(const char *json, int pad, const void *data, size_t data_bytes);
 
-/* Tensors of the usual dtypes, of 0, 1 and many elements, in an odd order, with metadata; scale 1: about 600 KB, 0: about 20 KB. */
+/* Tensors of the usual dtypes, of 0, 1 and many elements, in an odd order, with metadata; scale 1: about 600 KB, 0:
+ * about 20 KB. */
 struct bytes sample_model(uint64_t seed, int scale);
 /* The same of the dtypes that came later, and of two that do not exist; about 40 KB. */
 struct bytes sample_later_types(uint64_t seed);

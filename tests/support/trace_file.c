@@ -51,14 +51,16 @@ static struct line *line_of(struct line *lines, long long tid)
 
 static void check_event(json_t *e, struct line *l, int pid)
 {
-    const char *name = json_string_value(json_object_get(e, "name")), *phase = json_string_value(json_object_get(e, "ph"));
+    const char *name = json_string_value(json_object_get(e, "name")),
+               *phase = json_string_value(json_object_get(e, "ph"));
     assert_non_null(phase);
     assert_int_equal(strlen(phase), 1);
     assert_true(strchr("BEXiCM", *phase));
     assert_int_equal(json_integer_value(json_object_get(e, "pid")), pid);
     if (*phase == 'M') {
         assert_non_null(name);
-        l->named |= strcmp(name, "thread_name") == 0 && json_string_length(json_object_get(json_object_get(e, "args"), "name")) > 0;
+        l->named |= strcmp(name, "thread_name") == 0 &&
+                    json_string_length(json_object_get(json_object_get(e, "args"), "name")) > 0;
         return;
     }
     json_t *at = json_object_get(e, "ts");
@@ -97,8 +99,7 @@ json_t *trace_load(const char *path, int pid, bool finished)
     free(text);
     memset(lines, 0, sizeof lines);
     assert_true(json_is_array(events));
-    json_array_foreach(events, i, e)
-        check_event(e, line_of(lines, json_integer_value(json_object_get(e, "tid"))), pid);
+    json_array_foreach(events, i, e) check_event(e, line_of(lines, json_integer_value(json_object_get(e, "tid"))), pid);
     for (i = 0; i < THREADS; i++) {
         assert_true(!lines[i].used || lines[i].named);
         assert_true(!finished || lines[i].depth == 0);
@@ -117,9 +118,7 @@ json_t *trace_event(json_t *events, const char *name, char phase, size_t n)
 {
     json_t *e;
     size_t i;
-    json_array_foreach(events, i, e)
-        if (is(e, name, phase) && n-- == 0)
-            return e;
+    json_array_foreach(events, i, e) if (is(e, name, phase) && n-- == 0) return e;
     return NULL;
 }
 
@@ -127,8 +126,7 @@ size_t trace_count(json_t *events, const char *name, char phase)
 {
     json_t *e;
     size_t i, n = 0;
-    json_array_foreach(events, i, e)
-        n += is(e, name, phase);
+    json_array_foreach(events, i, e) n += is(e, name, phase);
     return n;
 }
 

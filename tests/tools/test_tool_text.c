@@ -18,10 +18,7 @@ static int any(const char *value, size_t len)
     return len > 0;
 }
 
-static int is_float32(const char *value, size_t len)
-{
-    return len == 9 && memcmp(value, "\"float32\"", 9) == 0;
-}
+static int is_float32(const char *value, size_t len) { return len == 9 && memcmp(value, "\"float32\"", 9) == 0; }
 
 static void expect(const char *text, const char *key, int (*matches)(const char *, size_t), const char *replacement,
                    const char *expected, size_t expected_count)
@@ -58,7 +55,11 @@ static void replace_leaves_other_keys_strings_and_values_alone(void **state)
         "{\"dtype\":null,\"x\":{\"dtype\":[\"float32\"]}}",
         "{\"dtype\":\"float16\"}",
         "{\"note\":\"\\\"dtype\\\":\\\"float32\\\"\"}",
-        "\"dtype\"", "\"dtype", "\"dtype\\", "{\"dtype\":", "",
+        "\"dtype\"",
+        "\"dtype",
+        "\"dtype\\",
+        "{\"dtype\":",
+        "",
     };
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         expect(same[i], "dtype", is_float32, "\"bfloat16\"", same[i], 0);
@@ -80,12 +81,21 @@ static void json_is_what_python_takes_for_it(void **state)
 {
     (void)state;
     static const char *const good[] = {
-        "{}", " [ ] ", "null", "\"a\"", "-0.5e+10", "{\"a\": Infinity, \"b\": [NaN, -Infinity, 1e999]}",
-        "{\"model_max_length\": 1000000000000000019884624838656}", "[\"\\ud800 \\\" \xc3\xa9\"]", "{\"a\":1,\"a\":2}", "[true,false,0]\n",
+        "{}",
+        " [ ] ",
+        "null",
+        "\"a\"",
+        "-0.5e+10",
+        "{\"a\": Infinity, \"b\": [NaN, -Infinity, 1e999]}",
+        "{\"model_max_length\": 1000000000000000019884624838656}",
+        "[\"\\ud800 \\\" \xc3\xa9\"]",
+        "{\"a\":1,\"a\":2}",
+        "[true,false,0]\n",
     };
     static const char *const bad[] = {
-        "", " ", "{", "[1,]", "{\"a\" 1}", "{a:1}", "\"a", "\"a\\", "\"\\u12", "\"\\u12g4\"", "01", "-", "1.", "1e", "+1", ".5", "Inf", "nan", "tru",
-        "{} {}", "[1 2]", "{\"a\":}", "'a'", "\"\t\"", "-NaN", "{\"a\":1,}", "]", "\"\\x\"",
+        "",      " ",        "{",   "[1,]",   "{\"a\" 1}", "{a:1}",      "\"a", "\"a\\",   "\"\\u12", "\"\\u12g4\"",
+        "01",    "-",        "1.",  "1e",     "+1",        ".5",         "Inf", "nan",     "tru",     "{} {}",
+        "[1 2]", "{\"a\":}", "'a'", "\"\t\"", "-NaN",      "{\"a\":1,}", "]",   "\"\\x\"",
     };
     unsigned line;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
@@ -106,7 +116,8 @@ static void objects_are_found_beside_any_number(void **state)
 {
     (void)state;
     struct cws_json_twice twice;
-    static const char text[] = "{\"n\": [1e999, -Infinity,NaN, 1000000000000000019884624838656],\n \"map\": {\"a\": \"NaN 1e999\"}}";
+    static const char text[] =
+        "{\"n\": [1e999, -Infinity,NaN, 1000000000000000019884624838656],\n \"map\": {\"a\": \"NaN 1e999\"}}";
     json_t *root = cws_json_objects(text, sizeof text - 1, &twice);
     assert_non_null(root);
     assert_string_equal(json_string_value(json_object_get(json_object_get(root, "map"), "a")), "NaN 1e999");
@@ -129,7 +140,8 @@ static void printable_shows_what_could_drive_a_terminal(void **state)
     assert_string_equal(cws_printable("a\x1b[2J\n", buf, sizeof buf), "a\\x1b[2J\\x0a");
     assert_string_equal(cws_printable("caf\xc3\xa9", buf, sizeof buf), "caf\xc3\xa9");
     assert_string_equal(cws_printable("\xc3(", buf, sizeof buf), "\\xc3(");
-    assert_string_equal(cws_printable("\xc2\x9b", buf, sizeof buf), "\\xc2\\x9b"); /* a C1 control: CSI in one character */
+    /* a C1 control: CSI in one character */
+    assert_string_equal(cws_printable("\xc2\x9b", buf, sizeof buf), "\\xc2\\x9b");
     assert_string_equal(cws_printable("\xe2\x82", buf, sizeof buf), "\\xe2\\x82");
 }
 

@@ -52,7 +52,8 @@ static void only_conflicting_keys_are_rewritten(void **state)
         free(twice);
     }
     bool changed;
-    char *open_bracket = cws_torch_allocator_conf("a:[1,2,backend:native", &changed); /* PyTorch refuses that, too */
+    /* PyTorch refuses that, too */
+    char *open_bracket = cws_torch_allocator_conf("a:[1,2,backend:native", &changed);
     assert_string_equal(open_bracket, "a:[1,2,backend:native," OURS);
     free(open_bracket);
 }
@@ -75,7 +76,8 @@ static void both_names_are_set_and_a_change_is_said(void **state)
     close(ends[0]);
     assert_string_equal(getenv("PYTORCH_ALLOC_CONF"), OURS);
     assert_string_equal(getenv("PYTORCH_CUDA_ALLOC_CONF"), "max_split_size_mb:64," OURS);
-    assert_non_null(strstr(text, "PYTORCH_CUDA_ALLOC_CONF=backend:native,max_split_size_mb:64 is now max_split_size_mb:64," OURS));
+    assert_non_null(
+        strstr(text, "PYTORCH_CUDA_ALLOC_CONF=backend:native,max_split_size_mb:64 is now max_split_size_mb:64," OURS));
     assert_true(strchr(text, '\n') == text + strlen(text) - 1); /* one line */
 }
 
@@ -88,7 +90,8 @@ static void no_device_is_visible_where_the_user_says_so(void **state)
         assert_false(cws_torch_may_see_gpu());
     }
     unsetenv("CUDA_VISIBLE_DEVICES");
-    assert_int_equal(cws_torch_may_see_gpu(), access("/dev/nvidiactl", F_OK) == 0 || access("/dev/nvidia0", F_OK) == 0 || access("/dev/dxg", F_OK) == 0);
+    assert_int_equal(cws_torch_may_see_gpu(), access("/dev/nvidiactl", F_OK) == 0 ||
+                                                  access("/dev/nvidia0", F_OK) == 0 || access("/dev/dxg", F_OK) == 0);
 }
 
 int main(void)

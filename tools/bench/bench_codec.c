@@ -62,10 +62,7 @@ static double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static double part_now(void)
-{
-    return timing_parts ? now() : 0;
-}
+static double part_now(void) { return timing_parts ? now() : 0; }
 
 static _Noreturn void die(const char *what, const char *why)
 {

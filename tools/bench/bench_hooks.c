@@ -31,7 +31,8 @@ static double now_ns(void)
 
 int main(int argc, char **argv)
 {
-    const char *path = argc > 1 ? argv[1] : argv[0]; /* a file that is no store, larger than the smallest store */
+    /* a file that is no store, larger than the smallest store */
+    const char *path = argc > 1 ? argv[1] : argv[0];
     static char bytes[64];
     struct stat st;
     ssize_t ignored;

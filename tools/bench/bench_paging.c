@@ -93,7 +93,8 @@ static int bench(struct cws_store *store, const char *rung, unsigned percent, bo
            (unsigned long long)after.faults, (unsigned long long)after.prefetched_blocks,
            (unsigned long long)after.evictions, 100.0 * (double)after.peak_bytes / (double)bytes,
            decoded > 0 ? user / (passes - 1) / (decoded / 1048576) : 0,
-           decoded > 0 ? kernel / (passes - 1) / (decoded / 1048576) : 0, sum == 42 ? " " : ""); /* uses the sum */
+           /* uses the sum */
+           decoded > 0 ? kernel / (passes - 1) / (decoded / 1048576) : 0, sum == 42 ? " " : "");
     fflush(stdout);
     if (cws_view_munmap(at, bytes))
         return 1;

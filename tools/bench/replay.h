@@ -26,7 +26,8 @@ struct replay_trace {
 
 struct replay_shape {
     const char *name;
-    unsigned layers, hidden, keys, inner, vocabulary, experts; /* experts 0: dense; keys: width of k and v */
+    /* experts 0: dense; keys: width of k and v */
+    unsigned layers, hidden, keys, inner, vocabulary, experts;
 };
 extern const struct replay_shape replay_tinyllama, replay_llama8b, replay_mixtral;
 
@@ -44,15 +45,15 @@ void replay_free(struct replay_trace *t);
 /* --- what it comes to --- */
 
 struct replay_machine {
-    double link_gbps;    /* host to device */
-    double decode_gbps;  /* of decoded bytes */
-    double memory_gbps;  /* device memory: what a use costs beside use_us */
-    double use_us;       /* of a program's own work per use */
-    double launch_us;    /* of the launching thread per use */
-    double map_us;       /* map and set access, on the loader's thread */
-    double drop_us;      /* unmap, hash, wait, on the loader's thread */
-    double ratio;        /* of bytes to stored bytes */
-    double host_gbps;    /* of the host pager: decode and publish */
+    double link_gbps;   /* host to device */
+    double decode_gbps; /* of decoded bytes */
+    double memory_gbps; /* device memory: what a use costs beside use_us */
+    double use_us;      /* of a program's own work per use */
+    double launch_us;   /* of the launching thread per use */
+    double map_us;      /* map and set access, on the loader's thread */
+    double drop_us;     /* unmap, hash, wait, on the loader's thread */
+    double ratio;       /* of bytes to stored bytes */
+    double host_gbps;   /* of the host pager: decode and publish */
 };
 
 struct replay_window { /* rounds that count: [from, to). Before, caches fill; behind, the bound looks ahead */
@@ -66,7 +67,7 @@ struct replay_result {
 };
 
 enum replay_rule {
-    REPLAY_NEXT,   /* the manager's policies (uvm/policy/order.h) */
+    REPLAY_NEXT, /* the manager's policies (uvm/policy/order.h) */
     REPLAY_LRU,
     REPLAY_BELADY, /* what the trace uses last goes: the order is known, not learned */
 };

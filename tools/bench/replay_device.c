@@ -34,8 +34,9 @@ struct device {
     double now, loader_free, decoder_free;
     struct range *demanded;
     double loaded_bytes;
-    size_t place;   /* of the use in the trace */
-    size_t *again;  /* BELADY: of each place, the next one with the same range; NULL: the order is learned */
+    size_t place; /* of the use in the trace */
+    /* BELADY: of each place, the next one with the same range; NULL: the order is learned */
+    size_t *again;
 };
 
 static struct range *range_of(const struct cws_order_node *n)

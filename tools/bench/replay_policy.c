@@ -196,11 +196,11 @@ static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &mac
                                   &machine.use_us,    &machine.launch_us,   &machine.map_us,
                                   &machine.drop_us,   &machine.ratio,       &machine.host_gbps};
 static const struct option longs[] = {
-    {"trace", 1, NULL, OPT_TRACE}, {"budget", 1, NULL, OPT_BUDGET}, {"other", 1, NULL, OPT_OTHER},
-    {"rounds", 1, NULL, OPT_ROUNDS}, {"help", 0, NULL, OPT_HELP}, {"link", 1, NULL, OPT_NUMBER},
-    {"decode", 1, NULL, OPT_NUMBER + 1}, {"memory", 1, NULL, OPT_NUMBER + 2}, {"use-us", 1, NULL, OPT_NUMBER + 3},
+    {"trace", 1, NULL, OPT_TRACE},          {"budget", 1, NULL, OPT_BUDGET},     {"other", 1, NULL, OPT_OTHER},
+    {"rounds", 1, NULL, OPT_ROUNDS},        {"help", 0, NULL, OPT_HELP},         {"link", 1, NULL, OPT_NUMBER},
+    {"decode", 1, NULL, OPT_NUMBER + 1},    {"memory", 1, NULL, OPT_NUMBER + 2}, {"use-us", 1, NULL, OPT_NUMBER + 3},
     {"launch-us", 1, NULL, OPT_NUMBER + 4}, {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6},
-    {"ratio", 1, NULL, OPT_NUMBER + 7}, {"host", 1, NULL, OPT_NUMBER + 8}, {NULL, 0, NULL, 0},
+    {"ratio", 1, NULL, OPT_NUMBER + 7},     {"host", 1, NULL, OPT_NUMBER + 8},   {NULL, 0, NULL, 0},
 };
 
 static bool parse_number(const char *text, double *out)
@@ -218,21 +218,17 @@ static bool take_option(int c, const char **trace)
 {
     double rounds;
     switch (c) {
-    case OPT_TRACE:
-        *trace = optarg;
-        return true;
+    case OPT_TRACE: *trace = optarg; return true;
     case OPT_BUDGET:
         return budget_count < sizeof budgets / sizeof *budgets &&
                cws_parse_bytes(optarg, strlen(optarg), &budgets[budget_count++]) == 0;
-    case OPT_OTHER:
-        return cws_parse_bytes(optarg, strlen(optarg), &other_bytes) == 0;
+    case OPT_OTHER: return cws_parse_bytes(optarg, strlen(optarg), &other_bytes) == 0;
     case OPT_ROUNDS:
         if (!parse_number(optarg, &rounds) || rounds < 8 || rounds > 100000)
             return false;
         round_total = (unsigned)rounds;
         return true;
-    default:
-        return parse_number(optarg, numbers[c - OPT_NUMBER]);
+    default: return parse_number(optarg, numbers[c - OPT_NUMBER]);
     }
 }
 

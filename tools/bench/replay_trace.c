@@ -207,7 +207,8 @@ int replay_load(struct replay_trace *t, const char *path, struct cws_error *err)
         return err->code;
     struct recorded *list = NULL;
     size_t count = 0, room = 0, i;
-    json_array_foreach(events, i, e) {
+    json_array_foreach(events, i, e)
+    {
         const char *name = json_string_value(json_object_get(e, "name"));
         bool use = name && strcmp(name, "use") == 0, cycle = name && strcmp(name, "cycle") == 0;
         if (!use && !cycle)

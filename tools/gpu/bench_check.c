@@ -8,8 +8,8 @@
 
 struct check_case {
     struct data_chunk chunk;
-    uint8_t *good;         /* stored bytes as encoded; chunk.stored may be changed */
-    uint8_t *want;         /* NULL: the reference refuses it */
+    uint8_t *good; /* stored bytes as encoded; chunk.stored may be changed */
+    uint8_t *want; /* NULL: the reference refuses it */
     uint64_t first_byte;
     size_t stored_at, dst_at;
     struct cws_gpu_job job;
@@ -224,7 +224,8 @@ static void run(struct bench *b, struct device_side *d, const uint64_t key[2], b
     bench_clear(b, d->results, n * sizeof *d->result_list);
     for (uint32_t g = 0; g < groups; g++)
         bench_rc(cws_gpu_decode(b->decoder, b->stream, d->jobs + begin[g] * sizeof(struct cws_gpu_job), &batch[g],
-                                d->results + begin[g] * sizeof(struct cws_gpu_result), key, &err), &err);
+                                d->results + begin[g] * sizeof(struct cws_gpu_result), key, &err),
+                 &err);
     bench_driver(b, b->driver.stream_sync(b->stream), "decoding");
     bench_download(b, d->result_list, d->results, n * sizeof *d->result_list);
     bench_download(b, d->out, d->dst, d->dst_bytes);
@@ -263,10 +264,7 @@ static void compare(const struct device_side *d, const uint64_t key[2])
     }
 }
 
-static void restore(struct check_case *c)
-{
-    memcpy(c->chunk.stored, c->good, c->chunk.stored_bytes);
-}
+static void restore(struct check_case *c) { memcpy(c->chunk.stored, c->good, c->chunk.stored_bytes); }
 
 /* Flips bits of a chunk: anywhere, or where the decoder takes its decisions. */
 static void damage(struct check_case *c, size_t from)

@@ -36,10 +36,7 @@ CUdeviceptr bench_device(const struct bench *b, size_t bytes)
     return p;
 }
 
-void bench_free(const struct bench *b, CUdeviceptr p)
-{
-    bench_driver(b, b->driver.mem_free(p), "free");
-}
+void bench_free(const struct bench *b, CUdeviceptr p) { bench_driver(b, b->driver.mem_free(p), "free"); }
 
 void bench_clear(const struct bench *b, CUdeviceptr p, size_t bytes)
 {

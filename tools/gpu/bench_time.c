@@ -8,10 +8,10 @@
 
 struct packed_weights {
     struct cws_plan plan;
-    uint8_t *stored;         /* chunks, each from a multiple of 64 */
+    uint8_t *stored; /* chunks, each from a multiple of 64 */
     size_t *at, *bytes;
     unsigned chunks;
-    size_t stored_bytes;     /* with what alignment costs */
+    size_t stored_bytes;      /* with what alignment costs */
     struct cws_hash128 *hash; /* of the decoded chunks */
 };
 
@@ -121,7 +121,8 @@ static void decode_set(struct bench *b, const struct field *f, const struct cws_
 {
     struct cws_error err;
     bench_rc(cws_gpu_decode(b->decoder, b->stream, f->jobs + set * chunks * sizeof *f->job, &batch[set],
-                            f->results + set * chunks * sizeof(struct cws_gpu_result), cws_content_key, &err), &err);
+                            f->results + set * chunks * sizeof(struct cws_gpu_result), cws_content_key, &err),
+             &err);
 }
 
 /* Seconds of one launch over `chunks` jobs: the best of five rounds of at least 16 launches. One launch more goes ahead

@@ -105,7 +105,8 @@ static struct cws_gpu_file *create_file(const char *path, int fd, const struct s
 
 static struct cws_gpu_file *open_file(const struct cws_mapping *m)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the last file: a loader copies one after the other */
+    /* the last file: a loader copies one after the other */
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static struct cws_gpu_file *last;
     struct stat st;
     int fd = open_mapped(m, &st);
@@ -116,7 +117,8 @@ static struct cws_gpu_file *open_file(const struct cws_mapping *m)
     if (!f && (f = create_file(m->path, fd, &st)) != NULL) {
         fd = -1;
         cws_gpu_file_release(last);
-        last = cws_gpu_file_retain(f); /* also one that is none of ours, so that it is not parsed again and again */
+        /* also one that is none of ours, so that it is not parsed again and again */
+        last = cws_gpu_file_retain(f);
     }
     pthread_mutex_unlock(&lock);
     if (fd >= 0)

@@ -5,11 +5,11 @@
 
 #include <stdlib.h>
 
-enum { TRIES = 3 }; /* of a call that must not fail */
-#define POOL_UNIT 512u                          /* bytes; what a pool hands out is a multiple of it */
+enum { TRIES = 3 };    /* of a call that must not fail */
+#define POOL_UNIT 512u /* bytes; what a pool hands out is a multiple of it */
 /* the largest step that is taken for granted of a pool that has to grow */
 #define POOL_STEP_MAX ((uint64_t)64 << 20)
-#define POOL_RECOUNT_EVERY 256u                 /* allocations: small ones come by the thousand */
+#define POOL_RECOUNT_EVERY 256u /* allocations: small ones come by the thousand */
 
 /* --- the budget ---------------------------------------------------------------------------------- */
 
@@ -347,7 +347,8 @@ void cws_gpu_frame_destroy_locked(struct cws_gpu *gpu, struct cws_gpu_frame *fra
         cws_gpu_unexpected(gpu, result, "releasing device memory");
     pthread_mutex_lock(&gpu->lock);
     if (result == CUDA_SUCCESS)
-        gpu->frame_bytes -= bytes; /* else it is gone for good: neither memory nor address may be taken for free */
+        /* else it is gone for good: neither memory nor address may be taken for free */
+        gpu->frame_bytes -= bytes;
     if (unmapped == CUDA_SUCCESS)
         cws_gpu_arena_give_locked(&gpu->aliases, frame->alias, frame->granules);
     free(frame);

@@ -290,7 +290,7 @@ static void check_results(struct cws_gpu *gpu, const struct cws_gpu_slot *slot)
         char line[640];
         snprintf(line, sizeof line, "%s: tensor \"%s\": chunk at file offset %" PRIu64 " does not decode: %s",
                  cws_gpu_source_path(load->source), load->source->tensor->name, c->offset,
-                 result->status         ? cws_gpu_status_text(result->status)
+                 result->status       ? cws_gpu_status_text(result->status)
                  : load->source->file ? "the file was changed after it was loaded"
                                       : "its content hash is not the stored one");
         fail_load(gpu, load, line);

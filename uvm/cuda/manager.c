@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define ARENA_SHARE 64u /* addresses per byte of the device: they are not given back to other sizes */
+#define ARENA_SHARE 64u                /* addresses per byte of the device: they are not given back to other sizes */
 #define POOL_STEP ((uint64_t)32 << 20) /* that a pool is expected to grow by; what it does is learned */
 
 void cws_gpu_say(struct cws_gpu *gpu, const char *format, ...)
@@ -273,7 +273,9 @@ static const char *check_locked(struct cws_gpu *gpu)
             return "I2: a frame is not as large as its range";
         frames += r->frame ? span : 0;
         fixed += r->state == CWS_RANGE_ANONYMOUS || r->state == CWS_RANGE_DIRTY || r->state == CWS_RANGE_MAKING ||
-                         r->state == CWS_RANGE_SPILLING ? span : 0;
+                         r->state == CWS_RANGE_SPILLING
+                     ? span
+                     : 0;
         idle += r->state == CWS_RANGE_CACHED ? span : 0;
         bound += r->source ? span : 0;
         resident += r->state == CWS_RANGE_RESIDENT ? span : 0;

@@ -38,13 +38,14 @@ struct cws_gpu_config {
     /* strict mode: one use at a time, each waited for, nothing prefetched. Only weights that the use names, pinned ones
      * and written ones are mapped while it runs, so kernels that reach others through hidden pointers fault */
     bool strict;
-    uint64_t ring_bytes;             /* staging in device memory; 0: 64 MiB, or less where the budget is small */
+    /* staging in device memory; 0: 64 MiB, or less where the budget is small */
+    uint64_t ring_bytes;
     /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
     const void *kernels;
     /* before pools are trimmed, from a thread of the manager's: the owner gives back pool memory that it keeps
      * unused; NULL: nobody keeps any */
     void (*release)(const struct cws_gpu *gpu);
-    void (*say)(const char *line);   /* one line for the user; any thread */
+    void (*say)(const char *line); /* one line for the user; any thread */
 };
 
 /* The manager of `device`, whose context must be current and outlive it. Starts its threads. 0 or an error code (line
@@ -133,7 +134,7 @@ bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstre
 /* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in
  * each thread that names it, here as in cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of
  * the driver mean that by NULL.) */
-void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream);            /* before cuStreamDestroy */
+void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream); /* before cuStreamDestroy */
 /* The stream is about to capture, or to join a capture. Not needed for what is right: nothing is recorded on a stream
  * that captures, and a use that was noted on it counts as running until the capture ends and the stream is used again.
  * Called before, it tells the manager early that the uses until now are done. */
@@ -156,19 +157,20 @@ void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_b
 
 struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     uint64_t budget_bytes, used_bytes, peak_bytes;
-    uint64_t decoded_bytes;    /* frames of bound ranges */
-    uint64_t anonymous_bytes;  /* frames of ranges that nothing can give back, written ones included */
-    uint64_t dirty_bytes;      /* of these, once bound and then written by the program */
-    uint64_t spilled_bytes;    /* content of ranges that only host memory has; counted in host_bytes, too */
-    uint64_t idle_bytes;       /* frames without a range */
-    uint64_t staging_bytes;    /* the ring */
-    uint64_t other_bytes;      /* pools, graphs, plain allocations */
-    uint64_t bound_bytes;      /* logical bytes of bound ranges, resident or not */
-    uint64_t host_bytes;       /* pinned host memory: compressed bytes, what is spilled, copies of it that are kept */
+    uint64_t decoded_bytes;   /* frames of bound ranges */
+    uint64_t anonymous_bytes; /* frames of ranges that nothing can give back, written ones included */
+    uint64_t dirty_bytes;     /* of these, once bound and then written by the program */
+    uint64_t spilled_bytes;   /* content of ranges that only host memory has; counted in host_bytes, too */
+    uint64_t idle_bytes;      /* frames without a range */
+    uint64_t staging_bytes;   /* the ring */
+    uint64_t other_bytes;     /* pools, graphs, plain allocations */
+    uint64_t bound_bytes;     /* logical bytes of bound ranges, resident or not */
+    /* pinned host memory: compressed bytes, what is spilled, copies of it that are kept */
+    uint64_t host_bytes;
     uint64_t ranges, loads, prefetched, demand, drops, spills, restores; /* counts since open */
-    uint64_t loaded_bytes;     /* decoded, since open */
-    uint64_t link_bytes;       /* copied host to device by the manager, since open */
-    uint64_t stall_ns;         /* time launches waited for loads, since open */
+    uint64_t loaded_bytes;                                               /* decoded, since open */
+    uint64_t link_bytes;         /* copied host to device by the manager, since open */
+    uint64_t stall_ns;           /* time launches waited for loads, since open */
     uint64_t least_budget_bytes; /* that would have held what was asked so far */
 };
 void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out);

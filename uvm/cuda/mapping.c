@@ -18,10 +18,11 @@
 
 /* PROCMAP_QUERY of /proc/PID/maps, Linux 6.11 (include/uapi/linux/fs.h), which older headers do not have. */
 struct query {
-    uint64_t size, flags, address;                               /* in */
-    uint64_t begin, end, vma_flags, page_bytes, offset, inode;   /* out */
-    uint32_t major_number, minor_number, name_bytes, build_bytes; /* name_bytes: in, the room; out, with the NUL */
-    uint64_t name, build;                                        /* in */
+    uint64_t size, flags, address;                             /* in */
+    uint64_t begin, end, vma_flags, page_bytes, offset, inode; /* out */
+    /* name_bytes: in, the room; out, with the NUL */
+    uint32_t major_number, minor_number, name_bytes, build_bytes;
+    uint64_t name, build; /* in */
 };
 _Static_assert(sizeof(struct query) == 104, "the kernel's layout");
 #define QUERY _IOWR('f', 17, struct query)

@@ -11,8 +11,9 @@
 struct cws_mapping {
     uintptr_t begin, end;
     uint64_t offset, inode; /* of the file at `begin` */
-    dev_t device;           /* as the kernel tells it for mappings, which is not st_dev on some file systems */
-    char path[4096];        /* as the kernel tells it: with " (deleted)" behind it if that is so */
+    /* as the kernel tells it for mappings, which is not st_dev on some file systems */
+    dev_t device;
+    char path[4096]; /* as the kernel tells it: with " (deleted)" behind it if that is so */
 };
 
 /* The private mapping of a file that holds all of [at, at + bytes), bytes > 0. False: there is none, or it cannot be

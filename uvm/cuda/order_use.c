@@ -27,7 +27,8 @@ void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 
 static uint64_t room_for_weights(const struct cws_gpu *gpu)
 {
-    uint64_t taken = cws_gpu_undroppable_locked(gpu); /* not what is granted: most of that is for loads in flight */
+    /* not what is granted: most of that is for loads in flight */
+    uint64_t taken = cws_gpu_undroppable_locked(gpu);
     return taken < gpu->config.budget_bytes ? gpu->config.budget_bytes - taken : 0;
 }
 

@@ -45,7 +45,8 @@ static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r
         result = cws_gpu_drop_hash(gpu, control, alias, r->bytes);
     if (result == CUDA_SUCCESS && out)
         result = d->copy_out_async(out, alias, r->bytes, gpu->drop_stream);
-    CUresult waited = d->stream_sync(gpu->drop_stream); /* also after an error: what was queued uses this memory */
+    /* also after an error: what was queued uses this memory */
+    CUresult waited = d->stream_sync(gpu->drop_stream);
     *hash = cws_gpu_result_hash(control->result);
     return result == CUDA_SUCCESS ? waited : result;
 }

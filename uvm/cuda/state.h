@@ -46,49 +46,59 @@
 #include <stdatomic.h>
 
 enum {
-    CWS_GPU_USERS = 4,         /* streams whose last use of a range is remembered one by one */
-    CWS_GPU_STREAMS = 256,     /* streams of the program that are followed at a time */
-    CWS_GPU_EVENTS = 64,       /* marks in flight on a stream */
-    CWS_GPU_MARK_EVERY = 16,   /* uses between two marks */
-    CWS_GPU_SLOTS = 8,         /* batches of chunks in flight, at most */
-    CWS_GPU_SLOT_CHUNKS = 64,  /* chunks of a batch */
-    CWS_GPU_LOADS = 12,        /* loads in flight */
-    CWS_GPU_DROPS = 32,        /* evictions in flight */
-    CWS_GPU_MANAGERS = 16,     /* of a process */
-    CWS_GPU_SETS = 32,         /* largest sets of ranges that are remembered; bits of cws_gpu_range.sets */
-    CWS_GPU_FETCHERS = 3,      /* threads that read stores */
+    CWS_GPU_USERS = 4,        /* streams whose last use of a range is remembered one by one */
+    CWS_GPU_STREAMS = 256,    /* streams of the program that are followed at a time */
+    CWS_GPU_EVENTS = 64,      /* marks in flight on a stream */
+    CWS_GPU_MARK_EVERY = 16,  /* uses between two marks */
+    CWS_GPU_SLOTS = 8,        /* batches of chunks in flight, at most */
+    CWS_GPU_SLOT_CHUNKS = 64, /* chunks of a batch */
+    CWS_GPU_LOADS = 12,       /* loads in flight */
+    CWS_GPU_DROPS = 32,       /* evictions in flight */
+    CWS_GPU_MANAGERS = 16,    /* of a process */
+    CWS_GPU_SETS = 32,        /* largest sets of ranges that are remembered; bits of cws_gpu_range.sets */
+    CWS_GPU_FETCHERS = 3,     /* threads that read stores */
 };
 
 enum cws_range_state {
-    CWS_RANGE_RESERVED, CWS_RANGE_BOUND, CWS_RANGE_LOADING, CWS_RANGE_RESIDENT, CWS_RANGE_DROPPING,
-    CWS_RANGE_MAKING, CWS_RANGE_ANONYMOUS, CWS_RANGE_DIRTY, CWS_RANGE_CACHED, CWS_RANGE_SPILLING, CWS_RANGE_SPILLED,
+    CWS_RANGE_RESERVED,
+    CWS_RANGE_BOUND,
+    CWS_RANGE_LOADING,
+    CWS_RANGE_RESIDENT,
+    CWS_RANGE_DROPPING,
+    CWS_RANGE_MAKING,
+    CWS_RANGE_ANONYMOUS,
+    CWS_RANGE_DIRTY,
+    CWS_RANGE_CACHED,
+    CWS_RANGE_SPILLING,
+    CWS_RANGE_SPILLED,
 };
 
 struct cws_gpu_frame {
     CUmemGenericAllocationHandle handle;
     uint32_t granules;
-    CUdeviceptr alias; /* mapped here as long as the frame lives */
+    CUdeviceptr alias;    /* mapped here as long as the frame lives */
     struct cws_list link; /* idle list */
 };
 
 /* Where the bytes of a bound range come from: one tensor of one store. Shared by all ranges bound to it. */
 enum cws_source_state { CWS_SOURCE_WANTED, CWS_SOURCE_FETCHING, CWS_SOURCE_READY, CWS_SOURCE_FAILED };
 struct cws_gpu_source {
-    struct cws_store *store;    /* or, NULL: */
-    struct cws_gpu_file *file;  /* then tensor is the source's own */
+    struct cws_store *store;   /* or, NULL: */
+    struct cws_gpu_file *file; /* then tensor is the source's own */
     const struct cws_tensor_info *tensor;
-    struct cws_list link;   /* gpu->sources */
-    uint32_t refs;              /* ranges, and loads under way */
+    struct cws_list link; /* gpu->sources */
+    uint32_t refs;        /* ranges, and loads under way */
     enum cws_source_state state;
-    bool urgent;                /* a launch waits for it */
+    bool urgent;            /* a launch waits for it */
     struct cws_list wanted; /* WANTED: gpu->fetch_first if urgent, else gpu->fetch_later */
-    bool keeps;                 /* the bytes stay in host memory after a load */
-    bool plain;                 /* host holds the decoded bytes: the tensor has chunks that only the host decodes */
-    uint8_t *host;              /* pinned; the stored bytes as they lie in the file, or the decoded ones */
+    bool keeps;             /* the bytes stay in host memory after a load */
+    /* host holds the decoded bytes: the tensor has chunks that only the host decodes */
+    bool plain;
+    uint8_t *host; /* pinned; the stored bytes as they lie in the file, or the decoded ones */
     size_t host_bytes;
     struct cws_gpu_table *table; /* device form, or NULL */
-    uint32_t loading;           /* loads that read host now */
-    struct cws_error error;     /* why FAILED */
+    uint32_t loading;            /* loads that read host now */
+    struct cws_error error;      /* why FAILED */
 };
 
 struct cws_gpu_last_use {
@@ -98,11 +108,11 @@ struct cws_gpu_last_use {
 
 struct cws_gpu_range {
     CUdeviceptr base;
-    size_t bytes;      /* as asked for */
+    size_t bytes; /* as asked for */
     uint32_t granules;
     enum cws_range_state state;
-    uint32_t named;    /* uses that have it in their list: it lives until they end */
-    uint32_t holds;    /* of these, those that keep its memory where it is */
+    uint32_t named; /* uses that have it in their list: it lives until they end */
+    uint32_t holds; /* of these, those that keep its memory where it is */
     /* the program freed it, so that its addresses name nothing any more: who owns it (LOADING, SPILLING, ...) or
      * names it (RESERVED) ends it */
     bool freed;
@@ -110,9 +120,9 @@ struct cws_gpu_range {
     struct cws_gpu_frame *frame;
     struct cws_gpu_source *source;
     struct cws_gpu_last_use uses[CWS_GPU_USERS];
-    uint32_t sets;     /* bit per remembered set that it is part of */
-    uint64_t used;     /* gpu->uses at its last use */
-    bool keeps;        /* spilling it failed: it stays on the device */
+    uint32_t sets; /* bit per remembered set that it is part of */
+    uint64_t used; /* gpu->uses at its last use */
+    bool keeps;    /* spilling it failed: it stays on the device */
     /* pinned host memory, accounted as its span: SPILLED, its bytes; spill_kept, those of its last spill */
     void *spill;
     /* it is back on the device, and host memory still has a copy, which is right as long as nobody writes to the
@@ -120,16 +130,17 @@ struct cws_gpu_range {
     bool spill_kept;
     struct cws_hash128 spill_hash;
     enum cws_range_state spilled_from;
-    CUresult failed;   /* of the last load that was demanded */
-    struct cws_list link;      /* gpu->ranges */
-    struct cws_list wanted;    /* gpu->wanted when demanded */
-    struct cws_list cached;    /* gpu->cached when CACHED, oldest first */
-    struct cws_order_node order;   /* in gpu->order while it has a source */
+    CUresult failed;             /* of the last load that was demanded */
+    struct cws_list link;        /* gpu->ranges */
+    struct cws_list wanted;      /* gpu->wanted when demanded */
+    struct cws_list cached;      /* gpu->cached when CACHED, oldest first */
+    struct cws_order_node order; /* in gpu->order while it has a source */
 };
 
 struct cws_gpu_stream {
     CUstream handle;
-    uint64_t owner;                /* of CU_STREAM_PER_THREAD: the thread, which alone can record on it; else 0 */
+    /* of CU_STREAM_PER_THREAD: the thread, which alone can record on it; else 0 */
+    uint64_t owner;
     bool used, gone;
     uint64_t issued, marked, done; /* tickets */
     uint64_t looked;               /* gpu->look_round when it was asked last */
@@ -145,7 +156,7 @@ enum cws_gpu_moment { CWS_MOMENT_COPY, CWS_MOMENT_COPIED, CWS_MOMENT_DECODE, CWS
 
 struct cws_gpu_slot { /* one batch: staging in device memory and its control block in pinned host memory */
     bool busy;
-    CUdeviceptr device;          /* slot_bytes of stored bytes, then the control block */
+    CUdeviceptr device; /* slot_bytes of stored bytes, then the control block */
     CUdeviceptr device_table, device_jobs, device_results;
     struct cws_gpu_table *table; /* pinned: table, results and jobs follow each other as on the device */
     struct cws_gpu_job *jobs;
@@ -154,32 +165,32 @@ struct cws_gpu_slot { /* one batch: staging in device memory and its control blo
     struct cws_gpu_load *load;
     uint64_t first_chunk, chunks;
     CUevent moments[CWS_GPU_MOMENTS];
-    uint32_t timed;              /* bit per moment that was recorded */
+    uint32_t timed; /* bit per moment that was recorded */
 };
 
 struct cws_gpu_load { /* a range that is being loaded; belongs to the loader */
     struct cws_gpu_range *range;
     struct cws_gpu_source *source;
-    uint64_t next_chunk;   /* to be issued */
+    uint64_t next_chunk; /* to be issued */
     uint64_t chunks_done;
     bool for_launch, failed;
-    uint32_t lane;         /* of the trace, + 1; 0: none */
+    uint32_t lane; /* of the trace, + 1; 0: none */
     uint64_t begin_ns;
 };
 
 struct cws_gpu_drop { /* a range that is being evicted; belongs to the loader */
     struct cws_gpu_range *range;
     CUdeviceptr device_result;
-    struct cws_gpu_hash_job *job;     /* pinned, which a kernel reads at the same address */
-    struct cws_gpu_result *result;    /* pinned */
+    struct cws_gpu_hash_job *job;  /* pinned, which a kernel reads at the same address */
+    struct cws_gpu_result *result; /* pinned */
     CUevent done;
     uint64_t begin_ns; /* for the trace; 0: it does not run */
 };
 
 struct cws_gpu_trace {
-    uint32_t lanes;                /* bit per load that has one */
-    uint64_t weights, fixed;       /* as last recorded */
-    CUevent anchor;                /* recorded at anchor_ns */
+    uint32_t lanes;          /* bit per load that has one */
+    uint64_t weights, fixed; /* as last recorded */
+    CUevent anchor;          /* recorded at anchor_ns */
     uint64_t anchor_ns;
     uint64_t round_tick, rounds, round_ranges, before_ranges, before_uses; /* rounds of the order of uses */
 };
@@ -222,13 +233,13 @@ struct cws_gpu {
     pthread_cond_t work;    /* the loader has something to do: work_due, too */
     pthread_cond_t fetch;   /* a source is WANTED */
     pthread_t loader, fetchers[CWS_GPU_FETCHERS];
-    unsigned threads;       /* started: loader first */
+    unsigned threads; /* started: loader first */
     bool stop;
 
     struct cws_gpu_arena arena, aliases;
     struct cws_gpu_range **by_granule; /* of the arena; NULL: no range */
     struct cws_list ranges, cached, wanted, idle, sources, fetch_first, fetch_later;
-    struct cws_map by_tensor;    /* sources of stores; each is a struct cws_gpu_source * */
+    struct cws_map by_tensor; /* sources of stores; each is a struct cws_gpu_source * */
     uint32_t range_count;
 
     uint64_t frame_bytes, granted_bytes, ring_bytes, other_plain, other_pools, used_peak;
@@ -242,13 +253,15 @@ struct cws_gpu {
     uint64_t resident_bytes;    /* spans of RESIDENT ones */
     struct cws_gpu_pool {
         CUmemoryPool handle;
-        uint64_t reserved, unused, slack; /* as last asked; slack: what is unused, less what was allocated since */
-        uint64_t step, largest;   /* the least it grew by; the largest allocation that it was asked for */
-    } pools[16]; /* the first: what was the device's current one at first */
+        /* as last asked; slack: what is unused, less what was allocated since */
+        uint64_t reserved, unused, slack;
+        uint64_t step, largest; /* the least it grew by; the largest allocation that it was asked for */
+    } pools[16];                /* the first: what was the device's current one at first */
     unsigned pool_count;
-    uint32_t pool_age;      /* allocations since they were asked */
-    uint64_t pool_step;     /* the most that one grew at a time */
-    uint64_t trim_at_ns, trim_wait_ns; /* when it is looked next whether pools have too much, and how long after that */
+    uint32_t pool_age;  /* allocations since they were asked */
+    uint64_t pool_step; /* the most that one grew at a time */
+    /* when it is looked next whether pools have too much, and how long after that */
+    uint64_t trim_at_ns, trim_wait_ns;
     uint64_t pool_granted_bytes; /* of granted_bytes */
     struct cws_gpu_room *rooms;
     uint64_t uses;         /* begun */
@@ -258,7 +271,7 @@ struct cws_gpu {
     uint32_t stuck_uses;   /* of these, whose thread waits for memory */
 
     unsigned stream_count;
-    uint64_t look_round;           /* a stream is asked once per round */
+    uint64_t look_round; /* a stream is asked once per round */
     struct cws_gpu_stream streams[CWS_GPU_STREAMS];
 
     struct cws_order order; /* of the bound ranges */
@@ -269,13 +282,13 @@ struct cws_gpu {
 
     /* the loader's own */
     CUstream copy_stream, decode_stream, drop_stream;
-    uint8_t *control;        /* pinned */
+    uint8_t *control; /* pinned */
     size_t control_bytes;
     CUdeviceptr ring;
     uint64_t slot_bytes;
     unsigned slot_count;
     struct cws_gpu_slot slots[CWS_GPU_SLOTS];
-    unsigned slot_next;      /* slots are taken and done in turn */
+    unsigned slot_next; /* slots are taken and done in turn */
     unsigned slot_oldest, slots_busy, load_count;
     struct cws_gpu_load loads[CWS_GPU_LOADS];
     /* the last is for spilling; in order: [drop_head, drop_head + drop_count) */
@@ -284,7 +297,7 @@ struct cws_gpu {
     uint64_t drop_bytes;
 
     uint64_t host_bytes, host_budget;
-    uint64_t kept_bytes;         /* spans of copies that are kept */
+    uint64_t kept_bytes; /* spans of copies that are kept */
     /* bytes of the host budget that a spill waits for: fetches that no launch waits for leave them */
     uint64_t host_claimed;
     struct cws_gpu_garbage *garbage;
@@ -369,7 +382,8 @@ bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu);
 /* set.c */
 /* a launch names these */
 void cws_gpu_set_note_locked(struct cws_gpu *gpu, struct cws_gpu_range *const *ranges, unsigned count);
-void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r); /* it ends, or was written to */
+/* it ends, or was written to */
+void cws_gpu_set_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 
 /* use.c */
 /* A launch waits for the range, or not any more. */
@@ -467,7 +481,8 @@ static inline void cws_gpu_wake_locked(struct cws_gpu *gpu)
 /* loader.c, load.c, drop.c: in the loader thread; `lock` is held and dropped inside. They return whether anything
  * moved. */
 void *cws_gpu_loader_main(void *gpu);
-uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget); /* of staging, with such a budget */
+/* of staging, with such a budget */
+uint64_t cws_gpu_ring_bytes(const struct cws_gpu_config *config, uint64_t budget);
 CWS_MUST_CHECK int cws_gpu_ring_open(struct cws_gpu *gpu, struct cws_error *err);
 void cws_gpu_ring_close(struct cws_gpu *gpu);
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame,

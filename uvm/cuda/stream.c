@@ -110,7 +110,8 @@ static bool mark_locked(struct cws_gpu *gpu, struct cws_gpu_stream *s)
         gpu->look_round++;
         look_locked(gpu, s, false);
     }
-    bool full = s->mark_count == CWS_GPU_EVENTS; /* then the last mark moves on: it is passed later, and says more */
+    /* then the last mark moves on: it is passed later, and says more */
+    bool full = s->mark_count == CWS_GPU_EVENTS;
     unsigned at = (s->mark_head + s->mark_count - full) % CWS_GPU_EVENTS;
     if (!s->marks[at].event && gpu->driver->event_create(&s->marks[at].event, CU_EVENT_DISABLE_TIMING) != CUDA_SUCCESS)
         return false;

@@ -34,8 +34,8 @@ static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_ran
 void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_range *r)
 {
     static const char *const how[] = {
-        [CWS_RANGE_BOUND] = "miss", [CWS_RANGE_LOADING] = "loading", [CWS_RANGE_DROPPING] = "dropping",
-        [CWS_RANGE_RESIDENT] = "hit", [CWS_RANGE_DIRTY] = "hit", [CWS_RANGE_CACHED] = NULL,
+        [CWS_RANGE_BOUND] = "miss",   [CWS_RANGE_LOADING] = "loading", [CWS_RANGE_DROPPING] = "dropping",
+        [CWS_RANGE_RESIDENT] = "hit", [CWS_RANGE_DIRTY] = "hit",       [CWS_RANGE_CACHED] = NULL,
     };
     struct cws_gpu_trace *t = &gpu->trace;
     struct cws_trace_what what;

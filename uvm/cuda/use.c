@@ -168,12 +168,8 @@ static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
                 return r->failed;
             pthread_cond_wait(&gpu->changed, &gpu->lock);
             break;
-        case CWS_RANGE_MAKING:
-            pthread_cond_wait(&gpu->changed, &gpu->lock);
-            break;
-        default: /* mapped */
-            cws_gpu_demand_locked(gpu, r, false);
-            return CUDA_SUCCESS;
+        case CWS_RANGE_MAKING: pthread_cond_wait(&gpu->changed, &gpu->lock); break;
+        default: /* mapped */ cws_gpu_demand_locked(gpu, r, false); return CUDA_SUCCESS;
         }
     }
 }

@@ -11,21 +11,22 @@
 
 /* from -> to, with the function that does it. */
 static const uint32_t block_may[] = {
-    [CWS_ABSENT] = BIT(CWS_FILLING)       /* fill.c claim */
-                   | BIT(CWS_CHANGING),   /* view.c claim_range */
+    [CWS_ABSENT] = BIT(CWS_FILLING)                                     /* fill.c claim */
+                   | BIT(CWS_CHANGING),                                 /* view.c claim_range */
     [CWS_FILLING] = BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) /* fill.c commit */
-                    | BIT(CWS_ABSENT),    /* a guess that found no room or failed */
-    [CWS_CLEAN] = BIT(CWS_EVICTING)       /* budget.c evict */
-                  | BIT(CWS_WRITTEN)      /* fill.c make_written */
-                  | BIT(CWS_FILLING)      /* fill.c refill */
-                  | BIT(CWS_CHANGING),    /* view.c claim_range */
-    [CWS_EVICTING] = BIT(CWS_ABSENT)      /* budget.c evict */
-                     | BIT(CWS_CLEAN),    /* its pages could not be dropped */
-    [CWS_WRITTEN] = BIT(CWS_FILLING)      /* fill.c refill */
-                    | BIT(CWS_CHANGING),  /* view.c claim_range */
-    [CWS_FAILED] = BIT(CWS_CHANGING),     /* view.c claim_range */
+                    | BIT(CWS_ABSENT),                                  /* a guess that found no room or failed */
+    [CWS_CLEAN] = BIT(CWS_EVICTING)                                     /* budget.c evict */
+                  | BIT(CWS_WRITTEN)                                    /* fill.c make_written */
+                  | BIT(CWS_FILLING)                                    /* fill.c refill */
+                  | BIT(CWS_CHANGING),                                  /* view.c claim_range */
+    [CWS_EVICTING] = BIT(CWS_ABSENT)                                    /* budget.c evict */
+                     | BIT(CWS_CLEAN),                                  /* its pages could not be dropped */
+    [CWS_WRITTEN] = BIT(CWS_FILLING)                                    /* fill.c refill */
+                    | BIT(CWS_CHANGING),                                /* view.c claim_range */
+    [CWS_FAILED] = BIT(CWS_CHANGING),                                   /* view.c claim_range */
     [CWS_GONE] = 0,
-    [CWS_CHANGING] = BIT(CWS_ABSENT) | BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_GONE), /* view.c */
+    /* view.c */
+    [CWS_CHANGING] = BIT(CWS_ABSENT) | BIT(CWS_CLEAN) | BIT(CWS_WRITTEN) | BIT(CWS_FAILED) | BIT(CWS_GONE),
 };
 
 const char *cws_block_state_name(enum cws_block_state s)

@@ -12,11 +12,12 @@
 #include <stdint.h>
 
 enum cws_block_state {
-    CWS_ABSENT,   /* No page is there. A touch faults. */
+    CWS_ABSENT, /* No page is there. A touch faults. */
     /* busy: being decoded and published. `under` says what it was: ABSENT, or CLEAN or WRITTEN when pages are put
      * back. */
     CWS_FILLING,
-    CWS_CLEAN,    /* Every mapped page is there, equal to the source, and write-protected. In the policy unless held. */
+    /* Every mapped page is there, equal to the source, and write-protected. In the policy unless held. */
+    CWS_CLEAN,
     CWS_EVICTING, /* busy: its pages are being dropped. */
     CWS_WRITTEN,  /* Every mapped page is there; the program may have changed it. Never dropped. */
     CWS_FAILED,   /* Its source cannot be trusted: a touch raises SIGBUS, until it is unmapped. */

@@ -42,7 +42,8 @@ void cws_view_fork_prepare(void)
         cws_lock_take(&p->lock);
     }
     if (p->rung->userfault)
-        (void)advise_all(MADV_DOFORK); /* a child that did not get all of it ends with a line when it takes over */
+        /* a child that did not get all of it ends with a line when it takes over */
+        (void)advise_all(MADV_DOFORK);
 }
 
 static void reopen(void)

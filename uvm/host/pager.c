@@ -174,7 +174,8 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
     p->block_bytes = choose_block_bytes(budget);
     if (p->rung->whole && options->active) {
         cws_say("no way to catch page faults works here, so mapped stores are decoded whole and the budget of %" PRIu64
-                " bytes cannot be kept (codecllm doctor says why)", budget);
+                " bytes cannot be kept (codecllm doctor says why)",
+                budget);
         budget = CWS_BUDGET_UNLIMITED;
     }
     p->budget = budget;

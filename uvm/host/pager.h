@@ -35,9 +35,9 @@ enum {
 
 /* set: the page is the view's. Cleared: it was unmapped, and may be another mapping's by now */
 #define CWS_ATTR_MAPPED 0x80u
-#define CWS_ATTR_PROT 0x07u   /* PROT_READ | PROT_WRITE as the program asked */
+#define CWS_ATTR_PROT 0x07u /* PROT_READ | PROT_WRITE as the program asked */
 
-struct cws_stream { /* pager lock. One sequential reader: a fault in [begin, end] continues it */
+struct cws_stream {      /* pager lock. One sequential reader: a fault in [begin, end] continues it */
     uint32_t begin, end; /* block indexes; end is the last one asked for ahead */
     uint32_t window;     /* how far to go ahead, in blocks */
 };
@@ -49,14 +49,14 @@ struct cws_view {
     struct cws_source *source;
     uint32_t block_bytes, block_count;
     struct cws_block *blocks;
-    int prot;            /* of every page while attrs is NULL */
+    int prot; /* of every page while attrs is NULL */
     /* one per page, or NULL: all mapped with `prot`. An entry is changed by the owner of its CHANGING block, under
      * the pager lock */
     uint8_t *_Atomic attrs;
-    bool unmapped;       /* no page is mapped (says so where there is no array); pager lock */
-    size_t mapped_pages; /* pager lock */
-    int uffd;            /* of its channel; -1: none */
-    struct cws_channel *channel; /* views lock; NULL: none */
+    bool unmapped;                  /* no page is mapped (says so where there is no array); pager lock */
+    size_t mapped_pages;            /* pager lock */
+    int uffd;                       /* of its channel; -1: none */
+    struct cws_channel *channel;    /* views lock; NULL: none */
     uint32_t slot, slot_generation; /* names the view in the queue */
     /* pager lock; threads that looked the view up and still use it. Destruction waits for 0 */
     _Atomic uint32_t users;
@@ -75,16 +75,16 @@ struct cws_ahead { /* a queued guess */
     uint32_t view_slot, view_generation, block;
 };
 
-struct cws_outside { /* pager lock. What outside.c knows; bytes */
-    _Atomic bool active;     /* a phase of reading is on; may be read without the lock */
-    uint64_t base;           /* anonymous memory outside of views when it began */
+struct cws_outside {     /* pager lock. What outside.c knows; bytes */
+    _Atomic bool active; /* a phase of reading is on; may be read without the lock */
+    uint64_t base;       /* anonymous memory outside of views when it began */
     /* in this phase: of blocks that were filled for the first time; at the last sample, about so many of these */
     uint64_t read, copied;
     uint64_t read_before, copied_before; /* in phases that ended */
-    uint64_t sampled, read_at; /* `decoded` at the last sample, at the last first fill */
-    time_t decoded_at;       /* seconds: when the last block was filled */
+    uint64_t sampled, read_at;           /* `decoded` at the last sample, at the last first fill */
+    time_t decoded_at;                   /* seconds: when the last block was filled */
     bool warned;
-    bool off;                /* memory outside of views is not watched any more */
+    bool off; /* memory outside of views is not watched any more */
 };
 
 /* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN
@@ -92,7 +92,7 @@ struct cws_outside { /* pager lock. What outside.c knows; bytes */
 struct cws_pager {
     struct cws_lock views_lock, lock;
     _Atomic bool running; /* changed under the views lock */
-    bool child;    /* in a forked child: no workers */
+    bool child;           /* in a forked child: no workers */
     const struct cws_rung *rung;
     struct cws_options options;
     uint64_t budget, block_bytes;

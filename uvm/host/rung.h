@@ -13,9 +13,10 @@ struct cws_decoder_slot;
 
 struct cws_rung {
     const char *name;
-    bool userfault;     /* faults come as messages to the workers; view memory is not inherited by a raw fork */
-    bool needs_signal;  /* faults come as SIGSEGV */
-    bool whole;         /* everything is decoded when it is mapped; nothing is ever dropped */
+    /* faults come as messages to the workers; view memory is not inherited by a raw fork */
+    bool userfault;
+    bool needs_signal; /* faults come as SIGSEGV */
+    bool whole;        /* everything is decoded when it is mapped; nothing is ever dropped */
     /* Does it work on this machine? Leaves nothing behind. */
     int (*probe)(const struct cws_rung *self, struct cws_error *err);
     /* Called when the memory [base, base + bytes) is mapped, and no other thread knows of it yet. */

@@ -222,8 +222,7 @@ static int do_run(const struct uffd_piece *p, size_t begin, size_t end, piece_fn
         case -ESRCH: /* the process is ending; who would still wait finds nothing, and asks again */
             wake(p->v, begin, end);
             return 0;
-        default:
-            return rc;
+        default: return rc;
         }
         if (rc != -ENOENT && rc != -EINVAL)
             len = end - at;
@@ -294,9 +293,17 @@ static int protect(struct cws_view *v, size_t begin, size_t end, int prot, unsig
 }
 
 #define UFFD_RUNG(variable, text, create)                                                                              \
-    const struct cws_rung variable = {.name = (text), .userfault = true, .probe = probe, .open = view_open,            \
-                                      .close = view_close, .publish = publish, .drop = drop, .poison = poison,         \
-                                      .allow_write = allow_write, .wake = wake, .protect = protect,                    \
+    const struct cws_rung variable = {.name = (text),                                                                  \
+                                      .userfault = true,                                                               \
+                                      .probe = probe,                                                                  \
+                                      .open = view_open,                                                               \
+                                      .close = view_close,                                                             \
+                                      .publish = publish,                                                              \
+                                      .drop = drop,                                                                    \
+                                      .poison = poison,                                                                \
+                                      .allow_write = allow_write,                                                      \
+                                      .wake = wake,                                                                    \
+                                      .protect = protect,                                                              \
                                       .create_uffd = (create)}
 UFFD_RUNG(cws_rung_uffd_dev, "uffd-dev", create_dev);
 UFFD_RUNG(cws_rung_uffd, "uffd", create_plain);

@@ -13,7 +13,8 @@
 #include <ucontext.h>
 
 enum {
-    CWS_SIGNAL_STACKS = 32, /* threads that are served at the same time; the others wait. A bit each in a word */
+    /* threads that are served at the same time; the others wait. A bit each in a word */
+    CWS_SIGNAL_STACKS = 32,
 };
 /* What our part of a handler may take of the program's stack, beside the kernel's frame. */
 #define CWS_SIGNAL_ROOM 1024
@@ -36,7 +37,7 @@ void cws_signal_stack_call(void (*fn)(void *), void *arg);
 
 struct cws_signal_next {
     void (*handler)(int signo, siginfo_t *info, void *ucontext); /* NULL: there is none, return */
-    uint64_t mask; /* the kernel's set of blocked signals */
+    uint64_t mask;                                               /* the kernel's set of blocked signals */
 };
 
 /* How the kernel would have called `action`, which has a handler, where `ucontext` was interrupted. */
@@ -54,8 +55,8 @@ _Static_assert(offsetof(ucontext_t, uc_stack.ss_sp) == 16 && offsetof(ucontext_t
 /* CWS_SIGNAL_ENTRY(entry, target): defines `entry` to give to sigaction, with SA_SIGINFO and all signals in sa_mask. It
  * goes on to `target`, of the same type, unless this is an alternate stack with less than CWS_SIGNAL_ROOM bytes left
  * below the kernel's frame. Until that is known it touches no stack. */
-#define CWS_SIGNAL_DECLARE(entry, target)                                                       \
-    void entry(int, siginfo_t *, void *) __attribute__((visibility("hidden")));                 \
+#define CWS_SIGNAL_DECLARE(entry, target)                                                                              \
+    void entry(int, siginfo_t *, void *) __attribute__((visibility("hidden")));                                        \
     void target(int, siginfo_t *, void *) __attribute__((visibility("hidden"), used, noinline))
 #define CWS_SIGNAL_TEXT_(x) #x
 #define CWS_SIGNAL_TEXT(x) CWS_SIGNAL_TEXT_(x)
@@ -63,40 +64,43 @@ _Static_assert(offsetof(ucontext_t, uc_stack.ss_sp) == 16 && offsetof(ucontext_t
 
 #if defined(__x86_64__)
 #define CWS_SIGNAL_SWITCHES 1
-#define CWS_SIGNAL_ENTRY(entry, target)                                                                         \
-    CWS_SIGNAL_DECLARE(entry, target);                                                                          \
-    __asm__(".pushsection .text\n.p2align 4\n" CWS_SIGNAL_SYMBOL(entry) ".cfi_startproc\n"                      \
-            "endbr64\n"                                                                                         \
-            "movq %rsp, %rax\n"                                                                                 \
-            "subq 16(%rdx), %rax\n" /* above the bottom of the alternate stack */                               \
-            "cmpq 32(%rdx), %rax\n" /* not below its top: this is another stack */                              \
-            "jae 1f\n"                                                                                          \
-            "cmpq $" CWS_SIGNAL_TEXT(CWS_SIGNAL_ROOM) ", %rax\n"                                                \
-            "jb cws_signal_leave\n"                                                                             \
-            "1: jmp " #target "\n"                                                                              \
-            ".cfi_endproc\n.size " #entry ", .-" #entry "\n.popsection")
+#define CWS_SIGNAL_ENTRY(entry, target)                                                                                \
+    CWS_SIGNAL_DECLARE(entry, target);                                                                                 \
+    __asm__(".pushsection .text\n.p2align 4\n" CWS_SIGNAL_SYMBOL(                                                      \
+        entry) ".cfi_startproc\n"                                                                                      \
+               "endbr64\n"                                                                                             \
+               "movq %rsp, %rax\n"                                                                                     \
+               "subq 16(%rdx), %rax\n" /* above the bottom of the alternate stack */                                   \
+               "cmpq 32(%rdx), %rax\n" /* not below its top: this is another stack */                                  \
+               "jae 1f\n"                                                                                              \
+               "cmpq $" CWS_SIGNAL_TEXT(CWS_SIGNAL_ROOM) ", %rax\n"                                                    \
+                                                         "jb cws_signal_leave\n"                                       \
+                                                         "1: jmp " #target "\n"                                        \
+                                                         ".cfi_endproc\n.size " #entry ", .-" #entry "\n.popsection")
 #elif defined(__aarch64__)
 #define CWS_SIGNAL_SWITCHES 1
-#define CWS_SIGNAL_ENTRY(entry, target)                                                                         \
-    CWS_SIGNAL_DECLARE(entry, target);                                                                          \
-    __asm__(".pushsection .text\n.p2align 4\n" CWS_SIGNAL_SYMBOL(entry) ".cfi_startproc\n"                      \
-            "hint #34\n" /* bti c */                                                                            \
-            "ldr x9, [x2, #16]\n"                                                                               \
-            "ldr x10, [x2, #32]\n"                                                                              \
-            "mov x11, sp\n"                                                                                     \
-            "sub x11, x11, x9\n" /* above the bottom of the alternate stack */                                  \
-            "cmp x11, x10\n"     /* not below its top: this is another stack */                                 \
-            "b.hs 1f\n"                                                                                         \
-            "cmp x11, #" CWS_SIGNAL_TEXT(CWS_SIGNAL_ROOM) "\n"                                                  \
-            "b.hs 1f\n"                                                                                         \
-            "b cws_signal_leave\n"                                                                              \
-            "1: b " #target "\n"                                                                                \
-            ".cfi_endproc\n.size " #entry ", .-" #entry "\n.popsection")
+#define CWS_SIGNAL_ENTRY(entry, target)                                                                                \
+    CWS_SIGNAL_DECLARE(entry, target);                                                                                 \
+    __asm__(".pushsection .text\n.p2align 4\n" CWS_SIGNAL_SYMBOL(                                                      \
+        entry) ".cfi_startproc\n"                                                                                      \
+               "hint #34\n" /* bti c */                                                                                \
+               "ldr x9, [x2, #16]\n"                                                                                   \
+               "ldr x10, [x2, #32]\n"                                                                                  \
+               "mov x11, sp\n"                                                                                         \
+               "sub x11, x11, x9\n" /* above the bottom of the alternate stack */                                      \
+               "cmp x11, x10\n"     /* not below its top: this is another stack */                                     \
+               "b.hs 1f\n"                                                                                             \
+               "cmp x11, #" CWS_SIGNAL_TEXT(CWS_SIGNAL_ROOM) "\n"                                                      \
+                                                             "b.hs 1f\n"                                               \
+                                                             "b cws_signal_leave\n"                                    \
+                                                             "1: b " #target "\n"                                      \
+                                                             ".cfi_endproc\n.size " #entry ", .-" #entry               \
+                                                             "\n.popsection")
 #else
 #define CWS_SIGNAL_SWITCHES 0
-#define CWS_SIGNAL_ENTRY(entry, target)         \
-    CWS_SIGNAL_DECLARE(entry, target);          \
-    void entry(int signo, siginfo_t *info, void *ucontext) { target(signo, info, ucontext); } \
+#define CWS_SIGNAL_ENTRY(entry, target)                                                                                \
+    CWS_SIGNAL_DECLARE(entry, target);                                                                                 \
+    void entry(int signo, siginfo_t *info, void *ucontext) { target(signo, info, ucontext); }                          \
     CWS_SIGNAL_DECLARE(entry, target)
 #endif
 #endif

@@ -322,7 +322,8 @@ static int map_locked(struct cws_view *v, void *hint, int flags, struct cws_erro
     if (at < 0 && at > -4096)
         return cws_fail_errno(err, (int)-at, "cannot reserve %zu bytes of address space for a view", v->bytes);
     v->base = (uint8_t *)at;
-    code = (how & MAP_FIXED_NOREPLACE) && v->base != hint ? -EEXIST : 0; /* kernels before 4.17 take it for a hint */
+    /* kernels before 4.17 take it for a hint */
+    code = (how & MAP_FIXED_NOREPLACE) && v->base != hint ? -EEXIST : 0;
     if (code)
         cws_fail_errno(err, -code, "cannot map a view at %p", hint);
     if (!code)

@@ -40,14 +40,14 @@ CWS_MUST_CHECK int cws_pager_stop(void);
 struct cws_pager_stats {
     uint64_t budget_bytes, block_bytes;
     uint64_t faults, write_faults;
-    uint64_t decoded_bytes;    /* bytes installed into views */
+    uint64_t decoded_bytes; /* bytes installed into views */
     uint64_t evictions, prefetched_blocks;
-    uint64_t resident_bytes;   /* clean blocks now */
-    uint64_t peak_bytes;       /* most clean bytes (resident and in flight) at any time */
-    uint64_t written_bytes;    /* blocks the program wrote to; never dropped */
-    uint64_t reads, read_bytes;/* I/O of all stores */
-    uint64_t views, errors;    /* views now; blocks that could not be decoded */
-    uint64_t mapped_bytes;     /* logical bytes of all views now */
+    uint64_t resident_bytes;    /* clean blocks now */
+    uint64_t peak_bytes;        /* most clean bytes (resident and in flight) at any time */
+    uint64_t written_bytes;     /* blocks the program wrote to; never dropped */
+    uint64_t reads, read_bytes; /* I/O of all stores */
+    uint64_t views, errors;     /* views now; blocks that could not be decoded */
+    uint64_t mapped_bytes;      /* logical bytes of all views now */
     /* anonymous memory of the process that is no view's: no budget bounds it; 0: not known */
     uint64_t outside_bytes;
     /* about so many bytes of weights that were read have a copy there (outside.c); 0 on the eager rung */

@@ -41,9 +41,7 @@ void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect)
         break;
     case CWS_FILLING:
     case CWS_EVICTING:
-    case CWS_CHANGING:
-        cws_block_set_pending(b);
-        break;
+    case CWS_CHANGING: cws_block_set_pending(b); break;
     case CWS_CLEAN:
         if (protect)
             cws_make_written_locked(v, block);
@@ -59,9 +57,7 @@ void cws_workers_serve(struct cws_view *v, size_t at, bool write, bool protect)
     case CWS_FAILED: /* a raw madvise takes the poison away, too */
         p->rung->poison(v, at / CWS_PAGE_BYTES * CWS_PAGE_BYTES, at / CWS_PAGE_BYTES * CWS_PAGE_BYTES + CWS_PAGE_BYTES);
         break;
-    case CWS_GONE:
-        p->rung->wake(v, cws_block_begin(v, block), cws_block_end(v, block));
-        break;
+    case CWS_GONE: p->rung->wake(v, cws_block_begin(v, block), cws_block_end(v, block)); break;
     }
     /* What the block became while the fill looked elsewhere needs no more: the faulting thread tries again when it is
      * woken. */
@@ -150,7 +146,8 @@ static void *worker(void *arg)
             cws_die("waiting for fault messages failed (errno %ld)", -n);
         if (n == 1 && event.data.u64 == KICK_EVENT) {
             uint64_t ignored;
-            cws_sys_read(p->kick_fd, &ignored, sizeof ignored); /* one of the kicks, or another worker took it */
+            /* one of the kicks, or another worker took it */
+            cws_sys_read(p->kick_fd, &ignored, sizeof ignored);
             more = true;
         } else if (n == 1) {
             serve_event(event.data.u64);

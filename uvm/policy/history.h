@@ -19,7 +19,7 @@ struct cws_history_use {
     uint64_t before; /* index + 1 of the use of the same node before this; 0: none */
 };
 
-struct cws_history { /* zero-initialised */
+struct cws_history {              /* zero-initialised */
     struct cws_history_use *uses; /* ring: index i at i % room */
     uint64_t room, begin, end;    /* indices [begin, end) are there */
     uint64_t match;               /* index + 1 of the use that the last one is the repetition of; 0: none */

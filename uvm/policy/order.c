@@ -9,7 +9,7 @@
 
 #include <stdlib.h>
 
-#define SMALL_BYTES ((uint64_t)4 << 20)    /* such a node costs as many calls as a large one */
+#define SMALL_BYTES ((uint64_t)4 << 20)      /* such a node costs as many calls as a large one */
 #define IN_FLIGHT_BYTES ((uint64_t)32 << 20) /* loads and evictions, beside the window's two nodes */
 
 #define NODE_OF(link, member) CWS_LIST_OF(link, struct cws_order_node, member)

@@ -34,11 +34,11 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     uint64_t gaps[2];   /* distances between its uses: the last two that differ; 0: not known */
     /* place of its next expected use (cws_order.at is the place of the last use); UINT64_MAX: none */
     uint64_t next_at;
-    uint64_t last_at;   /* the last place that it has in the window */
+    uint64_t last_at;    /* the last place that it has in the window */
     uint64_t history_at; /* history.h */
-    uint64_t stray_at;  /* place + 1 of its last use out of order; 0: none */
+    uint64_t stray_at;   /* place + 1 of its last use out of order; 0: none */
     uint64_t stray_tick;
-    uint32_t comes;     /* in one period of the window that keepers were chosen from */
+    uint32_t comes; /* in one period of the window that keepers were chosen from */
     struct cws_list all, coming, line;
 };
 
@@ -49,27 +49,27 @@ struct cws_order_place { /* of the window */
 
 struct cws_order {
     const struct cws_order_ops *ops;
-    struct cws_list all;  /* most recently used last */
+    struct cws_list all; /* most recently used last */
     uint32_t count, in_count, next_id;
-    uint64_t bytes;             /* of all nodes */
+    uint64_t bytes; /* of all nodes */
     struct cws_order_node *last, *before_last;
-    struct cws_order_node *strays[CWS_ORDER_STRAYS]; /* uses out of order since the last one in order */
+    struct cws_order_node *strays[CWS_ORDER_STRAYS];   /* uses out of order since the last one in order */
     struct cws_order_node *strayed[CWS_ORDER_STRAYED]; /* the last few such nodes; NULL: none */
     uint32_t stray_count, strayed_next;
     struct cws_history history;
-    uint64_t tick;              /* uses */
-    uint64_t at;                /* the same, counting what is used again at once as one */
+    uint64_t tick;                  /* uses */
+    uint64_t at;                    /* the same, counting what is used again at once as one */
     struct cws_order_place *window; /* places [at + 1, end), at index place % window_room */
     uint64_t end, window_room;
     struct cws_order_node *ahead_before, *ahead_last; /* the last two that the window reached */
-    bool periodic;              /* the window is a repetition */
-    bool foreseen;              /* the window and the lists are right */
-    struct cws_list coming, lines[2]; /* lines: others, keepers */
+    bool periodic;                                    /* the window is a repetition */
+    bool foreseen;                                    /* the window and the lists are right */
+    struct cws_list coming, lines[2];                 /* lines: others, keepers */
     uint32_t coming_count;
     uint64_t coming_bytes;
-    uint64_t plan_room;         /* the room that keepers were chosen for */
+    uint64_t plan_room; /* the room that keepers were chosen for */
     uint32_t plan_count;
-    uint64_t plan_period;       /* and the period */
+    uint64_t plan_period; /* and the period */
     bool plan_due;
 };
 

@@ -14,12 +14,12 @@
 
 enum cws_policy_place { CWS_PLACE_OUT, CWS_PLACE_WINDOW, CWS_PLACE_KEPT };
 
-struct cws_policy_node { /* zero-initialised; every field belongs to the policy but bytes */
+struct cws_policy_node {  /* zero-initialised; every field belongs to the policy but bytes */
     struct cws_list link; /* while in */
-    uint32_t bytes; /* set by the caller before on_fill; constant while in */
-    uint8_t place;  /* enum cws_policy_place */
-    bool seen;      /* was filled before */
-    bool keeper;    /* was in the kept list when it was taken out for a moment */
+    uint32_t bytes;       /* set by the caller before on_fill; constant while in */
+    uint8_t place;        /* enum cws_policy_place */
+    bool seen;            /* was filled before */
+    bool keeper;          /* was in the kept list when it was taken out for a moment */
 };
 
 struct cws_policy_list {
