@@ -46,6 +46,7 @@ pytests() { # pytests [ARGUMENTS of pytest]. A process whose pager hangs blocks 
 stage_style() {
     .venv/bin/python -m ruff check --no-cache .
     .venv/bin/python -m ruff format --no-cache --check .
+    git ls-files '*.[ch]' '*.cu' '*.cuh' | xargs .venv/bin/clang-format --dry-run -Werror
 }
 stage_release() { build release -DCMAKE_BUILD_TYPE=Release; ctests release; }
 stage_asan() { build_sanitized asan address; ctests asan; }
