@@ -8,7 +8,7 @@
 
 enum {
     PIECE_BYTES = 1 << 20, /* what a thread takes at a time; less is not worth one */
-    FILE_DEPTH = 8,
+    FILE_DEPTH = 8,        /* chunks in flight for each thread, of a file */
 };
 
 struct reading {
@@ -19,14 +19,19 @@ struct reading {
     uint8_t *dst;
 };
 
+/* A range of one piece has a few chunks: to make a ring or threads for it takes longer than to read them in turn. */
+static unsigned depth_of(const struct reading *r)
+{
+    return r->store->memory || r->end - r->begin <= PIECE_BYTES ? 1 : FILE_DEPTH;
+}
+
 static int read_piece(void *arg, unsigned thread, uint64_t i)
 {
     struct reading *r = arg;
     uint64_t from = r->begin + i * PIECE_BYTES, to = r->end - from < PIECE_BYTES ? r->end : from + PIECE_BYTES;
     int code = 0;
     if (!r->cursors[thread])
-        code = cws_store_cursor_create(r->store, r->store->memory ? 1 : FILE_DEPTH, &r->cursors[thread],
-                                       &r->errors[thread]);
+        code = cws_store_cursor_create(r->store, depth_of(r), &r->cursors[thread], &r->errors[thread]);
     return code ? code : cws_store_read(r->cursors[thread], from, to, r->dst + (from - r->begin), &r->errors[thread]);
 }
 
