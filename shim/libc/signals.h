@@ -1,7 +1,7 @@
-/* signals.h - keeps our SIGSEGV and SIGBUS handler before the program's where the pager needs it.
+/* signals.h - installs our SIGSEGV and SIGBUS handlers in front of the program's where the pager needs them.
  * Threads: any; safe in a signal handler and in a fork child. */
-#ifndef CWS_SHIM_HOOK_SIGNAL_H
-#define CWS_SHIM_HOOK_SIGNAL_H
+#ifndef CWS_SHIM_LIBC_SIGNALS_H
+#define CWS_SHIM_LIBC_SIGNALS_H
 
 /* Installs our handler if the pager needs it and it is not installed. What the program had, or sets later, is what we
  * chain to, and what it is told when it asks. Keeps errno. */

@@ -1,6 +1,7 @@
-/* stores.c - the open stores of the process, shared by descriptors and views, and what is known of files that were
- * asked about by path. The latter is a cache of fixed size in which a collision replaces: no map, so that nothing is
- * allocated for a stat. */
+/* stores.c - the open stores of the process, shared by descriptors and views; what is known of files that were asked
+ * about by path; room for a file that is about to be overwritten; and which stores a program is about to load. What is
+ * known by path is a cache of fixed size in which a collision replaces: no map, so that nothing is allocated for a
+ * stat. */
 #include "stores.h"
 #include "hooks.h"
 #include "shim/say.h"

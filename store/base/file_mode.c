@@ -1,4 +1,5 @@
-/* file_mode.c - the owner and the permissions of an output, taken over from its input. */
+/* file_mode.c - the owner and the permissions of an output, taken over from its input; a group's bits only where the
+ * output has the same group. */
 #include "file_mode.h"
 #include "os.h"
 

@@ -1,4 +1,4 @@
-/* choice.c - which implementation runs here. */
+/* choice.c - picks the decoder or encoder for this processor, or the one that a test names. */
 #include "choice.h"
 #include "store/base/error.h"
 

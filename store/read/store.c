@@ -1,4 +1,5 @@
-/* store.c - an open store: found by its trailer, opened, counted, closed, and looked into. */
+/* store.c - an open store: told by its trailer, opened, referenced, closed; lookups of tensors and chunks, counters, and
+ * whether the file has changed since. */
 #include "store.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"

@@ -10,7 +10,8 @@ trap 'rm -rf "$out"' EXIT
 show() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 PATH=$PWD/$venv/bin:$PATH
 show codecllm pack tests/models/bard "$out/bard.packed"
-show codecllm inspect "$out/bard.packed" | tail -n 12
+printf '\n$ codecllm inspect %s | tail -n 12\n' "$out/bard.packed" >&2
+codecllm inspect "$out/bard.packed" | tail -n 12
 show codecllm verify "$out/bard.packed"
-printf '\n$ CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/examples/infer.py --model bard.packed --prompt "ROMEO:"\n' >&2
+printf '\n$ CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/examples/infer.py --model %s --prompt "ROMEO:" --max-new-tokens 60\n' "$out/bard.packed" >&2
 CODEC_VRAM_BUDGET=4M CODEC_STATS=1 python tools/examples/infer.py --model "$out/bard.packed" --prompt "ROMEO:" --max-new-tokens 60

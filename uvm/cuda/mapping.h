@@ -1,6 +1,6 @@
 /* mapping.h - which file lies behind memory of this process, and whether the memory still shows it. Asked of the
  * kernel; nothing is kept.
- * Threads: any. Direct calls only (os.h). */
+ * Threads: any. Uses store/base/os.h, so that the shim's hooks are not entered. */
 #ifndef CWS_MAPPING_H
 #define CWS_MAPPING_H
 #include <stdbool.h>

@@ -6,23 +6,22 @@ from typing import TypedDict
 class Stats(TypedDict):
     """codecllm.stats(): paging on the host, since the process began. Written by shim/libc/paging.c."""
 
-    rung: (
-        str  # how pages are filled: "uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"; "none" before the first store
-    )
+    # how pages are filled: "uffd-dev", "uffd", "uffd-user", "sigsegv", "eager"; "none" before the first store
+    rung: str
     budget_bytes: int
     block_bytes: int
     views: int  # mappings of packed files, now
-    faults: int
+    faults: int  # touches of pages that were not there
     write_faults: int
-    decoded_bytes: int
-    evictions: int
+    decoded_bytes: int  # in all
+    evictions: int  # blocks dropped
     prefetched_blocks: int
     resident_bytes: int  # decoded weights in memory, now
-    peak_bytes: int
+    peak_bytes: int  # the most, with what was being decoded
     written_bytes: int  # in pages that the program wrote to
-    reads: int
+    reads: int  # of the packed files
     read_bytes: int
-    errors: int
+    errors: int  # blocks that could not be decoded
     mapped_bytes: int
     outside_bytes: int  # the process's own memory, beside the weights that are paged
     copied_bytes: int  # about how much of mapped_bytes the program has copied there
