@@ -1,5 +1,5 @@
-/* store.c - an open store: told by its trailer, opened, referenced, closed; lookups of tensors and chunks, counters, and
- * whether the file has changed since. */
+/* store.c - an open store: told by its trailer, opened, referenced, closed; lookups of tensors and chunks, counters,
+ * and whether the file has changed since. */
 #include "store.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"
