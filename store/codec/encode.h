@@ -5,6 +5,9 @@
 #include "choice.h"
 #include "codec.h"
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define CWS_ZSTD_LEVEL 3
 #define CWS_QUANT_ROW_MIN 32u     /* shorter rows are not quantised */
@@ -53,6 +56,17 @@ extern const struct cws_encoder_ops cws_encoder_avx512;
 /* The first of the CWS_COMMON neighbours that cover most of a probe of these elements of 2 bytes, or -1 when they do
  * not cover enough. */
 int cws_common_base(const uint8_t *elems, size_t count);
+#if defined(__x86_64__)
+/* A table for shuffles: 1 at 2k and 16 at 2k + 1, so that it turns the one into the low half of a byte and the other
+ * into the high one. */
+static inline __m128i cws_common_pair(unsigned k)
+{
+    uint8_t ones[16] = {0};
+    ones[2 * k] = 1;
+    ones[2 * k + 1] = 16;
+    return _mm_loadu_si128((const __m128i *)ones);
+}
+#endif
 
 /* The one in use. */
 const struct cws_encoder_ops *cws_encoder(void);

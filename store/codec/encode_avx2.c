@@ -42,8 +42,14 @@ static void count_rest(__m256i symbols, uint32_t which, uint64_t histogram[256])
         histogram[rest[__builtin_ctz(which)]]++;
 }
 
-/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high
- * half of a byte, so that an addition counts 64 counters. */
+/* Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half of a byte. */
+static void common_tables(__m256i table[TABLES])
+{
+    for (unsigned k = 0; k < TABLES; k++)
+        table[k] = _mm256_broadcastsi128_si256(cws_common_pair(k));
+}
+
+/* Weights have few exponents: with these tables an addition counts 64 counters. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
     int base = cws_common_base(elems, count);
@@ -54,13 +60,9 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
     const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi8(15);
     const __m256i first = _mm256_set1_epi8((char)base), last = _mm256_set1_epi8(COMMON);
     __m256i table[TABLES], sum[COMMON], bytes[COMMON];
-    for (unsigned k = 0; k < TABLES; k++) {
-        uint8_t ones[16] = {0};
-        ones[2 * k] = 1;
-        ones[2 * k + 1] = 16;
-        table[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)ones));
-        sum[2 * k] = sum[2 * k + 1] = bytes[2 * k] = bytes[2 * k + 1] = zero;
-    }
+    common_tables(table);
+    for (unsigned c = 0; c < COMMON; c++)
+        sum[c] = bytes[c] = zero;
     size_t i = 0;
     for (unsigned fills = 1; i + 32 <= count; fills++) {
         __m256i nibbles[TABLES];

@@ -43,8 +43,15 @@ static void split2(const uint8_t *elems, size_t count, uint8_t *plane, uint8_t *
 #define NIBBLE_MAX 15 /* rounds until a counter of four bits is full */
 #define BYTE_MAX 17   /* fills of a nibble until a byte is */
 
-/* Weights have few exponents. Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high
- * half of a byte, so that an addition counts 128 counters; what is not common is looked at one by one. */
+/* Table k turns symbols base + 2k and base + 2k + 1 into a one in the low and in the high half of a byte. */
+static void common_tables(__m512i table[TABLES])
+{
+    for (unsigned k = 0; k < TABLES; k++)
+        table[k] = _mm512_broadcast_i32x4(cws_common_pair(k));
+}
+
+/* Weights have few exponents: with these tables an addition counts 128 counters; what is not common is looked at one by
+ * one. */
 static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
 {
     int base = cws_common_base(elems, count);
@@ -55,13 +62,9 @@ static void count2(const uint8_t *elems, size_t count, uint64_t histogram[256])
     const __m512i odd = odd_bytes(), zero = _mm512_setzero_si512(), half = _mm512_set1_epi8(15);
     const __m512i first = _mm512_set1_epi8((char)base), last = _mm512_set1_epi8(COMMON);
     __m512i table[TABLES], sum[COMMON], bytes[COMMON];
-    for (unsigned k = 0; k < TABLES; k++) {
-        uint8_t ones[16] = {0};
-        ones[2 * k] = 1;
-        ones[2 * k + 1] = 16;
-        table[k] = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)ones));
-        sum[2 * k] = sum[2 * k + 1] = bytes[2 * k] = bytes[2 * k + 1] = zero;
-    }
+    common_tables(table);
+    for (unsigned c = 0; c < COMMON; c++)
+        sum[c] = bytes[c] = zero;
     size_t i = 0;
     for (unsigned fills = 1; i + 64 <= count; fills++) {
         __m512i nibbles[TABLES];
