@@ -71,6 +71,7 @@ static int map_with_tail(struct cws_file *f, void *addr, size_t len, int prot, i
     void *whole = cws_hook_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | where, -1, 0);
     if (whole == MAP_FAILED)
         return -errno;
+    cws_view_unlock(whole, len);
     *out = whole;
     if (inside == 0)
         return 0;

@@ -111,7 +111,14 @@ static int skip_value(struct cws_scan *s, struct cws_scan_entry *e, struct cws_e
                                 s->path, i + 8, CWS_HEADER_VALUES_MAX);
             e->values++;
             break;
-        default: break;
+        case '-': /* for the library 0, for the reference implementation no integer */
+            if (i + 1 < s->len && text[i + 1] == '0')
+                return cws_scan_invalid(s->path, i, "-0 is no integer", err);
+            break;
+        default: /* the library passes over a NUL behind a number */
+            if (text[i] < ' ' && skip_blank(text, i, i + 1) == i)
+                return cws_scan_invalid(s->path, i, "a control character", err);
+            break;
         }
     }
     return cws_scan_invalid(s->path, s->len, "it ends inside an object", err);

@@ -2,8 +2,11 @@
 #include "shim_fixture.h"
 
 #include <pthread.h>
+#include <spawn.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 
 static size_t page;
 
@@ -579,14 +582,63 @@ static void views_are_mapped_unlocked_where_new_memory_is_locked(void **state)
     assert_int_equal(munlockall(), 0);
 }
 
+/* The first view of a process may come after mlockall(MCL_FUTURE): no way of paging is lost by that. Run anew. */
+static int first_view_after_mlockall(void)
+{
+    packed_path = getenv("CWS_SHIM_PACKED");
+    plain_path = getenv("CWS_SHIM_PLAIN");
+    if (fixture_load(NULL) || mlockall(MCL_FUTURE))
+        return 2;
+    uint8_t *view = map_at(plain_bytes, PROT_READ, MAP_PRIVATE, 0);
+    if (view == MAP_FAILED)
+        return errno == EAGAIN || errno == ENOMEM ? 3 : 4; /* threads of ours and memory of the process count, too */
+    return memcmp(view, plain, plain_bytes) != 0;
+}
+
+static void the_first_view_may_come_after_mlockall(void **state)
+{
+    (void)state;
+    pid_t pid;
+    int status;
+    char *const argv[] = {(char *)(uintptr_t) "test_shim_views", (char *)(uintptr_t) "first", NULL};
+    assert_int_equal(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, argv, environ), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), geteuid() == 0 || WEXITSTATUS(status) != 3 ? 0 : 3);
+}
+
+/* A range that is replaced is not counted twice in what may be locked; what cannot be replaced is free, not reserved. */
+static void replaced_views_are_counted_once(void **state)
+{
+    (void)state;
+    size_t bytes = 64 * page, room;
+    struct rlimit before, limit;
+    assert_int_equal(getrlimit(RLIMIT_MEMLOCK, &before), 0);
+    if (geteuid() == 0 || SANITIZED) /* who may lock all */
+        return;
+    uint8_t *view = map_all(PROT_READ);
+    assert_int_equal(mlockall(MCL_FUTURE), 0);
+    room = status_bytes("VmLck:") + bytes + bytes / 2;
+    limit = (struct rlimit){room < before.rlim_cur ? room : before.rlim_cur, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
+    assert_ptr_equal(mmap(view, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), view);
+    assert_int_equal(view[0], 0);
+    assert_int_equal(munlockall(), 0);
+    assert_int_equal(setrlimit(RLIMIT_MEMLOCK, &before), 0);
+    assert_memory_equal(view + bytes, plain + bytes, plain_bytes - bytes);
+    munmap(view, plain_bytes);
+}
+
 static int load(void **state)
 {
     page = (size_t)sysconf(_SC_PAGESIZE);
     return fixture_load(state);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "first") == 0)
+        return first_view_after_mlockall();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mappings_show_the_logical_file),
         cmocka_unit_test(what_cannot_be_mapped_says_why),
@@ -605,6 +657,8 @@ int main(void)
         cmocka_unit_test(bad_buffers_are_errors),
         cmocka_unit_test(nothing_is_locked_while_there_is_a_view),
         cmocka_unit_test(views_are_mapped_unlocked_where_new_memory_is_locked),
+        cmocka_unit_test(the_first_view_may_come_after_mlockall),
+        cmocka_unit_test(replaced_views_are_counted_once),
     };
     int start = fixture_start();
     return start ? start : cmocka_run_group_tests(tests, load, NULL);

@@ -192,6 +192,8 @@ static void refuses_broken_tensors(void **state)
 {
     (void)state;
     refused("{" T("a", "U8", "3", 0, 4) "}", 4, "\"a\": data_offsets [0, 4) do not hold 3 elements of U8");
+    refused("{" T("a", "U8", "-0", 0, 0) "}", 0, "-0");
+    refused("{" T("a", "U8", "3\x01", 0, 3) "}", 3, "control character");
     refused("{" T("a", "BF16", "3", 0, 3) "}", 3, "do not hold");
     refused("{" T("a", "U8", "3", 3, 0) "}", 3, "do not hold");
     refused("{" T("a", "U8", "2", 0, 2) "," T("b", "U8", "2", 1, 3) "}", 3, "\"b\" at data offset 1");

@@ -34,6 +34,12 @@ long cws_view_memory(void *addr, size_t len, int prot, int more, size_t offset)
     return cws_sys_mmap(addr, len, prot, flags, fd, offset);
 }
 
+void cws_view_unlock(void *addr, size_t len)
+{
+    if (atomic_load_explicit(&future_is_locked, memory_order_relaxed))
+        cws_sys_munlock(addr, len);
+}
+
 int cws_view_lock_all(int flags, int (*call)(int flags))
 {
     struct cws_guard guard = cws_guard_begin();

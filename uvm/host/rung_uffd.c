@@ -91,7 +91,7 @@ static int probe(const struct cws_rung *self, struct cws_error *err)
     const size_t bytes = CWS_PAGE_BYTES;
     uint8_t page[CWS_BLOCK_BYTES_MIN]; /* no page is larger; pager.c sees to it */
     memset(page, 0x5a, bytes);
-    long at = cws_sys_mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    long at = cws_view_memory(NULL, bytes, PROT_READ, 0, 0); /* which is empty, also after mlockall(MCL_FUTURE) */
     fd = self->create_uffd();
     code = at < 0 && at > -4096 ? (int)at : fd < 0 ? fd : handshake(fd, features, NULL);
     if (!code)

@@ -187,7 +187,10 @@ static int unmap_raw(uint8_t *addr, size_t len, bool reserve)
     if (!reserve)
         return cws_sys_munmap(addr, len);
     long at = cws_sys_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    return at < 0 && at > -4096 ? (int)at : 0;
+    if (at < 0 && at > -4096)
+        return (int)at;
+    cws_view_unlock(addr, len);
+    return 0;
 }
 
 /* munmap for a range that touches views. The views lock is held. `reserve`: something is about to be mapped there, so
@@ -313,12 +316,14 @@ static int announce(struct cws_view *v, struct cws_error *err)
 static int map_locked(struct cws_view *v, void *hint, int flags, struct cws_error *err)
 {
     struct cws_pager *p = &cws_pager;
-    int how = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), code = 0;
-    if ((how & MAP_FIXED) && cws_view_overlaps(hint, v->bytes))
-        code = unmap_views(hint, v->bytes, /* reserve */ true);
+    int how = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
+    bool replaces = (how & MAP_FIXED) && cws_view_overlaps(hint, v->bytes);
+    int code = replaces ? unmap_views(hint, v->bytes, /* reserve */ true) : 0;
     if (code)
         return cws_fail_errno(err, -code, "cannot replace a view");
     long at = cws_view_memory(hint, v->bytes, v->prot, how, 0);
+    if (at < 0 && at > -4096 && replaces)
+        cws_sys_munmap(hint, v->bytes);
     if (at < 0 && at > -4096)
         return cws_fail_errno(err, (int)-at, "cannot reserve %zu bytes of address space for a view", v->bytes);
     v->base = (uint8_t *)at;

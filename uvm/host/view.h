@@ -98,6 +98,9 @@ int cws_view_remap(void *addr, size_t old_len, size_t new_len, int flags, void *
  * MCL_FUTURE views begin unlocked. Else 0 or -errno. */
 CWS_MUST_CHECK int cws_view_lock_all(int flags, int (*call)(int flags));
 CWS_MUST_CHECK int cws_view_unlock_all(int (*call)(void));
+/* After mlockall(MCL_FUTURE): unlocks a range that was reserved for what is about to be mapped there, so that it is not
+ * counted twice. Else nothing. */
+void cws_view_unlock(void *addr, size_t len);
 
 /* Makes the view pages of [addr, addr+len) present and keeps them so until the matching unhold: for calls that hand
  * memory to the kernel. A range that does not touch a view is a no-op. for_write: the pages also become writable (the
