@@ -177,8 +177,8 @@ static void programs_see_the_logical_file(void **state)
         "cmp \"$1\" \"$2\"",
         "cat \"$1\" | cmp - \"$2\"",
         "cp \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; exit $s",
-        "cp --reflink=auto --sparse=auto \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; "
-        "exit $s",
+        ("cp --reflink=auto --sparse=auto \"$1\" \"$1.cp.$$\" && cmp \"$1.cp.$$\" \"$2\"; s=$?; rm -f \"$1.cp.$$\"; "
+         "exit $s"),
         "dd if=\"$1\" bs=100000 status=none | cmp - \"$2\"",
         "tail -c 1000 \"$1\" >\"$1.t.$$\"; tail -c 1000 \"$2\" | cmp - \"$1.t.$$\"; s=$?; rm -f \"$1.t.$$\"; exit $s",
         "test \"$(stat -c %s \"$1\")\" = \"$(stat -c %s \"$2\")\"",

@@ -101,8 +101,8 @@ static void edge_files_survive(void **state)
         "{\"__metadata__\":{\"format\":\"codecllm\",\"codecllm_version\":\"7\"}}",
         "{\"a\":{\"dtype\":\"BF16\",\"shape\":[0],\"data_offsets\":[0,0]}}",
         "{\"a\":{\"dtype\":\"BF16\",\"shape\":[],\"data_offsets\":[0,2]}}",
-        "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"b\":{\"dtype\":\"F64\",\"shape\":[1],\"data_"
-        "offsets\":[1,9]}}",
+        ("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+         "\"b\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[1,9]}}"),
     };
     static const size_t data_bytes[] = {0, 0, 0, 0, 2, 9};
     const char *in = sample_path("in"), *out = sample_path("out"), *back = sample_path("back");
