@@ -51,7 +51,8 @@ static bool grow(struct cws_map *m)
         if (*slot_at(m, i))
             memcpy(slot_at(&more, place_of(&more, *slot_at(m, i))), slot_at(m, i), slot_words(m) * sizeof *m->slots);
     free(m->slots);
-    *m = more;
+    m->slots = more.slots;
+    m->room = more.room;
     return true;
 }
 
