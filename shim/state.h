@@ -1,4 +1,4 @@
-/* state.h - what every hook may ask: is the shim active, with which options, and whose memory is this?
+/* state.h - the shim's state for every hook: active, options, pager started, memory borrowed by a vfork child.
  *
  * The shim does nothing unless CODEC_VRAM_BUDGET is set, and nothing in a program that exports cws_tool_real_files (our
  * own command). Even then it starts no thread and prints no line before the first store is mapped. Before the

@@ -1,5 +1,4 @@
-/* query.c - questions about device memory: how much there is, and where an allocation begins although nothing may be
- * mapped there. */
+/* query.c - answers about paged device memory and its pointers, and refusals to share it or to pin views. */
 #include "uvm/host/view.h"
 #include "device.h"
 #include "shim/say.h"

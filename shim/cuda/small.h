@@ -1,4 +1,4 @@
-/* small.h - the cache of ordered allocations that are too small to be paged. Threads: any. */
+/* small.h - the cache of freed stream-ordered allocations that are too small to be paged. Threads: any. */
 #ifndef CWS_SHIM_CUDA_SMALL_H
 #define CWS_SHIM_CUDA_SMALL_H
 #include "device.h"

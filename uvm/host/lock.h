@@ -1,4 +1,4 @@
-/* lock.h - the pager's locks: a futex word each, usable in a signal handler and across fork. No allocation.
+/* lock.h - the pager's locks, and futex waits for all: usable in a signal handler and across fork. No allocation.
  *
  * Rule: a thread that holds a lock never touches view memory, never allocates unless the rank says so, and is inside a
  * guard (store/base/guard.h), or is a thread of ours. Locks are taken in rising rank; builds with CWS_INJECT check it

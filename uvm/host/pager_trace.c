@@ -1,5 +1,5 @@
-/* pager_trace.c - what CODEC_TRACE records of blocks of views. No lock is needed: sources answer from what never
- * changes. */
+/* pager_trace.c - CODEC_TRACE records of views' blocks (no lock needed: sources answer from what never changes) and of
+ * the pager's counts (its lock is held). */
 #include "pager.h"
 
 static void describe(const struct cws_view *v, uint32_t block, enum cws_trace_kind kind, const char *why,
