@@ -3,6 +3,7 @@
 #include "shim/cuda/state.h"
 #include "shim/libc/file_table.h"
 #include "shim/libc/hooks.h"
+#include "shim/libc/signals.h"
 #include "state.h"
 
 #include <dlfcn.h>
@@ -15,8 +16,22 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+static void fork_prepare(void)
+{
+    cws_files_fork_prepare();
+    cws_signals_fork_prepare();
+}
+
+static void fork_parent(void)
+{
+    cws_signals_fork_done();
+    cws_files_fork_parent();
+}
+
+/* Before the pager's own, which was registered later and may install our handlers. */
 static void fork_child(void)
 {
+    cws_signals_fork_done();
     cws_shim_note_owner();
     cws_files_fork_child();
 }
@@ -53,7 +68,7 @@ __attribute__((constructor)) static void start(void)
     cws_shim_note_owner();
     cws_real_find_all();
     if (budget && *budget && !dlsym(RTLD_DEFAULT, "cws_tool_real_files")) {
-        pthread_atfork(cws_files_fork_prepare, cws_files_fork_parent, fork_child);
+        pthread_atfork(fork_prepare, fork_parent, fork_child);
         cws_shim_activate();
         cws_cuda_start();
         adopt_inherited();

@@ -46,9 +46,19 @@ static struct cws_signal_mask write_begin(void)
 
 static void write_end(struct cws_signal_mask saved)
 {
-    atomic_flag_clear_explicit(&writing, memory_order_release);
+    atomic_flag_clear_explicit(&writing, memory_order_release); /* saved is a copy: the next writer may be here */
     cws_signals_restore(saved);
 }
+
+static struct cws_signal_mask fork_mask; /* of the thread that forks; the writer's */
+
+void cws_signals_fork_prepare(void)
+{
+    struct cws_signal_mask saved = write_begin();
+    fork_mask = saved;
+}
+
+void cws_signals_fork_done(void) { write_end(fork_mask); }
 
 static void set_action(int which, const struct sigaction *action)
 {

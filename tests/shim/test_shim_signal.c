@@ -3,6 +3,7 @@
  * nothing of ours below the kernel's frame. */
 #include "shim_fixture.h"
 #include "tests/host/small_stack.h"
+#include "tests/support/hang.h"
 
 #include <pthread.h>
 #include <sys/wait.h>
@@ -312,6 +313,49 @@ static void a_handler_that_masks_our_signals_touches_absent_pages(void **state)
     signal(SIGUSR2, SIG_DFL);
 }
 
+/* --- forks beside a thread that sets actions --------------------------------------------------------- */
+
+static volatile bool stop;
+
+static void *set_again_and_again(void *arg)
+{
+    while (!stop)
+        set_full(SIGUSR2);
+    return arg;
+}
+
+/* 1000 + SIGKILL: it hung. */
+static int status_in_time(pid_t child)
+{
+    for (unsigned i = 0; i < HANG_SECONDS * 1000; i++) {
+        int status;
+        if (waitpid(child, &status, WNOHANG) == child)
+            return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+        usleep(1000);
+    }
+    kill(child, SIGKILL); /* which alone gets through where all signals are blocked */
+    return status_of(child);
+}
+
+static void a_child_forked_beside_a_thread_that_sets_actions_sets_its_own(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    if (SANITIZED) /* whose allocator may be locked in such a child */
+        return;
+    stop = false;
+    assert_int_equal(pthread_create(&thread, NULL, set_again_and_again, NULL), 0);
+    for (int i = 0; i < 500; i++) {
+        pid_t pid = fork();
+        if (pid == 0)
+            _exit(set_full(SIGUSR1) || set_full(SIGBUS) ? 1 : 0);
+        assert_int_equal(status_in_time(pid), 0);
+    }
+    stop = true;
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    signal(SIGUSR2, SIG_DFL);
+}
+
 int main(void)
 {
     set_full(SIGUSR1);
@@ -325,6 +369,8 @@ int main(void)
                                         unmap_view),
         cmocka_unit_test_setup_teardown(a_stack_that_is_too_small_ends_with_a_line, map_view, unmap_view),
         cmocka_unit_test_setup_teardown(a_handler_that_masks_our_signals_touches_absent_pages, map_view, unmap_view),
+        cmocka_unit_test_setup_teardown(a_child_forked_beside_a_thread_that_sets_actions_sets_its_own, map_view,
+                                        unmap_view),
     };
     return cmocka_run_group_tests_name("shim_signal", tests, fixture_load, NULL);
 }
