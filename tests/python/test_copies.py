@@ -15,12 +15,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
 
 BUDGET = 8 << 20
-NOISE = 16 << 20  # what a program imports and keeps meanwhile: below it no line is written (uvm/host/outside.c)
 COPIED = "codecllm: the program has copied about"
 
+# Two tokens: a mixture of experts gathers the weights of those that its tokens chose, and 8 tokens took up to 8 MiB so.
 LOGITS = """
 def logits(model):
-    tokens = model.generate(torch.arange(8)[None], max_new_tokens=4, do_sample=False)
+    tokens = model.generate(torch.arange(2)[None], max_new_tokens=4, do_sample=False)
     out = model(tokens).logits.double()
     return [tokens.tolist(), [out.sum().item(), out.abs().sum().item()]]
 """
@@ -120,7 +120,7 @@ def test_experts_that_are_merged_while_loading_are_told(use):
 def test_experts_that_are_packed_as_transformers_merges_them_are_paged(use):
     stats, stderr = use("merged.packed", "moe")
     assert COPIED not in stderr
-    assert stats["copied_bytes"] < NOISE and stats["peak_bytes"] <= BUDGET
+    assert stats["copied_bytes"] < BUDGET and stats["peak_bytes"] <= BUDGET
     assert stats["decoded_bytes"] > stats["mapped_bytes"] / 2
 
 
@@ -131,5 +131,5 @@ def test_another_dtype_is_told(use):
 
 def test_a_model_in_its_own_dtype_is_paged_in_silence(use):
     stats, stderr = use("dense32.packed", "dense")
-    assert COPIED not in stderr and stats["copied_bytes"] < NOISE
+    assert COPIED not in stderr and stats["copied_bytes"] < BUDGET
     assert stats["decoded_bytes"] > stats["mapped_bytes"] / 2
