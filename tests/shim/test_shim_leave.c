@@ -302,15 +302,14 @@ static void use_all(int signo)
     errno = saved;
 }
 
-static void a_handler_uses_the_same_store(void **state)
+/* Each call again and again until the handler has run, `times` times: by turns at most so many microseconds later. */
+static void interrupt_calls(void (*handler)(int), int times, unsigned soon, unsigned late)
 {
-    (void)state;
-    unsigned descriptors = count_descriptors();
-    on_alarm(use_all);
+    on_alarm(handler);
     for (int i = 0; i < CALLS; i++) {
-        for (int round = 0; round < rounds(ROUNDS); round++) {
+        for (int round = 0; round < times; round++) {
             begin_call();
-            set_timer(1 + below(round % 2 ? 300 : 4000));
+            set_timer(1 + below(round % 2 ? soon : late));
             struct itimerval t;
             do {
                 calls[i].call();
@@ -320,6 +319,13 @@ static void a_handler_uses_the_same_store(void **state)
         }
     }
     on_alarm(SIG_DFL);
+}
+
+static void a_handler_uses_the_same_store(void **state)
+{
+    (void)state;
+    unsigned descriptors = count_descriptors();
+    interrupt_calls(use_all, rounds(ROUNDS), 300, 4000);
     assert_int_equal(count_descriptors(), descriptors);
 }
 
@@ -370,20 +376,7 @@ static void fork_in_handler(int signo)
 static void a_handler_forks(void **state)
 {
     (void)state;
-    on_alarm(fork_in_handler);
-    for (int i = 0; i < CALLS; i++) {
-        for (int round = 0; round < rounds(FORK_ROUNDS); round++) {
-            begin_call();
-            set_timer(1 + below(3000));
-            struct itimerval t;
-            do {
-                calls[i].call();
-                getitimer(ITIMER_REAL, &t);
-            } while (t.it_value.tv_usec);
-            check_after_call();
-        }
-    }
-    on_alarm(SIG_DFL);
+    interrupt_calls(fork_in_handler, rounds(FORK_ROUNDS), 3000, 3000);
 }
 #endif
 

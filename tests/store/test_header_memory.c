@@ -2,6 +2,7 @@
  * opens the store at most 10, and a header that is refused not much more than itself. Headers of 100 MB scale as these
  * of a few do. */
 #include "tests/support/sample_model.h"
+#include "tests/support/sanitized.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -195,9 +196,8 @@ static void hostile_headers(void **state)
 
 int main(void)
 {
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-    return 77; /* a sanitizer takes memory of its own */
-#endif
+    if (SANITIZED)
+        return 77; /* a sanitizer takes memory of its own */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(many_tensors), cmocka_unit_test(long_names),      cmocka_unit_test(a_long_value),
         cmocka_unit_test(many_values),  cmocka_unit_test(hostile_headers),
