@@ -1,6 +1,6 @@
 /* types.h - what the hooks need of the CUDA driver's binary interface beyond store/base/cuda_abi.h, under the names
- * that CUDA gives it. tests/test_cuda_hooks_abi compares it with cuda.h where there is one. Never include both in one
- * file.
+ * that CUDA gives it. tests/shim/test_cuda_hooks_abi compares it with cuda.h where there is one. Never include both in
+ * one file.
  * Source: NVIDIA CUDA driver API reference, CUDA 12.4 to 13.0. */
 #ifndef CWS_SHIM_CUDA_TYPES_H
 #define CWS_SHIM_CUDA_TYPES_H

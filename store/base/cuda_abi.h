@@ -1,6 +1,6 @@
 /* cuda_abi.h - the part of the CUDA driver's binary interface that this project calls: types, structures, values, under
  * the names that CUDA gives them. Written out here so that everything but the kernels builds where no CUDA toolkit is
- * installed; tests/test_cuda_abi compares it with cuda.h where there is one. Never include both in one file.
+ * installed; tests/cuda/test_cuda_abi compares it with cuda.h where there is one. Never include both in one file.
  * Source: NVIDIA CUDA driver API reference, CUDA 12.4 to 13.0; the interface is the same for all of them. */
 #ifndef CWS_CUDA_ABI_H
 #define CWS_CUDA_ABI_H

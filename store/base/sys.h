@@ -31,14 +31,6 @@ static inline long cws_sys_result(long rc, int saved_errno)
         cws_sys_result(syscall(__VA_ARGS__), saved_);                                                                  \
     })
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define CWS_TSAN 1
-#endif
-#elif defined(__SANITIZE_THREAD__)
-#define CWS_TSAN 1
-#endif
-
 /* Returns the address, or -errno in the top page. */
 static inline long cws_sys_mmap(void *addr, size_t len, int prot, int flags, int fd, size_t offset)
 {

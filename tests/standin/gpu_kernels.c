@@ -1,4 +1,4 @@
-/* gpu_kernels.c - host versions of the kernels in store/gpu, under the same names and with the same parameters: what a
+/* gpu_kernels.c - host versions of the kernels in store/cuda, under the same names and with the same parameters: what a
  * fatbin loads as. They decode with the decoders for the CPU, which are tested against the reference. They
  * tell CWS_GPU_BAD_LANE for whatever the reference refuses, but for a head that changed. */
 #include "state.h"

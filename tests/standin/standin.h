@@ -103,7 +103,7 @@ struct standin_image {
  * The image is also what cuModuleLoadData("standin:test") gives a program that cannot link it. */
 STANDIN_API extern const struct standin_image standin_test_image;
 
-/* Host versions of the kernels in store/gpu (gpu_kernels.c). Any image that begins as a fatbin does loads as this one,
+/* Host versions of the kernels in store/cuda (gpu_kernels.c). Any image that begins as a fatbin does loads as this one,
  * so what this project builds for GPUs runs here; a build without nvcc gives this address instead. */
 STANDIN_API extern const struct standin_image standin_gpu_image;
 #endif

@@ -308,7 +308,7 @@ static void foresee(struct cws_order *o)
 /* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What
  * streams needs room for one node in use and one that is being loaded, and beside them for those whose memory is not
  * free yet: an eviction takes a while. With less, launches wait for memory; with more there are fewer hits
- * (tools/replay_policy shows these, tools/gpu/turns.py the time of a token). */
+ * (tools/bench/replay_policy shows these, tools/gpu/turns.py the time of a token). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
     uint64_t window = 2 * most + IN_FLIGHT_BYTES;
