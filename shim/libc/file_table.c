@@ -1,6 +1,6 @@
 /* file_table.c - which descriptors are stores, and reads of their logical bytes through a window of decoded ones. */
 #include "file_table.h"
-#include "uvm/host/lock.h"
+#include "store/base/lock.h"
 #include "store/base/list.h"
 #include "store/base/sys.h"
 #include "uvm/host/view.h"

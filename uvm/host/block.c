@@ -1,7 +1,7 @@
 /* block.c - the state word of a block: which transitions are legal, and waiting until a block is not busy. */
 #include "block.h"
 
-#include "lock.h"
+#include "store/base/lock.h"
 #include "store/base/sys.h"
 
 #include <stdio.h>
