@@ -19,6 +19,7 @@ static struct cws_order_node *last, *before_last;
 static void begin(uint64_t remembered)
 {
     cws_history_deinit(&history);
+    cws_history_init(&history, &cws_tuning_default);
     memset(nodes, 0, sizeof nodes);
     last = before_last = NULL;
     cws_history_reserve(&history, remembered);

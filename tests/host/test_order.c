@@ -91,7 +91,7 @@ static void run(enum cws_policy_id policy, unsigned random, bool halves)
 {
     unsigned next = 0, round = 0;
     memset(known, 0, sizeof known);
-    cws_order_init(&order, policy);
+    cws_order_init(&order, policy, &cws_tuning_default);
     for (unsigned i = 0; i < NODES; i++)
         if (i % 8)
             add(i);
@@ -154,7 +154,7 @@ enum { CYCLE = 100, ROOM = 600 }; /* nodes, and MiB of their 800 */
 static void begin_cycle(void)
 {
     memset(known, 0, sizeof known);
-    cws_order_init(&order, CWS_POLICY_NEXT);
+    cws_order_init(&order, CWS_POLICY_NEXT, &cws_tuning_default);
     for (unsigned i = 0; i < CYCLE; i++)
         add(i);
 }

@@ -18,7 +18,7 @@ static unsigned resident;
 static void begin(enum cws_policy_id id, unsigned blocks, unsigned room)
 {
     memset(nodes, 0, sizeof nodes);
-    cws_policy_init(&policy, id, room, 1);
+    cws_policy_init(&policy, id, room, 1, &cws_tuning_default);
     policy.total_bytes = blocks;
     for (unsigned i = 0; i < blocks; i++)
         nodes[i].bytes = 1;

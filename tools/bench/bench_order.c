@@ -60,7 +60,7 @@ static void measure(unsigned experts, bool random)
     unsigned long long seed = 1;
     if (!nodes)
         exit(2);
-    cws_order_init(&o, CWS_POLICY_NEXT);
+    cws_order_init(&o, CWS_POLICY_NEXT, &cws_tuning_default);
     for (unsigned i = 0; i < count; i++) {
         nodes[i].bytes = BYTES;
         cws_order_add(&o, &nodes[i]);

@@ -323,7 +323,7 @@ int replay_device(const struct replay_trace *t, const struct replay_machine *m, 
         free(d.ranges);
         return cws_fail(err, -12, "out of memory");
     }
-    cws_order_init(&d.order, rule == REPLAY_LRU ? CWS_POLICY_LRU : CWS_POLICY_NEXT);
+    cws_order_init(&d.order, rule == REPLAY_LRU ? CWS_POLICY_LRU : CWS_POLICY_NEXT, &cws_tuning_default);
     for (size_t i = 0; i < t->item_count; i++) {
         d.ranges[i].bytes = t->items[i].bytes;
         d.ranges[i].node.bytes = (t->items[i].bytes + GRANULE - 1) / GRANULE * GRANULE;

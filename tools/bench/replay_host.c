@@ -20,7 +20,7 @@ int replay_host(const struct replay_trace *t, const struct replay_machine *m, en
         free(first);
         return cws_fail(err, -12, "out of memory");
     }
-    cws_policy_init(&policy, id, room, block_bytes);
+    cws_policy_init(&policy, id, room, block_bytes, &cws_tuning_default);
     policy.total_bytes = first[t->item_count] * block_bytes;
     for (size_t round = 0; round < window.to; round++) {
         if (round == window.from)

@@ -131,7 +131,7 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     gpu->by_tensor = (struct cws_map)CWS_MAP_OF(struct cws_gpu_source *);
     cws_list_init(&gpu->fetch_first);
     cws_list_init(&gpu->fetch_later);
-    cws_order_init(&gpu->order, config->policy);
+    cws_order_init(&gpu->order, config->policy, &cws_tuning_default);
     int code = set_up(gpu, err);
     if (code) {
         cws_gpu_close(gpu);

@@ -179,7 +179,7 @@ static int start_locked(const struct cws_options *options, struct cws_error *err
         budget = CWS_BUDGET_UNLIMITED;
     }
     p->budget = budget;
-    cws_policy_init(&p->policy, options->policy, budget, p->block_bytes);
+    cws_policy_init(&p->policy, options->policy, budget, p->block_bytes, &cws_tuning_default);
     p->slot_count = choose_slots();
     p->pagemap_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY, 0));
     p->statm_fd = cws_own_fd_note(cws_os_openat(AT_FDCWD, "/proc/self/statm", O_RDONLY, 0));

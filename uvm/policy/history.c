@@ -4,28 +4,24 @@
 
 #include <stdlib.h>
 
-enum {
-    SURE = 32,         /* a stretch of this length is no chance */
-    SURE_STILL = 8,    /* and goes on while so much of it is left */
-    LENGTH_MAX = 128,  /* longer ones are trusted no more */
-    SKIP_MAX = 8,      /* uses that are left out are found in so many */
-    LOOK_AT = 64,      /* ends of stretches, at most */
-    LOOK_AT_PAIRS = 4, /* uses of a node, for one that came after the same node as now */
-    USES_MAX = 1 << 15,
-};
-
 static struct cws_history_use *use_at(const struct cws_history *h, uint64_t index) { return &h->uses[index % h->room]; }
 static uint64_t period(const struct cws_history *h) { return h->match ? h->end - h->match : 0; }
+
+void cws_history_init(struct cws_history *h, const struct cws_tuning *tuning)
+{
+    *h = (struct cws_history){.tuning = tuning};
+}
 
 void cws_history_deinit(struct cws_history *h)
 {
     free(h->uses);
-    *h = (struct cws_history){0};
+    cws_history_init(h, h->tuning);
 }
 
 void cws_history_reserve(struct cws_history *h, uint64_t uses)
 {
-    uses = uses < USES_MAX ? uses : USES_MAX;
+    uint64_t most = h->tuning->history_uses_max;
+    uses = uses < most ? uses : most;
     if (h->room >= uses)
         return;
     struct cws_history larger = *h;
@@ -80,7 +76,8 @@ struct cws_order_node *cws_history_next(const struct cws_history *h, uint64_t k)
 /* How far ahead n is expected, if that is not far; 0: it is not. */
 static uint64_t is_ahead(const struct cws_history *h, const struct cws_order_node *n)
 {
-    uint64_t most = period(h) < SKIP_MAX ? period(h) : SKIP_MAX;
+    uint64_t most = h->tuning->history_skip_max;
+    most = period(h) < most ? period(h) : most;
     for (uint64_t k = 1; k <= most; k++)
         if (cws_history_next(h, k) == n)
             return k;
@@ -117,8 +114,15 @@ static bool follow(struct cws_history *h, const struct cws_order_node *n)
     }
     h->before_jump = k > 1 ? h->match : 0;
     h->match += k;
-    h->length += k == 1 && h->length < LENGTH_MAX;
+    h->length += k == 1 && h->length < h->tuning->history_length_max;
     return k == 1;
+}
+
+/* Of the length, by a surprise. */
+static uint32_t lost(const struct cws_history *h)
+{
+    uint64_t again = h->tuning->history_loss_again;
+    return (uint32_t)(h->surprised ? (h->length + again - 1) / again : h->length / h->tuning->history_loss);
 }
 
 void cws_history_push(struct cws_history *h, struct cws_order_node *n)
@@ -128,10 +132,10 @@ void cws_history_push(struct cws_history *h, struct cws_order_node *n)
     if (follow(h, n)) {
         h->surprised = false;
     } else { /* one in a row costs little */
-        h->length -= h->surprised ? (h->length + 1) / 2 : h->length / 4;
+        h->length -= lost(h);
         h->surprised = h->due = true;
     }
-    if (h->length < SURE_STILL)
+    if (h->length < h->tuning->history_sure_still)
         h->sure = false;
     *use_at(h, h->end) = (struct cws_history_use){n, n->history_at};
     n->history_at = ++h->end;
@@ -147,20 +151,21 @@ void cws_history_push(struct cws_history *h, struct cws_order_node *n)
 /* How many uses that end with those at a and b agree, b < a. */
 static uint64_t stretch(const struct cws_history *h, uint64_t a, uint64_t b)
 {
-    uint64_t n = 0;
-    while (n < LENGTH_MAX && n <= b - h->begin && use_at(h, a - n)->node == use_at(h, b - n)->node)
+    uint64_t n = 0, most = h->tuning->history_length_max;
+    while (n < most && n <= b - h->begin && use_at(h, a - n)->node == use_at(h, b - n)->node)
         n++;
     return n;
 }
 
 static bool is_sure(struct cws_history *h)
 {
-    h->sure |= h->length >= SURE;
+    h->sure |= h->length >= h->tuning->history_sure;
     return h->sure && h->match;
 }
 
 uint64_t cws_history_look(struct cws_history *h)
 {
+    const struct cws_tuning *t = h->tuning;
     if (!h->due)
         return is_sure(h) ? period(h) : 0;
     h->due = false;
@@ -170,7 +175,8 @@ uint64_t cws_history_look(struct cws_history *h)
         return 0;
     uint64_t last = h->end - 1, best = 0, at = 0;
     uint64_t b = use_at(h, last)->before;
-    for (unsigned i = 0; i < LOOK_AT && b > h->begin && h->end - b <= h->room / 2 && best < LENGTH_MAX;
+    for (uint64_t i = 0;
+         i < t->history_look_at && b > h->begin && h->end - b <= h->room / 2 && best < t->history_length_max;
          i++, b = use_at(h, b - 1)->before) {
         uint64_t n = stretch(h, last, b - 1);
         if (n > best) {
@@ -178,7 +184,7 @@ uint64_t cws_history_look(struct cws_history *h)
             at = b;
         }
     }
-    if (best > 2 * (uint64_t)h->length) { /* what was sure is left only after a second surprise */
+    if (best > t->history_better * h->length) { /* what was sure is left only after a second surprise */
         h->match = at;
         h->before_jump = 0;
         h->length = (uint32_t)best;
@@ -194,7 +200,7 @@ struct cws_order_node *cws_history_after(const struct cws_history *h, const stru
     uint64_t b = n->history_at;
     if (b == h->end) /* now: not known yet */
         b = b > h->begin ? use_at(h, b - 1)->before : 0;
-    for (unsigned i = 0; i < LOOK_AT_PAIRS && b > h->begin; i++, b = use_at(h, b - 1)->before) {
+    for (uint64_t i = 0; i < h->tuning->history_look_at_pairs && b > h->begin; i++, b = use_at(h, b - 1)->before) {
         struct cws_order_node *after = use_at(h, b)->node;
         if (b - 1 > h->begin && use_at(h, b - 2)->node == before)
             return after;

@@ -9,6 +9,7 @@
  * Nodes are the caller's, and are compared by address. Threads: the caller serialises. */
 #ifndef CWS_HISTORY_H
 #define CWS_HISTORY_H
+#include "tuning.h"
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -19,21 +20,24 @@ struct cws_history_use {
     uint64_t before; /* index + 1 of the use of the same node before this; 0: none */
 };
 
-struct cws_history {              /* zero-initialised */
-    struct cws_history_use *uses; /* ring: index i at i % room */
-    uint64_t room, begin, end;    /* indices [begin, end) are there */
-    uint64_t match;               /* index + 1 of the use that the last one is the repetition of; 0: none */
-    uint64_t before_jump;         /* what match was, where the last use left some out; 0: it did not */
-    uint32_t length;              /* how far back they agree, up to a limit; less after uses out of order */
-    bool sure;                    /* it was long, and some of it is left */
-    bool surprised;               /* the last use was not the one that was expected */
-    bool due;                     /* a use was not the one that was expected: look for another stretch */
-    bool holes;                   /* some nodes are NULL: forgotten since the last look */
+struct cws_history {
+    const struct cws_tuning *tuning; /* history_ */
+    struct cws_history_use *uses;    /* ring: index i at i % room */
+    uint64_t room, begin, end;       /* indices [begin, end) are there */
+    uint64_t match;                  /* index + 1 of the use that the last one is the repetition of; 0: none */
+    uint64_t before_jump;            /* what match was, where the last use left some out; 0: it did not */
+    uint32_t length;                 /* how far back they agree, up to a limit; less after uses out of order */
+    bool sure;                       /* it was long, and some of it is left */
+    bool surprised;                  /* the last use was not the one that was expected */
+    bool due;                        /* a use was not the one that was expected: look for another stretch */
+    bool holes;                      /* some nodes are NULL: forgotten since the last look */
 };
 
+void cws_history_init(struct cws_history *h, const struct cws_tuning *tuning);
+/* It is then as it was after init. */
 void cws_history_deinit(struct cws_history *h);
 
-/* Remembers at least `uses` uses from now on, or 32768. Without memory it stays as it is. */
+/* Remembers at least `uses` uses from now on, or history_uses_max. Without memory it stays as it is. */
 void cws_history_reserve(struct cws_history *h, uint64_t uses);
 
 /* n is used. O(1). */

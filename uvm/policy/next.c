@@ -9,11 +9,9 @@
  *
  * The first fill of a block counts against all bytes of all views. What is asked for again after it was dropped is
  * surely part of a walk: such fills take what room is left (a part of the views may never be touched). When the room is
- * full, one keeper in ROTATE is exchanged, the oldest first, in the time of one walk: hits are invisible, and this is
- * how keepers that nobody uses any more are found out, at the price of one hit in ROTATE. */
+ * full, one keeper in views_rotate is exchanged, the oldest first, in the time of one walk: hits are invisible, and
+ * this is how keepers that nobody uses any more are found out, at the price of one hit in views_rotate. */
 #include "policy.h"
-
-enum { ROTATE = 64 };
 
 static uint64_t keep_bytes(const struct cws_policy *p)
 {
@@ -42,7 +40,7 @@ static bool becomes_keeper(struct cws_policy *p, const struct cws_policy_node *n
     if (fits)
         return spend(&p->again_credit, (double)(room - p->kept.bytes) / (double)competing);
     struct cws_policy_node *oldest = cws_policy_oldest(&p->kept);
-    if (!oldest || !spend(&p->rotate_credit, (double)room / (double)competing / ROTATE))
+    if (!oldest || !spend(&p->rotate_credit, (double)room / (double)competing / (double)p->tuning->views_rotate))
         return false;
     cws_policy_remove(p, oldest);
     /* First in the queue to go. */
@@ -73,11 +71,12 @@ static void on_fault(struct cws_policy *p, struct cws_policy_node *n)
 
 static struct cws_policy_node *pick_victim(struct cws_policy *p, bool for_prefetch)
 {
+    uint64_t newest = p->window_bytes / p->tuning->views_newest_share;
     struct cws_policy_node *streamed = cws_policy_oldest(&p->window), *kept = cws_policy_oldest(&p->kept);
     if (for_prefetch)
-        return p->window.bytes > p->window_bytes / 2 ? streamed : NULL;
-    /* The newest of the window are what instructions wait for right now: below half of it a keeper pays. */
-    return streamed && (p->window.bytes > p->window_bytes / 2 || !kept) ? streamed : kept;
+        return p->window.bytes > newest ? streamed : NULL;
+    /* The newest of the window are what instructions wait for right now: below that a keeper pays. */
+    return streamed && (p->window.bytes > newest || !kept) ? streamed : kept;
 }
 
 const struct cws_policy_ops cws_policy_next = {"next", on_fill, on_fault, pick_victim};

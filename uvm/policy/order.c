@@ -9,14 +9,12 @@
 
 #include <stdlib.h>
 
-#define SMALL_BYTES ((uint64_t)4 << 20)      /* such a node costs as many calls as a large one */
-#define IN_FLIGHT_BYTES ((uint64_t)32 << 20) /* loads and evictions, beside the window's two nodes */
-
 #define NODE_OF(link, member) CWS_LIST_OF(link, struct cws_order_node, member)
 
-void cws_order_init(struct cws_order *o, enum cws_policy_id policy)
+void cws_order_init(struct cws_order *o, enum cws_policy_id policy, const struct cws_tuning *tuning)
 {
-    *o = (struct cws_order){.ops = policy == CWS_POLICY_LRU ? &cws_order_lru : &cws_order_next};
+    *o = (struct cws_order){.ops = policy == CWS_POLICY_LRU ? &cws_order_lru : &cws_order_next, .tuning = tuning};
+    cws_history_init(&o->history, tuning);
     cws_list_init(&o->all);
     cws_list_init(&o->coming);
     cws_list_init(&o->lines[0]);
@@ -130,12 +128,13 @@ static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)
     o->coming_bytes += n->bytes;
 }
 
-/* Uses that the window foresees: a period, or two walks over all nodes if they are not too many for that. */
+/* Uses that the window foresees: a period, or some walks over all nodes if they are not too many for that. */
 static uint64_t reach(const struct cws_order *o, uint64_t period)
 {
-    enum { MOST = 4096 };
-    uint64_t twice = o->count < MOST / 2 ? 2 * (uint64_t)o->count : MOST;
-    return (period > twice ? period : twice) + 8;
+    const struct cws_tuning *t = o->tuning;
+    uint64_t walks = t->order_reach_walks * o->count;
+    walks = walks < t->order_reach_most ? walks : t->order_reach_most;
+    return (period > walks ? period : walks) + t->order_reach_more;
 }
 
 static void extend(struct cws_order *o)
@@ -162,23 +161,25 @@ static void extend(struct cws_order *o)
 
 /* Does it come again at a distance that was seen before? Two are known, for what is used in every round of a draft
  * model and again after the target's. */
-static void learn_gap(struct cws_order_node *n, uint64_t gap)
+static void learn_gap(const struct cws_tuning *t, struct cws_order_node *n, uint64_t gap)
 {
-    enum { DOUBT_MAX = 12, SURPRISE = 4 };
     for (unsigned i = 0; i < 2; i++) {
         uint64_t off = gap > n->gaps[i] ? gap - n->gaps[i] : n->gaps[i] - gap;
-        if (n->gaps[i] && off <= gap / 16) {
+        if (n->gaps[i] && off <= gap / t->order_gap_share) {
             n->doubt -= n->doubt > 0;
             return;
         }
     }
-    if (n->gaps[1])
-        n->doubt = n->doubt + SURPRISE < DOUBT_MAX ? (uint8_t)(n->doubt + SURPRISE) : DOUBT_MAX;
+    if (n->gaps[1]) {
+        uint64_t doubt = n->doubt + t->order_surprise;
+        n->doubt = (uint8_t)(doubt < t->order_doubt_max ? doubt : t->order_doubt_max);
+    }
     n->gaps[1] = n->gaps[0];
     n->gaps[0] = gap;
 }
 
-static bool nearly(uint64_t a, uint64_t b) { return (a > b ? a - b : b - a) <= b / 16; }
+/* Do they differ by no more than a share of b? */
+static bool nearly(uint64_t a, uint64_t b, uint64_t share) { return (a > b ? a - b : b - a) <= b / share; }
 
 /* A use in the middle of a repetition that has no place there, as when a kernel's parameters hold what the stack had
  * before: the order goes on without it. Not so if others like it follow (the program does something else), or if it
@@ -186,7 +187,8 @@ static bool nearly(uint64_t a, uint64_t b) { return (a > b ? a - b : b - a) <= b
 static bool is_stray(struct cws_order *o, const struct cws_order_node *n)
 {
     uint64_t period = cws_history_look(&o->history);
-    return period && !cws_history_expects(&o->history, n) && !(n->stray_at && nearly(o->at + 1 - n->stray_at, period));
+    return period && !cws_history_expects(&o->history, n) &&
+           !(n->stray_at && nearly(o->at + 1 - n->stray_at, period, o->tuning->order_stray_share));
 }
 
 static void note_stray(struct cws_order *o, struct cws_order_node *n)
@@ -205,10 +207,9 @@ static void note_stray(struct cws_order *o, struct cws_order_node *n)
 /* Did n stray lately? Then it may well do so again: a stack that holds an address holds it for a while. */
 static bool has_strayed(const struct cws_order *o, const struct cws_order_node *n)
 {
-    enum { STAYS = 96 }; /* uses */
     for (unsigned i = 0; i < CWS_ORDER_STRAYED; i++)
         if (n == o->strayed[i])
-            return o->tick - n->stray_tick < STAYS;
+            return o->tick - n->stray_tick < o->tuning->order_stays;
     return false;
 }
 
@@ -228,7 +229,7 @@ static void note_use(struct cws_order *o, struct cws_order_node *n)
     const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room]
                                                         : (struct cws_order_place){0};
     bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
-    cws_history_reserve(&o->history, 16 * (uint64_t)o->count + 256);
+    cws_history_reserve(&o->history, o->tuning->history_walks * o->count + o->tuning->history_uses_more);
     cws_history_push(&o->history, n);
     o->before_last = o->last;
     o->last = n;
@@ -261,7 +262,7 @@ void cws_order_use(struct cws_order *o, struct cws_order_node *n)
         return;
     }
     if (before)
-        learn_gap(n, o->tick - before);
+        learn_gap(o->tuning, n, o->tick - before);
     for (unsigned i = 0; i < CWS_ORDER_STRAYS; i++) {
         if (stray && o->strays[i]) /* it was no exception */
             note_use(o, o->strays[i]);
@@ -311,7 +312,7 @@ static void foresee(struct cws_order *o)
  * (tools/bench/replay_policy shows these, tools/gpu/turns.py the time of a token). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
-    uint64_t window = 2 * most + IN_FLIGHT_BYTES;
+    uint64_t window = o->tuning->order_window_nodes * most + o->tuning->order_in_flight_bytes;
     *out_larger = 0;
     for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;
@@ -326,13 +327,13 @@ static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
     for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         largest = NODE_OF(l, coming)->bytes > largest ? NODE_OF(l, coming)->bytes : largest;
     best = keep_for(o, most = largest, room, &larger);
-    for (unsigned tries = 0; tries < 4; tries++) { /* the next smaller sizes */
+    for (uint64_t tries = 0; tries < o->tuning->order_tries; tries++) { /* the next smaller sizes */
         uint64_t next = 0;
         for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
             uint64_t bytes = NODE_OF(l, coming)->bytes;
             next = bytes < largest && bytes > next ? bytes : next;
         }
-        if (next <= SMALL_BYTES)
+        if (next <= o->tuning->order_small_bytes)
             break;
         largest = next;
         uint64_t keep = keep_for(o, next, room, &larger);
@@ -411,10 +412,10 @@ static void spread_by_use(struct cws_order *o, uint64_t keep)
 
 static void choose_keepers(struct cws_order *o, uint64_t room)
 {
-    uint64_t total = o->coming_bytes, small_bytes = 0, larger;
+    uint64_t total = o->coming_bytes, small_bytes = 0, larger, small = o->tuning->order_small_bytes;
     uint64_t most = choose_largest(o, room), keep = keep_for(o, most, room, &larger);
     for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        small_bytes += NODE_OF(l, coming)->bytes <= SMALL_BYTES ? NODE_OF(l, coming)->bytes : 0;
+        small_bytes += NODE_OF(l, coming)->bytes <= small ? NODE_OF(l, coming)->bytes : 0;
     if (total <= room) {
         keep = total;
         most = UINT64_MAX;
@@ -422,14 +423,14 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
     }
     keep -= keep > larger ? larger : keep;
     /* A small node gives back little: it stays, where that is cheap. */
-    bool keep_small = small_bytes <= keep / 2;
+    bool keep_small = small_bytes <= keep / o->tuning->order_small_share;
     keep -= keep_small ? small_bytes : 0;
     /* also those of a model that is not used any more */
     for (struct cws_list *l = o->all.next; l != &o->all; l = l->next)
         NODE_OF(l, all)->keeper = false;
     for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
         struct cws_order_node *n = NODE_OF(l, coming);
-        n->keeper = (keep_small && n->bytes <= SMALL_BYTES) || (n->bytes > most && larger);
+        n->keeper = (keep_small && n->bytes <= small) || (n->bytes > most && larger);
     }
     count_uses(o);
     spread_by_use(o, keep);
@@ -440,12 +441,11 @@ static void choose_keepers(struct cws_order *o, uint64_t room)
     lines_make(o);
 }
 
-static bool moved_on(uint64_t from, uint64_t to) { return (to > from ? to - from : from - to) > from / 64; }
-
 static bool plan_is_stale(const struct cws_order *o, uint64_t room, uint64_t period)
 {
-    return o->plan_due || o->coming_count != o->plan_count || moved_on(o->plan_room, room) ||
-           (period && moved_on(o->plan_period, period));
+    uint64_t share = o->tuning->order_plan_share;
+    return o->plan_due || o->coming_count != o->plan_count || !nearly(room, o->plan_room, share) ||
+           (period && !nearly(period, o->plan_period, share));
 }
 
 void cws_order_walk(struct cws_order *o, uint64_t room)
@@ -456,7 +456,8 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
         foresee(o);
     /* A plan needs a whole cycle: the walk came back to where it stands, and is a repetition or met nearly all there
      * is. (Else one use out of order can make a short circuit.) */
-    bool cycle = o->last && o->last->next_at != UINT64_MAX && (o->periodic || o->coming_bytes >= o->bytes / 8 * 7);
+    bool cycle = o->last && o->last->next_at != UINT64_MAX &&
+                 (o->periodic || o->coming_bytes >= o->bytes / 8 * o->tuning->order_cycle_eighths);
     if (cycle && o->ops->has_keepers && plan_is_stale(o, room, cws_history_look(&o->history)))
         choose_keepers(o, room);
 }
@@ -495,7 +496,7 @@ static bool next_goes_before(const struct cws_order *o, const struct cws_order_n
 static bool next_is_nearly_as_good(const struct cws_order *o, const struct cws_order_node *b,
                                    const struct cws_order_node *a)
 {
-    return b->keeper == a->keeper && distance(o, b) >= distance(o, a) / 4 * 3;
+    return b->keeper == a->keeper && distance(o, b) >= distance(o, a) / 4 * o->tuning->order_nearly_quarters;
 }
 
 static bool lru_goes_before(const struct cws_order *o, const struct cws_order_node *a, const struct cws_order_node *b)
@@ -524,9 +525,8 @@ struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t unti
                                         bool (*may_go)(void *arg, const struct cws_order_node *n),
                                         bool (*is_done)(void *arg, struct cws_order_node *n), void *arg)
 {
-    enum { LOOK_AT = 16 }; /* those that are still in use, at most */
     const struct cws_order_node *best = NULL;
-    unsigned looked = 0;
+    uint64_t looked = 0; /* those that are still in use */
     /* others, keepers; then those of the last few launches */
     for (unsigned pass = 0; pass < (until == 0 ? 4 : 1); pass++) {
         const struct cws_list *line = &o->lines[pass % 2];
@@ -537,7 +537,7 @@ struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t unti
             if (!is_done || is_done(arg, n))
                 return !best || o->ops->is_nearly_as_good(o, n, best) ? n : NULL;
             best = best ? best : n;
-            if (++looked == LOOK_AT || !o->ops->is_nearly_as_good(o, n, best))
+            if (++looked == o->tuning->order_look_at || !o->ops->is_nearly_as_good(o, n, best))
                 return NULL;
         }
     }

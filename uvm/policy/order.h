@@ -49,7 +49,8 @@ struct cws_order_place { /* of the window */
 
 struct cws_order {
     const struct cws_order_ops *ops;
-    struct cws_list all; /* most recently used last */
+    const struct cws_tuning *tuning; /* order_ */
+    struct cws_list all;             /* most recently used last */
     uint32_t count, in_count, next_id;
     uint64_t bytes; /* of all nodes */
     struct cws_order_node *last, *before_last;
@@ -86,7 +87,8 @@ struct cws_order_ops {
 };
 extern const struct cws_order_ops cws_order_next, cws_order_lru;
 
-void cws_order_init(struct cws_order *o, enum cws_policy_id policy);
+/* tuning: the caller's, lives as long as o; cws_tuning_default where nothing is tried. */
+void cws_order_init(struct cws_order *o, enum cws_policy_id policy, const struct cws_tuning *tuning);
 void cws_order_deinit(struct cws_order *o); /* nodes are the caller's */
 
 void cws_order_add(struct cws_order *o, struct cws_order_node *n);

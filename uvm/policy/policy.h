@@ -8,6 +8,7 @@
 #define CWS_POLICY_H
 #include "store/base/list.h"
 #include "store/base/options.h"
+#include "tuning.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -30,6 +31,7 @@ struct cws_policy_list {
 /* window.bytes + kept.bytes == bytes of all nodes that are in. */
 struct cws_policy {
     const struct cws_policy_ops *ops;
+    const struct cws_tuning *tuning; /* views_ */
     uint64_t budget_bytes;
     uint64_t unit_bytes;   /* size of an ordinary block */
     uint64_t window_bytes; /* what streams through; the rest of the budget is for keepers */
@@ -52,7 +54,9 @@ struct cws_policy_ops {
 
 extern const struct cws_policy_ops cws_policy_lru, cws_policy_next;
 
-void cws_policy_init(struct cws_policy *p, enum cws_policy_id id, uint64_t budget_bytes, uint64_t unit_bytes);
+/* tuning: the caller's, lives as long as p. */
+void cws_policy_init(struct cws_policy *p, enum cws_policy_id id, uint64_t budget_bytes, uint64_t unit_bytes,
+                     const struct cws_tuning *tuning);
 /* Takes a node out: it is dropped, written to, held or busy. Out already: nothing happens. */
 void cws_policy_remove(struct cws_policy *p, struct cws_policy_node *n);
 /* Puts a node back that was out only for a moment (held, busy), where it was. */
