@@ -38,7 +38,8 @@ HALVES = [
     {"store/codec/quant", "store/codec/quant_body"},  # quant_body.h: compiled once per instruction set
     {"uvm/policy/order", "uvm/policy/history"},  # history.h: the part of an order that remembers rounds
     {"uvm/host/view", "uvm/host/pager", "uvm/host/channel"},  # pager.h: the inside of the views
-    {"uvm/cuda/manager", "uvm/cuda/state"},  # state.h: the inside of the manager
+    # gpu.h: the manager of a device as a whole, for the files that work across its modules
+    {"uvm/cuda/gpu", "uvm/cuda/range", "uvm/cuda/use", "uvm/cuda/loader", "uvm/cuda/trace"},
 ]
 
 

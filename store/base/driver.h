@@ -89,6 +89,7 @@
     CWS_DRIVER_CALL(stream_sync, "cuStreamSynchronize", (CUstream stream))                                             \
     CWS_DRIVER_CALL(stream_query, "cuStreamQuery", (CUstream stream))                                                  \
     CWS_DRIVER_CALL(stream_wait, "cuStreamWaitEvent", (CUstream stream, CUevent event, unsigned flags))                \
+    CWS_DRIVER_CALL(stream_context, "cuStreamGetCtx", (CUstream stream, CUcontext * context))                          \
     CWS_DRIVER_CALL(stream_capturing, "cuStreamIsCapturing", (CUstream stream, CUstreamCaptureStatus * status))        \
     CWS_DRIVER_CALL(capture_mode, "cuThreadExchangeStreamCaptureMode", (CUstreamCaptureMode * mode))                   \
     CWS_DRIVER_CALL(event_create, "cuEventCreate", (CUevent * event, unsigned flags))                                  \

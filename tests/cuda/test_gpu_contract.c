@@ -1,5 +1,5 @@
 /* What uvm/cuda/manager.h promises about streams, threads and the budget, where it is easily broken. */
-#include "uvm/cuda/state.h"
+#include "uvm/cuda/gpu.h"
 #include "gpu_fixture.h"
 #include "tests/support/hang.h"
 
@@ -399,7 +399,7 @@ static void test_a_drop_waits_for_no_load(void **state)
     for (unsigned i = 0; i < 8; i++)
         expect_right(f, i);
     cws_gpu_settle(f->gpu);
-    const CUstream streams[] = {f->gpu->decode_stream, f->gpu->copy_stream};
+    const CUstream streams[] = {f->gpu->staging.decode_stream, f->gpu->staging.copy_stream};
     for (unsigned i = 0; i < 2; i++) {
         struct late late = {.stream = streams[i]};
         struct cws_gpu_stats before, after;
@@ -487,9 +487,9 @@ static void wait_until_named(struct cws_gpu *gpu, CUdeviceptr at)
     const struct timespec pause = {.tv_nsec = 1000000};
     for (bool named = false; !named;) {
         nanosleep(&pause, NULL);
-        pthread_mutex_lock(&gpu->lock);
-        named = cws_gpu_range_at_locked(gpu, at)->named > 0;
-        pthread_mutex_unlock(&gpu->lock);
+        cws_gpu_lock(&gpu->core);
+        named = cws_gpu_range_at_locked(&gpu->ranges, at)->named > 0;
+        cws_gpu_unlock(&gpu->core);
     }
 }
 

@@ -1,6 +1,6 @@
 /* Content that no source gives back, under pressure: written weights and allocations of the program go to host memory
  * and come back to the bit, or stay, or fail loudly. */
-#include "uvm/cuda/state.h"
+#include "uvm/cuda/gpu.h"
 #include "gpu_fixture.h"
 
 static uint8_t *expected[TENSORS];
@@ -189,20 +189,20 @@ static void test_a_changed_copy_is_refused(void **state)
     for (unsigned i = 0; i < TENSORS; i++)
         edit(f, i);
     cws_gpu_settle(f->gpu);
-    pthread_mutex_lock(&f->gpu->lock);
+    cws_gpu_lock(&f->gpu->core);
     for (unsigned i = 0; i < TENSORS && !copy; i++) {
-        const struct cws_gpu_range *r = cws_gpu_range_at_locked(f->gpu, f->at[i]);
-        copy = r->state == CWS_RANGE_SPILLED ? r->spill : NULL;
+        const struct cws_gpu_extent *x = cws_gpu_range_at_locked(&f->gpu->ranges, f->at[i])->extents;
+        copy = x->state == CWS_EXTENT_SPILLED ? x->spill.host : NULL;
         which = i;
     }
     assert_non_null(copy);
     copy[12345] ^= 4;
-    pthread_mutex_unlock(&f->gpu->lock);
+    cws_gpu_unlock(&f->gpu->core);
     assert_int_equal(get(f, f->at[which], back, tensor_bytes(which)), 304);
     assert_non_null(strstr(last_line, "other bytes"));
-    pthread_mutex_lock(&f->gpu->lock);
+    cws_gpu_lock(&f->gpu->core);
     copy[12345] ^= 4;
-    pthread_mutex_unlock(&f->gpu->lock);
+    cws_gpu_unlock(&f->gpu->core);
     for (unsigned i = 0; i < TENSORS; i++)
         expect_bytes(f, i, expected[i]);
     free(back);
@@ -251,14 +251,14 @@ static void test_copies_are_kept(void **state)
     for (unsigned i = 0; i < 3 * TENSORS; i++)
         expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
     cws_gpu_settle(f->gpu);
-    pthread_mutex_lock(&f->gpu->lock);
+    cws_gpu_lock(&f->gpu->core);
     for (unsigned i = 0, spoilt = 0; i < TENSORS; i++) { /* as a bad bit of memory would */
-        const struct cws_gpu_range *r = cws_gpu_range_at_locked(f->gpu, f->at[i]);
-        if (r->spill_kept)
-            ((uint8_t *)r->spill)[4321] ^= 1, spoilt++;
+        const struct cws_gpu_extent *x = cws_gpu_range_at_locked(&f->gpu->ranges, f->at[i])->extents;
+        if (cws_gpu_has_copy(x))
+            ((uint8_t *)x->spill.host)[4321] ^= 1, spoilt++;
         assert_true(i + 1 < TENSORS || spoilt > 0);
     }
-    pthread_mutex_unlock(&f->gpu->lock);
+    cws_gpu_unlock(&f->gpu->core);
     for (unsigned i = 0; i < 3 * TENSORS; i++)
         expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
     assert_null(cws_gpu_check(f->gpu));

@@ -1,6 +1,6 @@
 /* bind.c - binding: when the program copies a tensor of a store or of a file into a range, nothing is copied. The range
  * notes where its bytes come from, and is filled before its first use. */
-#include "state.h"
+#include "gpu.h"
 
 #include <stdlib.h>
 
@@ -11,50 +11,54 @@ static const struct cws_tensor_info *tensor_of(const struct cws_store *store, ui
     return t && t->begin == offset && t->end - t->begin == bytes ? t : NULL;
 }
 
-/* Takes a range's memory away: only a range that was used before has any. True: it has none now. */
-static bool unmap_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+/* Takes an extent's memory away: only one that was used before has any. True: it has none now. */
+static bool unmap_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    cws_gpu_uses_wait_locked(gpu, r);
-    if (r->holds || !cws_gpu_is_mapped(r->state) || r->freed)
-        return false;
-    struct cws_gpu_frame *frame = r->frame;
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING);
-    pthread_mutex_unlock(&gpu->lock);
-    CUresult result = cws_gpu_unmap(gpu, r);
-    pthread_mutex_lock(&gpu->lock);
-    if (result != CUDA_SUCCESS) {
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_ANONYMOUS);
-    } else {
-        r->frame = NULL;
-        cws_gpu_spill_forget_locked(gpu, r);
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_RESERVED);
-        cws_gpu_frame_put_idle_locked(gpu, frame);
+    struct cws_gpu_range *r = x->range;
+    cws_gpu_range_name_locked(r); /* another thread may free it meanwhile */
+    cws_gpu_users_wait_drops_lock(&gpu->streams, &x->users);
+    bool unmapped = false;
+    if (!x->holds && x->state == CWS_EXTENT_ANONYMOUS && !r->freed) {
+        struct cws_gpu_frame *frame = x->frame;
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
+        cws_gpu_unlock(&gpu->core);
+        unmapped = cws_gpu_frame_unmap(&gpu->frames, frame, x->base) == CUDA_SUCCESS;
+        cws_gpu_lock(&gpu->core);
+        if (unmapped) {
+            x->frame = NULL;
+            cws_gpu_spill_forget_locked(gpu, x);
+            cws_gpu_frame_put(&gpu->frames, frame);
+        }
+        cws_gpu_extent_set_locked(gpu, x, unmapped ? CWS_EXTENT_RESERVED : CWS_EXTENT_ANONYMOUS);
+        cws_gpu_extent_settle_locked(gpu, x);
     }
-    pthread_cond_broadcast(&gpu->changed);
-    return result == CUDA_SUCCESS;
+    cws_gpu_range_unname_locked(gpu, r);
+    return unmapped;
 }
 
-/* The range that the copy fills exactly, if it can be bound now; or NULL. Drops `lock`. */
-static struct cws_gpu_range *target_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
+/* The extent that the copy fills exactly, if it can be bound now; or NULL. */
+static struct cws_gpu_extent *target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
 {
-    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, to);
-    struct cws_gpu_stream *s = cws_gpu_stream_locked(gpu, stream);
-    if (!r || r->base != to || r->bytes != bytes || r->holds || !s || cws_gpu_stream_captures_locked(gpu, s))
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, to);
+    if (!r || r->base != to || r->bytes != bytes || r->extent_count != 1 || r->extents->holds ||
+        !cws_gpu_stream_can_record(&gpu->streams, stream))
         return NULL;
-    if (r->state == CWS_RANGE_ANONYMOUS && !unmap_locked(gpu, r))
+    if (r->extents->state == CWS_EXTENT_ANONYMOUS && !unmap_drops_lock(gpu, r->extents))
         return NULL;
-    return r->state == CWS_RANGE_RESERVED ? r : NULL; /* bound already: this copy writes to it like any other */
+    r = cws_gpu_range_at_locked(&gpu->ranges, to);
+    /* bound already: this copy writes to it like any other */
+    return r && r->base == to && r->bytes == bytes && r->extents->state == CWS_EXTENT_RESERVED ? r->extents : NULL;
 }
 
-static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_source *source)
+static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_source *source)
 {
     if (!source)
         return false;
-    r->source = source;
-    gpu->bound_bytes += cws_gpu_span(r);
-    cws_gpu_order_add_locked(gpu, r);
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
-    cws_gpu_source_want_locked(gpu, source, false);
+    x->source = source;
+    cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
+    cws_gpu_order_add(&gpu->order, x);
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
+    cws_gpu_source_want(&gpu->sources, source, false);
     return true;
 }
 
@@ -62,27 +66,27 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
                   uint64_t offset)
 {
     const struct cws_tensor_info *t = tensor_of(store, offset, bytes);
-    if (gpu->dead || !t || bytes % 2 != 0)
+    if (gpu->core.dead || !t || bytes % 2 != 0)
         return false;
-    pthread_mutex_lock(&gpu->lock);
-    struct cws_gpu_range *r = target_locked(gpu, to, bytes, stream);
-    bool bound = r && bind_locked(gpu, r, cws_gpu_source_get_locked(gpu, store, t));
-    pthread_mutex_unlock(&gpu->lock);
+    cws_gpu_lock(&gpu->core);
+    struct cws_gpu_extent *x = target_drops_lock(gpu, to, bytes, stream);
+    bool bound = x && bind_locked(gpu, x, cws_gpu_source_get(&gpu->sources, store, t));
+    cws_gpu_unlock(&gpu->core);
     return bound;
 }
 
 bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file,
                        uint64_t offset, const void *now)
 {
-    if (gpu->dead || bytes % 2 != 0)
+    if (gpu->core.dead || bytes % 2 != 0)
         return false;
     struct cws_tensor_info *t = cws_gpu_file_describe(file, offset, bytes, now);
     if (!t)
         return false;
-    pthread_mutex_lock(&gpu->lock);
-    struct cws_gpu_range *r = target_locked(gpu, to, bytes, stream);
-    bool bound = r && bind_locked(gpu, r, cws_gpu_source_of_file_locked(gpu, file, t));
-    pthread_mutex_unlock(&gpu->lock);
+    cws_gpu_lock(&gpu->core);
+    struct cws_gpu_extent *x = target_drops_lock(gpu, to, bytes, stream);
+    bool bound = x && bind_locked(gpu, x, cws_gpu_source_of_file(&gpu->sources, file, t));
+    cws_gpu_unlock(&gpu->core);
     if (!bound)
         free(t);
     return bound;

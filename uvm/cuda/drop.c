@@ -1,109 +1,102 @@
-/* drop.c - eviction of a bound range. The range is unmapped and its content is hashed through the frame's alias. If the
- * hash is the source's, the frame is free. If not, the program wrote to the range, nothing else has these bytes, and so
- * it is mapped again and stays. */
-#include "state.h"
+/* drop.c - eviction of a bound extent. It is unmapped and its content is hashed through the frame's alias. If the hash
+ * is the source's, the frame is free. If not, the program wrote to the extent, nothing else has these bytes, and so it
+ * is mapped again and stays. */
+#include "gpu.h"
 
-/* Hashing has a stream of its own, and its job is read from host memory: on the stream of decodes or of copies an
- * eviction would wait for them. */
-CUresult cws_gpu_drop_hash(struct cws_gpu *gpu, struct cws_gpu_drop *drop, CUdeviceptr alias, size_t bytes)
+static struct cws_gpu_drop *drop_at(struct cws_gpu_drops *drops, unsigned i)
 {
-    const struct cws_driver *d = gpu->driver;
-    struct cws_gpu_batch batch;
-    struct cws_error err = {0};
-    *drop->job = (struct cws_gpu_hash_job){.address = alias, .bytes = bytes};
-    if (cws_gpu_hash_plan(drop->job, 1, &batch, &err))
-        return CUDA_ERROR_UNKNOWN;
-    /* the kernel adds to it */
-    CUresult result = d->set8_async(drop->device_result, 0, sizeof *drop->result, gpu->drop_stream);
-    if (result == CUDA_SUCCESS && cws_gpu_hash(gpu->decoder, gpu->drop_stream, (CUdeviceptr)(uintptr_t)drop->job,
-                                               &batch, drop->device_result, cws_content_key, &err))
-        result = CUDA_ERROR_UNKNOWN;
-    return result == CUDA_SUCCESS
-               ? d->copy_out_async(drop->result, drop->device_result, sizeof *drop->result, gpu->drop_stream)
-               : result;
+    return &drops->at[(drops->head + i) % CWS_GPU_DROPS];
 }
 
-static CUresult start(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
+static struct cws_gpu_check *check_of(struct cws_gpu *gpu, const struct cws_gpu_drop *drop)
 {
-    CUresult result = cws_gpu_drop_hash(gpu, drop, drop->range->frame->alias, drop->range->bytes);
-    return result == CUDA_SUCCESS ? gpu->driver->event_record(drop->done, gpu->drop_stream) : result;
+    return &gpu->staging.checks[drop - gpu->drops.at];
 }
 
-/* The caller has made sure that nobody holds the range and that its uses are done. */
-bool cws_gpu_drop_start_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+/* Nobody else has its bytes: it stays, for good. */
+static void written_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    if (gpu->drop_count == CWS_GPU_DROPS)
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_DIRTY);
+    cws_gpu_source_unneeded(&gpu->sources, x->source);
+    cws_gpu_order_lost(&gpu->order);
+}
+
+static CUresult start(struct cws_gpu *gpu, const struct cws_gpu_drop *drop)
+{
+    const struct cws_gpu_extent *x = drop->extent;
+    struct cws_gpu_check *check = check_of(gpu, drop);
+    CUresult result = cws_gpu_check_start(&gpu->staging, check, x->frame->alias, x->bytes);
+    return result == CUDA_SUCCESS ? gpu->core.driver->event_record(check->done, gpu->staging.check_stream) : result;
+}
+
+bool cws_gpu_drop_start_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    struct cws_gpu_drops *drops = &gpu->drops;
+    if (drops->count == CWS_GPU_DROPS)
         return false;
-    struct cws_gpu_drop *drop = &gpu->drops[(gpu->drop_head + gpu->drop_count) % CWS_GPU_DROPS];
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DROPPING);
-    drop->range = r;
+    struct cws_gpu_drop *drop = drop_at(drops, drops->count);
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_DROPPING);
+    drop->extent = x;
     drop->begin_ns = cws_trace_is_on() ? cws_trace_now() : 0;
-    gpu->drop_count++;
-    gpu->drop_bytes += cws_gpu_span(r);
-    pthread_mutex_unlock(&gpu->lock);
-    CUresult result = cws_gpu_unmap(gpu, r);
+    drops->count++;
+    drops->bytes += cws_gpu_span(x);
+    cws_gpu_unlock(&gpu->core);
+    CUresult result = cws_gpu_frame_unmap(&gpu->frames, x->frame, x->base);
     if (result == CUDA_SUCCESS) {
         result = start(gpu, drop);
         if (result != CUDA_SUCCESS) {
-            gpu->driver->stream_sync(gpu->drop_stream); /* the control block is used again */
-            cws_gpu_unexpected(gpu, result, "hashing a range");
-            cws_gpu_map_again(gpu, r, r->frame);
+            gpu->core.driver->stream_sync(gpu->staging.check_stream); /* the control block is used again */
+            cws_gpu_unexpected(&gpu->core, result, "hashing a range");
+            cws_gpu_frame_map_again(&gpu->frames, x->frame, x->base);
         }
     }
-    pthread_mutex_lock(&gpu->lock);
-    if (result != CUDA_SUCCESS) { /* it stays, for good: better too much memory than wrong bytes */
-        gpu->drop_count--;
-        gpu->drop_bytes -= cws_gpu_span(r);
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
-        cws_gpu_source_unneeded_locked(gpu, r->source);
-        if (r->freed)
-            cws_gpu_range_cache_locked(gpu, r);
-        pthread_cond_broadcast(&gpu->changed);
+    cws_gpu_lock(&gpu->core);
+    if (result != CUDA_SUCCESS) { /* better too much memory than wrong bytes */
+        drops->count--;
+        drops->bytes -= cws_gpu_span(x);
+        written_locked(gpu, x);
+        cws_gpu_extent_settle_locked(gpu, x);
     }
     return true;
 }
 
-static void finish_locked(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool same)
+static void finish_drops_lock(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bool same)
 {
-    struct cws_gpu_range *r = drop->range;
-    struct cws_gpu_frame *frame = r->frame;
-    gpu->drop_bytes -= cws_gpu_span(r);
+    struct cws_gpu_drops *drops = &gpu->drops;
+    struct cws_gpu_extent *x = drop->extent;
+    struct cws_gpu_frame *frame = x->frame;
+    drops->bytes -= cws_gpu_span(x);
     if (drop->begin_ns)
-        cws_gpu_trace_drop_slow_locked(gpu, drop, !same && !r->freed);
-    gpu->drop_head = (gpu->drop_head + 1) % CWS_GPU_DROPS;
-    gpu->drop_count--;
-    if (same || r->freed) {
-        r->frame = NULL;
-        cws_gpu_frame_put_idle_locked(gpu, frame);
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_BOUND);
-        gpu->counts.drops++;
-        if (r->freed)
-            cws_gpu_range_end_locked(gpu, r);
+        cws_gpu_trace_drop_slow_locked(gpu, drop, !same && !x->range->freed);
+    drops->head = (drops->head + 1) % CWS_GPU_DROPS;
+    drops->count--;
+    if (same || x->range->freed) {
+        x->frame = NULL;
+        cws_gpu_frame_put(&gpu->frames, frame);
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
+        drops->dropped++;
     } else {
-        pthread_mutex_unlock(&gpu->lock);
-        cws_gpu_map_again(gpu, r, frame);
-        pthread_mutex_lock(&gpu->lock);
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_DIRTY);
-        cws_gpu_source_unneeded_locked(gpu, r->source);
-        gpu->order.plan_due = true;
-        if (r->freed)
-            cws_gpu_range_cache_locked(gpu, r);
+        cws_gpu_unlock(&gpu->core);
+        cws_gpu_frame_map_again(&gpu->frames, frame, x->base);
+        cws_gpu_lock(&gpu->core);
+        written_locked(gpu, x);
     }
-    pthread_cond_broadcast(&gpu->changed);
+    cws_gpu_extent_settle_locked(gpu, x);
 }
 
-bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu)
+bool cws_gpu_drops_reap_drops_lock(struct cws_gpu *gpu)
 {
     bool moved = false;
-    while (gpu->drop_count) {
-        struct cws_gpu_drop *drop = &gpu->drops[gpu->drop_head];
-        CUresult result = gpu->driver->event_query(drop->done);
+    while (gpu->drops.count) {
+        struct cws_gpu_drop *drop = drop_at(&gpu->drops, 0);
+        const struct cws_gpu_check *check = check_of(gpu, drop);
+        CUresult result = gpu->core.driver->event_query(check->done);
         if (result == CUDA_ERROR_NOT_READY)
             break;
-        const struct cws_tensor_record *record = drop->range->source->tensor->record;
-        struct cws_hash128 hash = cws_gpu_result_hash(drop->result);
+        const struct cws_tensor_record *record = drop->extent->source->tensor->record;
+        struct cws_hash128 hash = cws_gpu_result_hash(check->result);
         bool same = result == CUDA_SUCCESS && hash.lo == record->content_hash[0] && hash.hi == record->content_hash[1];
-        finish_locked(gpu, drop, same);
+        finish_drops_lock(gpu, drop, same);
         moved = true;
     }
     return moved;
@@ -111,5 +104,18 @@ bool cws_gpu_drops_reap_locked(struct cws_gpu *gpu)
 
 bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu)
 {
-    return gpu->drop_count && gpu->driver->event_query(gpu->drops[gpu->drop_head].done) != CUDA_ERROR_NOT_READY;
+    return gpu->drops.count &&
+           gpu->core.driver->event_query(gpu->staging.checks[gpu->drops.head].done) != CUDA_ERROR_NOT_READY;
+}
+
+const char *cws_gpu_drops_check(const struct cws_gpu *gpu)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < gpu->drops.count; i++) {
+        const struct cws_gpu_extent *x = gpu->drops.at[(gpu->drops.head + i) % CWS_GPU_DROPS].extent;
+        if (x->state != CWS_EXTENT_DROPPING)
+            return "drops: one that is under way is in another state";
+        bytes += cws_gpu_span(x);
+    }
+    return bytes != gpu->drops.bytes ? "drops: their bytes are miscounted" : NULL;
 }

@@ -21,7 +21,7 @@ const char *cws_gpu_file_path(const struct cws_gpu_file *file);
 /* its name; valid as long as the file */
 const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset);
 
-/* For source.c: */
+/* For sources.c: */
 struct cws_gpu_file *cws_gpu_file_retain(struct cws_gpu_file *file);
 struct cws_tensor_info;
 /* The tensor at `offset` as if it were one of a store: chunks that are stored as they are, with the content hashes of

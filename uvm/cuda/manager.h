@@ -3,7 +3,7 @@
  * inside a budget.
  *
  * Who calls: the shim, from the hooks of the driver's functions, with the program's context current. The manager calls
- * the driver only through its table. state.h has the states, the lock order and the invariants.
+ * the driver only through its table. extent.h has the states and the invariants, core.h and gpu.h the locks.
  *
  *   range    one allocation made here: reserved address space in 2 MiB steps, out of one arena per device
  *   binding  "the bytes of this range are those of that tensor of that store"
@@ -25,7 +25,7 @@ struct cws_gpu;
 
 #define CWS_GPU_RANGE_MIN (1u << 20) /* bytes: smaller allocations are the driver's own */
 #define CWS_GPU_GRANULE (2u << 20)   /* bytes: of address space and of physical memory */
-#define CWS_GPU_USE_FEW 64u          /* ranges of one launch that need no memory; graphs name more */
+#define CWS_GPU_USE_FEW 64u          /* extents of one launch that need no memory; graphs name more */
 
 struct cws_gpu_config {
     const struct cws_driver *driver; /* the real functions; outlives the manager */
@@ -103,8 +103,8 @@ void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool);
 struct cws_gpu_use { /* caller's storage; private */
     CUstream stream;
     unsigned count, room;
-    struct cws_gpu_range **ranges; /* = few, or allocated */
-    struct cws_gpu_range *few[CWS_GPU_USE_FEW];
+    struct cws_gpu_extent **extents; /* = few, or allocated */
+    struct cws_gpu_extent *few[CWS_GPU_USE_FEW];
 };
 
 /* Makes every range that contains one of the addresses ready for work that is about to be queued on `stream`, and holds
@@ -169,14 +169,21 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     uint64_t host_bytes;
     uint64_t ranges, loads, prefetched, demand, drops, spills, restores; /* counts since open */
     uint64_t loaded_bytes;                                               /* decoded, since open */
-    uint64_t link_bytes;         /* copied host to device by the manager, since open */
-    uint64_t stall_ns;           /* time launches waited for loads, since open */
+    uint64_t link_bytes; /* copied host to device by the manager, since open */
+    uint64_t link_ns;    /* time that took, by the device's clock: the link was busy */
+    uint64_t stall_ns;   /* time launches waited, for their turn, too, since open */
+    /* since open: how often, and how long, launches waited for weights to be loaded and for memory of fresh ranges, and
+     * what a launch needed waited for staging */
+    uint64_t weight_waits, weight_wait_ns, fresh_waits, fresh_wait_ns, staging_waits, staging_wait_ns;
+    /* since open: pieces of physical memory taken from the driver and given back; calls of the driver for that and to
+     * map them */
+    uint64_t frames_created, frames_released, vmm_calls;
     uint64_t least_budget_bytes; /* that would have held what was asked so far */
 };
 void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out);
 
-/* Recomputes the invariants of state.h under the lock; NULL, or what does not hold (static text). For tests and debug
- * builds. */
+/* Recomputes the invariants under the lock, module by module; NULL, or what does not hold (static text). For tests and
+ * debug builds. */
 const char *cws_gpu_check(struct cws_gpu *gpu);
 /* Waits until nothing is being loaded or dropped. For tests. */
 void cws_gpu_settle(struct cws_gpu *gpu);

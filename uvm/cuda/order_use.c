@@ -1,80 +1,112 @@
-/* order_use.c - the ranges of a device as nodes of the replacement policy (uvm/policy/order.h): tells it of uses, and
- * asks it what to load and what to evict. */
-#include "state.h"
+/* order_use.c - the extents of a device as nodes of the replacement policy. */
+#include "order_use.h"
 
-void cws_gpu_order_add_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+#define EXTENT_OF(n) CWS_LIST_OF(n, struct cws_gpu_extent, order)
+
+void cws_gpu_order_init(struct cws_gpu_order *o, struct cws_gpu_core *core, struct cws_gpu_budget *budget,
+                        struct cws_gpu_streams *streams, enum cws_policy_id policy)
 {
-    r->order.bytes = cws_gpu_span(r);
-    cws_order_add(&gpu->order, &r->order);
+    *o = (struct cws_gpu_order){.core = core, .budget = budget, .streams = streams, .wake_at = UINT64_MAX};
+    cws_order_init(&o->order, policy);
 }
 
-void cws_gpu_order_use_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+void cws_gpu_order_close(struct cws_gpu_order *o) { cws_order_deinit(&o->order); }
+
+void cws_gpu_order_add(struct cws_gpu_order *o, struct cws_gpu_extent *x)
 {
-    if (cws_trace_is_on())
-        cws_gpu_trace_use_slow_locked(gpu, r);
-    bool again = gpu->order.last == &r->order;
-    cws_order_use(&gpu->order, &r->order);
-    if (!again && gpu->order.at >= gpu->wake_at) {
-        gpu->wake_at = UINT64_MAX;
-        cws_gpu_wake_locked(gpu);
+    x->order.bytes = cws_gpu_span(x);
+    cws_order_add(&o->order, &x->order);
+}
+
+void cws_gpu_order_use(struct cws_gpu_order *o, struct cws_gpu_extent *x)
+{
+    bool again = o->order.last == &x->order;
+    cws_order_use(&o->order, &x->order);
+    if (!again && o->order.at >= o->wake_at) {
+        o->wake_at = UINT64_MAX;
+        cws_gpu_wake_locked(o->core);
     }
 }
 
-void cws_gpu_order_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+void cws_gpu_order_set_in(struct cws_gpu_order *o, struct cws_gpu_extent *x, bool in)
 {
-    cws_order_forget(&gpu->order, &r->order);
+    cws_order_set_in(&o->order, &x->order, in);
 }
 
-static uint64_t room_for_weights(const struct cws_gpu *gpu)
+void cws_gpu_order_lost(struct cws_gpu_order *o) { cws_order_plan_again(&o->order); }
+
+void cws_gpu_order_forget(struct cws_gpu_order *o, struct cws_gpu_extent *x) { cws_order_forget(&o->order, &x->order); }
+
+void cws_gpu_order_walk(struct cws_gpu_order *o) { cws_order_walk(&o->order, cws_gpu_budget_for_weights(o->budget)); }
+
+struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_gpu_extent *x)
 {
-    /* not what is granted: most of that is for loads in flight */
-    uint64_t taken = cws_gpu_undroppable_locked(gpu);
-    return taken < gpu->config.budget_bytes ? gpu->config.budget_bytes - taken : 0;
+    struct cws_order_node *n = cws_order_coming(&o->order, x ? &x->order : NULL);
+    return n ? EXTENT_OF(n) : NULL;
 }
 
-void cws_gpu_order_walk_locked(struct cws_gpu *gpu) { cws_order_walk(&gpu->order, room_for_weights(gpu)); }
+/* --- victims ------------------------------------------------------------------------------------------------- */
 
-struct cws_gpu_range *cws_gpu_order_coming_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+static bool may_go(void *order, const struct cws_order_node *n)
 {
-    struct cws_order_node *n = cws_order_coming(&gpu->order, r ? &r->order : NULL);
-    return n ? CWS_LIST_OF(n, struct cws_gpu_range, order) : NULL;
+    const struct cws_gpu_extent *x = CWS_LIST_OF(n, const struct cws_gpu_extent, order);
+    (void)order;
+    return x->state == CWS_EXTENT_RESIDENT && !x->holds && !x->range->pinned;
 }
 
-static bool may_go(void *gpu, const struct cws_order_node *n)
+static bool is_done(void *order, struct cws_order_node *n)
 {
-    const struct cws_gpu_range *r = CWS_LIST_OF(n, struct cws_gpu_range, order);
-    (void)gpu;
-    return r->state == CWS_RANGE_RESIDENT && !r->holds && !r->pinned;
-}
-
-static bool is_done(void *gpu, struct cws_order_node *n)
-{
-    return cws_gpu_uses_done_locked(gpu, CWS_LIST_OF(n, struct cws_gpu_range, order), true);
+    return cws_gpu_users_done(((struct cws_gpu_order *)order)->streams, &EXTENT_OF(n)->users, true);
 }
 
 /* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that
  * launch. */
-static bool has_waited_locked(struct cws_gpu *gpu)
+static bool has_waited(struct cws_gpu_order *o)
 {
     const uint64_t most_ns = 2000000;
     uint64_t now = cws_gpu_now_ns();
-    if (gpu->waited_since_ns == 0)
-        gpu->waited_since_ns = now;
-    return now - gpu->waited_since_ns > most_ns;
+    if (o->waited_since_ns == 0)
+        o->waited_since_ns = now;
+    return now - o->waited_since_ns > most_ns;
 }
 
-static bool may_go_now(void *gpu, const struct cws_order_node *n)
+static bool may_go_now(void *order, const struct cws_order_node *n)
 {
-    return may_go(gpu, n) && cws_gpu_uses_done_locked(gpu, CWS_LIST_OF(n, struct cws_gpu_range, order), true);
+    struct cws_gpu_extent *x = EXTENT_OF(n);
+    return may_go(order, n) && cws_gpu_users_done(((struct cws_gpu_order *)order)->streams, &x->users, true);
 }
 
-struct cws_gpu_range *cws_gpu_order_victim_locked(struct cws_gpu *gpu, uint64_t until, bool must_be_done)
+struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, bool must_be_done)
 {
-    cws_gpu_order_walk_locked(gpu);
-    struct cws_order_node *n = cws_order_victim(&gpu->order, until, may_go, must_be_done ? is_done : NULL, gpu);
-    if (!n && must_be_done && until == 0 && has_waited_locked(gpu))
-        n = cws_order_victim(&gpu->order, until, may_go_now, NULL, gpu);
+    cws_gpu_order_walk(o);
+    struct cws_order_node *n = cws_order_victim(&o->order, until, may_go, must_be_done ? is_done : NULL, o);
+    if (!n && must_be_done && until == 0 && has_waited(o))
+        n = cws_order_victim(&o->order, until, may_go_now, NULL, o);
     if (n && must_be_done)
-        gpu->waited_since_ns = 0;
-    return n ? CWS_LIST_OF(n, struct cws_gpu_range, order) : NULL;
+        o->waited_since_ns = 0;
+    return n ? EXTENT_OF(n) : NULL;
+}
+
+void cws_gpu_order_waits_end(struct cws_gpu_order *o) { o->waited_since_ns = 0; }
+
+void cws_gpu_order_wake_after(struct cws_gpu_order *o, uint64_t uses)
+{
+    o->wake_at = uses == UINT64_MAX ? UINT64_MAX : o->order.at + uses;
+}
+
+const char *cws_gpu_order_check(const struct cws_gpu_order *o, const struct cws_gpu_ranges *ranges)
+{
+    uint64_t bytes = 0;
+    uint32_t count = 0, in = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(ranges, NULL); x; x = cws_gpu_extent_next(ranges, x)) {
+        if (!x->source)
+            continue;
+        if (x->order.in != (x->state == CWS_EXTENT_RESIDENT))
+            return "order: what can be dropped is not what is resident";
+        count++;
+        in += x->order.in;
+        bytes += cws_gpu_span(x);
+    }
+    return count != o->order.count || in != o->order.in_count || bytes != o->order.bytes ? "order: nodes are miscounted"
+                                                                                         : NULL;
 }

@@ -1,129 +1,219 @@
-/* range.c - ranges, which are the program's allocations: made, freed, kept for the next one of the same size, and moved
- * from state to state. */
-#include "state.h"
+/* range.c - ranges, which are the program's allocations: made, freed, kept for the next one of the same size; and what
+ * goes with each change of an extent's state. */
+#include "gpu.h"
 
+#include <errno.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/mman.h>
 
-static bool is_fixed(enum cws_range_state s)
+/* --- open and close -------------------------------------------------------------------------------- */
+
+static size_t table_bytes(const struct cws_gpu_ranges *ranges)
 {
-    return s == CWS_RANGE_MAKING || s == CWS_RANGE_ANONYMOUS || s == CWS_RANGE_DIRTY || s == CWS_RANGE_SPILLING;
+    return ranges->arena.granules * sizeof *ranges->by_granule;
 }
 
-void cws_gpu_range_set_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, enum cws_range_state to)
+void cws_gpu_ranges_init(struct cws_gpu_ranges *ranges)
 {
-    uint64_t span = cws_gpu_span(r);
-    if (is_fixed(r->state))
-        gpu->fixed_bytes -= span;
-    if (is_fixed(to))
-        gpu->fixed_bytes += span;
-    if (r->state == CWS_RANGE_RESIDENT)
-        gpu->resident_bytes -= span;
-    if (to == CWS_RANGE_RESIDENT)
-        gpu->resident_bytes += span;
-    if (r->state == CWS_RANGE_CACHED) {
-        gpu->mapped_idle_bytes -= span;
-        cws_list_remove(&r->cached);
-    }
-    if (to == CWS_RANGE_CACHED) {
-        gpu->mapped_idle_bytes += span;
-        cws_list_add_before(&gpu->cached, &r->cached);
-    }
-    if (r->source && (r->state == CWS_RANGE_RESIDENT) != (to == CWS_RANGE_RESIDENT))
-        cws_order_set_in(&gpu->order, &r->order, to == CWS_RANGE_RESIDENT);
-    if (to == CWS_RANGE_DIRTY)
-        cws_gpu_set_forget_locked(gpu, r);
-    r->state = to;
+    cws_list_init(&ranges->all);
+    cws_list_init(&ranges->cached);
+    cws_list_init(&ranges->wanted);
+}
+
+int cws_gpu_ranges_open(struct cws_gpu_ranges *ranges, struct cws_gpu_core *core, uint64_t bytes, struct cws_error *err)
+{
+    int code = cws_gpu_arena_open(&ranges->arena, core, bytes, err);
+    if (code)
+        return code;
+    void *table = mmap(NULL, table_bytes(ranges), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0);
+    if (table == MAP_FAILED)
+        return cws_fail_errno(err, errno, "reserving the table of device ranges");
+    ranges->by_granule = table;
+    return 0;
+}
+
+/* --- states ------------------------------------------------------------------------------------------ */
+
+void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, enum cws_extent_state to)
+{
+    enum cws_extent_state from = x->state;
+    cws_extent_go(x, to);
+    cws_gpu_budget_move(&gpu->budget, cws_extent_class(from), cws_extent_class(to), cws_gpu_span(x));
+    if (from == CWS_EXTENT_CACHED)
+        cws_list_remove(&x->cached);
+    if (to == CWS_EXTENT_CACHED)
+        cws_list_add_before(&gpu->ranges.cached, &x->cached);
+    if (x->source && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
+        cws_gpu_order_set_in(&gpu->order, x, to == CWS_EXTENT_RESIDENT);
+    if (to == CWS_EXTENT_DIRTY)
+        cws_gpu_sets_forget(&gpu->sets, x);
     cws_gpu_trace_memory_locked(gpu);
 }
 
-static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    if (!r->source)
+    struct cws_gpu_source *source = x->source;
+    if (!source)
         return;
-    gpu->bound_bytes -= cws_gpu_span(r);
-    cws_gpu_set_forget_locked(gpu, r);
-    struct cws_gpu_source *source = r->source;
-    r->source = NULL;
-    cws_gpu_order_forget_locked(gpu, r);
-    cws_gpu_source_put_locked(gpu, source);
+    cws_gpu_budget_unbind(&gpu->budget, cws_gpu_span(x));
+    cws_gpu_sets_forget(&gpu->sets, x);
+    cws_gpu_order_forget(&gpu->order, x);
+    x->source = NULL;
+    cws_gpu_source_put(&gpu->sources, source);
 }
 
-void cws_gpu_range_end_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+/* --- the end of a range ------------------------------------------------------------------------------- */
+
+/* Frees the range if the program has, no extent of it has anything left, and no use names it: what has it in its list
+ * may wait for it, where a stray word named it or the program's threads race. */
+static void end_range_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
-    uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
-    drop_source_locked(gpu, r);
-    cws_gpu_spill_forget_locked(gpu, r);
-    if (r->named) { /* by a stray word, or the program's threads race: what has it in its list may wait for it */
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_RESERVED);
-        r->freed = true;
-        pthread_cond_broadcast(&gpu->changed);
+    struct cws_gpu_ranges *ranges = &gpu->ranges;
+    uint64_t first = cws_gpu_arena_index(&ranges->arena, r->base);
+    bool over = r->freed && r->named == 0;
+    for (uint32_t i = 0; i < r->extent_count; i++)
+        over &= r->extents[i].state == CWS_EXTENT_RESERVED;
+    if (!over)
         return;
-    }
     for (uint32_t i = 0; i < r->granules; i++)
-        gpu->by_granule[first + i] = NULL;
-    cws_gpu_arena_give_locked(&gpu->arena, r->base, r->granules);
+        ranges->by_granule[first + i] = NULL;
+    cws_gpu_arena_give(&ranges->arena, r->base, r->granules);
     cws_list_remove(&r->link);
-    gpu->range_count--;
+    ranges->count--;
     free(r);
+}
+
+/* An extent of a freed range that has no memory: nothing is left of it. The range may be gone then. */
+static void end_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    drop_source_locked(gpu, x);
+    cws_gpu_spill_forget_locked(gpu, x);
+    if (x->state != CWS_EXTENT_RESERVED)
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_RESERVED);
+    end_range_locked(gpu, x->range);
+}
+
+/* The program freed a mapped extent: its memory waits for the next allocation of its size. */
+static void cache_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    drop_source_locked(gpu, x);
+    cws_gpu_spill_forget_locked(gpu, x);
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_CACHED);
+}
+
+void cws_gpu_extent_settle_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    if (x->range->freed && cws_extent_is_mapped(x->state)) {
+        if (x->state != CWS_EXTENT_CACHED)
+            cache_locked(gpu, x);
+    } else if (x->range->freed) {
+        end_locked(gpu, x);
+    }
+    cws_gpu_changed_locked(&gpu->core);
 }
 
 void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 {
-    if (--r->named == 0 && r->freed && r->state == CWS_RANGE_RESERVED)
-        cws_gpu_range_end_locked(gpu, r);
+    if (--r->named == 0)
+        end_range_locked(gpu, r);
 }
 
-void cws_gpu_range_cache_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
-{
-    r->freed = false;
-    drop_source_locked(gpu, r);
-    cws_gpu_spill_forget_locked(gpu, r);
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_CACHED);
-}
+void cws_gpu_range_pin_locked(struct cws_gpu_range *r) { r->pinned = true; }
 
-/* A freed range of this size whose last uses come before the new ones in stream order. */
+/* --- memory of freed ranges --------------------------------------------------------------------------- */
+
+/* A freed range of this size whose last uses come before the new ones in stream order, taken out of CACHED. */
 static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
 {
-    gpu->look_round++;
-    for (struct cws_list *l = gpu->cached.prev; l != &gpu->cached; l = l->prev) {
-        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, cached);
-        if (r->granules == granules &&
-            (cws_gpu_uses_only_locked(gpu, r, stream) || cws_gpu_uses_done_locked(gpu, r, false)))
-            return r;
+    cws_gpu_streams_look_again(&gpu->streams);
+    for (struct cws_list *l = gpu->ranges.cached.prev; l != &gpu->ranges.cached; l = l->prev) {
+        struct cws_gpu_extent *x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
+        if (x->range->granules == granules && (cws_gpu_users_only(&gpu->streams, &x->users, stream) ||
+                                               cws_gpu_users_done(&gpu->streams, &x->users, false))) {
+            cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
+            return x->range;
+        }
     }
     return NULL;
 }
 
+/* Takes the memory of a freed extent whose uses are all done. A use that named it while it lived may even hold it, and
+ * does not need it. */
+static bool release_drops_lock(struct cws_gpu *gpu)
+{
+    struct cws_gpu_extent *x = NULL;
+    for (struct cws_list *l = gpu->ranges.cached.next; !x && l != &gpu->ranges.cached; l = l->next)
+        if (cws_gpu_users_done(&gpu->streams, &CWS_LIST_OF(l, struct cws_gpu_extent, cached)->users, true))
+            x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
+    if (!x)
+        return false;
+    struct cws_gpu_frame *frame = x->frame;
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
+    cws_gpu_unlock(&gpu->core);
+    CUresult result = cws_gpu_frame_unmap(&gpu->frames, frame, x->base);
+    cws_gpu_lock(&gpu->core);
+    if (result != CUDA_SUCCESS) { /* it is nobody's for good: neither memory nor address may be taken for free */
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
+    } else {
+        x->frame = NULL;
+        cws_gpu_frame_put(&gpu->frames, frame);
+        end_locked(gpu, x);
+    }
+    return true;
+}
+
+bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes)
+{
+    bool any = false;
+    struct cws_gpu_frame *frame;
+    for (;;) {
+        while (cws_gpu_budget_left(&gpu->budget) < bytes && (frame = cws_gpu_frame_take_oldest(&gpu->frames))) {
+            cws_gpu_frame_release_drops_lock(&gpu->frames, frame);
+            any = true;
+        }
+        if (cws_gpu_budget_left(&gpu->budget) >= bytes || !release_drops_lock(gpu))
+            return any;
+        any = true;
+    }
+}
+
+/* --- allocations --------------------------------------------------------------------------------------- */
+
 static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granules)
 {
-    struct cws_gpu_range *r = calloc(1, sizeof *r);
+    struct cws_gpu_ranges *ranges = &gpu->ranges;
+    struct cws_gpu_range *r = calloc(1, sizeof *r + sizeof *r->extents);
     if (!r)
         return NULL;
-    r->base = cws_gpu_arena_take_locked(&gpu->arena, granules);
+    r->base = cws_gpu_arena_take(&ranges->arena, granules);
     if (!r->base) {
         free(r);
         return NULL;
     }
-    r->granules = granules;
-    cws_list_init(&r->cached);
-    cws_list_init(&r->wanted);
-    cws_list_add_before(&gpu->ranges, &r->link);
-    uint64_t first = (r->base - gpu->arena.base) / CWS_GPU_GRANULE;
+    struct cws_gpu_extent *x = r->extents;
+    r->granules = x->granules = granules;
+    r->extent_count = 1;
+    x->range = r;
+    x->base = r->base;
+    cws_list_init(&x->cached);
+    cws_list_init(&x->wanted);
+    cws_list_add_before(&ranges->all, &r->link);
+    uint64_t first = cws_gpu_arena_index(&ranges->arena, r->base);
     for (uint32_t i = 0; i < granules; i++)
-        gpu->by_granule[first + i] = r;
-    gpu->range_count++;
+        ranges->by_granule[first + i] = x;
+    ranges->count++;
     return r;
 }
 
 static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t least)
 {
-    cws_gpu_say(gpu,
+    cws_gpu_say(&gpu->core,
                 "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET (%llu MiB, %llu MiB of it in use for what "
                 "cannot be dropped); "
                 "the least budget that would have done is %llu MiB",
-                (double)bytes / (1 << 20), (unsigned long long)(gpu->config.budget_bytes >> 20),
-                (unsigned long long)(cws_gpu_undroppable_locked(gpu) >> 20),
+                (double)bytes / (1 << 20), (unsigned long long)(gpu->budget.bytes >> 20),
+                (unsigned long long)(cws_gpu_budget_undroppable(&gpu->budget) >> 20),
                 (unsigned long long)((least + (1 << 20) - 1) >> 20));
 }
 
@@ -132,73 +222,206 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
     return cws_gpu_alloc_loading(gpu, bytes, 0, stream, out);
 }
 
+/* Does it fit, beside what cannot be dropped and the largest set that a launch named? Says so if not. */
+static bool fits_locked(struct cws_gpu *gpu, size_t bytes, uint64_t span, uint64_t expected)
+{
+    uint64_t budget = gpu->budget.bytes, set = gpu->sets.largest;
+    uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + span + set;
+    if (need > budget) {
+        cws_gpu_pools_count(&gpu->pools);
+        need = cws_gpu_budget_undroppable(&gpu->budget) + span + set;
+    }
+    bool warms_up = bytes <= expected && bytes > budget / 2;
+    if (warms_up || cws_gpu_room_fits_locked(gpu, need))
+        return true;
+    say_too_much(gpu, bytes, cws_gpu_room_least_locked(gpu, need, span));
+    return false;
+}
+
 CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expected, CUstream stream, CUdeviceptr *out)
 {
-    if (gpu->dead)
+    if (gpu->core.dead)
         return CUDA_ERROR_NOT_INITIALIZED;
     uint64_t granules = ((uint64_t)bytes + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE;
     if (bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
     if (granules > UINT32_MAX / 2)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    pthread_mutex_lock(&gpu->lock);
+    cws_gpu_lock(&gpu->core);
     struct cws_gpu_range *r = take_cached_locked(gpu, (uint32_t)granules, stream);
-    if (r) {
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_ANONYMOUS);
-    } else {
-        uint64_t set = gpu->largest_set, need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
-        if (need > gpu->config.budget_bytes) {
-            cws_gpu_recount_pools_locked(gpu);
-            need = cws_gpu_undroppable_locked(gpu) + granules * CWS_GPU_GRANULE + set;
-        }
-        bool warms_up = bytes <= expected && bytes > gpu->config.budget_bytes / 2;
-        if (!warms_up && need > gpu->config.budget_bytes &&
-            need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes) {
-            say_too_much(gpu, bytes, cws_gpu_least_budget_locked(gpu, need, granules * CWS_GPU_GRANULE));
-            pthread_mutex_unlock(&gpu->lock);
-            return CUDA_ERROR_OUT_OF_MEMORY;
-        }
+    if (!r && fits_locked(gpu, bytes, granules * CWS_GPU_GRANULE, expected))
         r = create_locked(gpu, (uint32_t)granules);
-    }
     if (r) {
-        r->bytes = bytes;
-        r->used = gpu->uses;
-        r->keeps = false;
+        r->freed = false;
+        r->bytes = r->extents->bytes = bytes;
+        r->extents->used = gpu->uses.begun;
         *out = r->base;
     }
-    pthread_mutex_unlock(&gpu->lock);
+    cws_gpu_unlock(&gpu->core);
     return r ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static bool is_being_made(const struct cws_gpu_range *r)
+{
+    for (uint32_t i = 0; i < r->extent_count; i++)
+        if (r->extents[i].state == CWS_EXTENT_MAKING || r->extents[i].state == CWS_EXTENT_UNMAKING)
+            return true;
+    return false;
+}
+
+static void free_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, CUstream stream, bool in_order)
+{
+    cws_gpu_demand_locked(gpu, x, false);
+    if (cws_extent_has_owner(x->state))
+        return; /* which ends it */
+    if (cws_extent_is_mapped(x->state) &&
+        in_order) { /* what is queued behind the last use that we saw may use it, too */
+        if (!cws_gpu_users_note(&gpu->streams, &x->users, stream))
+            cws_gpu_range_pin_locked(x->range);
+        cws_gpu_stream_mark_own(&gpu->streams, stream);
+    }
+    if (cws_extent_is_mapped(x->state))
+        cache_locked(gpu, x);
+    else
+        end_locked(gpu, x);
 }
 
 CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order)
 {
-    if (gpu->dead)
+    if (gpu->core.dead)
         return CUDA_ERROR_NOT_INITIALIZED;
-    CUresult result = CUDA_SUCCESS;
-    pthread_mutex_lock(&gpu->lock);
-    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, address);
+    cws_gpu_lock(&gpu->core);
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, address);
     /* another thread uses it for the first time: that is the program's race */
-    while (r && r->base == address && r->state == CWS_RANGE_MAKING) {
-        pthread_cond_wait(&gpu->changed, &gpu->lock);
-        r = cws_gpu_range_at_locked(gpu, address);
+    while (r && r->base == address && is_being_made(r)) {
+        cws_gpu_changed_wait_drops_lock(&gpu->core);
+        r = cws_gpu_range_at_locked(&gpu->ranges, address);
     }
-    if (!r || r->base != address) {
-        result = CUDA_ERROR_INVALID_VALUE;
-    } else {
+    bool found = r && r->base == address;
+    if (found) {
+        r->freed = true;
         r->pinned = false;
-        cws_gpu_demand_locked(gpu, r, false);
-        if (r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING || r->state == CWS_RANGE_SPILLING) {
-            r->freed = true; /* the loader ends it */
-        } else if (cws_gpu_is_mapped(r->state)) {
-            if (in_order) { /* what is queued behind the last use that we saw may use it, too */
-                cws_gpu_stream_note_use_locked(gpu, r, stream);
-                cws_gpu_stream_mark_own_locked(gpu, stream);
-            }
-            cws_gpu_range_cache_locked(gpu, r);
-        } else {
-            cws_gpu_range_end_locked(gpu, r);
-        }
+        r->named++; /* until all extents were looked at */
+        for (uint32_t i = 0; i < r->extent_count; i++)
+            free_locked(gpu, &r->extents[i], stream, in_order);
+        cws_gpu_changed_locked(&gpu->core);
+        cws_gpu_range_unname_locked(gpu, r);
     }
-    pthread_mutex_unlock(&gpu->lock);
-    return result;
+    cws_gpu_unlock(&gpu->core);
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+void cws_gpu_ranges_close(struct cws_gpu *gpu)
+{
+    struct cws_gpu_ranges *ranges = &gpu->ranges;
+    cws_gpu_lock(&gpu->core);
+    while (!cws_list_is_empty(&ranges->all)) {
+        struct cws_gpu_range *r = CWS_LIST_OF(ranges->all.next, struct cws_gpu_range, link);
+        r->freed = true;
+        r->named = 1;
+        for (uint32_t i = 0; i < r->extent_count; i++) {
+            struct cws_gpu_extent *x = &r->extents[i];
+            struct cws_gpu_frame *frame = x->frame;
+            cws_gpu_extent_settle_locked(gpu, x);
+            if (x->state == CWS_EXTENT_CACHED) {
+                cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
+                cws_gpu_frame_unmap(&gpu->frames, frame, x->base);
+                x->frame = NULL;
+                cws_gpu_frame_put(&gpu->frames, frame);
+                end_locked(gpu, x);
+            }
+        }
+        cws_gpu_range_unname_locked(gpu, r);
+    }
+    cws_gpu_unlock(&gpu->core);
+    if (ranges->by_granule)
+        munmap(ranges->by_granule, table_bytes(ranges));
+    ranges->by_granule = NULL;
+    cws_gpu_arena_close(&ranges->arena);
+}
+
+/* --- addresses ------------------------------------------------------------------------------------------- */
+
+bool cws_gpu_owns(const struct cws_gpu *gpu, CUdeviceptr address)
+{
+    return cws_gpu_arena_has(&gpu->ranges.arena, address);
+}
+
+struct cws_gpu_range *cws_gpu_range_at_locked(const struct cws_gpu_ranges *ranges, CUdeviceptr address)
+{
+    if (!cws_gpu_arena_has(&ranges->arena, address))
+        return NULL;
+    const struct cws_gpu_extent *x = ranges->by_granule[cws_gpu_arena_index(&ranges->arena, address)];
+    return x && !x->range->freed ? x->range : NULL;
+}
+
+bool cws_gpu_extent(struct cws_gpu *gpu, CUdeviceptr address, CUdeviceptr *out_base, size_t *out_bytes)
+{
+    cws_gpu_lock(&gpu->core);
+    const struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, address);
+    bool found = r && address - r->base < r->bytes;
+    if (found) {
+        *out_base = r->base;
+        *out_bytes = r->bytes;
+    }
+    cws_gpu_unlock(&gpu->core);
+    return found;
+}
+
+void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address)
+{
+    cws_gpu_lock(&gpu->core);
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, address);
+    if (r)
+        cws_gpu_range_pin_locked(r);
+    cws_gpu_unlock(&gpu->core);
+}
+
+/* --- the check ---------------------------------------------------------------------------------------------- */
+
+static const char *check_extent(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
+{
+    bool moves = x->state == CWS_EXTENT_MAKING || x->state == CWS_EXTENT_UNMAKING;
+    bool wants_frame = cws_extent_is_mapped(x->state) || cws_extent_has_owner(x->state);
+    if (!moves && wants_frame != (x->frame != NULL))
+        return "I1: an extent has a frame in a state that has none, or none where there must be one";
+    if (x->frame && x->frame->granules != x->granules)
+        return "I2: a frame is not as large as its extent";
+    if (!x->source && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_LOADING ||
+                       x->state == CWS_EXTENT_RESIDENT || x->state == CWS_EXTENT_DROPPING))
+        return "I5: a bound extent has no source";
+    if (x->state == CWS_EXTENT_CACHED && (!x->range->freed || x->source || x->spill.host))
+        return "a freed extent has something left";
+    if (x->state == CWS_EXTENT_DROPPING && x->holds && !cws_gpu_is_demanded(x) && gpu->uses.waiting == 0)
+        return "I3: an extent that is held is being dropped";
+    return NULL;
+}
+
+const char *cws_gpu_ranges_check(const struct cws_gpu *gpu)
+{
+    const struct cws_gpu_budget *b = &gpu->budget;
+    uint64_t classes[CWS_GPU_CLASSES] = {0}, bound = 0, frames = 0;
+    uint32_t count = 0;
+    for (const struct cws_list *l = gpu->frames.idle.next; l != &gpu->frames.idle; l = l->next)
+        classes[CWS_CLASS_IDLE] += cws_gpu_frame_bytes(CWS_LIST_OF(l, const struct cws_gpu_frame, link));
+    frames = classes[CWS_CLASS_IDLE];
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        const char *wrong = check_extent(gpu, x);
+        if (wrong)
+            return wrong;
+        count += x == x->range->extents;
+        frames += x->frame ? cws_gpu_span(x) : 0;
+        classes[cws_extent_class(x->state)] += cws_gpu_span(x);
+        bound += x->source ? cws_gpu_span(x) : 0;
+    }
+    if (count != gpu->ranges.count)
+        return "the ranges are miscounted";
+    for (unsigned i = 0; i < CWS_GPU_CLASSES; i++)
+        if (i != CWS_CLASS_NONE && classes[i] != b->of_class[i])
+            return "an account disagrees with the extents";
+    if (bound != b->bound)
+        return "the account of bound bytes disagrees with the extents";
+    /* not while a frame moves into an extent or out of one: for a moment it is in neither */
+    return frames > b->frames ? "I2: frames are miscounted" : NULL;
 }

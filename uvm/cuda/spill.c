@@ -1,206 +1,226 @@
 /* spill.c - spilling: content that no source can give back (weights that were written to, the program's own data) goes
  * to pinned host memory when nothing else can be evicted, and comes back when it is used. Its hash is compared before
  * the device memory is given away, and again when it is back. The copy is kept while host memory lasts: what is only
- * read from then on is not copied out again. Where host memory is short, or anything fails, the range stays. The loader
- * does all of this, one range at a time. */
-#include "state.h"
-
-#include <string.h>
+ * read from then on is not copied out again. Where host memory is short, or anything fails, the extent stays. The
+ * loader does all of this, one extent at a time. */
+#include "gpu.h"
 
 /* Launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden
  * pointers reach. A written weight goes whenever nothing else can: the launch would fail. */
 enum { UNUSED_LONG = 1024 };
 
-static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_range *r)
+/* Could it go, if its uses are done and host memory has room? */
+static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
-    uint64_t age = gpu->uses - r->used;
-    if (r->holds || r->pinned || r->freed || r->demanded)
+    uint64_t age = gpu->uses.begun - x->used;
+    if (x->holds || x->range->pinned || x->range->freed || cws_gpu_is_demanded(x) || x->spill.failed == x->used + 1)
         return false;
-    return (r->state == CWS_RANGE_DIRTY && age >= 1) || (r->state == CWS_RANGE_ANONYMOUS && age >= UNUSED_LONG);
+    return (x->state == CWS_EXTENT_DIRTY && age >= 1) || (x->state == CWS_EXTENT_ANONYMOUS && age >= UNUSED_LONG);
 }
 
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
 {
-    uint64_t bytes = 0, left = cws_gpu_host_left_locked(gpu);
-    for (const struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        const struct cws_gpu_range *r = CWS_LIST_OF(l, const struct cws_gpu_range, link);
-        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r)) {
-            bytes += cws_gpu_span(r);
-            left -= cws_gpu_span(r);
+    uint64_t bytes = 0, left = cws_gpu_host_left(&gpu->sources);
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        if (cws_gpu_span(x) <= left && is_candidate(gpu, x)) {
+            bytes += cws_gpu_span(x);
+            left -= cws_gpu_span(x);
         }
     }
     return bytes;
 }
 
-/* The hash of a range's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits for
- * it. */
-static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_range *r, CUdeviceptr alias, void *out,
-                              const void *in, struct cws_hash128 *hash)
+/* --- out --------------------------------------------------------------------------------------------- */
+
+/* The hash of an extent's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits
+ * for it. */
+static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void *out, const void *in,
+                              struct cws_hash128 *hash)
 {
-    const struct cws_driver *d = gpu->driver;
-    struct cws_gpu_drop *control = &gpu->drops[CWS_GPU_DROPS];
-    *control->result = (struct cws_gpu_result){0};
-    CUresult result = in ? d->copy_in_async(alias, in, r->bytes, gpu->drop_stream) : CUDA_SUCCESS;
+    const struct cws_driver *d = gpu->core.driver;
+    CUstream stream = gpu->staging.check_stream;
+    CUdeviceptr alias = x->frame->alias;
+    struct cws_gpu_check *check = &gpu->staging.checks[CWS_GPU_DROPS];
+    *check->result = (struct cws_gpu_result){0};
+    CUresult result = in ? d->copy_in_async(alias, in, x->bytes, stream) : CUDA_SUCCESS;
     if (result == CUDA_SUCCESS)
-        result = cws_gpu_drop_hash(gpu, control, alias, r->bytes);
+        result = cws_gpu_check_start(&gpu->staging, check, alias, x->bytes);
     if (result == CUDA_SUCCESS && out)
-        result = d->copy_out_async(out, alias, r->bytes, gpu->drop_stream);
+        result = d->copy_out_async(out, alias, x->bytes, stream);
     /* also after an error: what was queued uses this memory */
-    CUresult waited = d->stream_sync(gpu->drop_stream);
-    *hash = cws_gpu_result_hash(control->result);
+    CUresult waited = d->stream_sync(stream);
+    *hash = cws_gpu_result_hash(check->result);
     return result == CUDA_SUCCESS ? waited : result;
 }
+
+static bool is_hash(struct cws_hash128 a, struct cws_hash128 b) { return a.lo == b.lo && a.hi == b.hi; }
 
 static bool has_hash(const void *host, size_t bytes, struct cws_hash128 hash)
 {
     struct cws_hash128 sum = {0};
     cws_content_hash_add(&sum, cws_content_key, host, bytes, 0);
-    return sum.lo == hash.lo && sum.hi == hash.hi;
+    return is_hash(sum, hash);
 }
 
 /* Is the copy that was kept what lies on the device? *hash: of the device's bytes. */
-static bool is_kept(struct cws_gpu *gpu, const struct cws_gpu_range *r, const void *host, struct cws_hash128 *hash)
+static bool is_kept(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const void *host, struct cws_hash128 *hash)
 {
-    return move_and_hash(gpu, r, r->frame->alias, NULL, NULL, hash) == CUDA_SUCCESS && hash->lo == r->spill_hash.lo &&
-           hash->hi == r->spill_hash.hi && has_hash(host, r->bytes, *hash);
+    return move_and_hash(gpu, x, NULL, NULL, hash) == CUDA_SUCCESS && is_hash(*hash, x->spill.hash) &&
+           has_hash(host, x->bytes, *hash);
 }
 
 /* *host: the copy that was kept, or NULL; NULL if this fails. */
-static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_range *r, void **host, struct cws_hash128 *hash)
+static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void **host, struct cws_hash128 *hash)
 {
-    if (*host && is_kept(gpu, r, *host, hash))
+    const struct cws_driver *d = gpu->core.driver;
+    if (*host && is_kept(gpu, x, *host, hash))
         return true;
-    if (!*host && gpu->driver->host_alloc(host, r->bytes, CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
+    if (!*host && d->host_alloc(host, x->bytes, CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
         return false;
-    bool good = move_and_hash(gpu, r, r->frame->alias, *host, NULL, hash) == CUDA_SUCCESS;
-    if (good && !has_hash(*host, r->bytes, *hash)) {
-        cws_gpu_say(gpu, "device memory of %zu MiB reached host memory with other bytes; it stays on the device",
-                    r->bytes >> 20);
+    bool good = move_and_hash(gpu, x, *host, NULL, hash) == CUDA_SUCCESS;
+    if (good && !has_hash(*host, x->bytes, *hash)) {
+        cws_gpu_say(&gpu->core, "device memory of %zu MiB reached host memory with other bytes; it stays on the device",
+                    x->bytes >> 20);
         good = false;
     }
     if (!good) {
-        gpu->driver->host_free(*host);
+        d->host_free(*host);
         *host = NULL;
     }
     return good;
 }
 
-/* Spills r, whose uses are done. If anything fails it stays on the device. */
-static void spill_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+/* Spills x, whose uses are done. If anything fails it stays on the device. */
+static void spill_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    enum cws_range_state before = r->state;
-    struct cws_gpu_frame *frame = r->frame;
+    enum cws_extent_state before = x->state;
+    struct cws_gpu_frame *frame = x->frame;
     struct cws_hash128 hash = {0};
-    void *host = r->spill;
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLING);
-    if (r->spill_kept)
-        gpu->kept_bytes -= cws_gpu_span(r);
+    void *host = x->spill.host;
+    if (host)
+        cws_gpu_host_unkeep(&gpu->sources, cws_gpu_span(x));
     else
-        gpu->host_bytes += cws_gpu_span(r);
-    r->spill = NULL; /* it is this function's now */
-    r->spill_kept = false;
-    pthread_mutex_unlock(&gpu->lock);
-    bool mapped = cws_gpu_unmap(gpu, r) != CUDA_SUCCESS, good = !mapped && copy_out(gpu, r, &host, &hash);
-    if (!good && !mapped)
-        cws_gpu_map_again(gpu, r, frame);
+        cws_gpu_host_take(&gpu->sources, cws_gpu_span(x));
+    x->spill.host = NULL; /* it is this function's now */
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_SPILLING);
+    cws_gpu_unlock(&gpu->core);
+    bool unmapped = cws_gpu_frame_unmap(&gpu->frames, frame, x->base) == CUDA_SUCCESS;
+    bool good = unmapped && copy_out(gpu, x, &host, &hash);
+    if (!good && unmapped)
+        cws_gpu_frame_map_again(&gpu->frames, frame, x->base);
     if (!good && host)
-        gpu->driver->host_free(host);
-    pthread_mutex_lock(&gpu->lock);
-    if (!good)
-        gpu->host_bytes -= cws_gpu_span(r);
-    r->keeps = !good; /* not tried again and again */
-    if (good && r->freed) {
-        cws_gpu_host_give_locked(gpu, host, cws_gpu_span(r));
-        host = NULL;
-    }
+        gpu->core.driver->host_free(host);
+    cws_gpu_lock(&gpu->core);
     if (good) {
-        r->frame = NULL;
-        r->spill = host;
-        r->spill_hash = hash;
-        r->spilled_from = before;
-        cws_gpu_frame_put_idle_locked(gpu, frame);
-        gpu->counts.spills++;
+        x->frame = NULL;
+        x->spill = (struct cws_gpu_spill){.host = host, .hash = hash, .from = before};
+        cws_gpu_frame_put(&gpu->frames, frame);
+        gpu->spills.out++;
+    } else {
+        cws_gpu_host_untake(&gpu->sources, cws_gpu_span(x));
+        x->spill.failed = x->used + 1;
     }
-    cws_gpu_range_set_locked(gpu, r, good ? CWS_RANGE_SPILLED : before);
-    if (r->freed && good)
-        cws_gpu_range_end_locked(gpu, r);
-    else if (r->freed)
-        cws_gpu_range_cache_locked(gpu, r);
-    pthread_cond_broadcast(&gpu->changed);
+    cws_gpu_extent_set_locked(gpu, x, good ? CWS_EXTENT_SPILLED : before);
+    cws_gpu_extent_settle_locked(gpu, x);
 }
 
 /* Is `a` the better one to spill? One that is not expected again is best, else the one that is needed last. The next
  * launch may well name again what the last one did. */
-static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_range *a, const struct cws_gpu_range *b)
+static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_extent *a, const struct cws_gpu_extent *b)
 {
-    bool a_last = a->source && gpu->order.last == &a->order, b_last = b->source && gpu->order.last == &b->order;
+    const struct cws_order *o = &gpu->order.order;
+    bool a_last = a->source && o->last == &a->order, b_last = b->source && o->last == &b->order;
     uint64_t a_at = a->source ? a->order.next_at : UINT64_MAX, b_at = b->source ? b->order.next_at : UINT64_MAX;
     if (a_last != b_last)
         return b_last;
     return a_at != b_at ? a_at > b_at : a->used < b->used;
 }
 
-bool cws_gpu_spill_one_locked(struct cws_gpu *gpu)
+/* Room in host memory for one more. Copies of what is on the device go after compressed bytes. */
+static bool claim_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
-    struct cws_gpu_range *best = NULL;
-    uint64_t left = cws_gpu_host_left_locked(gpu);
-    cws_gpu_order_walk_locked(gpu);
-    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
-        if (!r->keeps && cws_gpu_span(r) <= left && is_candidate(gpu, r) && (!best || goes_before(gpu, r, best)) &&
-            cws_gpu_uses_done_locked(gpu, r, true))
-            best = r;
+    enum cws_host_room room = cws_gpu_host_claim(&gpu->sources, bytes);
+    for (struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x && room == CWS_HOST_SHORT;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        if (!cws_gpu_has_copy(x))
+            continue;
+        cws_gpu_spill_forget_locked(gpu, x);
+        room = cws_gpu_host_claim(&gpu->sources, bytes);
     }
-    if (!best || (!best->spill && !cws_gpu_host_claim_locked(gpu, cws_gpu_span(best))))
+    return room == CWS_HOST_FREE;
+}
+
+bool cws_gpu_spill_one_drops_lock(struct cws_gpu *gpu)
+{
+    struct cws_gpu_extent *best = NULL;
+    uint64_t left = cws_gpu_host_left(&gpu->sources);
+    cws_gpu_order_walk(&gpu->order);
+    for (struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        if (cws_gpu_span(x) <= left && is_candidate(gpu, x) && (!best || goes_before(gpu, x, best)) &&
+            cws_gpu_users_done(&gpu->streams, &x->users, true))
+            best = x;
+    if (!best || (!best->spill.host && !claim_locked(gpu, cws_gpu_span(best))))
         return false;
-    gpu->host_claimed = 0;
-    spill_locked(gpu, best);
+    spill_drops_lock(gpu, best);
     return true;
 }
 
-/* May its host memory be given up? */
-void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    if (r->spill)
-        cws_gpu_host_give_locked(gpu, r->spill, cws_gpu_span(r));
-    if (r->spill_kept)
-        gpu->kept_bytes -= cws_gpu_span(r);
-    r->spill = NULL;
-    r->spill_kept = false;
+    if (x->spill.host) {
+        if (cws_gpu_has_copy(x))
+            cws_gpu_host_unkeep(&gpu->sources, cws_gpu_span(x));
+        cws_gpu_host_give(&gpu->sources, x->spill.host, cws_gpu_span(x));
+    }
+    x->spill = (struct cws_gpu_spill){.host = NULL};
 }
 
-void cws_gpu_spill_restore_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, struct cws_gpu_frame *frame)
+/* --- and back ------------------------------------------------------------------------------------------ */
+
+void cws_gpu_spill_restore_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_frame *frame)
 {
     struct cws_hash128 hash = {0};
-    r->frame = frame;
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLING);
-    pthread_mutex_unlock(&gpu->lock);
-    CUresult result = move_and_hash(gpu, r, frame->alias, NULL, r->spill, &hash);
-    bool same = hash.lo == r->spill_hash.lo && hash.hi == r->spill_hash.hi;
+    x->frame = frame;
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_RESTORING);
+    cws_gpu_unlock(&gpu->core);
+    CUresult result = move_and_hash(gpu, x, NULL, x->spill.host, &hash);
+    bool same = is_hash(hash, x->spill.hash);
     if (result == CUDA_SUCCESS && same)
-        result = cws_gpu_map(gpu, r, frame);
+        result = cws_gpu_frame_map(&gpu->frames, frame, x->base);
     if (result != CUDA_SUCCESS)
-        cws_gpu_unexpected(gpu, result, "bringing back spilled memory");
+        cws_gpu_unexpected(&gpu->core, result, "bringing back spilled memory");
     else if (!same)
-        cws_gpu_say(gpu,
+        cws_gpu_say(&gpu->core,
                     "device memory of %zu MiB that was spilled to host memory came back with other bytes; the launch "
                     "that needs it fails",
-                    r->bytes >> 20);
-    pthread_mutex_lock(&gpu->lock);
+                    x->bytes >> 20);
+    cws_gpu_lock(&gpu->core);
     if (result == CUDA_SUCCESS && same) {
-        cws_gpu_range_set_locked(gpu, r, r->spilled_from);
-        r->spill_kept = true;
-        gpu->kept_bytes += cws_gpu_span(r);
-        gpu->counts.restores++;
-        if (r->freed)
-            cws_gpu_range_cache_locked(gpu, r);
+        cws_gpu_extent_set_locked(gpu, x, x->spill.from);
+        cws_gpu_host_keep(&gpu->sources, cws_gpu_span(x));
+        gpu->spills.in++;
     } else {
-        r->frame = NULL;
-        cws_gpu_frame_put_idle_locked(gpu, frame);
-        cws_gpu_range_set_locked(gpu, r, CWS_RANGE_SPILLED);
-        r->failed = (CUresult)304; /* CUDA_ERROR_OPERATING_SYSTEM */
-        if (r->freed)
-            cws_gpu_range_end_locked(gpu, r);
+        x->frame = NULL;
+        cws_gpu_frame_put(&gpu->frames, frame);
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_SPILLED);
+        x->failed = (CUresult)304; /* CUDA_ERROR_OPERATING_SYSTEM */
     }
-    pthread_cond_broadcast(&gpu->changed);
+    cws_gpu_extent_settle_locked(gpu, x);
+}
+
+const char *cws_gpu_spills_check(const struct cws_gpu *gpu)
+{
+    uint64_t kept = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        bool has = cws_gpu_has_copy(x);
+        if (x->state == CWS_EXTENT_SPILLED && !x->spill.host)
+            return "spills: the content of one is lost";
+        if (has && x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY && x->state != CWS_EXTENT_UNMAKING)
+            return "spills: one that cannot be spilled has a copy";
+        kept += has ? cws_gpu_span(x) : 0;
+    }
+    return kept != gpu->sources.kept_bytes ? "spills: copies are miscounted" : NULL;
 }

@@ -1,46 +1,47 @@
 /* strict.c - strict mode, for tests of programs: one use at a time, and after it every weight is unmapped. A kernel
  * that reads a weight without naming it faults at once, whatever the budget. */
-#include "state.h"
+#include "gpu.h"
+
+/* A use inside of another one, of the same thread: that has the lock. */
+static bool is_inner(const struct cws_gpu *gpu) { return cws_gpu_uses_open(gpu) != 0; }
 
 void cws_gpu_strict_enter(struct cws_gpu *gpu)
 {
-    if (gpu->config.strict)
-        pthread_mutex_lock(&gpu->strict);
+    if (gpu->config.strict && !is_inner(gpu))
+        cws_lock_take(&gpu->strict.lock);
 }
 
 void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued)
 {
-    if (!gpu->config.strict)
+    if (!gpu->config.strict || is_inner(gpu))
         return;
-    if (cws_gpu_uses_open(gpu) == 0) { /* else this one is inside of another, of the same thread */
-        if (queued)
-            cws_driver_wait(gpu->driver, stream);
-        pthread_mutex_lock(&gpu->lock);
-        gpu->strict_due = true;
-        cws_gpu_wake_locked(gpu);
-        while (gpu->strict_due && !gpu->stop)
-            pthread_cond_wait(&gpu->changed, &gpu->lock);
-        pthread_mutex_unlock(&gpu->lock);
-    }
-    pthread_mutex_unlock(&gpu->strict);
+    if (queued)
+        cws_driver_wait(gpu->core.driver, stream);
+    cws_gpu_lock(&gpu->core);
+    gpu->strict.due = true;
+    cws_gpu_wake_locked(&gpu->core);
+    while (gpu->strict.due && !gpu->core.stop)
+        cws_gpu_changed_wait_drops_lock(&gpu->core);
+    cws_gpu_unlock(&gpu->core);
+    cws_lock_drop(&gpu->strict.lock);
 }
 
-bool cws_gpu_strict_drop_locked(struct cws_gpu *gpu)
+bool cws_gpu_strict_step_drops_lock(struct cws_gpu *gpu)
 {
-    bool later = gpu->load_count || gpu->drop_count;
-    if (!gpu->strict_due)
+    bool later = gpu->loads.count || gpu->drops.count;
+    if (!gpu->strict.due)
         return false;
-    for (struct cws_list *l = gpu->ranges.next; l != &gpu->ranges; l = l->next) {
-        struct cws_gpu_range *r = CWS_LIST_OF(l, struct cws_gpu_range, link);
-        if (r->state != CWS_RANGE_RESIDENT || r->holds || r->pinned)
+    for (struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        if (x->state != CWS_EXTENT_RESIDENT || x->holds || x->range->pinned)
             continue;
-        if (cws_gpu_drop_start_locked(gpu, r))
-            return true; /* `lock` was free */
+        if (cws_gpu_drop_start_drops_lock(gpu, x))
+            return true;
         later = true;
     }
     if (later)
         return false;
-    gpu->strict_due = false;
-    pthread_cond_broadcast(&gpu->changed);
+    gpu->strict.due = false;
+    cws_gpu_changed_locked(&gpu->core);
     return true;
 }

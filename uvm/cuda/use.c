@@ -1,59 +1,75 @@
 /* use.c - uses: makes the ranges that a launch or a copy names ready before it is queued, and holds them until it was.
  * The common case, in which all of them are resident, takes one lock. */
-#include "state.h"
+#include "gpu.h"
 #include "nvtx.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* How many uses this thread has open, per manager: one entry for each that it ever met. A process has few. */
+enum { MANAGERS = 16 }; /* of a process */
+
+void cws_gpu_uses_init(struct cws_gpu_uses *uses, struct cws_gpu_strict *strict)
+{
+    *uses = (struct cws_gpu_uses){.slow = CWS_LOCK_OF(CWS_RANK_GPU_SLOW)};
+    *strict = (struct cws_gpu_strict){.lock = CWS_LOCK_OF(CWS_RANK_GPU_STRICT)};
+}
+
+/* How many uses this thread has open, per manager: one entry for each that it ever met. */
 static _Thread_local struct {
     const struct cws_gpu *gpu;
     unsigned count;
-} open_uses[CWS_GPU_MANAGERS];
+} open_uses[MANAGERS];
 
 static void count_open(const struct cws_gpu *gpu, int change)
 {
-    unsigned i = 0, free_line = CWS_GPU_MANAGERS - 1;
-    for (; i < CWS_GPU_MANAGERS && open_uses[i].gpu != gpu; i++)
+    unsigned i = 0, free_line = MANAGERS - 1;
+    for (; i < MANAGERS && open_uses[i].gpu != gpu; i++)
         if (open_uses[i].count == 0 && i < free_line)
             free_line = i;
-    i = i < CWS_GPU_MANAGERS ? i : free_line;
+    i = i < MANAGERS ? i : free_line;
     open_uses[i].gpu = gpu;
     open_uses[i].count += (unsigned)change;
 }
 
 unsigned cws_gpu_uses_open(const struct cws_gpu *gpu)
 {
-    for (unsigned i = 0; i < CWS_GPU_MANAGERS; i++)
+    for (unsigned i = 0; i < MANAGERS; i++)
         if (open_uses[i].gpu == gpu)
             return open_uses[i].count;
     return 0;
 }
 
+void cws_gpu_uses_stuck_locked(struct cws_gpu *gpu, bool stuck)
+{
+    unsigned open = cws_gpu_uses_open(gpu);
+    gpu->uses.stuck += stuck ? open : -open;
+}
+
+/* --- the extents of a use ------------------------------------------------------------------------------- */
+
 static bool grow(struct cws_gpu_use *use)
 {
-    bool few = use->ranges == use->few;
-    struct cws_gpu_range **more = realloc(few ? NULL : use->ranges, 4 * (size_t)use->room * sizeof *more);
+    bool few = use->extents == use->few;
+    struct cws_gpu_extent **more = realloc(few ? NULL : use->extents, 4 * (size_t)use->room * sizeof *more);
     if (!more)
         return false;
     if (few)
         memcpy(more, use->few, sizeof use->few);
-    use->ranges = more;
+    use->extents = more;
     use->room *= 4;
     return true;
 }
 
-static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_range *r)
+static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_extent *x)
 {
     for (unsigned i = 0; i < use->count; i++)
-        if (use->ranges[i] == r)
+        if (use->extents[i] == x)
             return true;
     if (use->count == use->room && !grow(use))
         return false;
-    use->ranges[use->count++] = r;
-    r->named++;
-    r->holds++;
+    use->extents[use->count++] = x;
+    cws_gpu_range_name_locked(x->range);
+    x->holds++;
     return true;
 }
 
@@ -62,18 +78,18 @@ static uint64_t set_bytes(const struct cws_gpu_use *use)
 {
     uint64_t bytes = 0;
     for (unsigned i = 0; i < use->count; i++)
-        bytes += cws_gpu_span(use->ranges[i]);
+        bytes += cws_gpu_span(use->extents[i]);
     return bytes;
 }
 
-/* Of these, the bytes that do not count as undroppable yet. */
-static uint64_t set_new_bytes(const struct cws_gpu_use *use)
+/* What cannot be dropped, and the bytes of this launch that do not count there yet. */
+static uint64_t needed(const struct cws_gpu *gpu, const struct cws_gpu_use *use)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = cws_gpu_budget_undroppable(&gpu->budget);
     for (unsigned i = 0; i < use->count; i++) {
-        enum cws_range_state s = use->ranges[i]->state;
-        if (s != CWS_RANGE_ANONYMOUS && s != CWS_RANGE_DIRTY && !use->ranges[i]->freed)
-            bytes += cws_gpu_span(use->ranges[i]);
+        const struct cws_gpu_extent *x = use->extents[i];
+        if (x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY && !x->range->freed)
+            bytes += cws_gpu_span(x);
     }
     return bytes;
 }
@@ -81,165 +97,194 @@ static uint64_t set_new_bytes(const struct cws_gpu_use *use)
 static void hold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, bool hold)
 {
     for (unsigned i = 0; i < use->count; i++)
-        use->ranges[i]->holds += hold ? 1 : -1u;
-    if (!hold && gpu->starved)
-        cws_gpu_wake_locked(gpu);
+        use->extents[i]->holds += hold ? 1 : -1u;
+    if (!hold && gpu->loader.starved)
+        cws_gpu_wake_locked(&gpu->core);
 }
 
 static void unhold_locked(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
     hold_locked(gpu, use, false);
     for (unsigned i = 0; i < use->count; i++)
-        cws_gpu_range_unname_locked(gpu, use->ranges[i]);
+        cws_gpu_range_unname_locked(gpu, use->extents[i]->range);
     use->count = 0;
-    if (use->ranges != use->few)
-        free(use->ranges);
-    use->ranges = use->few;
+    if (use->extents != use->few)
+        free(use->extents);
+    use->extents = use->few;
 }
 
-/* Gives a fresh range memory, in this thread. */
-static CUresult make_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+/* --- what is not there ------------------------------------------------------------------------------------ */
+
+/* Gives a fresh extent memory, in this thread. */
+static CUresult make_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    uint64_t bytes = cws_gpu_span(r);
-    cws_gpu_range_set_locked(gpu, r, CWS_RANGE_MAKING);
-    struct cws_gpu_frame *frame = cws_gpu_frame_idle_locked(gpu, r->granules);
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-    if (!frame && cws_gpu_grant_locked(gpu, bytes))
-        frame = cws_gpu_frame_create_locked(gpu, r->granules);
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_MAKING);
+    struct cws_gpu_frame *frame = cws_gpu_frame_take(&gpu->frames, x->granules);
+    if (!frame && cws_gpu_budget_grant_drops_lock(&gpu->budget, cws_gpu_span(x), false))
+        frame = cws_gpu_frame_create_drops_lock(&gpu->frames, x->granules);
     if (frame) {
-        pthread_mutex_unlock(&gpu->lock);
-        result = cws_gpu_map(gpu, r, frame);
-        pthread_mutex_lock(&gpu->lock);
-        if (result == CUDA_SUCCESS) {
-            r->frame = frame;
-        } else {
-            cws_gpu_frame_put_idle_locked(gpu, frame);
-            cws_gpu_unexpected(gpu, result, "mapping memory of the program");
-        }
+        cws_gpu_unlock(&gpu->core);
+        bool traced = cws_trace_is_on() && cws_gpu_trace_extent_slow(x, CWS_TRACE_MAP);
+        result = cws_gpu_frame_map(&gpu->frames, frame, x->base);
+        cws_trace_end(CWS_TRACE_MAP, traced);
+        cws_gpu_lock(&gpu->core);
     }
-    cws_gpu_range_set_locked(gpu, r, result == CUDA_SUCCESS ? CWS_RANGE_ANONYMOUS : CWS_RANGE_RESERVED);
-    pthread_cond_broadcast(&gpu->changed);
+    if (result == CUDA_SUCCESS) {
+        x->frame = frame;
+    } else if (frame) {
+        cws_gpu_frame_put(&gpu->frames, frame);
+        cws_gpu_unexpected(&gpu->core, result, "mapping memory of the program");
+    }
+    cws_gpu_extent_set_locked(gpu, x, result == CUDA_SUCCESS ? CWS_EXTENT_ANONYMOUS : CWS_EXTENT_RESERVED);
+    cws_gpu_extent_settle_locked(gpu, x);
     return result;
 }
 
-void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_range *r, bool demand)
+void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool demand)
 {
-    if (demand == r->demanded)
+    if (demand == cws_gpu_is_demanded(x))
         return;
-    r->demanded = demand;
     if (!demand) {
-        cws_list_remove(&r->wanted);
+        cws_list_remove(&x->wanted);
         return;
     }
-    cws_list_add_before(&gpu->wanted, &r->wanted);
-    r->failed = CUDA_SUCCESS;
-    gpu->counts.demand += r->state == CWS_RANGE_BOUND;
-    cws_gpu_wake_locked(gpu);
+    cws_list_add_before(&gpu->ranges.wanted, &x->wanted);
+    x->failed = CUDA_SUCCESS;
+    gpu->uses.demanded += x->state == CWS_EXTENT_BOUND;
+    cws_gpu_wake_locked(&gpu->core);
 }
 
-static bool has_to_load(const struct cws_gpu_range *r)
-{
-    return !r->freed &&
-           (r->state == CWS_RANGE_SPILLED || r->state == CWS_RANGE_SPILLING || r->state == CWS_RANGE_BOUND ||
-            r->state == CWS_RANGE_LOADING || r->state == CWS_RANGE_DROPPING);
-}
-
-static CUresult ready_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
+static CUresult wait_ready_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     for (;;) {
         CUresult result;
-        if (r->freed) { /* since it was named: by a stray word, so nothing is missing */
-            cws_gpu_demand_locked(gpu, r, false);
+        if (x->range->freed || cws_extent_is_mapped(x->state)) {
+            /* freed since it was named: by a stray word, so nothing is missing */
+            cws_gpu_demand_locked(gpu, x, false);
             return CUDA_SUCCESS;
         }
-        switch (r->state) {
-        case CWS_RANGE_RESERVED:
-            result = make_locked(gpu, r);
+        if (x->state == CWS_EXTENT_RESERVED) {
+            result = make_drops_lock(gpu, x);
             if (result != CUDA_SUCCESS)
                 return result;
-            break;
-        case CWS_RANGE_BOUND:
-        case CWS_RANGE_LOADING:
-        case CWS_RANGE_DROPPING:
-        case CWS_RANGE_SPILLED:
-        case CWS_RANGE_SPILLING:
-            cws_gpu_demand_locked(gpu, r, true);
-            if ((r->state == CWS_RANGE_BOUND || r->state == CWS_RANGE_SPILLED) && r->failed != CUDA_SUCCESS)
-                return r->failed;
-            pthread_cond_wait(&gpu->changed, &gpu->lock);
-            break;
-        case CWS_RANGE_MAKING: pthread_cond_wait(&gpu->changed, &gpu->lock); break;
-        default: /* mapped */ cws_gpu_demand_locked(gpu, r, false); return CUDA_SUCCESS;
+            continue;
         }
+        if (cws_extent_is_away(x->state)) {
+            cws_gpu_demand_locked(gpu, x, true);
+            if ((x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_SPILLED) && x->failed != CUDA_SUCCESS)
+                return x->failed;
+        }
+        cws_gpu_changed_wait_drops_lock(&gpu->core);
     }
+}
+
+static CUresult ready_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    if (cws_extent_is_mapped(x->state) || x->range->freed)
+        return wait_ready_drops_lock(gpu, x);
+    enum cws_gpu_wait why = cws_extent_is_away(x->state) ? CWS_WAIT_WEIGHT : CWS_WAIT_FRESH;
+    uint64_t begin = cws_gpu_now_ns();
+    CUresult result = wait_ready_drops_lock(gpu, x);
+    gpu->uses.waits[why]++;
+    gpu->uses.wait_ns[why] += cws_gpu_now_ns() - begin;
+    return result;
 }
 
 static void say_set_locked(struct cws_gpu *gpu, const struct cws_gpu_use *use, uint64_t need, unsigned others)
 {
-    uint64_t least = cws_gpu_least_budget_locked(gpu, need, 0);
-    if (need <= gpu->config.budget_bytes && others) {
-        cws_gpu_say(gpu,
+    uint64_t least = cws_gpu_room_least_locked(gpu, need, 0);
+    unsigned long long budget = gpu->budget.bytes >> 20;
+    if (need <= gpu->budget.bytes && others) {
+        cws_gpu_say(&gpu->core,
                     "a launch needs %llu MiB of device memory while %u calls around it hold what CODEC_VRAM_BUDGET "
                     "(%llu MiB) leaves",
-                    (unsigned long long)(set_bytes(use) >> 20), others,
-                    (unsigned long long)(gpu->config.budget_bytes >> 20));
+                    (unsigned long long)(set_bytes(use) >> 20), others, budget);
         return;
     }
-    cws_gpu_say(gpu,
+    cws_gpu_say(&gpu->core,
                 "a launch needs %llu MiB of device memory at a time, more than CODEC_VRAM_BUDGET (%llu MiB) leaves; "
                 "the least budget that would have done is %llu MiB",
-                (unsigned long long)(set_bytes(use) >> 20), (unsigned long long)(gpu->config.budget_bytes >> 20),
+                (unsigned long long)(set_bytes(use) >> 20), budget,
                 (unsigned long long)((least + (1 << 20) - 1) >> 20));
+}
+
+static CUresult get_all_drops_lock(struct cws_gpu *gpu, struct cws_gpu_use *use)
+{
+    CUresult result = CUDA_SUCCESS;
+    if (needed(gpu, use) > gpu->budget.bytes) {
+        cws_gpu_pools_count(&gpu->pools);
+        if (!cws_gpu_room_fits_locked(gpu, needed(gpu, use)))
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    /* all of them at once: the loader takes them in turn */
+    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
+        if (!use->extents[i]->range->freed && cws_extent_is_away(use->extents[i]->state))
+            cws_gpu_demand_locked(gpu, use->extents[i], true);
+    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
+        result = ready_drops_lock(gpu, use->extents[i]);
+    for (unsigned i = 0; i < use->count && result != CUDA_SUCCESS; i++)
+        cws_gpu_demand_locked(gpu, use->extents[i], false);
+    return result;
 }
 
 /* Something has to be loaded or made. One launch at a time does this, and those that wait for their turn hold nothing:
  * two that hold halves of what the other needs would never end. */
 static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
 {
-    CUresult result = CUDA_SUCCESS;
     uint64_t begin = cws_gpu_now_ns();
-    unsigned open = cws_gpu_uses_open(gpu);
-    if (open) { /* others may wait for what this thread holds */
-        pthread_mutex_lock(&gpu->lock);
-        gpu->stuck_uses += open;
-        cws_gpu_wake_locked(gpu);
-        pthread_mutex_unlock(&gpu->lock);
+    if (cws_gpu_uses_open(gpu)) { /* others may wait for what this thread holds */
+        cws_gpu_lock(&gpu->core);
+        cws_gpu_uses_stuck_locked(gpu, true);
+        cws_gpu_wake_locked(&gpu->core);
+        cws_gpu_unlock(&gpu->core);
     }
-    pthread_mutex_lock(&gpu->slow);
-    pthread_mutex_lock(&gpu->lock);
+    cws_lock_take(&gpu->uses.slow);
+    cws_gpu_lock(&gpu->core);
     hold_locked(gpu, use, true);
-    gpu->waiting++;
-    uint64_t need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
-    if (need > gpu->config.budget_bytes) {
-        cws_gpu_recount_pools_locked(gpu);
-        need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
-    }
-    if (need > gpu->config.budget_bytes && need - cws_gpu_spillable_locked(gpu) > gpu->config.budget_bytes)
-        result = CUDA_ERROR_OUT_OF_MEMORY;
-    /* all of them at once: the loader takes them in turn */
-    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
-        if (has_to_load(use->ranges[i]))
-            cws_gpu_demand_locked(gpu, use->ranges[i], true);
-    for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)
-        result = ready_locked(gpu, use->ranges[i]);
-    for (unsigned i = 0; i < use->count && result != CUDA_SUCCESS; i++)
-        cws_gpu_demand_locked(gpu, use->ranges[i], false);
-    gpu->waiting--;
-    if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-        need = cws_gpu_undroppable_locked(gpu) + set_new_bytes(use);
-        say_set_locked(gpu, use, need, gpu->running_uses);
-    }
-    gpu->stuck_uses -= open;
-    if (result != CUDA_SUCCESS)
+    gpu->uses.waiting++;
+    CUresult result = get_all_drops_lock(gpu, use);
+    gpu->uses.waiting--;
+    if (result == CUDA_ERROR_OUT_OF_MEMORY)
+        say_set_locked(gpu, use, needed(gpu, use), gpu->uses.running);
+    cws_gpu_uses_stuck_locked(gpu, false);
+    if (result != CUDA_SUCCESS) {
         unhold_locked(gpu, use);
-    else
-        gpu->running_uses++;
-    if (result == CUDA_SUCCESS)
+    } else {
+        gpu->uses.running++;
         count_open(gpu, 1);
-    gpu->counts.stall_ns += cws_gpu_now_ns() - begin;
-    pthread_mutex_unlock(&gpu->lock);
-    pthread_mutex_unlock(&gpu->slow);
+    }
+    gpu->uses.stall_ns += cws_gpu_now_ns() - begin;
+    cws_gpu_unlock(&gpu->core);
+    cws_lock_drop(&gpu->uses.slow);
     return result;
+}
+
+/* --- begin and end ------------------------------------------------------------------------------------------ */
+
+/* Adds what an address names: all of its range. *all: it is there, and all before it. False: no memory. */
+static bool name_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, CUdeviceptr address, bool *all)
+{
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, address);
+    bool room = true;
+    for (uint32_t i = 0; r && i < r->extent_count && room; i++) {
+        struct cws_gpu_extent *x = &r->extents[i];
+        room = add_locked(use, x);
+        x->used = gpu->uses.begun;
+        if (x->source && cws_trace_is_on())
+            cws_gpu_trace_use_slow_locked(gpu, x);
+        if (x->source)
+            cws_gpu_order_use(&gpu->order, x);
+        *all &= cws_extent_is_mapped(x->state);
+    }
+    return room;
+}
+
+static CUresult say_no_memory(struct cws_gpu *gpu)
+{
+    cws_gpu_say(&gpu->core, "a launch names %u paged allocations, and there is no host memory to hold more",
+                CWS_GPU_USE_FEW);
+    return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t count, struct cws_gpu_use *use)
@@ -248,38 +293,26 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
     char text[128];
     uint64_t missing = 0;
     text[0] = '\0';
-    pthread_mutex_lock(&gpu->lock);
-    gpu->uses++;
-    for (size_t i = 0; i < count && room; i++) {
-        struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, addresses[i]);
-        if (!r)
-            continue;
-        room = add_locked(use, r);
-        r->used = gpu->uses;
-        r->keeps = false;
-        if (r->source)
-            cws_gpu_order_use_locked(gpu, r);
-        all &= cws_gpu_is_mapped(r->state);
-    }
-    cws_gpu_set_note_locked(gpu, use->ranges, use->count);
+    cws_gpu_lock(&gpu->core);
+    gpu->uses.begun++;
+    for (size_t i = 0; i < count && room; i++)
+        room = name_locked(gpu, use, addresses[i], &all);
+    cws_gpu_sets_note(&gpu->sets, use->extents, use->count, cws_gpu_budget_for_weights(&gpu->budget));
     if (room && !all && cws_trace_is_on())
         traced = cws_gpu_trace_wait_slow_locked(use);
     if (room && !all && cws_nvtx_is_on())
         cws_gpu_wait_text_locked(use, text, sizeof text, &missing);
-    if (!room)
-        unhold_locked(gpu, use);
-    else if (!all)
-        hold_locked(gpu, use, false);
-    else if (use->count)
-        gpu->running_uses++;
-    if (room && all && use->count)
-        count_open(gpu, 1);
-    pthread_mutex_unlock(&gpu->lock);
     if (!room) {
-        cws_gpu_say(gpu, "a launch names %u paged allocations, and there is no host memory to hold more",
-                    CWS_GPU_USE_FEW);
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        unhold_locked(gpu, use);
+    } else if (!all) {
+        hold_locked(gpu, use, false);
+    } else if (use->count) {
+        gpu->uses.running++;
+        count_open(gpu, 1);
     }
+    cws_gpu_unlock(&gpu->core);
+    if (!room)
+        return say_no_memory(gpu);
     bool pushed = text[0] && cws_nvtx_push(text, missing);
     CUresult result = all ? CUDA_SUCCESS : get_ready(gpu, use);
     if (pushed)
@@ -294,8 +327,8 @@ CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *
     use->stream = stream;
     use->count = 0;
     use->room = CWS_GPU_USE_FEW;
-    use->ranges = use->few;
-    if (gpu->dead) /* before anything that waits: nobody is there */
+    use->extents = use->few;
+    if (gpu->core.dead) /* before anything that waits: nobody is there */
         return CUDA_ERROR_NOT_INITIALIZED;
     cws_gpu_strict_enter(gpu);
     CUresult result = begin(gpu, addresses, count, use);
@@ -308,24 +341,55 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
 {
     if (use->count == 0)
         return;
-    pthread_mutex_lock(&gpu->lock);
-    for (unsigned i = 0; i < use->count && queued; i++)
-        if (cws_gpu_is_mapped(use->ranges[i]->state))
-            cws_gpu_stream_note_use_locked(gpu, use->ranges[i], use->stream);
+    cws_gpu_lock(&gpu->core);
+    for (unsigned i = 0; i < use->count && queued; i++) {
+        struct cws_gpu_extent *x = use->extents[i];
+        if (cws_extent_is_mapped(x->state) && !cws_gpu_users_note(&gpu->streams, &x->users, use->stream))
+            cws_gpu_range_pin_locked(x->range); /* as if it were used for ever */
+    }
     if (queued)
-        cws_gpu_stream_mark_own_locked(gpu, use->stream);
-    gpu->running_uses--;
+        cws_gpu_stream_mark_own(&gpu->streams, use->stream);
+    gpu->uses.running--;
     count_open(gpu, -1);
     unhold_locked(gpu, use);
-    pthread_mutex_unlock(&gpu->lock);
+    cws_gpu_unlock(&gpu->core);
     cws_gpu_strict_leave(gpu, use->stream, queued);
 }
 
-void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address)
+/* --- streams of the program --------------------------------------------------------------------------------- */
+
+void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream)
 {
-    pthread_mutex_lock(&gpu->lock);
-    struct cws_gpu_range *r = cws_gpu_range_at_locked(gpu, address);
-    if (r)
-        r->pinned = true;
-    pthread_mutex_unlock(&gpu->lock);
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_stream_end(&gpu->streams, stream);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_stream_mark(&gpu->streams, stream);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_synchronized(struct cws_gpu *gpu)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_streams_synchronized(&gpu->streams);
+    cws_gpu_wake_locked(&gpu->core);
+    cws_gpu_unlock(&gpu->core);
+}
+
+const char *cws_gpu_uses_check(const struct cws_gpu *gpu)
+{
+    uint64_t holds = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        if (x->holds > x->range->named)
+            return "uses: an extent is held by more uses than name its range";
+        holds += x->holds;
+    }
+    if (holds < gpu->uses.running)
+        return "uses: one that runs holds nothing";
+    return NULL;
 }

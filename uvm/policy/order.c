@@ -115,6 +115,8 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
     o->plan_due = true;
 }
 
+void cws_order_plan_again(struct cws_order *o) { o->plan_due = true; }
+
 /* --- the window -------------------------------------------------------------------------------------- */
 
 static void come(struct cws_order *o, struct cws_order_node *n, uint64_t place)

@@ -98,6 +98,8 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n);
 void cws_order_use(struct cws_order *o, struct cws_order_node *n);
 /* n can be dropped from now on, or not any more. */
 void cws_order_set_in(struct cws_order *o, struct cws_order_node *n, bool in);
+/* Keepers are to be chosen anew: something that was one is no more. */
+void cws_order_plan_again(struct cws_order *o);
 /* Makes the window and the lists right, chooses keepers anew where that is due. `room`: bytes that nodes may have.
  * Without memory for it nothing is foreseen. O(1) if all uses since the last time were foreseen. */
 void cws_order_walk(struct cws_order *o, uint64_t room);

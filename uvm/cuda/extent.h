@@ -1,0 +1,135 @@
+/* extent.h - allocations of the program and their parts: what a range and an extent are, the states of an extent and
+ * which changes between them are legal.
+ *
+ * A range is one allocation. An extent is a part of it that begins and ends at granules: it has a state, a frame of its
+ * own, a place in the order of uses, and is loaded and dropped as a whole. A range has one extent for now.
+ *
+ *   RESERVED ---bind---> BOUND --load--> LOADING --> RESIDENT --drop--> DROPPING --> BOUND
+ *      |                   ^                            |                   `--(was written)--> DIRTY
+ *      `--first use--> MAKING --> ANONYMOUS             |
+ *   ANONYMOUS, DIRTY --spill--> SPILLING --> SPILLED (host memory has it) --> RESTORING --> as before
+ *   ANONYMOUS --bind--> UNMAKING --> RESERVED
+ *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --its memory is wanted--> UNMAKING --> RESERVED
+ *                                                          `--the next allocation of this size--> ANONYMOUS
+ *
+ * LOADING, DROPPING, MAKING, UNMAKING, SPILLING and RESTORING belong to the thread that made the change, which works on
+ * the extent without the lock.
+ *
+ * Invariants (cws_gpu_check)
+ *   I1  An extent is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED.
+ *   I3  An extent is dropped only with no holds, and after all of its uses are done on their streams.
+ *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the
+ *       content.
+ * Threads: the caller of every function holds the manager's lock. */
+#ifndef CWS_GPU_EXTENT_H
+#define CWS_GPU_EXTENT_H
+#include "store/base/list.h"
+#include "store/format/content_hash.h"
+#include "uvm/policy/order.h"
+#include "arena.h"
+#include "frames.h"
+#include "sources.h"
+#include "streams.h"
+
+enum cws_extent_state {
+    CWS_EXTENT_RESERVED,
+    CWS_EXTENT_BOUND,
+    CWS_EXTENT_LOADING,
+    CWS_EXTENT_RESIDENT,
+    CWS_EXTENT_DROPPING,
+    CWS_EXTENT_MAKING,
+    CWS_EXTENT_UNMAKING,
+    CWS_EXTENT_ANONYMOUS,
+    CWS_EXTENT_DIRTY,
+    CWS_EXTENT_CACHED,
+    CWS_EXTENT_SPILLING,
+    CWS_EXTENT_SPILLED,
+    CWS_EXTENT_RESTORING,
+    CWS_EXTENT_STATES
+};
+
+/* Of an extent whose content host memory has, or had when it was last spilled. Belongs to spill.c. */
+struct cws_gpu_spill {
+    void *host; /* pinned, accounted as the extent's span; NULL: none. Only SPILLED needs it: else it is a copy */
+    struct cws_hash128 hash;
+    enum cws_extent_state from; /* what it was before: ANONYMOUS or DIRTY */
+    uint64_t failed;            /* extent.used + 1 when spilling it failed; not tried again before its next use */
+};
+
+struct cws_gpu_extent { /* the names in [] are of those that write a field, beside who makes the range */
+    struct cws_gpu_range *range;
+    CUdeviceptr base;
+    size_t bytes; /* of the allocation that lie in it */
+    uint32_t granules;
+    enum cws_extent_state state;   /* [extent.c] */
+    uint32_t holds;                /* uses that keep its memory where it is [use.c] */
+    struct cws_gpu_frame *frame;   /* [who the state says that it belongs to] */
+    struct cws_gpu_source *source; /* [bind.c, range.c as it ends] */
+    struct cws_gpu_users users;    /* [streams.c] */
+    uint64_t used;                 /* uses begun at its last one [use.c] */
+    uint32_t sets;                 /* bit per remembered set that it is part of [sets.c] */
+    CUresult failed;               /* of the last load that was demanded [loader; use.c as it demands one] */
+    struct cws_gpu_spill spill;
+    struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
+    struct cws_list cached;      /* cws_gpu_ranges.cached, when CACHED [range.c] */
+    struct cws_order_node order; /* in the order of uses while it has a source */
+};
+
+struct cws_gpu_range { /* range.[ch] write its fields */
+    CUdeviceptr base;
+    size_t bytes; /* as asked for */
+    uint32_t granules;
+    uint32_t named; /* uses that have it in their list, and others: it lives until they end */
+    /* The program freed it: its addresses name nothing. Set by cws_gpu_free, until the memory is allocated again; a
+     * thread that owns an extent meanwhile ends it as its work is done, or caches it. */
+    bool freed;
+    /* It stays: kernels reach it by pointers that nobody sees, or a stream that used it cannot be followed. Until it is
+     * freed. */
+    bool pinned;
+    struct cws_list link; /* cws_gpu_ranges.all */
+    uint32_t extent_count;
+    struct cws_gpu_extent extents[];
+};
+
+struct cws_gpu_ranges {
+    struct cws_gpu_arena arena;
+    struct cws_gpu_extent **by_granule; /* of the arena; NULL: no range */
+    struct cws_list all;
+    uint32_t count;
+    struct cws_list cached; /* extents that are CACHED, oldest first */
+    struct cws_list wanted; /* extents that launches wait for, first come first */
+};
+
+static inline uint64_t cws_gpu_span(const struct cws_gpu_extent *x) { return (uint64_t)x->granules * CWS_GPU_GRANULE; }
+
+static inline bool cws_extent_is_mapped(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_RESIDENT || s == CWS_EXTENT_ANONYMOUS || s == CWS_EXTENT_DIRTY || s == CWS_EXTENT_CACHED;
+}
+/* Does a thread work on it without the lock, which ends it where the program has freed it? */
+static inline bool cws_extent_has_owner(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_DROPPING || s == CWS_EXTENT_SPILLING || s == CWS_EXTENT_RESTORING;
+}
+/* Does its content lie elsewhere, so that a launch has to wait for it? */
+static inline bool cws_extent_is_away(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_BOUND || s == CWS_EXTENT_SPILLED || cws_extent_has_owner(s);
+}
+static inline bool cws_gpu_is_demanded(const struct cws_gpu_extent *x) { return !cws_list_is_empty(&x->wanted); }
+/* Host memory has a copy of what is on the device, which is right as long as nobody writes to the extent. */
+static inline bool cws_gpu_has_copy(const struct cws_gpu_extent *x)
+{
+    return x->spill.host && x->state != CWS_EXTENT_SPILLED && x->state != CWS_EXTENT_RESTORING;
+}
+
+enum cws_gpu_class cws_extent_class(enum cws_extent_state s);
+const char *cws_extent_state_name(enum cws_extent_state s);
+bool cws_extent_may(enum cws_extent_state from, enum cws_extent_state to);
+/* The change of state itself: aborts with a line where the table in extent.c has none such. Called by
+ * cws_gpu_extent_set_locked (range.h), which keeps accounts and lists right, only. */
+void cws_extent_go(struct cws_gpu_extent *x, enum cws_extent_state to);
+
+/* Each extent of each range, in the order of allocation; NULL: the first, or none is left. */
+struct cws_gpu_extent *cws_gpu_extent_next(const struct cws_gpu_ranges *ranges, const struct cws_gpu_extent *x);
+#endif

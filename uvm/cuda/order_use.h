@@ -1,0 +1,42 @@
+/* order_use.h - the extents of a device as nodes of the replacement policy (uvm/policy/order.h): tells it of uses, and
+ * asks it what to load and what to evict.
+ * Threads: the caller of every function holds the manager's lock. */
+#ifndef CWS_GPU_ORDER_USE_H
+#define CWS_GPU_ORDER_USE_H
+#include "extent.h"
+
+struct cws_gpu_order {
+    struct cws_gpu_core *core;
+    struct cws_gpu_budget *budget;
+    struct cws_gpu_streams *streams;
+    struct cws_order order; /* of the bound extents */
+    /* the place in it from which on the loader is to look again; UINT64_MAX: it is awake, or nothing is to be loaded */
+    uint64_t wake_at;
+    uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
+};
+
+void cws_gpu_order_init(struct cws_gpu_order *o, struct cws_gpu_core *core, struct cws_gpu_budget *budget,
+                        struct cws_gpu_streams *streams, enum cws_policy_id policy);
+void cws_gpu_order_close(struct cws_gpu_order *o);
+
+void cws_gpu_order_add(struct cws_gpu_order *o, struct cws_gpu_extent *x); /* it got a source */
+void cws_gpu_order_use(struct cws_gpu_order *o, struct cws_gpu_extent *x);
+/* It can be dropped from now on, or not any more. */
+void cws_gpu_order_set_in(struct cws_gpu_order *o, struct cws_gpu_extent *x, bool in);
+/* It is not paged any more, though it has a source: who stays is chosen anew. */
+void cws_gpu_order_lost(struct cws_gpu_order *o);
+void cws_gpu_order_forget(struct cws_gpu_order *o, struct cws_gpu_extent *x);
+void cws_gpu_order_walk(struct cws_gpu_order *o);
+/* What comes after x (NULL: first), or NULL. */
+struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_gpu_extent *x);
+/* What to drop for an extent whose next use is at the place `until` (0: now), or NULL. Its uses may not be done yet,
+ * unless they must be. */
+struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, bool must_be_done);
+/* No launch waits for a victim. */
+void cws_gpu_order_waits_end(struct cws_gpu_order *o);
+/* The loader sleeps until this many uses have passed (UINT64_MAX: it is awake). */
+void cws_gpu_order_wake_after(struct cws_gpu_order *o, uint64_t uses);
+
+/* NULL, or what does not hold. */
+const char *cws_gpu_order_check(const struct cws_gpu_order *o, const struct cws_gpu_ranges *ranges);
+#endif

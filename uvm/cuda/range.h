@@ -1,0 +1,33 @@
+/* range.h - ranges: the allocations of the program, and the changes of state of their extents, with all that goes with
+ * one. extent.h has the structs and the states.
+ * Threads: the caller of every function holds the manager's lock. */
+#ifndef CWS_GPU_RANGE_H
+#define CWS_GPU_RANGE_H
+#include "extent.h"
+
+void cws_gpu_ranges_init(struct cws_gpu_ranges *ranges);
+/* bytes: of addresses. The lock is not held. */
+CWS_MUST_CHECK int cws_gpu_ranges_open(struct cws_gpu_ranges *ranges, struct cws_gpu_core *core, uint64_t bytes,
+                                       struct cws_error *err);
+/* Ends all ranges, whoever uses them; their frames become idle. The threads of the manager have ended. */
+void cws_gpu_ranges_close(struct cws_gpu *gpu);
+
+/* The range that holds an address of the arena and was not freed, or NULL. */
+struct cws_gpu_range *cws_gpu_range_at_locked(const struct cws_gpu_ranges *ranges, CUdeviceptr address);
+
+void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, enum cws_extent_state to);
+/* What a thread worked on without the lock is done: if the program freed it meanwhile, it ends, or, mapped, becomes
+ * CACHED. Wakes all that wait for a change. */
+void cws_gpu_extent_settle_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x);
+/* It stays from its next use on, until it is freed. */
+void cws_gpu_range_pin_locked(struct cws_gpu_range *r);
+/* Somebody has the range in a list, so that it lives until that ends, though it may be freed. */
+static inline void cws_gpu_range_name_locked(struct cws_gpu_range *r) { r->named++; }
+void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
+/* Makes `bytes` free by giving up idle frames and then one freed extent whose uses are done. Whether anything was given
+ * up. */
+bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes);
+
+/* NULL, or what does not hold. */
+const char *cws_gpu_ranges_check(const struct cws_gpu *gpu);
+#endif

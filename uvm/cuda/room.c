@@ -1,0 +1,132 @@
+/* room.c - device memory that the program takes from the driver itself, outside of ranges: room is made for it, and it
+ * is counted. What does not fit is refused with a line that names the least budget. */
+#include "gpu.h"
+
+bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)
+{
+    return need <= gpu->budget.bytes || need - cws_gpu_spillable_locked(gpu) <= gpu->budget.bytes;
+}
+
+uint64_t cws_gpu_room_least_locked(struct cws_gpu *gpu, uint64_t need, uint64_t fresh)
+{
+    uint64_t named = gpu->sets.largest;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        bool written = x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_SPILLED ||
+                       x->state == CWS_EXTENT_SPILLING || x->state == CWS_EXTENT_RESTORING;
+        if (x->source && !written && !x->range->freed && cws_gpu_span(x) > named)
+            named = cws_gpu_span(x);
+    }
+    uint64_t later = cws_gpu_budget_undroppable(&gpu->budget) + fresh + named;
+    uint64_t rest = (need > later ? need : later) - gpu->budget.ring, least = rest + gpu->budget.ring;
+    /* staging grows with the budget, a 32nd as fast */
+    for (uint64_t more; (more = rest + cws_gpu_staging_bytes(gpu->config.ring_bytes, least)) > least;)
+        least = more;
+    cws_gpu_budget_note_least(&gpu->budget, least);
+    return least;
+}
+
+CUresult cws_gpu_room_make_drops_lock(struct cws_gpu *gpu, uint64_t bytes, bool to_pool)
+{
+    struct cws_gpu_budget *b = &gpu->budget;
+    if (cws_gpu_budget_left(b) < bytes)
+        cws_gpu_pools_count(&gpu->pools);
+    if (cws_gpu_budget_left(b) >= bytes) {
+        cws_gpu_budget_grant(b, bytes, to_pool);
+        return CUDA_SUCCESS;
+    }
+    uint64_t need = cws_gpu_budget_undroppable(b) + b->granted + bytes + gpu->sets.largest;
+    cws_gpu_uses_stuck_locked(gpu, true);
+    bool granted = cws_gpu_room_fits_locked(gpu, need) && cws_gpu_budget_grant_drops_lock(b, bytes, to_pool);
+    cws_gpu_uses_stuck_locked(gpu, false);
+    if (granted)
+        return CUDA_SUCCESS;
+    cws_gpu_room_least_locked(gpu, need, b->granted + bytes);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult say_no_room(struct cws_gpu *gpu, size_t bytes)
+{
+    cws_gpu_lock(&gpu->core);
+    uint64_t least = gpu->budget.least;
+    cws_gpu_unlock(&gpu->core);
+    cws_gpu_say(&gpu->core,
+                "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET; the least that would do is %llu MiB",
+                (double)bytes / (1 << 20), (unsigned long long)((least + (1 << 20) - 1) >> 20));
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cws_gpu_make_room(struct cws_gpu *gpu, size_t bytes)
+{
+    if (gpu->core.dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    cws_gpu_lock(&gpu->core);
+    CUresult result = cws_gpu_room_make_drops_lock(gpu, bytes, false);
+    cws_gpu_unlock(&gpu->core);
+    return result ? say_no_room(gpu, bytes) : CUDA_SUCCESS;
+}
+
+void cws_gpu_room_used(struct cws_gpu *gpu, size_t bytes, size_t taken)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_budget_plain_taken(&gpu->budget, bytes, taken);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_budget_plain_freed(&gpu->budget, bytes);
+    cws_gpu_unlock(&gpu->core);
+}
+
+/* --- pools ----------------------------------------------------------------------------------------- */
+
+CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room)
+{
+    CUresult result = CUDA_SUCCESS;
+    *room = 0;
+    if (gpu->core.dead)
+        return CUDA_ERROR_NOT_INITIALIZED;
+    cws_gpu_lock(&gpu->core);
+    if (!cws_gpu_pools_take(&gpu->pools, pool, bytes)) {
+        uint64_t least, step = cws_gpu_pools_growth(&gpu->pools, bytes, &least);
+        uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + gpu->budget.granted + step + gpu->sets.largest;
+        *room = need <= gpu->budget.bytes ? step : least;
+        result = cws_gpu_room_make_drops_lock(gpu, *room, true);
+    }
+    cws_gpu_unlock(&gpu->core);
+    return result ? say_no_room(gpu, bytes) : CUDA_SUCCESS;
+}
+
+void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room)
+{
+    if (room == 0)
+        return;
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_budget_ungrant(&gpu->budget, room, true);
+    cws_gpu_pools_count(&gpu->pools);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_pools_changed(struct cws_gpu *gpu)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_pools_count(&gpu->pools);
+    cws_gpu_wake_locked(&gpu->core);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_pool_seen(struct cws_gpu *gpu, CUmemoryPool pool)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_pools_add(&gpu->pools, pool);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_pool_gone(struct cws_gpu *gpu, CUmemoryPool pool)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_pools_remove(&gpu->pools, pool);
+    cws_gpu_unlock(&gpu->core);
+}

@@ -1,0 +1,78 @@
+/* streams.h - how far the program's streams have come. Each use gets a number, a ticket, on its stream, and an event, a
+ * mark, is recorded behind every few of them.
+ *
+ * Streams: legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in each thread that names it.
+ * Threads: the caller of every function holds the manager's lock. */
+#ifndef CWS_GPU_STREAMS_H
+#define CWS_GPU_STREAMS_H
+#include "core.h"
+
+enum {
+    CWS_GPU_USERS = 4,       /* streams whose last use of something is remembered one by one */
+    CWS_GPU_STREAMS = 256,   /* streams of the program that are followed at a time */
+    CWS_GPU_EVENTS = 64,     /* marks in flight on a stream */
+    CWS_GPU_MARK_EVERY = 16, /* uses between two marks */
+};
+
+struct cws_gpu_stream {
+    CUstream handle;
+    CUcontext context; /* its own, in which its events are made and recorded */
+    /* of CU_STREAM_PER_THREAD: the thread, which alone can record on it; else 0 */
+    uint64_t owner;
+    bool used, gone;
+    uint64_t issued, marked, done; /* tickets */
+    uint64_t looked;               /* cws_gpu_streams.round when it was asked last */
+    struct {
+        uint64_t ticket;
+        CUevent event;
+    } marks[CWS_GPU_EVENTS];
+    uint32_t mark_head, mark_count;
+};
+
+struct cws_gpu_streams {
+    struct cws_gpu_core *core;
+    unsigned count;
+    uint64_t round; /* a stream is asked once per round */
+    struct cws_gpu_stream at[CWS_GPU_STREAMS];
+};
+
+struct cws_gpu_user {
+    uint32_t stream; /* index + 1; 0: empty */
+    uint64_t ticket;
+};
+struct cws_gpu_users { /* the last uses of something, by stream: zero-initialised */
+    struct cws_gpu_user of[CWS_GPU_USERS];
+};
+
+void cws_gpu_streams_init(struct cws_gpu_streams *s, struct cws_gpu_core *core);
+/* The lock is not held; nobody waits. */
+void cws_gpu_streams_close(struct cws_gpu_streams *s);
+
+/* What is known of the streams is old: they are asked again. */
+static inline void cws_gpu_streams_look_again(struct cws_gpu_streams *s) { s->round++; }
+
+/* Work that uses it was queued on the stream. False: the stream cannot be followed; it counts as used for ever. */
+CWS_MUST_CHECK bool cws_gpu_users_note(struct cws_gpu_streams *s, struct cws_gpu_users *users, CUstream handle);
+/* Are all uses done? mark: where that is not known yet, put a mark behind them. */
+bool cws_gpu_users_done(struct cws_gpu_streams *s, struct cws_gpu_users *users, bool mark);
+/* The same, but for those on this stream. */
+bool cws_gpu_users_only(struct cws_gpu_streams *s, struct cws_gpu_users *users, CUstream handle);
+/* Waits until they are. */
+void cws_gpu_users_wait_drops_lock(struct cws_gpu_streams *s, struct cws_gpu_users *users);
+
+/* May something be recorded on it? Not while it captures, nor if there are too many streams. Calling thread: as for
+ * marks. */
+bool cws_gpu_stream_can_record(struct cws_gpu_streams *s, CUstream handle);
+/* After uses of the calling thread's own stream were noted: no other thread can put a mark behind them. Other streams:
+ * nothing. */
+void cws_gpu_stream_mark_own(struct cws_gpu_streams *s, CUstream handle);
+/* Puts a mark behind what was noted, if that can be done. */
+void cws_gpu_stream_mark(struct cws_gpu_streams *s, CUstream handle);
+/* The program destroys it. */
+void cws_gpu_stream_end(struct cws_gpu_streams *s, CUstream handle);
+/* All that was queued before is done. */
+void cws_gpu_streams_synchronized(struct cws_gpu_streams *s);
+
+/* NULL, or what does not hold. */
+const char *cws_gpu_streams_check(const struct cws_gpu_streams *s);
+#endif
