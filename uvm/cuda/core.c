@@ -7,8 +7,11 @@
 
 void cws_gpu_core_init(struct cws_gpu_core *core, const struct cws_gpu_config *config, CUdevice device)
 {
-    *core = (struct cws_gpu_core){
-        .driver = config->driver, .device = device, .say = config->say, .lock = CWS_LOCK_OF(CWS_RANK_GPU)};
+    *core = (struct cws_gpu_core){.driver = config->driver,
+                                  .device = device,
+                                  .tuning = &cws_tuning_default,
+                                  .say = config->say,
+                                  .lock = CWS_LOCK_OF(CWS_RANK_GPU)};
 }
 
 void cws_gpu_core_stop(struct cws_gpu_core *core)

@@ -10,6 +10,7 @@
 #define CWS_GPU_CORE_H
 #include "store/base/driver.h"
 #include "store/base/lock.h"
+#include "uvm/policy/tuning.h"
 #include "manager.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,6 +19,7 @@ struct cws_gpu_core {
     const struct cws_driver *driver;
     CUdevice device;
     CUcontext context;
+    const struct cws_tuning *tuning;
     void (*say)(const char *line);
     bool dead; /* in a forked child, where nothing works */
     bool stop; /* the manager closes: threads end, and nobody waits any more */

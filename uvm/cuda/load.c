@@ -5,11 +5,17 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+unsigned cws_gpu_loads_most(const struct cws_gpu *gpu)
+{
+    uint64_t most = gpu->core.tuning->load_most;
+    return most < CWS_GPU_LOADS ? (unsigned)most : CWS_GPU_LOADS;
+}
+
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_frame *frame,
                                bool for_launch)
 {
     struct cws_gpu_loads *loads = &gpu->loads;
-    if (loads->count == CWS_GPU_LOADS)
+    if (loads->count == cws_gpu_loads_most(gpu))
         return false;
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_LOADING);
     x->frame = frame;

@@ -4,11 +4,11 @@
  * Each pass of run() does one step of each kind, and a step that dropped the lock ends: the next pass looks at
  * everything again. That is the one place which does.
  *
- * What the loader waits for. A launch, memory that is given back and bytes that were fetched wake it at once (core.h). What runs on the
- * device can only be asked for, because a thread that waits for an event (cuEventSynchronize) waits for nothing else,
- * and a launch has to be able to interrupt it; a host function behind each batch or each use of the program would hold
- * its stream up. So it asks: for its own batches and hashes without the lock, for the program's streams with it, less
- * and less often the longer it waits. docs/notes/gpu-paging.md has what the three ways cost. */
+ * What the loader waits for. A launch, memory that is given back and bytes that were fetched wake it at once (core.h).
+ * What runs on the device can only be asked for, because a thread that waits for an event (cuEventSynchronize) waits
+ * for nothing else, and a launch has to be able to interrupt it; a host function behind each batch or each use of the
+ * program would hold its stream up. So it asks: for its own batches and hashes without the lock, for the program's
+ * streams with it, less and less often the longer it waits. docs/notes/gpu-paging.md has what the three ways cost. */
 #include "gpu.h"
 
 #include <sys/prctl.h>
@@ -105,8 +105,8 @@ static void refuse_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 /* There is room, and the driver gives no memory. True: a launch fails for that. */
 static bool is_refused_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    enum { REFUSALS = 50 };
-    if (cws_gpu_budget_left(&gpu->budget) < cws_gpu_span(x) || ++gpu->loader.refusals <= REFUSALS)
+    if (cws_gpu_budget_left(&gpu->budget) < cws_gpu_span(x) ||
+        ++gpu->loader.refusals <= gpu->core.tuning->refusals_most)
         return false;
     cws_gpu_say(&gpu->core,
                 "the driver refuses %llu MiB of device memory inside CODEC_VRAM_BUDGET: other processes may have it",
@@ -143,7 +143,7 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
         if ((x->state != CWS_EXTENT_BOUND && x->state != CWS_EXTENT_SPILLED) || x->failed != CUDA_SUCCESS)
             continue;
         *unmet = true;
-        if (gpu->loads.count == CWS_GPU_LOADS)
+        if (gpu->loads.count == cws_gpu_loads_most(gpu))
             break;
         struct cws_gpu_frame *frame = cws_gpu_frame_take(&gpu->frames, x->granules);
         if (frame && x->state == CWS_EXTENT_SPILLED) {
@@ -170,13 +170,14 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
  * *pending: more could be done once the device has come further. */
 static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
 {
-    enum { AHEAD = 6, LOOK_AT = 64 };
+    const struct cws_tuning *t = gpu->core.tuning;
     uint64_t wanted = 0;
     unsigned seen = 0, looked = 0;
     if (!gpu->config.prefetch || !cws_gpu_budget_pages(&gpu->budget))
         return false;
     cws_gpu_order_walk(&gpu->order);
-    for (struct cws_gpu_extent *x = NULL; seen < AHEAD && looked < LOOK_AT && gpu->loads.count + 2 < CWS_GPU_LOADS;
+    for (struct cws_gpu_extent *x = NULL;
+         seen < t->load_ahead && looked < t->load_look_at && gpu->loads.count + t->load_spare < cws_gpu_loads_most(gpu);
          looked++) {
         x = cws_gpu_order_coming(&gpu->order, x);
         if (!x)
@@ -212,10 +213,10 @@ static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
  * waiting before the program's streams are looked at again. */
 static void wait_for_device_drops_lock(struct cws_gpu *gpu)
 {
-    enum { FIRST_NS = 20000, MOST_NS = 60000, TOGETHER_NS = 200000 };
+    const struct cws_tuning *t = gpu->core.tuning;
     bool ready = false;
-    for (uint64_t ns = FIRST_NS, sum = 0; !ready && !gpu->core.work_due && sum < TOGETHER_NS;
-         ns = ns < MOST_NS ? ns + ns / 2 : ns) {
+    for (uint64_t ns = t->wait_first_ns, sum = 0; !ready && !gpu->core.work_due && sum < t->wait_together_ns;
+         ns = ns < t->wait_most_ns ? ns + ns / 2 : ns) {
         cws_gpu_work_wait_drops_lock(&gpu->core, ns);
         sum += ns;
         if (gpu->core.work_due)
@@ -235,7 +236,7 @@ struct patience {
 /* Nothing can be done now. `pending`: it could, when the program's streams have come further. */
 static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool pending)
 {
-    enum { FIRST_NS = 20000, MOST_NS = 200000, WAITS = 500 };
+    const struct cws_tuning *t = gpu->core.tuning;
     uint64_t at = gpu->order.order.at;
     if (gpu->staging.busy || gpu->drops.count) {
         wait_for_device_drops_lock(gpu);
@@ -244,8 +245,10 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
     p->waits = at == p->at ? p->waits + 1 : 0;
     p->at = at;
     bool waited_for = gpu->budget.rooms || gpu->uses.waiting;
-    if (waited_for || gpu->core.stop || (pending && p->waits < WAITS)) {
-        p->ns = p->ns == 0 ? FIRST_NS : p->ns < MOST_NS ? p->ns + p->ns / 2 : MOST_NS;
+    if (waited_for || gpu->core.stop || (pending && p->waits < t->patience_waits)) {
+        p->ns = p->ns == 0                    ? t->patience_first_ns
+                : p->ns < t->patience_most_ns ? p->ns + p->ns / 2
+                                              : t->patience_most_ns;
         gpu->loader.starved = waited_for;
         cws_gpu_work_wait_drops_lock(&gpu->core, p->ns);
         gpu->loader.starved = false;
@@ -253,7 +256,7 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
     }
     /* The program rests, or there is nothing to load for a while. */
     if (gpu->config.prefetch && cws_gpu_budget_pages(&gpu->budget))
-        cws_gpu_order_wake_after(&gpu->order, pending ? 1 : 8);
+        cws_gpu_order_wake_after(&gpu->order, pending ? 1 : t->wake_uses);
     cws_gpu_work_wait_drops_lock(&gpu->core, UINT64_MAX);
     cws_gpu_order_wake_after(&gpu->order, UINT64_MAX);
     p->waits = 0;

@@ -64,7 +64,8 @@ bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, st
                                bool for_launch);
 bool cws_gpu_loads_issue_drops_lock(struct cws_gpu *gpu);
 bool cws_gpu_loads_reap_drops_lock(struct cws_gpu *gpu);
-void cws_gpu_loads_fail_locked(struct cws_gpu *gpu); /* all of them, silently: the manager closes */
+unsigned cws_gpu_loads_most(const struct cws_gpu *gpu); /* that may be in flight */
+void cws_gpu_loads_fail_locked(struct cws_gpu *gpu);    /* all of them, silently: the manager closes */
 /* Is the oldest batch done? In the loader, without the lock. */
 bool cws_gpu_load_is_ready(const struct cws_gpu *gpu);
 const char *cws_gpu_loads_check(const struct cws_gpu *gpu); /* NULL, or what does not hold */

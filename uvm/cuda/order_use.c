@@ -7,7 +7,7 @@ void cws_gpu_order_init(struct cws_gpu_order *o, struct cws_gpu_core *core, stru
                         struct cws_gpu_streams *streams, enum cws_policy_id policy)
 {
     *o = (struct cws_gpu_order){.core = core, .budget = budget, .streams = streams, .wake_at = UINT64_MAX};
-    cws_order_init(&o->order, policy);
+    cws_order_init(&o->order, policy, core->tuning);
 }
 
 void cws_gpu_order_close(struct cws_gpu_order *o) { cws_order_deinit(&o->order); }
@@ -63,11 +63,10 @@ static bool is_done(void *order, struct cws_order_node *n)
  * launch. */
 static bool has_waited(struct cws_gpu_order *o)
 {
-    const uint64_t most_ns = 2000000;
     uint64_t now = cws_gpu_now_ns();
     if (o->waited_since_ns == 0)
         o->waited_since_ns = now;
-    return now - o->waited_since_ns > most_ns;
+    return now - o->waited_since_ns > o->core->tuning->victim_wait_ns;
 }
 
 static bool may_go_now(void *order, const struct cws_order_node *n)

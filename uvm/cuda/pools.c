@@ -2,8 +2,6 @@
 #include "pools.h"
 
 #define UNIT 512u /* bytes; what a pool hands out is a multiple of it */
-/* that a pool is expected to grow by; what it does is learned */
-#define STEP_FIRST ((uint64_t)32 << 20)
 /* the largest step that is taken for granted of a pool that has to grow */
 #define STEP_MAX ((uint64_t)64 << 20)
 #define COUNT_EVERY 256u /* allocations: small ones come by the thousand */
@@ -14,8 +12,10 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit) { return (bytes + unit -
 
 void cws_gpu_pools_init(struct cws_gpu_pools *p, struct cws_gpu_core *core, struct cws_gpu_budget *budget)
 {
-    uint64_t part = budget->bytes / 16;
-    *p = (struct cws_gpu_pools){.core = core, .budget = budget, .step = part < STEP_FIRST ? part : STEP_FIRST};
+    const struct cws_tuning *t = core->tuning;
+    uint64_t part = budget->bytes / t->pool_step_share;
+    *p = (struct cws_gpu_pools){
+        .core = core, .budget = budget, .step = part < t->pool_step_bytes ? part : t->pool_step_bytes};
 }
 
 void cws_gpu_pools_add(struct cws_gpu_pools *p, CUmemoryPool pool)
@@ -119,17 +119,18 @@ void cws_gpu_pools_trim_drops_lock(struct cws_gpu_pools *p, uint64_t slack)
  * Where it does not come free, or is taken again soon, that is tried seldom. */
 void cws_gpu_pools_trim_slack_drops_lock(struct cws_gpu_pools *p)
 {
-    const uint64_t first_ns = 100000000, most_ns = 60000000000, keep = (uint64_t)8 << 20, much = (uint64_t)24 << 20;
+    const struct cws_tuning *t = p->core->tuning;
     uint64_t now = cws_gpu_now_ns(), unused = 0;
     if (now < p->trim_at_ns || !cws_gpu_budget_pages(p->budget))
         return;
     cws_gpu_pools_count(p);
     for (unsigned i = 0; i < p->count; i++)
         unused += p->pools[i].unused;
-    p->trim_wait_ns = p->trim_wait_ns ? p->trim_wait_ns : first_ns;
-    if (unused >= much) {
-        cws_gpu_pools_trim_drops_lock(p, keep);
-        p->trim_wait_ns = p->trim_wait_ns < most_ns / 4 ? 4 * p->trim_wait_ns : most_ns;
+    p->trim_wait_ns = p->trim_wait_ns ? p->trim_wait_ns : t->trim_first_ns;
+    if (unused >= t->trim_much_bytes) {
+        cws_gpu_pools_trim_drops_lock(p, t->trim_keep_bytes);
+        p->trim_wait_ns = p->trim_wait_ns < t->trim_most_ns / t->trim_growth ? t->trim_growth * p->trim_wait_ns
+                                                                             : t->trim_most_ns;
     }
     p->trim_at_ns = now + p->trim_wait_ns;
 }

@@ -20,7 +20,7 @@ uint64_t cws_gpu_room_least_locked(struct cws_gpu *gpu, uint64_t need, uint64_t 
     uint64_t later = cws_gpu_budget_undroppable(&gpu->budget) + fresh + named;
     uint64_t rest = (need > later ? need : later) - gpu->budget.ring, least = rest + gpu->budget.ring;
     /* staging grows with the budget, a 32nd as fast */
-    for (uint64_t more; (more = rest + cws_gpu_staging_bytes(gpu->config.ring_bytes, least)) > least;)
+    for (uint64_t more; (more = rest + cws_gpu_staging_bytes(&gpu->core, gpu->config.ring_bytes, least)) > least;)
         least = more;
     cws_gpu_budget_note_least(&gpu->budget, least);
     return least;

@@ -299,11 +299,11 @@ static int read_source(struct fetcher *f, struct cws_gpu_source *s, uint8_t *hos
  * budget is read only when it is to be loaded. */
 static struct cws_gpu_source *next_wanted(struct cws_gpu_sources *sources)
 {
-    enum { LOOK_AT = 64 }; /* thousands may be waiting for room that there is not */
+    uint64_t most = sources->core->tuning->fetch_look_at; /* thousands may be waiting for room that there is not */
     if (!cws_list_is_empty(&sources->first))
         return CWS_LIST_OF(sources->first.next, struct cws_gpu_source, wanted);
     unsigned looked = 0;
-    for (struct cws_list *l = sources->later.next; l != &sources->later && looked < LOOK_AT; l = l->next, looked++) {
+    for (struct cws_list *l = sources->later.next; l != &sources->later && looked < most; l = l->next, looked++) {
         struct cws_gpu_source *s = CWS_LIST_OF(l, struct cws_gpu_source, wanted);
         if (sources->host_bytes + sources->claimed + host_bytes_of(s) <= sources->host_budget)
             return s;
@@ -319,7 +319,7 @@ static void fetch_drops_lock(struct cws_gpu_sources *sources, struct fetcher *f,
     s->host_bytes = host_bytes_of(s);
     /* A part of the budget is for what comes and goes. */
     s->keeps = sources->host_bytes + sources->claimed + s->host_bytes <=
-               sources->host_budget - sources->host_budget / 8;
+               sources->host_budget - sources->host_budget / sources->core->tuning->fetch_leave_share;
     sources->host_bytes += s->host_bytes;
     size_t bytes = s->host_bytes;
     cws_gpu_unlock(sources->core);

@@ -5,17 +5,16 @@
  * loader does all of this, one extent at a time. */
 #include "gpu.h"
 
-/* Launches; an allocation of the program that was used since then is not worth the way out and back, nor is what hidden
- * pointers reach. A written weight goes whenever nothing else can: the launch would fail. */
-enum { UNUSED_LONG = 1024 };
-
-/* Could it go, if its uses are done and host memory has room? */
+/* Could it go, if its uses are done and host memory has room? An allocation of the program that was used a while ago is
+ * not worth the way out and back, nor is what hidden pointers reach. A written weight goes whenever nothing else can:
+ * the launch would fail. */
 static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
     uint64_t age = gpu->uses.begun - x->used;
     if (x->holds || x->range->pinned || x->range->freed || cws_gpu_is_demanded(x) || x->spill.failed == x->used + 1)
         return false;
-    return (x->state == CWS_EXTENT_DIRTY && age >= 1) || (x->state == CWS_EXTENT_ANONYMOUS && age >= UNUSED_LONG);
+    return (x->state == CWS_EXTENT_DIRTY && age >= 1) ||
+           (x->state == CWS_EXTENT_ANONYMOUS && age >= gpu->core.tuning->spill_unused_long);
 }
 
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)

@@ -19,10 +19,10 @@
 /* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less.
  * A copy of 8 MiB takes as long as the loader may need to see that the one before is done: a few large slots are better
  * than more small ones. Returns all that it takes. */
-static uint64_t plan(uint64_t ring_bytes, uint64_t budget, unsigned *slot_count, uint64_t *slot_bytes)
+static uint64_t plan(uint64_t share, uint64_t ring_bytes, uint64_t budget, unsigned *slot_count, uint64_t *slot_bytes)
 {
-    enum { SLOTS_MIN = 4, PART = 32 };
-    uint64_t ring = ring_bytes ? ring_bytes : budget / PART, slots = ring / SLOT_BYTES_MAX;
+    enum { SLOTS_MIN = 4 };
+    uint64_t ring = ring_bytes ? ring_bytes : budget / share, slots = ring / SLOT_BYTES_MAX;
     *slot_count = slots < SLOTS_MIN ? SLOTS_MIN : slots < CWS_GPU_SLOTS ? (unsigned)slots : CWS_GPU_SLOTS;
     uint64_t slot = ring / *slot_count / 4096 * 4096;
     slot = slot > SLOT_BYTES_MAX && !ring_bytes ? SLOT_BYTES_MAX : slot;
@@ -31,11 +31,11 @@ static uint64_t plan(uint64_t ring_bytes, uint64_t budget, unsigned *slot_count,
            CWS_GPU_GRANULE;
 }
 
-uint64_t cws_gpu_staging_bytes(uint64_t ring_bytes, uint64_t budget)
+uint64_t cws_gpu_staging_bytes(const struct cws_gpu_core *core, uint64_t ring_bytes, uint64_t budget)
 {
     unsigned slots;
     uint64_t slot;
-    return plan(ring_bytes, budget, &slots, &slot);
+    return plan(core->tuning->staging_share, ring_bytes, budget, &slots, &slot);
 }
 
 static CUresult set_up_slot(struct cws_gpu_staging *st, unsigned index)
@@ -92,7 +92,8 @@ int cws_gpu_staging_open(struct cws_gpu_staging *st, struct cws_gpu_core *core, 
                                : cws_gpu_decoder_create(d, config->say, &st->decoder, err);
     if (code)
         return code;
-    uint64_t bytes = plan(config->ring_bytes, budget->bytes, &st->slot_count, &st->slot_bytes);
+    uint64_t bytes = plan(core->tuning->staging_share, config->ring_bytes, budget->bytes, &st->slot_count,
+                          &st->slot_bytes);
     if (bytes > budget->bytes / 2)
         return cws_fail(err, CWS_E_BUDGET,
                         "CODEC_VRAM_BUDGET is %llu MiB: staging alone takes %llu MiB; give it at least %llu MiB",

@@ -51,7 +51,7 @@ struct cws_gpu_staging {
 };
 
 /* Bytes of device memory that staging takes of such a budget; ring_bytes: as in cws_gpu_config. */
-uint64_t cws_gpu_staging_bytes(uint64_t ring_bytes, uint64_t budget);
+uint64_t cws_gpu_staging_bytes(const struct cws_gpu_core *core, uint64_t ring_bytes, uint64_t budget);
 
 /* Takes its memory out of the budget. The context is current; kernels as in cws_gpu_config. */
 CWS_MUST_CHECK int cws_gpu_staging_open(struct cws_gpu_staging *st, struct cws_gpu_core *core,

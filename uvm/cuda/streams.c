@@ -258,7 +258,7 @@ bool cws_gpu_users_note(struct cws_gpu_streams *streams, struct cws_gpu_users *u
     }
     into->stream = name;
     into->ticket = ++s->issued;
-    if (s->issued - s->marked >= CWS_GPU_MARK_EVERY)
+    if (s->issued - s->marked >= streams->core->tuning->mark_every)
         mark(streams, s);
     return true;
 }

@@ -8,10 +8,9 @@
 #include "core.h"
 
 enum {
-    CWS_GPU_USERS = 4,       /* streams whose last use of something is remembered one by one */
-    CWS_GPU_STREAMS = 256,   /* streams of the program that are followed at a time */
-    CWS_GPU_EVENTS = 64,     /* marks in flight on a stream */
-    CWS_GPU_MARK_EVERY = 16, /* uses between two marks */
+    CWS_GPU_USERS = 4,     /* streams whose last use of something is remembered one by one */
+    CWS_GPU_STREAMS = 256, /* streams of the program that are followed at a time */
+    CWS_GPU_EVENTS = 64,   /* marks in flight on a stream */
 };
 
 struct cws_gpu_stream {
