@@ -1,9 +1,11 @@
-/* replay.h - the parts of replay_policy: traces of uses, the model of a machine, and the simulations of both pagers.
+/* replay.h - the parts of replay_policy: traces of uses, the model of a machine, the simulations of both pagers, and
+ * the tuned numbers that they take.
  * Threads: one. */
 #ifndef CWS_REPLAY_H
 #define CWS_REPLAY_H
 #include "store/base/error.h"
 #include "store/base/options.h"
+#include "uvm/policy/tuning.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -73,14 +75,15 @@ enum replay_rule {
 };
 
 /* What a rule makes of the CUDA manager, in a model of its loader. `room`: bytes for weights. 0, or CWS_E_BUDGET. */
-CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule,
-                                 uint64_t room, struct replay_window window, struct replay_result *out,
-                                 struct cws_error *err);
+CWS_MUST_CHECK int replay_device(const struct replay_trace *t, const struct replay_machine *m,
+                                 const struct cws_tuning *tuning, enum replay_rule rule, uint64_t room,
+                                 struct replay_window window, struct replay_result *out, struct cws_error *err);
 /* The host pager's policy (uvm/policy/policy.h) with blocks of block_bytes; no readahead: a miss costs the time to
  * decode a block. */
-CWS_MUST_CHECK int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id policy,
-                               uint64_t room, uint32_t block_bytes, struct replay_window window,
-                               struct replay_result *out, struct cws_error *err);
+CWS_MUST_CHECK int replay_host(const struct replay_trace *t, const struct replay_machine *m,
+                               const struct cws_tuning *tuning, enum cws_policy_id policy, uint64_t room,
+                               uint32_t block_bytes, struct replay_window window, struct replay_result *out,
+                               struct cws_error *err);
 /* What no policy can beat: bytes that must be loaded if ranges could be kept and dropped byte by byte and the future
  * were known (Belady's rule, which is optimal for that), and the time if they came over the link without a pause and
  * all else were free. `unit`: sizes are rounded up to it. */
@@ -90,4 +93,27 @@ void replay_bound(const struct replay_trace *t, const struct replay_machine *m, 
  * possible (ranges differ in size), but what a policy that knows the future and drops whole ranges gets. */
 void replay_belady(const struct replay_trace *t, const struct replay_machine *m, uint64_t room, uint64_t unit,
                    struct replay_window window, struct replay_result *out);
+
+/* --- tuned numbers (replay_tuning.c) --- */
+
+enum { REPLAY_SWEEP_MAX = 64 };
+struct replay_sweep {
+    struct cws_tuning_row row;
+    unsigned count;
+    uint64_t values[REPLAY_SWEEP_MAX];
+};
+
+/* Does a simulation read it? Is it the host pager's that does? */
+bool replay_has(const struct cws_tuning_row *row);
+bool replay_is_of_views(const struct cws_tuning_row *row);
+/* "NAME=VALUE". 0, or CWS_E_USAGE with a line, and nothing is set: a name, a value or a form that cannot be, or a
+ * number that no simulation reads. */
+CWS_MUST_CHECK int replay_set(struct cws_tuning *t, const char *text, struct cws_error *err);
+/* "NAME=VALUE,VALUE..." or "NAME=FROM:TO:STEPS", both ends among them. As replay_set. */
+CWS_MUST_CHECK int replay_sweep_of(struct replay_sweep *s, const char *text, struct cws_error *err);
+/* A value as it may be given: bytes as "32M". */
+struct replay_value {
+    char text[24];
+};
+struct replay_value replay_value(const struct cws_tuning_row *row, uint64_t value);
 #endif

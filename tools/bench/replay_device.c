@@ -9,7 +9,6 @@
 #include <string.h>
 
 #define GRANULE ((uint64_t)2 << 20)
-enum { LOADS = 12, LOADS_SPARE = 2, AHEAD = 6, LOOK_AT = 64 }; /* as the loader */
 
 enum state { ABSENT, WAITING, COPYING, ARRIVING, RESIDENT, LEAVING };
 
@@ -26,6 +25,7 @@ struct range {
 struct device {
     const struct replay_trace *trace;
     const struct replay_machine *m;
+    const struct cws_tuning *tuning;
     struct cws_order order;
     struct range *ranges;
     uint64_t room, free, leaving, turn;
@@ -134,7 +134,7 @@ static bool serve_demand(struct device *d)
     struct range *r = d->demanded;
     if (!r || r->state != ABSENT)
         return false;
-    if (d->free >= r->node.bytes && d->loading < LOADS) {
+    if (d->free >= r->node.bytes && d->loading < d->tuning->load_most) {
         start_load(d, r);
         return true;
     }
@@ -143,13 +143,14 @@ static bool serve_demand(struct device *d)
 
 static bool serve_ahead(struct device *d)
 {
-    uint64_t wanted = 0;
-    unsigned seen = 0;
+    const struct cws_tuning *t = d->tuning;
+    uint64_t wanted = 0, seen = 0;
     if (d->demanded && d->demanded->state == ABSENT)
         return false;
     cws_order_walk(&d->order, d->room);
     struct range *r = NULL;
-    for (unsigned looked = 0; seen < AHEAD && looked < LOOK_AT && d->loading + LOADS_SPARE < LOADS; looked++) {
+    for (uint64_t looked = 0;
+         seen < t->load_ahead && looked < t->load_look_at && d->loading + t->load_spare < t->load_most; looked++) {
         r = coming(d, r);
         if (!r)
             break;
@@ -313,17 +314,18 @@ static int replay(struct device *d, struct replay_window window, struct replay_r
     return code;
 }
 
-int replay_device(const struct replay_trace *t, const struct replay_machine *m, enum replay_rule rule, uint64_t room,
-                  struct replay_window window, struct replay_result *out, struct cws_error *err)
+int replay_device(const struct replay_trace *t, const struct replay_machine *m, const struct cws_tuning *tuning,
+                  enum replay_rule rule, uint64_t room, struct replay_window window, struct replay_result *out,
+                  struct cws_error *err)
 {
-    struct device d = {.trace = t, .m = m, .room = room, .free = room};
+    struct device d = {.trace = t, .m = m, .tuning = tuning, .room = room, .free = room};
     *out = (struct replay_result){0};
     d.ranges = calloc(t->item_count, sizeof *d.ranges);
     if (!d.ranges || (rule == REPLAY_BELADY && !know_all(&d))) {
         free(d.ranges);
         return cws_fail(err, -12, "out of memory");
     }
-    cws_order_init(&d.order, rule == REPLAY_LRU ? CWS_POLICY_LRU : CWS_POLICY_NEXT, &cws_tuning_default);
+    cws_order_init(&d.order, rule == REPLAY_LRU ? CWS_POLICY_LRU : CWS_POLICY_NEXT, tuning);
     for (size_t i = 0; i < t->item_count; i++) {
         d.ranges[i].bytes = t->items[i].bytes;
         d.ranges[i].node.bytes = (t->items[i].bytes + GRANULE - 1) / GRANULE * GRANULE;

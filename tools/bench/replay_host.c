@@ -5,8 +5,9 @@
 
 #include <stdlib.h>
 
-int replay_host(const struct replay_trace *t, const struct replay_machine *m, enum cws_policy_id id, uint64_t room,
-                uint32_t block_bytes, struct replay_window window, struct replay_result *out, struct cws_error *err)
+int replay_host(const struct replay_trace *t, const struct replay_machine *m, const struct cws_tuning *tuning,
+                enum cws_policy_id id, uint64_t room, uint32_t block_bytes, struct replay_window window,
+                struct replay_result *out, struct cws_error *err)
 {
     struct cws_policy policy;
     size_t *first = calloc(t->item_count + 1, sizeof *first), at = 0;
@@ -20,7 +21,7 @@ int replay_host(const struct replay_trace *t, const struct replay_machine *m, en
         free(first);
         return cws_fail(err, -12, "out of memory");
     }
-    cws_policy_init(&policy, id, room, block_bytes, &cws_tuning_default);
+    cws_policy_init(&policy, id, room, block_bytes, tuning);
     policy.total_bytes = first[t->item_count] * block_bytes;
     for (size_t round = 0; round < window.to; round++) {
         if (round == window.from)

@@ -34,13 +34,21 @@ static const char help[] =
     "  --map-us US       to map a range (35)             --drop-us US      to unmap and hash one (45)\n"
     "  --host GBPS       decode and publish, host pager (2)\n"
     "\n"
+    "  --tuning          lists the tuned numbers of the policies and the loader, with what they may be, and ends\n"
+    "  --set NAME=VALUE  runs with another value of one; may be given several times\n"
+    "  --sweep NAME=VALUE,VALUE...\n"
+    "  --sweep NAME=FROM:TO:STEPS\n"
+    "                    a row for each value instead of one for each policy, of `next` (views_...: of `host next`), "
+    "beside the optimum\n"
+    "                    and `belady, timed` with what --set says\n"
+    "\n"
     "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token "
     "beyond that with everything resident.\n"
     "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole "
     "ranges, everything but the link and the\n"
     "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but "
     "the link. belady, timed: that rule with the trace's\n"
-    "order, in the machine in which the policies run.\n";
+    "order, in the machine in which the policies run. x belady: time over that of `belady, timed`.\n";
 
 static struct replay_machine machine = {.link_gbps = 55.5,
                                         .decode_gbps = 1200,
@@ -53,7 +61,18 @@ static struct replay_machine machine = {.link_gbps = 55.5,
                                         .host_gbps = 2};
 static uint64_t other_bytes, budgets[8];
 static unsigned budget_count, round_total;
+static struct cws_tuning tuning;  /* as --set says */
+static struct replay_sweep sweep; /* count 0: none */
 
+static void beside(struct cws_table *t, const struct replay_result *r, const struct replay_result *best)
+{
+    if (best)
+        cws_table_cell(t, "%.3f", r->seconds / best->seconds);
+    else
+        cws_table_cell(t, "-");
+}
+
+/* policy: or the value of a sweep */
 static void row(struct cws_table *t, const char *set, const char *budget, const char *policy,
                 const struct replay_result *r, const struct replay_result *best)
 {
@@ -65,16 +84,60 @@ static void row(struct cws_table *t, const char *set, const char *budget, const 
     cws_table_cell(t, "%.1f", r->loaded_bytes / machine.ratio / n / 1e6);
     cws_table_cell(t, "%.2f", 1e3 * (r->seconds - r->busy_seconds) / n);
     cws_table_cell(t, "%.2f", 1e3 * r->seconds / n);
-    if (best)
-        cws_table_cell(t, "%.3f", r->seconds / best->seconds);
-    else
-        cws_table_cell(t, "-");
+    beside(t, r, best);
 }
 
 static int cannot(const char *set, const char *budget, const char *rule, const struct cws_error *err)
 {
     cws_say_line("%s, %s, %s: %s", set, budget, rule, err->message);
     return 1;
+}
+
+/* For weights: staging is taken off as the manager does. */
+static uint64_t room_for(const struct cws_tuning *t, uint64_t budget)
+{
+    uint64_t share = budget / t->staging_share, ring = share < RING_BYTES ? share : RING_BYTES;
+    return budget > ring + other_bytes ? (budget - ring - other_bytes) / GRANULE * GRANULE : 0;
+}
+
+static struct replay_window counted(const struct replay_trace *t)
+{
+    return (struct replay_window){.from = (t->round_count - 1) / 2, .to = t->round_count - 1};
+}
+
+/* A row for each value, beside the bounds with the numbers as they are. */
+static int replay_sweep(struct cws_table *table, const char *set, const struct replay_trace *t, uint64_t budget)
+{
+    const struct replay_window window = counted(t);
+    const bool views = replay_is_of_views(&sweep.row);
+    struct replay_result best, belady, r;
+    struct cws_error err = {0};
+    uint64_t room = room_for(&tuning, budget);
+    char text[32];
+    int status = 0;
+    snprintf(text, sizeof text, "%.1f GiB", (double)budget / (1u << 30));
+    replay_bound(t, &machine, room, GRANULE, window, &best);
+    if (!views && replay_device(t, &machine, &tuning, REPLAY_BELADY, room, window, &belady, &err))
+        return cannot(set, text, "belady, timed", &err);
+    for (unsigned i = 0; i < sweep.count; i++) {
+        const struct replay_value value = replay_value(&sweep.row, sweep.values[i]);
+        struct cws_tuning tried = tuning;
+        cws_tuning_set(&tried, sweep.row.name, sweep.values[i]);
+        room = room_for(&tried, budget);
+        int code = views ? replay_host(t, &machine, &tried, CWS_POLICY_NEXT, room, BLOCK_BYTES, window, &r, &err)
+                         : replay_device(t, &machine, &tried, REPLAY_NEXT, room, window, &r, &err);
+        if (code) {
+            char what[128];
+            snprintf(what, sizeof what, "%s=%s", sweep.row.name, value.text);
+            status = cannot(set, text, what, &err);
+            continue;
+        }
+        row(table, set, text, value.text, &r, views ? NULL : &best);
+        beside(table, &r, views ? NULL : &belady);
+        cws_table_cell(table, "%s", sweep.values[i] == sweep.row.fallback ? "default" : "");
+    }
+    cws_table_rule(table);
+    return status;
 }
 
 static int replay(struct cws_table *table, const char *set, const struct replay_trace *t, uint64_t budget)
@@ -87,24 +150,25 @@ static int replay(struct cws_table *table, const char *set, const struct replay_
         const char *name;
         enum cws_policy_id id;
     } host[] = {{"host next", CWS_POLICY_NEXT}, {"host lru", CWS_POLICY_LRU}};
-    const struct replay_window window = {.from = (t->round_count - 1) / 2, .to = t->round_count - 1};
-    uint64_t ring = budget / 32 < RING_BYTES ? budget / 32 : RING_BYTES; /* as the manager has it */
-    uint64_t room = budget > ring + other_bytes ? (budget - ring - other_bytes) / GRANULE * GRANULE : 0;
+    const struct replay_window window = counted(t);
+    uint64_t room = room_for(&tuning, budget);
     struct replay_result best, r;
     struct cws_error err = {0};
     char text[32];
+    if (sweep.count)
+        return replay_sweep(table, set, t, budget);
     snprintf(text, sizeof text, "%.1f GiB", (double)budget / (1u << 30));
     replay_bound(t, &machine, room, GRANULE, window, &best);
     row(table, set, text, "optimum", &best, &best);
     replay_belady(t, &machine, room, GRANULE, window, &r);
     row(table, set, text, "belady", &r, &best);
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        if (replay_device(t, &machine, rules[i].rule, room, window, &r, &err))
+        if (replay_device(t, &machine, &tuning, rules[i].rule, room, window, &r, &err))
             return cannot(set, text, rules[i].name, &err);
         row(table, set, text, rules[i].name, &r, &best);
     }
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) {
-        if (replay_host(t, &machine, host[i].id, room, BLOCK_BYTES, window, &r, &err))
+        if (replay_host(t, &machine, &tuning, host[i].id, room, BLOCK_BYTES, window, &r, &err))
             return cannot(set, text, host[i].name, &err);
         row(table, set, text, host[i].name, &r, NULL);
     }
@@ -191,16 +255,20 @@ static int run_recorded(struct cws_table *table, const char *path)
 
 /* --- options ------------------------------------------------------------------------------------------------ */
 
-enum { OPT_TRACE = 256, OPT_BUDGET, OPT_OTHER, OPT_ROUNDS, OPT_HELP, OPT_NUMBER };
+enum { OPT_TRACE = 256, OPT_BUDGET, OPT_OTHER, OPT_ROUNDS, OPT_HELP, OPT_TUNING, OPT_SET, OPT_SWEEP, OPT_NUMBER };
 static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &machine.memory_gbps,
                                   &machine.use_us,    &machine.launch_us,   &machine.map_us,
                                   &machine.drop_us,   &machine.ratio,       &machine.host_gbps};
 static const struct option longs[] = {
-    {"trace", 1, NULL, OPT_TRACE},          {"budget", 1, NULL, OPT_BUDGET},     {"other", 1, NULL, OPT_OTHER},
-    {"rounds", 1, NULL, OPT_ROUNDS},        {"help", 0, NULL, OPT_HELP},         {"link", 1, NULL, OPT_NUMBER},
-    {"decode", 1, NULL, OPT_NUMBER + 1},    {"memory", 1, NULL, OPT_NUMBER + 2}, {"use-us", 1, NULL, OPT_NUMBER + 3},
-    {"launch-us", 1, NULL, OPT_NUMBER + 4}, {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6},
-    {"ratio", 1, NULL, OPT_NUMBER + 7},     {"host", 1, NULL, OPT_NUMBER + 8},   {NULL, 0, NULL, 0},
+    {"trace", 1, NULL, OPT_TRACE},       {"budget", 1, NULL, OPT_BUDGET},
+    {"other", 1, NULL, OPT_OTHER},       {"rounds", 1, NULL, OPT_ROUNDS},
+    {"help", 0, NULL, OPT_HELP},         {"link", 1, NULL, OPT_NUMBER},
+    {"decode", 1, NULL, OPT_NUMBER + 1}, {"memory", 1, NULL, OPT_NUMBER + 2},
+    {"use-us", 1, NULL, OPT_NUMBER + 3}, {"launch-us", 1, NULL, OPT_NUMBER + 4},
+    {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6},
+    {"ratio", 1, NULL, OPT_NUMBER + 7},  {"host", 1, NULL, OPT_NUMBER + 8},
+    {"tuning", 0, NULL, OPT_TUNING},     {"set", 1, NULL, OPT_SET},
+    {"sweep", 1, NULL, OPT_SWEEP},       {NULL, 0, NULL, 0},
 };
 
 static bool parse_number(const char *text, double *out)
@@ -232,11 +300,50 @@ static bool take_option(int c, const char **trace)
     }
 }
 
+/* False, with a line: it cannot be. */
+static bool take_tuned(int c)
+{
+    struct cws_error err = {0};
+    if (c == OPT_SWEEP && sweep.count)
+        cws_say_line("--sweep: one number at a time");
+    else if (c == OPT_SWEEP ? replay_sweep_of(&sweep, optarg, &err) : replay_set(&tuning, optarg, &err))
+        cws_say_line("%s %s", c == OPT_SWEEP ? "--sweep" : "--set", err.message);
+    else
+        return true;
+    return false;
+}
+
+static int list_tuning(void)
+{
+    static const char *const heads[] = {"number", "default", "from", "to", "unit", "here", "meaning"};
+    struct cws_table *t = cws_table_create("lrrrlll");
+    struct cws_tuning_row r;
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        cws_table_cell(t, "%s", heads[i]);
+    cws_table_rule(t);
+    for (size_t i = 0; cws_tuning_row(i, &r); i++) {
+        cws_table_cell(t, "%s", r.name);
+        cws_table_cell(t, "%s", replay_value(&r, r.fallback).text);
+        cws_table_cell(t, "%s", replay_value(&r, r.least).text);
+        cws_table_cell(t, "%s", replay_value(&r, r.most).text);
+        cws_table_cell(t, "%s", r.unit);
+        cws_table_cell(t, "%s", replay_has(&r) ? "yes" : "no");
+        cws_table_cell(t, "%s", r.meaning);
+    }
+    cws_table_print(t);
+    cws_table_destroy(t);
+    puts("\nshare: one part in so many. here: --set and --sweep take it; the others are the CUDA manager's alone. "
+         "uvm/policy/tuning.h says more.");
+    return fflush(stdout) == 0 ? 0 : 2;
+}
+
 static struct cws_table *new_table(void)
 {
-    static const char *const heads[] = {"set", "budget", "policy", "hit", "link MB", "stall ms", "token ms", "x best"};
-    struct cws_table *t = cws_table_create("lrlrrrrr");
-    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+    const char *first = sweep.count ? sweep.row.name : "policy";
+    const char *const heads[] = {"set",      "budget",   first,    "hit",      "link MB",
+                                 "stall ms", "token ms", "x best", "x belady", ""};
+    struct cws_table *t = cws_table_create(sweep.count ? "lrrrrrrrrl" : "lrlrrrrr");
+    for (size_t i = 0; i < (sweep.count ? 10 : 8); i++)
         cws_table_cell(t, "%s", heads[i]);
     cws_table_rule(t);
     return t;
@@ -247,10 +354,18 @@ int main(int argc, char **argv)
     const char *trace = NULL;
     int c, status = 0;
     opterr = 0;
+    tuning = cws_tuning_default;
     while ((c = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
         if (c == OPT_HELP) {
             fputs(help, stdout);
             return 0;
+        }
+        if (c == OPT_TUNING)
+            return list_tuning();
+        if (c == OPT_SET || c == OPT_SWEEP) {
+            if (!take_tuned(c))
+                return 2;
+            continue;
         }
         if (c == '?' || c == ':' || !take_option(c, &trace)) {
             cws_say_line("%s: unknown, without its value, or with one that cannot be; see --help", argv[optind - 1]);
