@@ -17,8 +17,6 @@ struct cws_cuda_device {
     CUdevice ordinal;
     CUresult answer; /* to an allocation, where there is no gpu */
 };
-/* For the Python package: an array of one object per managed device; as codecllm_stats_json (shim/libc/paging.h). */
-size_t codecllm_gpu_stats_json(char *buf, size_t n);
 extern struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
 extern _Atomic unsigned cws_cuda_device_count; /* entries in use; they keep their place */
 
@@ -27,6 +25,10 @@ struct cws_cuda_parts {
     void (*release)(const struct cws_gpu *gpu); /* memory is short: as cws_gpu_config.release */
     void (*forget)(struct cws_gpu *gpu);        /* it is about to close; its context is current */
 };
+/* counters.c: what CODEC_STATS prints, and, for the Python package, an array of one object per managed device; as
+ * codecllm_stats_json (shim/libc/paging.h). */
+void cws_cuda_say_counters(void);
+size_t codecllm_gpu_stats_json(char *buf, size_t n);
 /* In the child of fork(): its managers are the parent's. */
 void cws_cuda_fork_child(void);
 void cws_cuda_set_parts(const struct cws_cuda_parts *parts);

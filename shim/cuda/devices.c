@@ -6,7 +6,6 @@
 #include "shim/say.h"
 #include "shim/state.h"
 
-#include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -276,91 +275,12 @@ void cws_cuda_fork_child(void)
         atomic_store(&cws_cuda_state, CWS_CUDA_FORKED);
 }
 
-/* --- counters ---------------------------------------------------------------------------------------- */
-
-static void say_mib(const char *what, uint64_t bytes)
-{
-    cws_shim_say("  %-16s %12.1f MiB", what, (double)bytes / (1 << 20));
-}
-static void say_count(const char *what, uint64_t count) { cws_shim_say("  %-16s %12" PRIu64, what, count); }
-
-static void say_stats(int ordinal, const struct cws_gpu_stats *s)
-{
-    cws_shim_say("paging of GPU %d", ordinal);
-    say_mib("budget", s->budget_bytes);
-    say_mib("peak", s->peak_bytes);
-    say_mib("weights decoded", s->decoded_bytes);
-    say_mib("weights in all", s->bound_bytes);
-    say_mib("other ranges", s->anonymous_bytes);
-    say_mib("staging", s->staging_bytes);
-    say_mib("driver's own", s->other_bytes);
-    say_mib("compressed, host", s->host_bytes);
-    say_count("loads", s->loads);
-    say_count("prefetched", s->prefetched);
-    say_count("waited for", s->demand);
-    say_count("drops", s->drops);
-    if (s->spills > 0)
-        cws_shim_say("  %-16s %12" PRIu64 " (%" PRIu64 " came back, %.1f MiB are away)", "to the host", s->spills,
-                     s->restores, (double)s->spilled_bytes / (1 << 20));
-    say_mib("decoded in all", s->loaded_bytes);
-    say_mib("over the link", s->link_bytes);
-    cws_shim_say("  %-16s %12.1f ms", "launches waited", (double)s->stall_ns / 1e6);
-    say_mib("least budget", s->least_budget_bytes);
-}
+/* --- the end ------------------------------------------------------------------------------------------ */
 
 /* At exit the managers stay open: other threads may still launch, and would crash without them. */
 static void at_exit(void)
 {
-    struct cws_gpu_stats s;
-    unsigned count = atomic_load(&cws_cuda_device_count);
-    for (unsigned i = 0; i < count && cws_shim_options()->stats; i++) {
-        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
-        if (!gpu)
-            continue;
-        cws_gpu_stats_get(gpu, &s);
-        say_stats(cws_cuda_devices[i].ordinal, &s);
-    }
+    if (cws_shim_options()->stats)
+        cws_cuda_say_counters();
     atomic_store(&exiting, true);
-}
-
-static size_t device_json(char *buf, size_t n, int ordinal, const struct cws_gpu_stats *s)
-{
-    int len = snprintf(
-        buf, n,
-        "{\"device\": %d, \"budget\": %" PRIu64 ", \"used\": %" PRIu64 ", \"peak\": %" PRIu64 ", \"decoded\": %" PRIu64
-        ", \"compressed\": %" PRIu64 ", \"staging\": %" PRIu64 ", \"other\": %" PRIu64 ", \"bound\": %" PRIu64
-        ", \"anonymous\": %" PRIu64 ", \"dirty\": %" PRIu64 ", \"idle\": %" PRIu64 ", \"driver\": %" PRIu64
-        ", \"ranges\": %" PRIu64 ", \"loads\": %" PRIu64 ", \"prefetched\": %" PRIu64 ", \"demand\": %" PRIu64
-        ", \"drops\": %" PRIu64 ", \"spilled\": %" PRIu64 ", \"spills\": %" PRIu64 ", \"restores\": %" PRIu64
-        ", \"loaded_bytes\": %" PRIu64 ", \"link_bytes\": %" PRIu64 ", \"stall_ns\": %" PRIu64
-        ", \"least_budget\": %" PRIu64 "}",
-        ordinal, s->budget_bytes, s->used_bytes, s->peak_bytes, s->decoded_bytes, s->host_bytes, s->staging_bytes,
-        s->anonymous_bytes + s->idle_bytes + s->other_bytes, s->bound_bytes, s->anonymous_bytes, s->dirty_bytes,
-        s->idle_bytes, s->other_bytes, s->ranges, s->loads, s->prefetched, s->demand, s->drops, s->spilled_bytes,
-        s->spills, s->restores, s->loaded_bytes, s->link_bytes, s->stall_ns, s->least_budget_bytes);
-    return len < 0 ? 0 : (size_t)len;
-}
-
-/* Puts text at `at` of a buffer of n bytes that may be too small; returns where it ends. */
-static size_t put(char *buf, size_t n, size_t at, const char *text)
-{
-    int len = snprintf(at < n ? buf + at : NULL, at < n ? n - at : 0, "%s", text);
-    return at + (size_t)len;
-}
-
-CWS_EXPORT size_t codecllm_gpu_stats_json(char *buf, size_t n)
-{
-    struct cws_gpu_stats s;
-    unsigned count = atomic_load(&cws_cuda_device_count), shown = 0;
-    size_t at = put(buf, n, 0, "[");
-    for (unsigned i = 0; i < count; i++) {
-        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
-        if (!gpu)
-            continue;
-        cws_gpu_stats_get(gpu, &s);
-        if (shown++)
-            at = put(buf, n, at, ", ");
-        at += device_json(at < n ? buf + at : NULL, at < n ? n - at : 0, cws_cuda_devices[i].ordinal, &s);
-    }
-    return put(buf, n, at, "]");
 }

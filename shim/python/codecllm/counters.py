@@ -28,7 +28,7 @@ class Stats(TypedDict):
 
 
 class MemoryStats(TypedDict):
-    """codecllm.memory_stats(device): one GPU, in bytes where nothing else is said. Written by shim/cuda/devices.c."""
+    """codecllm.memory_stats(device): one GPU, in bytes where nothing else is said. Written by shim/cuda/counters.c."""
 
     budget: int
     used: int
@@ -52,5 +52,15 @@ class MemoryStats(TypedDict):
     restores: int  # a count
     loaded_bytes: int
     link_bytes: int
+    link_ns: int  # nanoseconds that the link was busy with these, by the device's clock
     stall_ns: int  # nanoseconds that launches waited
+    weight_waits: int  # a count: a launch waited for a weight; nanoseconds
+    weight_wait_ns: int
+    fresh_waits: int  # the same for memory that has no content yet: activations
+    fresh_wait_ns: int
+    staging_waits: int  # what a launch waited for could be sent, and staging was full
+    staging_wait_ns: int
+    frames_created: int  # a count: pieces of physical memory taken from the driver
+    frames_released: int  # and given back
+    vmm_calls: int  # calls of the driver for that, and to map them
     least_budget: int

@@ -1,0 +1,122 @@
+/* What the CUDA manager counts: pieces of memory and calls of the driver, the link, and what launches waited for. */
+#include "uvm/cuda/gpu.h"
+#include "gpu_fixture.h"
+
+#include <pthread.h>
+#include <time.h>
+
+static unsigned long calls_made(void)
+{
+    static const char *const names[] = {"cuMemCreate", "cuMemRelease", "cuMemMap", "cuMemUnmap", "cuMemSetAccess"};
+    unsigned long calls = 0;
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
+        calls += standin_calls(names[i]);
+    return calls;
+}
+
+static void expect_counted(struct fixture *f, struct cws_gpu_stats *stats)
+{
+    cws_gpu_settle(f->gpu);
+    cws_gpu_stats_get(f->gpu, stats);
+    assert_int_equal(stats->vmm_calls, calls_made());
+    assert_int_equal(stats->frames_created, standin_calls("cuMemCreate"));
+    assert_int_equal(stats->frames_released, standin_calls("cuMemRelease"));
+}
+
+static void test_memory_is_counted(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, false);
+    struct cws_gpu_stats first, later;
+    bind_all(f);
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    expect_counted(f, &first);
+    assert_true(first.frames_created > 0 && first.frames_created < TENSORS);
+    for (unsigned i = 0; i < 3 * TENSORS; i++)
+        expect_right(f, i % TENSORS);
+    expect_counted(f, &later);
+    assert_true(later.vmm_calls > first.vmm_calls);
+    assert_true(later.link_bytes > first.link_bytes);
+    assert_true(later.link_ns > first.link_ns);
+    free_all(f);
+    close_gpu(f);
+}
+
+static void test_waits_have_causes(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 64 * MIB, false);
+    struct cws_gpu_stats stats;
+    CUdeviceptr fresh;
+    uint64_t bytes = 3 * MIB;
+    uint32_t value = 5;
+    void *params[] = {&fresh, &bytes, &value};
+    bind_all(f);
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.weight_waits + stats.fresh_waits + stats.staging_waits, 0);
+    for (unsigned i = 0; i < 4; i++)
+        expect_right(f, i);
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.weight_waits, 4);
+    assert_int_equal(stats.fresh_waits, 0);
+    assert_true(stats.weight_wait_ns > 0 && stats.weight_wait_ns <= stats.stall_ns);
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &fresh), 0);
+    for (unsigned i = 0; i < 3; i++) /* it waits once: then it has memory */
+        assert_int_equal(launch(f, "fill", &fresh, 1, params), 0);
+    for (unsigned i = 0; i < 4; i++)
+        expect_right(f, i);
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.weight_waits, 4);
+    assert_int_equal(stats.fresh_waits, 1);
+    assert_true(stats.fresh_wait_ns > 0 && stats.fresh_wait_ns + stats.weight_wait_ns <= stats.stall_ns);
+    assert_int_equal(cws_gpu_free(f->gpu, fresh, f->stream, true), 0);
+    free_all(f);
+    close_gpu(f);
+}
+
+/* Lets the decodes go once something waits for a slot. */
+static void *let_decodes_go(void *arg)
+{
+    struct fixture *f = arg;
+    const struct timespec pause = {.tv_nsec = 1000000};
+    struct cws_gpu_stats stats = {0};
+    for (unsigned i = 0; i < 60000 && stats.staging_waits == 0; i++) {
+        nanosleep(&pause, NULL);
+        cws_gpu_stats_get(f->gpu, &stats);
+    }
+    standin_let_go(f->gpu->staging.decode_stream);
+    return NULL;
+}
+
+static void test_staging_that_is_full(void **state)
+{
+    (void)state;
+    staging_bytes = 4 * MIB;
+    struct fixture *f = open_gpu(256 * MIB, 64 * MIB, false);
+    staging_bytes = 8 * MIB;
+    struct cws_gpu_stats stats;
+    struct cws_gpu_use use;
+    pthread_t thread;
+    bind_all(f);
+    standin_hold(f->gpu->staging.decode_stream);
+    assert_int_equal(pthread_create(&thread, NULL, let_decodes_go, f), 0);
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, f->at, TENSORS, &use), 0);
+    cws_gpu_end(f->gpu, &use, false);
+    pthread_join(thread, NULL);
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_true(stats.staging_waits > 0);
+    assert_true(stats.staging_wait_ns > 0 && stats.staging_wait_ns <= stats.stall_ns);
+    for (unsigned i = 0; i < TENSORS; i++)
+        expect_right(f, i);
+    free_all(f);
+    close_gpu(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_is_counted),
+                                       cmocka_unit_test(test_waits_have_causes),
+                                       cmocka_unit_test(test_staging_that_is_full)};
+    return cmocka_run_group_tests(tests, group_setup, group_teardown);
+}
