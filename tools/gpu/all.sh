@@ -50,6 +50,7 @@ if [ "$part" != timed ]; then
 fi
 wait
 if [ "$part" != right ]; then
+    step waits 60 "$build/bin/bench_wait"
     CHECK=0 SANITIZE=0 NVRTC=0 step speed 120 tools/gpu/decode.sh "$out/speed" "$build"
     step turns 240 python3 tools/gpu/turns.py "$out/turns" --build "$build" --work "$work"
     step prefill 120 python3 tools/gpu/turns.py "$out/prefill" --build "$build" --work "$work" --budgets 16G --turns 0 --prefills 8 --attention ''
@@ -60,7 +61,7 @@ fi
 for name in decoders scenarios stress strict installed; do # what was wrong, if anything
     grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
 done
-for name in speed turns prefill tinyllama 8b; do
+for name in waits speed turns prefill tinyllama 8b; do
     [ -e "$out/$name.txt" ] && { echo "== $name"; tail -n 16 "$out/$name.txt"; }
 done
 echo "== steps"
