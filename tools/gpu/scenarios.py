@@ -47,11 +47,11 @@ def budget_of(arguments, size, share, mib):
     return share * size + (mib * MIB if arguments.device == "cuda" else 2 * MIB)
 
 
-def environment(arguments, budget, backend="backend:cudaMallocAsync"):
-    """Of a plain program (no budget), or of one under the shim."""
+def environment(arguments, budget, backend="backend:cudaMallocAsync", build=None):
+    """Of a plain program (no budget), or of one under the shim, of another build if that is said."""
     values = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
     if budget:
-        shim = os.path.join(os.path.abspath(arguments.build), "lib", "libcodecshim.so")
+        shim = os.path.join(os.path.abspath(build or arguments.build), "lib", "libcodecshim.so")
         values.update(CODEC_VRAM_BUDGET=str(budget), CODEC_STATS="1", PYTORCH_ALLOC_CONF=backend, LD_PRELOAD=shim)
     return values
 

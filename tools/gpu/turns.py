@@ -4,11 +4,12 @@ stay: the plain one without the shim and with PyTorch's default allocator, and o
 budget. Then they take short turns, one at a time, so that every swing hits all.
 
     python tools/gpu/turns.py OUTDIR [--build BUILD] [--work DIR] [--shape tinyllama-1.1b]
-        [--budgets 16G,1700M,1100M,600M]
+        [--budgets 16G,1700M,1100M,600M] [--beside OTHER-BUILD]
                               [--turns 24] [--tokens 8] [--prefills 0] [--context 2048] [--attention eager]
 
 A turn is `--tokens` tokens after a prompt of 24 (or one prefill of 4 x `--context`), timed each with a wait for the
-device, as generate() waits. Prints one table: medians over all tokens; the ratio to plain as the median over the turns,
+device, as generate() waits. --beside: the same budgets with the shim of another build, too, in turn with the first.
+Prints one table: medians over all tokens; the ratio to plain as the median over the turns,
 each beside the plain turns before and after it, and where the middle half of these ratios lies. Exit status 1 if what
 they computed differs. --device cpu tries it everywhere (there the budget bounds host memory)."""
 
@@ -25,7 +26,7 @@ import scenarios
 class Worker:
     """program.py's `turns` in a process of its own."""
 
-    def __init__(self, arguments, name, model, budget):
+    def __init__(self, arguments, name, model, budget, build=None):
         self.name, self.ms, self.means, self.loops = name, {}, {}, []
         self.log = open(os.path.join(arguments.out, f"{name}.log"), "w")
         command = [
@@ -43,7 +44,7 @@ class Worker:
         ]
         self.process = subprocess.Popen(
             command,
-            env=scenarios.environment(arguments, budget),
+            env=scenarios.environment(arguments, budget, build=build),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -102,6 +103,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
     parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
+    parser.add_argument("--beside", help="another build, whose paged programs take turns with those of --build")
     parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", default="tinyllama-1.1b", help="of tools/examples/make_model.py")
@@ -116,7 +118,10 @@ def main():
     os.makedirs(arguments.work, exist_ok=True)
     plain_dir, packed_dir, _ = scenarios.make_model(arguments, arguments.shape)
     workers = [Worker(arguments, "plain", plain_dir, None)]
-    workers += [Worker(arguments, budget, packed_dir, budget) for budget in arguments.budgets.split(",")]
+    for budget in arguments.budgets.split(","):
+        workers.append(Worker(arguments, budget, packed_dir, budget))
+        if arguments.beside:
+            workers.append(Worker(arguments, f"{budget} beside", packed_dir, budget, arguments.beside))
     for worker in workers:
         worker.answer()  # it is ready
     kinds, digests = {}, {}
