@@ -1,4 +1,4 @@
-/* context.c - cuInit, the device, contexts, queries of pointers, and the reset. */
+/* context.c - cuInit, contexts, queries of pointers, and the reset. */
 #include "state.h"
 
 #include <stdio.h>
@@ -8,63 +8,77 @@
 
 #define STACK_DEPTH 16
 #define DRIVER_VERSION 13000
-struct CUctx_st {
-    bool primary;
-};
 struct standin_state standin = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-static struct CUctx_st *primary;
-static unsigned primary_retained;
 static size_t device_bytes_wanted;
+static unsigned devices_wanted;
 static _Thread_local struct {
-    CUcontext stack[STACK_DEPTH]; /* the last is current */
-    unsigned depth, generation;
+    struct {
+        CUcontext context;
+        unsigned long number;
+    } stack[STACK_DEPTH]; /* the last is current */
+    unsigned depth;
 } thread_contexts;
 
-static void contexts_refresh(void)
-{
-    if (thread_contexts.generation == standin.generation)
-        return;
-    thread_contexts.depth = 0;
-    thread_contexts.generation = standin.generation;
-}
-
+/* What has ended is current nowhere. */
 static CUcontext current_locked(void)
 {
-    contexts_refresh();
-    return thread_contexts.depth ? thread_contexts.stack[thread_contexts.depth - 1] : NULL;
+    for (; thread_contexts.depth > 0; thread_contexts.depth--) {
+        CUcontext context = thread_contexts.stack[thread_contexts.depth - 1].context;
+        if (object_is_locked(OBJECT_CONTEXT, context) &&
+            context->number == thread_contexts.stack[thread_contexts.depth - 1].number)
+            return context;
+    }
+    return NULL;
 }
 
-bool context_current_locked(void) { return object_is_locked(OBJECT_CONTEXT, current_locked()); }
+bool context_current_locked(void) { return current_locked() != NULL; }
 CUcontext context_handle_locked(void)
 {
     CUcontext current = current_locked();
-    return current ? current : primary;
+    return current ? current : standin.devices[0].primary;
 }
 
-/* What the first context makes. */
-static void device_begin_locked(void)
+CUcontext context_add_locked(struct device *device, bool primary)
 {
-    if (standin.legacy)
-        return;
-    standin.legacy = stream_create_locked(CU_STREAM_DEFAULT);
+    static unsigned long contexts;
+    CUcontext context = take_memory(sizeof *context);
+    context->device = device;
+    context->primary = primary;
+    context->number = ++contexts;
+    object_add_locked(OBJECT_CONTEXT, context);
+    context->legacy = stream_create_locked(context, CU_STREAM_DEFAULT);
+    return context;
 }
 
-/* Everything of a context goes; memory made by cuMemCreate and its mappings stay. */
-static void device_end_locked(void)
+static bool has_context_locked(const struct device *device)
 {
-    streams_reset_locked();
-    graphs_reset_locked();
-    modules_reset_locked();
-    heaps_reset_locked();
-    streams_join_locked();
-    standin.sticky = CUDA_SUCCESS;
+    CUcontext context;
+    for (size_t i = 0; (context = object_index_locked(OBJECT_CONTEXT, i)) != NULL; i++)
+        if (context->device == device)
+            return true;
+    return false;
 }
 
-static struct CUmemPoolHandle_st *pool_add_locked(void)
+void context_end_locked(CUcontext context)
 {
-    struct CUmemPoolHandle_st *pool = take_memory(sizeof *pool);
-    object_add_locked(OBJECT_POOL, pool);
-    return pool;
+    struct device *device = context->device;
+    streams_end_locked(context);
+    graphs_end_locked(context);
+    modules_end_locked(context);
+    object_remove_locked(OBJECT_CONTEXT, context);
+    if (object_count_locked(OBJECT_CONTEXT) == 0)
+        libraries_end_locked();
+    if (!has_context_locked(device)) {
+        heaps_end_locked(device);
+        heaps_begin_locked(device);
+    }
+    if (context->primary) {
+        device->primary = NULL;
+        device->primary_retained = 0;
+        standin.sticky = CUDA_SUCCESS;
+    }
+    streams_join_locked(context);
+    free(context);
 }
 
 static unsigned long from_environment(const char *name, unsigned long otherwise)
@@ -87,33 +101,40 @@ API cuInit(unsigned flags)
             standin.delay_us = (unsigned)from_environment("STANDIN_DELAY_US", 0);
             standin.seed = (unsigned)from_environment("STANDIN_SEED", 1);
         }
+        unsigned count = devices_wanted ? devices_wanted : (unsigned)from_environment("STANDIN_DEVICES", 1);
+        standin.device_count = count < 1 ? 1 : count > DEVICES_MAX ? DEVICES_MAX : count;
         memory_init_locked();
         fault_handler_install();
-        standin.default_pool = standin.current_pool = pool_add_locked();
+        devices_begin_locked();
         standin.initialised = true;
         standin.pid = getpid();
     }
     return unlock(CUDA_SUCCESS);
 }
 
+void standin_devices(unsigned count)
+{
+    lock();
+    devices_wanted = count;
+    unlock(0);
+}
+
 void standin_reset(size_t device_bytes)
 {
     lock();
-    device_end_locked();
+    streams_let_go_locked(NULL);
+    while (object_any_locked(OBJECT_CONTEXT))
+        context_end_locked(object_any_locked(OBJECT_CONTEXT));
+    devices_end_locked();
     memory_reset_locked();
     calls_reset_locked();
-    while (object_any_locked(OBJECT_CONTEXT)) {
-        struct CUctx_st *context = object_any_locked(OBJECT_CONTEXT);
-        object_remove_locked(OBJECT_CONTEXT, context);
-        free(context);
-    }
-    primary = NULL;
-    primary_retained = 0;
+    standin.sticky = CUDA_SUCCESS;
     standin.initialised = false;
     standin.delay_us = 0;
     standin.seed = 0;
     standin.pid = 0;
     device_bytes_wanted = device_bytes;
+    devices_wanted = 0;
     unlock(0);
 }
 
@@ -177,181 +198,25 @@ API cuGetErrorString(CUresult error, const char **text)
     return text ? error_text(error, text, false) : CUDA_ERROR_INVALID_VALUE;
 }
 
-/* ---- The device. */
-API cuDeviceGetCount(int *count)
-{
-    ENTER("cuDeviceGetCount", CALL_AFTER_ERROR, 0, 0);
-    if (!count)
-        return CUDA_ERROR_INVALID_VALUE;
-    *count = 1;
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceGet(CUdevice *device, int ordinal)
-{
-    ENTER("cuDeviceGet", CALL_AFTER_ERROR, ordinal, 0);
-    if (!device || ordinal != 0)
-        return device ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_INVALID_VALUE;
-    *device = 0;
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceGetName(char *name, int room, CUdevice device)
-{
-    ENTER("cuDeviceGetName", CALL_AFTER_ERROR, device, room);
-    if (!name || room <= 0 || device != 0)
-        return CUDA_ERROR_INVALID_VALUE;
-    snprintf(name, (size_t)room, "Stand-in for a GPU");
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceGetUuid_v2(unsigned char uuid[16], CUdevice device)
-{
-    ENTER("cuDeviceGetUuid_v2", CALL_AFTER_ERROR, device, 0);
-    if (!uuid || device != 0)
-        return CUDA_ERROR_INVALID_VALUE;
-    memcpy(uuid, "standin device 0", 16);
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
-{
-    ENTER("cuDeviceTotalMem_v2", CALL_AFTER_ERROR, device, 0);
-    if (!bytes || device != 0)
-        return CUDA_ERROR_INVALID_VALUE;
-    *bytes = standin.device_bytes;
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device)
-{
-    ENTER("cuDeviceGetAttribute", CALL_AFTER_ERROR, which, device);
-    static const int VALUES[][2] = {
-        {1, 1024},
-        {2, 1024},
-        {3, 1024},
-        {4, 64},
-        {5, 2147483647},
-        {6, 65535},
-        {7, 65535},
-        {8, 48 << 10},
-        {10, 32},
-        {12, 65536},
-        {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 4},
-        {31, 1},
-        {39, 2048},
-        {40, 3},
-        {41, 1},
-        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9},
-        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0},
-        {81, 228 << 10},
-        {95, 1},
-        {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 227 << 10},
-        {CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 1},
-        {CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, 1},
-    };
-    if (!value || which <= 0)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (device != 0)
-        return CUDA_ERROR_INVALID_DEVICE;
-    *value = 0;
-    for (size_t i = 0; i < sizeof VALUES / sizeof *VALUES; i++)
-        if (VALUES[i][0] == which)
-            *value = VALUES[i][1];
-    return CUDA_SUCCESS;
-}
-
-/* ---- Contexts. All share the one device's streams and memory. */
-static struct CUctx_st *context_add_locked(bool is_primary)
-{
-    struct CUctx_st *context = take_memory(sizeof *context);
-    context->primary = is_primary;
-    object_add_locked(OBJECT_CONTEXT, context);
-    device_begin_locked();
-    return context;
-}
-
-API cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
-{
-    ENTER("cuDevicePrimaryCtxRetain", 0, device, 0);
-    if (!context || device != 0)
-        return context ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_INVALID_VALUE;
-    lock();
-    if (!primary)
-        primary = context_add_locked(true);
-    primary_retained++;
-    *context = primary;
-    return unlock(CUDA_SUCCESS);
-}
-
-static void primary_end_locked(void)
-{
-    if (!primary)
-        return;
-    device_end_locked();
-    standin.default_pool = standin.current_pool = pool_add_locked();
-    object_remove_locked(OBJECT_CONTEXT, primary);
-    free(primary);
-    primary = NULL;
-    primary_retained = 0;
-}
-
-API cuDevicePrimaryCtxRelease_v2(CUdevice device)
-{
-    ENTER("cuDevicePrimaryCtxRelease_v2", CALL_AFTER_ERROR, device, 0);
-    if (device != 0)
-        return CUDA_ERROR_INVALID_DEVICE;
-    lock();
-    if (primary_retained == 0)
-        return unlock(CUDA_ERROR_INVALID_CONTEXT);
-    if (--primary_retained == 0)
-        primary_end_locked();
-    return unlock(CUDA_SUCCESS);
-}
-
-API cuDevicePrimaryCtxReset_v2(CUdevice device)
-{
-    ENTER("cuDevicePrimaryCtxReset_v2", CALL_AFTER_ERROR, device, 0);
-    if (device != 0)
-        return CUDA_ERROR_INVALID_DEVICE;
-    lock();
-    primary_end_locked();
-    return unlock(CUDA_SUCCESS);
-}
-
-API cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active)
-{
-    ENTER("cuDevicePrimaryCtxGetState", CALL_AFTER_ERROR, device, 0);
-    if (device != 0 || !flags || !active)
-        return CUDA_ERROR_INVALID_VALUE;
-    lock();
-    *flags = 0;
-    *active = primary != NULL;
-    return unlock(CUDA_SUCCESS);
-}
-
-API cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags)
-{
-    ENTER("cuDevicePrimaryCtxSetFlags_v2", CALL_AFTER_ERROR, device, flags);
-    return device == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
-}
-
+/* ---- Contexts. */
 static CUresult context_push_locked(CUcontext context)
 {
-    contexts_refresh();
+    current_locked(); /* drops what has ended */
     if (thread_contexts.depth == STACK_DEPTH)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    thread_contexts.stack[thread_contexts.depth++] = context;
+    thread_contexts.stack[thread_contexts.depth].context = context;
+    thread_contexts.stack[thread_contexts.depth++].number = context->number;
     return CUDA_SUCCESS;
 }
 
-API cuCtxCreate_v2(CUcontext *context, unsigned flags, CUdevice device)
+API cuCtxCreate_v2(CUcontext *context, unsigned flags, CUdevice ordinal)
 {
-    ENTER("cuCtxCreate_v2", 0, flags, device);
-    if (!context || device != 0)
+    ENTER("cuCtxCreate_v2", 0, flags, ordinal);
+    struct device *device = device_of(ordinal);
+    if (!context || !device)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    *context = context_add_locked(false);
+    *context = context_add_locked(device, false);
     return unlock(context_push_locked(*context));
 }
 
@@ -361,11 +226,8 @@ API cuCtxDestroy_v2(CUcontext context)
     lock();
     if (!object_is_locked(OBJECT_CONTEXT, context) || context->primary)
         return unlock(CUDA_ERROR_INVALID_CONTEXT);
-    streams_wait_locked();
-    if (current_locked() == context)
-        thread_contexts.depth--;
-    object_remove_locked(OBJECT_CONTEXT, context);
-    free(context);
+    streams_wait_locked(context);
+    context_end_locked(context);
     return unlock(CUDA_SUCCESS);
 }
 
@@ -383,7 +245,7 @@ API cuCtxSetCurrent(CUcontext context)
 {
     ENTER("cuCtxSetCurrent", CALL_AFTER_ERROR, U64(context), 0);
     lock();
-    contexts_refresh();
+    current_locked(); /* drops what has ended */
     if (context && !object_is_locked(OBJECT_CONTEXT, context))
         return unlock(CUDA_ERROR_INVALID_CONTEXT);
     if (thread_contexts.depth > 0)
@@ -417,8 +279,9 @@ API cuCtxGetDevice(CUdevice *device)
     ENTER("cuCtxGetDevice", CALL_CONTEXT | CALL_AFTER_ERROR, 0, 0);
     if (!device)
         return CUDA_ERROR_INVALID_VALUE;
-    *device = 0;
-    return CUDA_SUCCESS;
+    lock();
+    *device = device_ordinal(context_handle_locked()->device);
+    return unlock(CUDA_SUCCESS);
 }
 
 API cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes)
@@ -427,7 +290,7 @@ API cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes)
     if (!free_bytes || !total_bytes)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    *free_bytes = standin.device_bytes - standin.device_used;
+    *free_bytes = standin.device_bytes - context_handle_locked()->device->used;
     *total_bytes = standin.device_bytes;
     return unlock(CUDA_SUCCESS);
 }
@@ -443,7 +306,7 @@ static bool device_range_locked(CUdeviceptr address, CUdeviceptr *begin, size_t 
         return false;
     *begin = block ? block->at : mapping->begin;
     *bytes = block ? block->asked : mapping->bytes;
-    *pool = block && block->chunk->heap != &standin.plain ? block->chunk->heap : NULL;
+    *pool = block && block->chunk->heap != &block->chunk->heap->device->plain ? block->chunk->heap : NULL;
     return true;
 }
 
@@ -463,17 +326,25 @@ API cuMemGetAddressRange_v2(CUdeviceptr *begin, size_t *bytes, CUdeviceptr addre
     return unlock(CUDA_SUCCESS);
 }
 
+/* Of this device; NULL: host memory. */
+static CUcontext context_of_memory_locked(const struct device *device)
+{
+    CUcontext context = context_handle_locked();
+    return !device || (context && context->device == device) ? context : device->primary;
+}
+
 static CUresult pointer_attribute_locked(void *out, CUpointer_attribute which, CUdeviceptr address)
 {
     CUdeviceptr begin = address;
     size_t bytes = 0;
     CUmemoryPool pool = NULL;
     bool device = device_range_locked(address, &begin, &bytes, &pool);
+    const struct device *owner = device ? mapping_at_locked(address)->piece->device : NULL;
     bool host = !device && host_pinned_locked((void *)(uintptr_t)address, 1);
     if (!device && !host)
         return CUDA_ERROR_INVALID_VALUE;
     switch (which) {
-    case CU_POINTER_ATTRIBUTE_CONTEXT: *(CUcontext *)out = context_handle_locked(); break;
+    case CU_POINTER_ATTRIBUTE_CONTEXT: *(CUcontext *)out = context_of_memory_locked(owner); break;
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: *(unsigned *)out = device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST; break;
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: *(CUdeviceptr *)out = address; break;
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
@@ -483,7 +354,7 @@ static CUresult pointer_attribute_locked(void *out, CUpointer_attribute which, C
         break;
     case CU_POINTER_ATTRIBUTE_BUFFER_ID: *(unsigned long long *)out = begin; break;
     case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(bool *)out = false; break;
-    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)out = 0; break;
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)out = owner ? device_ordinal(owner) : 0; break;
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *(CUdeviceptr *)out = begin; break;
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *(size_t *)out = bytes; break;
     case CU_POINTER_ATTRIBUTE_MAPPED: *(bool *)out = true; break;
@@ -527,7 +398,8 @@ API cuIpcGetMemHandle(unsigned char handle[64], CUdeviceptr address)
     ENTER("cuIpcGetMemHandle", CALL_CONTEXT, address, 0);
     lock();
     struct block *block = block_at_locked(address);
-    if (!handle || !block || block->chunk->heap != &standin.plain) /* neither pools nor cuMemMap can be exported so */
+    if (!handle || !block ||
+        block->chunk->heap != &block->chunk->heap->device->plain) /* neither pools nor cuMemMap can be exported so */
         return unlock(CUDA_ERROR_INVALID_VALUE);
     memset(handle, 0, 64);
     memcpy(handle, &block->at, sizeof block->at);

@@ -61,10 +61,10 @@ CUresult capture_append_locked(struct CUgraph_st *graph, struct operation *opera
 
 CUresult capture_alloc_locked(struct CUgraph_st *graph, size_t bytes, CUdeviceptr *address)
 {
-    struct block *block = heap_take_locked(&standin.graph_pool, bytes, NULL);
+    struct node_list *list = graph->nodes;
+    struct block *block = heap_take_locked(&list->context->device->graph_pool, bytes, NULL);
     if (!block)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    struct node_list *list = graph->nodes;
     struct block **blocks = realloc(list->blocks, (list->block_count + 1) * sizeof(struct block *));
     if (!blocks)
         abort();
@@ -108,24 +108,32 @@ CUresult capture_refuse_locked(void)
 
 CUresult capture_legacy_locked(const struct CUstream_st *stream)
 {
-    if (stream != standin.legacy)
+    if (!stream_is_legacy(stream))
         return CUDA_SUCCESS;
     for (struct CUstream_st *other = standin.streams; other; other = other->all_next)
-        if (other->capture && other->blocking) {
+        if (other->capture && other->blocking && other->context == stream->context) {
             other->capture->invalid = true;
             return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
         }
     return CUDA_SUCCESS;
 }
 
-static struct CUgraph_st *graph_create_locked(void)
+static struct CUgraph_st *graph_create_locked(struct CUctx_st *context)
 {
     struct CUgraph_st *graph = take_memory(sizeof *graph);
     graph->nodes = take_memory(sizeof *graph->nodes);
+    graph->nodes->context = context;
     graph->nodes->references = 1;
     graph->done = true;
     object_add_locked(OBJECT_GRAPH, graph);
     return graph;
+}
+
+static void capture_forget_locked(const struct CUgraph_st *graph)
+{
+    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
+        if (stream->capture == graph)
+            stream->capture = NULL;
 }
 
 static void graph_destroy_locked(struct CUgraph_st *graph)
@@ -135,18 +143,35 @@ static void graph_destroy_locked(struct CUgraph_st *graph)
     free(graph);
 }
 
-void graphs_reset_locked(void)
+static void exec_destroy_locked(struct CUgraphExec_st *exec)
 {
-    void *object;
-    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
-        stream->capture = NULL;
-    while ((object = object_any_locked(OBJECT_GRAPH)) != NULL)
-        graph_destroy_locked(object);
-    while ((object = object_any_locked(OBJECT_EXEC)) != NULL) {
-        object_remove_locked(OBJECT_EXEC, object);
-        nodes_drop_locked(((struct CUgraphExec_st *)object)->nodes);
-        free(object);
-    }
+    object_remove_locked(OBJECT_EXEC, exec);
+    nodes_drop_locked(exec->nodes);
+    free(exec);
+}
+
+/* One that was made where no context was current goes with any. */
+static bool ends_with(const struct node_list *nodes, const struct CUctx_st *context)
+{
+    return !nodes->context || nodes->context == context;
+}
+
+void graphs_end_locked(const struct CUctx_st *context)
+{
+    struct CUgraph_st *graph;
+    struct CUgraphExec_st *exec;
+    for (size_t i = 0; (graph = object_index_locked(OBJECT_GRAPH, i)) != NULL;)
+        if (ends_with(graph->nodes, context)) { /* another one takes its place */
+            capture_forget_locked(graph);
+            graph_destroy_locked(graph);
+        } else {
+            i++;
+        }
+    for (size_t i = 0; (exec = object_index_locked(OBJECT_EXEC, i)) != NULL;)
+        if (ends_with(exec->nodes, context))
+            exec_destroy_locked(exec);
+        else
+            i++;
 }
 
 /* ---- The calls. */
@@ -157,11 +182,11 @@ API cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode)
     struct CUstream_st *stream = stream_of_locked(handle);
     if (!stream || mode < 0 || mode > 2)
         return unlock(stream ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE);
-    if (stream == standin.legacy)
+    if (stream_is_legacy(stream))
         return unlock(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     if (stream->capture)
         return unlock(ERROR_ILLEGAL_STATE);
-    stream->capture = graph_create_locked();
+    stream->capture = graph_create_locked(stream->context);
     stream->capture->done = false;
     stream->capture->mode = mode;
     stream->capture->thread = pthread_self();
@@ -177,9 +202,7 @@ API cuStreamEndCapture(CUstream handle, CUgraph *out)
     if (!stream || !stream->capture || !stream->capture_origin || !out)
         return unlock(stream && out ? ERROR_ILLEGAL_STATE : CUDA_ERROR_INVALID_VALUE);
     struct CUgraph_st *graph = stream->capture;
-    for (struct CUstream_st *other = standin.streams; other; other = other->all_next)
-        if (other->capture == graph)
-            other->capture = NULL;
+    capture_forget_locked(graph);
     stream->capture_origin = false;
     graph->done = true;
     *out = graph;
@@ -283,7 +306,7 @@ API cuGraphCreate(CUgraph *graph, unsigned flags)
     if (!graph || flags)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    *graph = graph_create_locked();
+    *graph = graph_create_locked(context_handle_locked());
     return unlock(CUDA_SUCCESS);
 }
 
@@ -345,9 +368,7 @@ API cuGraphExecDestroy(CUgraphExec exec)
     lock();
     if (!object_is_locked(OBJECT_EXEC, exec))
         return unlock(CUDA_ERROR_INVALID_VALUE);
-    object_remove_locked(OBJECT_EXEC, exec);
-    nodes_drop_locked(exec->nodes);
-    free(exec);
+    exec_destroy_locked(exec);
     return unlock(CUDA_SUCCESS);
 }
 

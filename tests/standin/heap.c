@@ -61,7 +61,7 @@ static struct chunk *chunk_create_locked(struct CUmemPoolHandle_st *heap, size_t
 {
     bytes = (bytes + STANDIN_GRANULE - 1) & ~(STANDIN_GRANULE - 1);
     CUdeviceptr begin = addresses_take_locked(bytes, 0, 0, true);
-    struct piece *piece = begin ? piece_create_locked(bytes, false) : NULL;
+    struct piece *piece = begin ? piece_create_locked(bytes, heap->device) : NULL;
     if (!piece) {
         addresses_give_locked(begin);
         return NULL;
@@ -74,7 +74,7 @@ static struct chunk *chunk_create_locked(struct CUmemPoolHandle_st *heap, size_t
     chunk->next = heap->chunks;
     heap->chunks = chunk;
     mapping_add_locked(begin, piece, 0, bytes, chunk);
-    mapping_access_locked(mapping_at_locked(begin), CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+    mapping_access_locked(mapping_at_locked(begin), heap->device, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
     chunk->first = take_memory(sizeof *chunk->first);
     chunk->first->at = begin;
     chunk->first->bytes = bytes;
@@ -180,7 +180,7 @@ void heap_give_locked(struct block *block)
         block = block->prev;
         block_merge_next(block);
     }
-    if (heap == &standin.plain && chunk_empty(block->chunk))
+    if (heap == &heap->device->plain && chunk_empty(block->chunk))
         chunk_free_locked(block->chunk);
 }
 
@@ -192,22 +192,44 @@ void heap_destroy_locked(struct CUmemPoolHandle_st *heap)
     heap->used_blocks = 0;
 }
 
-void heaps_reset_locked(void)
+static struct CUmemPoolHandle_st *pool_create_locked(struct device *device)
 {
-    heap_destroy_locked(&standin.plain);
-    heap_destroy_locked(&standin.graph_pool);
-    memset(&standin.plain, 0, sizeof standin.plain);
-    memset(&standin.graph_pool, 0, sizeof standin.graph_pool);
+    struct CUmemPoolHandle_st *pool = take_memory(sizeof *pool);
+    pool->device = device;
+    object_add_locked(OBJECT_POOL, pool);
+    return pool;
+}
+
+static void pool_free_locked(struct CUmemPoolHandle_st *pool)
+{
+    heap_destroy_locked(pool);
+    object_remove_locked(OBJECT_POOL, pool);
+    free(pool);
+}
+
+void heaps_begin_locked(struct device *device)
+{
+    device->plain = device->graph_pool = (struct CUmemPoolHandle_st){.device = device};
+    device->default_pool = device->current_pool = pool_create_locked(device);
+}
+
+void heaps_end_locked(struct device *device)
+{
+    heap_destroy_locked(&device->plain);
+    heap_destroy_locked(&device->graph_pool);
     struct CUmemPoolHandle_st *pool;
-    while ((pool = object_any_locked(OBJECT_POOL)) != NULL) {
-        heap_destroy_locked(pool);
-        object_remove_locked(OBJECT_POOL, pool);
-        free(pool);
-    }
-    standin.default_pool = standin.current_pool = NULL;
+    for (size_t i = 0; (pool = object_index_locked(OBJECT_POOL, i)) != NULL;)
+        if (pool->device == device)
+            pool_free_locked(pool); /* another one takes its place */
+        else
+            i++;
+    device->default_pool = device->current_pool = NULL;
 }
 
 /* ---- The calls. */
+static bool is_plain_heap(const struct CUmemPoolHandle_st *heap) { return heap == &heap->device->plain; }
+static bool is_graph_heap(const struct CUmemPoolHandle_st *heap) { return heap == &heap->device->graph_pool; }
+
 static CUresult poisoned_locked(const struct block *block)
 {
     memset((void *)(uintptr_t)block->at, STANDIN_POISON, block->bytes);
@@ -220,7 +242,7 @@ API cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
     if (!address || bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    struct block *block = heap_take_locked(&standin.plain, bytes, NULL);
+    struct block *block = heap_take_locked(&context_handle_locked()->device->plain, bytes, NULL);
     if (!block)
         return unlock(CUDA_ERROR_OUT_OF_MEMORY);
     *address = block->at;
@@ -246,9 +268,9 @@ API cuMemFree_v2(CUdeviceptr address)
         return CUDA_SUCCESS;
     lock();
     struct block *block = block_at_locked(address);
-    if (!block || block->at != address || block->chunk->heap == &standin.graph_pool)
+    if (!block || block->at != address || is_graph_heap(block->chunk->heap))
         return unlock(CUDA_ERROR_INVALID_VALUE);
-    CUresult result = streams_wait_locked();
+    CUresult result = streams_wait_locked(NULL);
     block = block_at_locked(address);
     if (result == CUDA_SUCCESS && block)
         heap_give_locked(block);
@@ -277,7 +299,7 @@ static CUresult pool_alloc(CUdeviceptr *address, size_t bytes, struct CUmemPoolH
     if (!stream)
         return unlock(CUDA_ERROR_INVALID_HANDLE);
     if (!pool)
-        pool = standin.current_pool;
+        pool = stream->context->device->current_pool;
     if (!object_is_locked(OBJECT_POOL, pool))
         return unlock(CUDA_ERROR_INVALID_VALUE);
     if (stream->capture)
@@ -333,8 +355,7 @@ API cuMemFreeAsync(CUdeviceptr address, CUstream handle)
     if (stream->capture)
         return unlock(capture_owns_locked(stream->capture, address) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE);
     struct block *block = block_at_locked(address);
-    if (!block || block->at != address || block->chunk->heap == &standin.plain ||
-        block->chunk->heap == &standin.graph_pool)
+    if (!block || block->at != address || is_plain_heap(block->chunk->heap) || is_graph_heap(block->chunk->heap))
         return unlock(CUDA_ERROR_INVALID_VALUE);
     struct block_order *order = take_memory(sizeof *order);
     order->at = address;
@@ -348,14 +369,20 @@ API cuMemFreeAsync(CUdeviceptr address, CUstream handle)
 }
 
 /* ---- Pools. */
-API cuMemPoolCreate(CUmemoryPool *pool, const void *props)
+struct pool_props { /* the beginning of CUmemPoolProps */
+    CUmemAllocationType type;
+    CUmemAllocationHandleType handle_types;
+    CUmemLocation location;
+};
+
+API cuMemPoolCreate(CUmemoryPool *pool, const struct pool_props *props)
 {
     ENTER("cuMemPoolCreate", 0, 0, 0);
-    if (!pool || !props)
+    struct device *device = props ? device_of(props->location.id) : NULL;
+    if (!pool || !device)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    *pool = take_memory(sizeof **pool);
-    object_add_locked(OBJECT_POOL, *pool);
+    *pool = pool_create_locked(device);
     return unlock(CUDA_SUCCESS);
 }
 
@@ -363,16 +390,14 @@ API cuMemPoolDestroy(CUmemoryPool pool)
 {
     ENTER("cuMemPoolDestroy", 0, U64(pool), 0);
     lock();
-    if (!object_is_locked(OBJECT_POOL, pool) || pool == standin.default_pool)
+    if (!object_is_locked(OBJECT_POOL, pool) || pool == pool->device->default_pool)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     if (pool->used_blocks > 0)
         misuse_locked("a pool was destroyed with allocations in use");
-    CUresult result = streams_wait_locked();
-    if (standin.current_pool == pool)
-        standin.current_pool = standin.default_pool;
-    heap_destroy_locked(pool);
-    object_remove_locked(OBJECT_POOL, pool);
-    free(pool);
+    CUresult result = streams_wait_locked(NULL);
+    if (pool->device->current_pool == pool)
+        pool->device->current_pool = pool->device->default_pool;
+    pool_free_locked(pool);
     return unlock(result);
 }
 
@@ -432,43 +457,47 @@ API cuMemPoolTrimTo(CUmemoryPool pool, size_t keep_bytes)
     return unlock(CUDA_SUCCESS);
 }
 
-API cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device)
+API cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice ordinal)
 {
-    ENTER("cuDeviceGetMemPool", 0, device, 0);
-    if (device != 0 || !pool)
+    ENTER("cuDeviceGetMemPool", 0, ordinal, 0);
+    struct device *device = device_of(ordinal);
+    if (!device || !pool)
         return CUDA_ERROR_INVALID_DEVICE;
     lock();
-    *pool = standin.current_pool;
+    *pool = device->current_pool;
     return unlock(CUDA_SUCCESS);
 }
 
-API cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device)
+API cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice ordinal)
 {
-    ENTER("cuDeviceGetDefaultMemPool", 0, device, 0);
-    if (device != 0 || !pool)
+    ENTER("cuDeviceGetDefaultMemPool", 0, ordinal, 0);
+    struct device *device = device_of(ordinal);
+    if (!device || !pool)
         return CUDA_ERROR_INVALID_DEVICE;
     lock();
-    *pool = standin.default_pool;
+    *pool = device->default_pool;
     return unlock(CUDA_SUCCESS);
 }
 
-API cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool)
+API cuDeviceSetMemPool(CUdevice ordinal, CUmemoryPool pool)
 {
-    ENTER("cuDeviceSetMemPool", 0, device, U64(pool));
+    ENTER("cuDeviceSetMemPool", 0, ordinal, U64(pool));
+    struct device *device = device_of(ordinal);
     lock();
-    if (device != 0 || !object_is_locked(OBJECT_POOL, pool))
+    if (!device || !object_is_locked(OBJECT_POOL, pool) || pool->device != device)
         return unlock(CUDA_ERROR_INVALID_VALUE);
-    standin.current_pool = pool;
+    device->current_pool = pool;
     return unlock(CUDA_SUCCESS);
 }
 
-API cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute which, void *value)
+API cuDeviceGetGraphMemAttribute(CUdevice ordinal, CUgraphMem_attribute which, void *value)
 {
-    ENTER("cuDeviceGetGraphMemAttribute", 0, device, which);
-    if (device != 0 || !value || which < 0 || which > 3)
-        return device != 0 ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_INVALID_VALUE;
+    ENTER("cuDeviceGetGraphMemAttribute", 0, ordinal, which);
+    const struct device *device = device_of(ordinal);
+    if (!device || !value || which < 0 || which > 3)
+        return device ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_DEVICE;
     lock();
-    const struct CUmemPoolHandle_st *pool = &standin.graph_pool;
+    const struct CUmemPoolHandle_st *pool = &device->graph_pool;
     *(uint64_t *)value = which == 0   ? pool->used
                          : which == 1 ? pool->used_high
                          : which == 2 ? pool->reserved
@@ -476,12 +505,13 @@ API cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute which, vo
     return unlock(CUDA_SUCCESS);
 }
 
-API cuDeviceGraphMemTrim(CUdevice device)
+API cuDeviceGraphMemTrim(CUdevice ordinal)
 {
-    ENTER("cuDeviceGraphMemTrim", 0, device, 0);
-    if (device != 0)
+    ENTER("cuDeviceGraphMemTrim", 0, ordinal, 0);
+    struct device *device = device_of(ordinal);
+    if (!device)
         return CUDA_ERROR_INVALID_DEVICE;
     lock();
-    heap_trim_locked(&standin.graph_pool, 0);
+    heap_trim_locked(&device->graph_pool, 0);
     return unlock(CUDA_SUCCESS);
 }

@@ -1,4 +1,4 @@
-/* memory.c - the device's addresses, its physical memory, and cuMemMap and its relatives. Physical memory is a part of
+/* memory.c - the devices' addresses, their physical memory, and cuMemMap and its relatives. Physical memory is a part of
  * one sparse memory file whose offsets are never used twice, so a stale mapping can never show another piece's
  * bytes. */
 #include "state.h"
@@ -64,25 +64,25 @@ bool in_arena(const void *address)
 }
 
 /* ---- Pieces. */
-struct piece *piece_create_locked(size_t bytes, bool on_host)
+struct piece *piece_create_locked(size_t bytes, struct device *device)
 {
     static unsigned char poison[STANDIN_GRANULE];
-    if (!on_host && (bytes > standin.device_bytes || standin.device_used > standin.device_bytes - bytes))
+    if (device && (bytes > standin.device_bytes || device->used > standin.device_bytes - bytes))
         return NULL;
     if (poison[0] != STANDIN_POISON)
         memset(poison, STANDIN_POISON, sizeof poison);
     struct piece *piece = take_memory(sizeof *piece);
     piece->offset = (size_t)file_end;
     piece->bytes = bytes;
-    piece->on_host = on_host;
+    piece->device = device;
     file_end += (off_t)bytes;
     for (size_t done = 0; done < bytes; done += sizeof poison)
         if (pwrite(standin.memory_fd, poison, sizeof poison, (off_t)(piece->offset + done)) != (ssize_t)sizeof poison) {
             perror("standin: device memory");
             abort();
         }
-    if (!on_host)
-        standin.device_used += bytes;
+    if (device)
+        device->used += bytes;
     pieces_alive++;
     return piece;
 }
@@ -94,8 +94,8 @@ void piece_drop_locked(struct piece *piece)
     if (fallocate(standin.memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)piece->offset,
                   (off_t)piece->bytes) != 0)
         perror("standin: punch");
-    if (!piece->on_host)
-        standin.device_used -= piece->bytes;
+    if (piece->device)
+        piece->device->used -= piece->bytes;
     pieces_alive--;
     free(piece);
 }
@@ -204,13 +204,24 @@ bool mapping_add_locked(CUdeviceptr begin, struct piece *piece, size_t offset, s
     madvise((void *)(uintptr_t)begin, bytes, MADV_DONTFORK); /* a child has no device */
     grow((void **)&mappings, mapping_count, &mapping_room, sizeof *mappings);
     memmove(&mappings[i + 1], &mappings[i], (mapping_count++ - i) * sizeof *mappings);
-    mappings[i] = (struct mapping){begin, bytes, piece, CU_MEM_ACCESS_FLAGS_PROT_NONE, chunk};
+    mappings[i] = (struct mapping){begin, bytes, piece, {0}, chunk};
     piece->mappings++;
     return true;
 }
 
-void mapping_access_locked(struct mapping *mapping, int access)
+/* What the addresses permit: all devices' threads are threads of one process. */
+static int mapping_access(const struct mapping *mapping)
 {
+    int access = CU_MEM_ACCESS_FLAGS_PROT_NONE;
+    for (unsigned i = 0; i < DEVICES_MAX; i++)
+        access |= mapping->access[i];
+    return access;
+}
+
+void mapping_access_locked(struct mapping *mapping, const struct device *device, int access)
+{
+    mapping->access[device_ordinal(device)] = access;
+    access = mapping_access(mapping);
     int protection = access == CU_MEM_ACCESS_FLAGS_PROT_READWRITE ? PROT_READ | PROT_WRITE
                      : access == CU_MEM_ACCESS_FLAGS_PROT_READ    ? PROT_READ
                                                                   : PROT_NONE;
@@ -218,7 +229,6 @@ void mapping_access_locked(struct mapping *mapping, int access)
         perror("standin: access");
         abort();
     }
-    mapping->access = access;
 }
 
 void mapping_remove_locked(CUdeviceptr begin)
@@ -249,7 +259,7 @@ bool device_bytes_locked(CUdeviceptr address, size_t bytes, int access)
         return host_pinned_locked((void *)(uintptr_t)address, bytes);
     for (CUdeviceptr at = address, end = address + bytes; at < end;) {
         struct mapping *mapping = mapping_at_locked(at);
-        if (!mapping || (mapping->access & access) != access || (mapping->chunk && !block_at_locked(at)))
+        if (!mapping || (mapping_access(mapping) & access) != access || (mapping->chunk && !block_at_locked(at)))
             return false;
         at = mapping->begin + mapping->bytes;
     }
@@ -264,7 +274,7 @@ static bool good_prop(const CUmemAllocationProp *prop)
     if (!prop || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED)
         return false;
     if (prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
-        return prop->location.id == 0;
+        return device_of(prop->location.id) != NULL;
     return prop->location.type == CU_MEM_LOCATION_TYPE_HOST || prop->location.type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
 }
 
@@ -312,7 +322,8 @@ API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemA
     if (!handle || !good_prop(prop) || bytes == 0 || !granular(bytes) || flags)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    struct piece *piece = piece_create_locked(bytes, prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE);
+    bool on_device = prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+    struct piece *piece = piece_create_locked(bytes, on_device ? device_of(prop->location.id) : NULL);
     if (!piece)
         return unlock(CUDA_ERROR_OUT_OF_MEMORY);
     grow((void **)&handles, handle_count, &handle_room, sizeof *handles);
@@ -391,10 +402,13 @@ API cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *acc
     if (!good)
         return unlock(CUDA_ERROR_INVALID_VALUE);
     for (size_t i = 0; i < count; i++)
+        if (access[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && !device_of(access[i].location.id))
+            return unlock(CUDA_ERROR_INVALID_DEVICE);
+    for (size_t i = 0; i < count; i++)
         for (CUdeviceptr at = address;
              access[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && at < address + bytes;) {
             struct mapping *mapping = mapping_at_locked(at);
-            mapping_access_locked(mapping, access[i].flags);
+            mapping_access_locked(mapping, device_of(access[i].location.id), access[i].flags);
             at += mapping->bytes;
         }
     return unlock(CUDA_SUCCESS);
@@ -435,7 +449,7 @@ static CUresult host_take(void *memory, bool registered, CUresult absent)
     struct host_block *block = *link;
     if (!block)
         return unlock(absent);
-    streams_wait_locked();                     /* CUDA waits for what may use it */
+    streams_wait_locked(NULL);                 /* CUDA waits for what may use it */
     for (link = &host_blocks; *link != block;) /* the list may have changed in the wait */
         link = &(*link)->next;
     *link = block->next;
@@ -513,11 +527,9 @@ struct standin_leaks standin_leaks(void)
         leaks.reservations += !reservations[i].internal;
     for (struct host_block *block = host_blocks; block; block = block->next)
         leaks.host_blocks++;
-    leaks.allocations = standin.plain.used_blocks;
-    if (standin.default_pool) {
-        leaks.allocations += standin.default_pool->used_blocks;
-        leaks.pools = object_count_locked(OBJECT_POOL) - 1;
-    }
+    leaks.pools = object_count_locked(OBJECT_POOL) - standin.device_count;
+    for (unsigned i = 0; i < standin.device_count; i++)
+        leaks.allocations += standin.devices[i].plain.used_blocks + standin.devices[i].default_pool->used_blocks;
     leaks.streams = object_count_locked(OBJECT_STREAM);
     leaks.events = object_count_locked(OBJECT_EVENT);
     leaks.modules = object_count_locked(OBJECT_MODULE) + object_count_locked(OBJECT_LIBRARY);
@@ -556,8 +568,10 @@ size_t standin_leak_count(void)
 
 size_t standin_device_used(void)
 {
+    size_t used = 0;
     lock();
-    size_t used = standin.device_used;
+    for (unsigned i = 0; i < standin.device_count; i++)
+        used += standin.devices[i].used;
     unlock(0);
     return used;
 }
@@ -586,7 +600,7 @@ void memory_reset_locked(void)
             free((void *)(uintptr_t)block->begin);
         free(block);
     }
-    if (pieces_alive != 0 || standin.device_used != 0) {
+    if (pieces_alive != 0) {
         fprintf(stderr, "standin: %zu pieces of physical memory are lost\n", pieces_alive);
         abort();
     }

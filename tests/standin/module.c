@@ -20,6 +20,7 @@ struct CUkern_st {
     struct CUlib_st *library;
 };
 struct CUmod_st {
+    struct CUctx_st *context;
     const struct standin_image *image;
     struct CUfunc_st *functions;
 };
@@ -59,6 +60,7 @@ static CUresult module_load(CUmodule *module, const void *bytes)
     m->image = image;
     m->functions = take_memory(image->kernel_count * sizeof *m->functions);
     lock();
+    m->context = context_handle_locked();
     for (size_t i = 0; i < image->kernel_count; i++) {
         m->functions[i] = (struct CUfunc_st){&image->kernels[i], m, 0};
         object_add_locked(OBJECT_FUNCTION, &m->functions[i]);
@@ -127,7 +129,7 @@ API cuModuleUnload(CUmodule module)
     lock();
     if (!object_is_locked(OBJECT_MODULE, module))
         return unlock(CUDA_ERROR_INVALID_VALUE);
-    CUresult result = streams_wait_locked();
+    CUresult result = streams_wait_locked(module->context);
     module_free_locked(module);
     return unlock(result);
 }
@@ -184,7 +186,7 @@ API cuLibraryUnload(CUlibrary library)
     lock();
     if (!object_is_locked(OBJECT_LIBRARY, library))
         return unlock(CUDA_ERROR_INVALID_VALUE);
-    CUresult result = streams_wait_locked();
+    CUresult result = streams_wait_locked(NULL);
     library_free_locked(library);
     return unlock(result);
 }
@@ -366,7 +368,7 @@ static CUresult launch(CUfunction slot, const unsigned grid[3], const unsigned b
     lock();
     struct CUstream_st *stream = stream_of_locked(handle);
     struct CUfunc_st *function = function_of_locked(slot);
-    if (!stream || !function)
+    if (!stream || !function || (function->module && function->module->context != stream->context))
         return unlock(CUDA_ERROR_INVALID_HANDLE);
     unsigned long long threads = (unsigned long long)block[0] * block[1] * block[2];
     if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535 || threads == 0 ||
@@ -422,11 +424,19 @@ API cuLaunchKernelEx(const struct launch_config *config, CUfunction function, vo
     return launch(function, config->grid, config->block, config->shared, config->stream, params, extra);
 }
 
-void modules_reset_locked(void)
+void modules_end_locked(const struct CUctx_st *context)
+{
+    struct CUmod_st *module;
+    for (size_t i = 0; (module = object_index_locked(OBJECT_MODULE, i)) != NULL;)
+        if (module->context == context)
+            module_free_locked(module); /* another one takes its place */
+        else
+            i++;
+}
+
+void libraries_end_locked(void)
 {
     void *object;
-    while ((object = object_any_locked(OBJECT_MODULE)) != NULL)
-        module_free_locked(object);
     while ((object = object_any_locked(OBJECT_LIBRARY)) != NULL)
         library_free_locked(object);
 }

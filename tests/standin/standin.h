@@ -5,7 +5,14 @@
  * Device memory is pages of a memory file, mapped at the device's own addresses in a reservation of this process: a
  * kernel is a host function that loads from and stores to them, and an access to an address with nothing behind it ends
  * the context with CUDA_ERROR_ILLEGAL_ADDRESS, as on a GPU. Memory is never zero when handed out: each byte is
- * STANDIN_POISON. Streams are threads. Environment, read by cuInit: STANDIN_DEVICE_MB, STANDIN_DELAY_US, STANDIN_SEED.
+ * STANDIN_POISON. Streams are threads. Environment, read by cuInit: STANDIN_DEVICES, STANDIN_DEVICE_MB,
+ * STANDIN_DELAY_US, STANDIN_SEED.
+ *
+ * There is one device, or there are two, each with a memory and contexts of its own; streams, events, modules and
+ * graphs belong to a context, as CUDA has it. What CUDA forbids between devices and this one permits: memory is there
+ * for the kernels, copies and fills of every device as soon as cuMemSetAccess gave it to one of them, and that which
+ * cuMemAlloc or a pool gave is so at once, because all devices use the page tables of this process. What is stricter:
+ * an error of one context is every context's until a primary one is reset or released.
  * Threads: any function from any thread, except standin_reset. */
 #ifndef STANDIN_H
 #define STANDIN_H
@@ -27,6 +34,9 @@ STANDIN_API void *standin_resolve(void *arg, const char *symbol);
  * armed failures, counters, log, delays. cuInit is needed again. `device_bytes`: the size of the device from then on,
  * rounded down to 2 MiB; 0: from the environment, or 256 MiB. No other thread may be in a call. */
 STANDIN_API void standin_reset(size_t device_bytes);
+/* Between standin_reset, which forgets it, and cuInit: how many devices there are, 1 or 2, each of the size given
+ * there. 0: from the environment, or 1. */
+STANDIN_API void standin_devices(unsigned count);
 
 /* ---- Failures. */
 /* The n-th call from now (1: the next) of `call` returns `error` and does nothing; once. n 0: every call from now on.
@@ -52,7 +62,7 @@ STANDIN_API void standin_log_clear(void);
 /* ---- Time. */
 /* Each operation of a stream waits a random time below max_us first. 0 0: none. */
 STANDIN_API void standin_delay(unsigned seed, unsigned max_us);
-/* The stream begins no further operation until it is let go. NULL: the legacy stream. */
+/* The stream begins no further operation until it is let go. NULL: the legacy stream of the current context. */
 STANDIN_API void standin_hold(CUstream stream);
 STANDIN_API void standin_let_go(CUstream stream);
 /* As standin_hold, but lets `operations` more run first: a stream stopped at any point of a sequence. */
@@ -68,7 +78,7 @@ STANDIN_API struct standin_leaks standin_leaks(void);
 STANDIN_API size_t standin_leak_count(void); /* their sum */
 /* "handles 2, events 1"; empty if none. Returns the count */
 STANDIN_API size_t standin_leak_text(char *text, size_t room);
-STANDIN_API size_t standin_device_used(void);                  /* physical bytes in use, of the device */
+STANDIN_API size_t standin_device_used(void);                  /* physical bytes in use, of all devices */
 STANDIN_API unsigned standin_misuses(char *text, size_t room); /* what a driver permits and a program should not do, as
                                                                    * destroying a stream that has work; the last one's
                                                                    * text */

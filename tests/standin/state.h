@@ -11,7 +11,8 @@
 /* The calls have no prototypes of ours: symbols.h lists their names, CUDA's driver API is their contract. */
 #pragma GCC diagnostic ignored "-Wmissing-prototypes"
 
-#define ARENA_BYTES ((size_t)64 << 30) /* addresses of the device */
+#define DEVICES_MAX 2
+#define ARENA_BYTES ((size_t)DEVICES_MAX * 64 << 30) /* addresses of all devices */
 
 enum {
     ERROR_CONTEXT_IN_USE = 216,
@@ -78,31 +79,32 @@ void calls_reset_locked(void);
 void misuse_locked(const char *what);
 
 /* ---- Physical memory and mappings: memory.c. */
-struct piece { /* physical memory: a part of the memory file */
+struct piece {             /* physical memory: a part of the memory file */
+    struct device *device; /* NULL: host memory */
     unsigned long long id;
     size_t offset, bytes;
     unsigned mappings;
-    bool held;    /* by a handle that was not released */
-    bool on_host; /* not counted as the device's */
+    bool held; /* by a handle that was not released */
     CUmemAllocationProp prop;
 };
 struct mapping {
     CUdeviceptr begin;
     size_t bytes;
     struct piece *piece;
-    int access;          /* CUmemAccess_flags */
-    struct chunk *chunk; /* of a heap; NULL: made by cuMemMap */
+    int access[DEVICES_MAX]; /* CUmemAccess_flags of each device */
+    struct chunk *chunk;     /* of a heap; NULL: made by cuMemMap */
 };
-struct piece *piece_create_locked(size_t bytes, bool on_host); /* poisoned; NULL: no memory left */
-void piece_drop_locked(struct piece *piece);                   /* frees it if nothing holds it */
+/* Poisoned; NULL: no memory left. */
+struct piece *piece_create_locked(size_t bytes, struct device *device);
+void piece_drop_locked(struct piece *piece); /* frees it if nothing holds it */
 CUdeviceptr addresses_take_locked(size_t bytes, size_t alignment, CUdeviceptr hint, bool internal);
 void addresses_give_locked(CUdeviceptr begin);
 bool mapping_add_locked(CUdeviceptr begin, struct piece *piece, size_t offset, size_t bytes, struct chunk *chunk);
-void mapping_access_locked(struct mapping *mapping, int access);
+void mapping_access_locked(struct mapping *mapping, const struct device *device, int access);
 void mapping_remove_locked(CUdeviceptr begin);
 struct mapping *mapping_at_locked(CUdeviceptr address);
 bool in_arena(const void *address);
-/* All bytes are mapped with at least this access, or are host memory the device may use. */
+/* All bytes are mapped with at least this access for some device, or are host memory that devices may use. */
 bool device_bytes_locked(CUdeviceptr address, size_t bytes, int access);
 bool host_pinned_locked(const void *memory, size_t bytes);
 void memory_init_locked(void);
@@ -127,6 +129,7 @@ struct chunk {
     struct chunk *next;
 };
 struct CUmemPoolHandle_st {
+    struct device *device;
     struct chunk *chunks;
     uint64_t threshold, reserved, used, reserved_high, used_high;
     size_t used_blocks;
@@ -137,7 +140,8 @@ void heaps_synchronised_locked(void); /* after a wait: pools give back what exce
 struct block *heap_take_locked(struct CUmemPoolHandle_st *heap, size_t bytes, struct CUstream_st *stream);
 void heap_give_locked(struct block *block);
 void heap_destroy_locked(struct CUmemPoolHandle_st *heap);
-void heaps_reset_locked(void);
+void heaps_begin_locked(struct device *device);
+void heaps_end_locked(struct device *device);
 
 /* ---- Streams: stream.c. */
 struct mark { /* one recording of an event */
@@ -163,6 +167,8 @@ struct operation {
     struct operation *next;
 };
 struct CUstream_st {
+    struct CUctx_st *context; /* NULL: it ended */
+    unsigned long owner;      /* the thread whose CU_STREAM_PER_THREAD it is; 0: none */
     unsigned references;
     unsigned flags;
     bool destroyed, blocking;
@@ -178,6 +184,7 @@ struct CUstream_st {
     struct CUstream_st *all_next;
 };
 struct CUevent_st {
+    struct CUctx_st *context;
     unsigned flags;
     struct mark *mark;
 };
@@ -189,13 +196,14 @@ CUresult stream_submit_locked(struct CUstream_st *stream, void (*run)(void *), v
 CUresult stream_submit_kernel_locked(struct CUstream_st *stream, void (*run)(void *), void *data, void (*drop)(void *),
                                      struct CUfunc_st *function);
 CUresult stream_wait_locked(struct CUstream_st *stream, uint64_t sequence);
-CUresult streams_wait_locked(void);
+CUresult streams_wait_locked(const struct CUctx_st *context); /* for its streams; NULL: for all */
 void stream_depend_locked(struct CUstream_st *stream, struct CUstream_st *on, uint64_t sequence);
 void stream_reference_drop_locked(struct CUstream_st *stream);
-struct CUstream_st *stream_create_locked(unsigned flags);
+struct CUstream_st *stream_create_locked(struct CUctx_st *context, unsigned flags);
 void stream_close_locked(struct CUstream_st *stream);
-void streams_reset_locked(void); /* drains them; handles and events are gone */
-void streams_join_locked(void);  /* ends the threads */
+void streams_let_go_locked(const struct CUctx_st *context); /* those that are held; NULL: all */
+void streams_end_locked(struct CUctx_st *context);          /* drains them; handles and events are gone */
+void streams_join_locked(struct CUctx_st *context);         /* ends the threads */
 bool stream_busy_locked(const struct CUstream_st *stream);
 void mark_drop_locked(struct mark *mark);
 
@@ -209,6 +217,7 @@ struct CUgraphNode_st {
     struct CUgraphNode_st *next;
 };
 struct node_list { /* shared by a graph and what was instantiated from it */
+    struct CUctx_st *context;
     unsigned references;
     struct CUgraphNode_st *first, *last;
     size_t count;
@@ -231,7 +240,7 @@ bool capture_owns_locked(const struct CUgraph_st *graph, CUdeviceptr address);
 CUresult capture_refuse_locked(void);
 /* for the legacy stream while a blocking one captures */
 CUresult capture_legacy_locked(const struct CUstream_st *stream);
-void graphs_reset_locked(void);
+void graphs_end_locked(const struct CUctx_st *context);
 
 /* ---- Modules: module.c. */
 struct launch { /* data of a kernel's operation */
@@ -242,15 +251,41 @@ struct launch { /* data of a kernel's operation */
     void *params[STANDIN_PARAMS_MAX];
     unsigned char bytes[];
 };
-void modules_reset_locked(void);
+void modules_end_locked(const struct CUctx_st *context);
+void libraries_end_locked(void);
 /* what a fatbin loads as: standin.h */
 
 /* ---- symbols.c: as cuGetProcAddress finds it; NULL: not there. */
 void *proc_address(const char *symbol, int version, uint64_t flags);
 
-/* ---- context.c */
+/* ---- Contexts: context.c. Each has streams, events, modules and graphs of its own. */
+struct CUctx_st {
+    struct device *device;
+    bool primary;
+    unsigned long number; /* no other one has or had it */
+    struct CUstream_st *legacy;
+    size_t workers; /* threads of its streams */
+};
 bool context_current_locked(void);
+/* The calling thread's; if it has none, the primary one of the first device, or NULL. */
 CUcontext context_handle_locked(void);
+CUcontext context_add_locked(struct device *device, bool primary);
+/* Ends all that is in it, and itself; with the last one of a device, its allocations and pools. Memory made by
+ * cuMemCreate, and its mappings, stay. */
+void context_end_locked(CUcontext context);
+static inline bool stream_is_legacy(const struct CUstream_st *stream) { return stream == stream->context->legacy; }
+
+/* ---- Devices: device.c. */
+struct device {
+    size_t used; /* physical bytes */
+    struct CUctx_st *primary;
+    unsigned primary_retained;
+    struct CUmemPoolHandle_st plain, *default_pool, *current_pool, graph_pool;
+};
+struct device *device_of(CUdevice ordinal); /* NULL: there is none */
+CUdevice device_ordinal(const struct device *device);
+void devices_begin_locked(void);
+void devices_end_locked(void);
 
 struct standin_state {
     pthread_mutex_t lock;
@@ -258,13 +293,13 @@ struct standin_state {
     bool initialised;
     int pid;
     CUresult sticky;
-    size_t device_bytes, device_used;
+    size_t device_bytes; /* of each */
+    unsigned device_count;
+    struct device devices[DEVICES_MAX];
     unsigned char *arena;
     int memory_fd;
-    unsigned delay_us, seed, generation;
-    struct CUstream_st *streams, *legacy;
-    size_t workers;
-    struct CUmemPoolHandle_st plain, *default_pool, *current_pool, graph_pool;
+    unsigned delay_us, seed;
+    struct CUstream_st *streams;
 };
 extern struct standin_state standin;
 static inline void lock(void) { pthread_mutex_lock(&standin.lock); }

@@ -1,6 +1,6 @@
 /* stream.c - streams and events. A stream is a thread and a queue; what orders operations of different streams is a
  * list of (stream, sequence) that an operation waits for. The legacy stream is a stream like the others, whose
- * operations wait for all blocking streams, and for which theirs wait. */
+ * operations wait for all blocking streams of its context, and for which theirs wait. */
 #include "state.h"
 
 #include <errno.h>
@@ -11,8 +11,6 @@
 #include <unistd.h>
 
 _Thread_local sigjmp_buf *volatile fault_return;
-static _Thread_local struct CUstream_st *thread_stream;
-static _Thread_local unsigned thread_stream_generation;
 static struct sigaction old_action;
 
 /* ---- A fault in device memory ends the operation, and the context. */
@@ -121,16 +119,17 @@ static void *stream_thread(void *arg)
         operation_free_locked(operation);
         pthread_cond_broadcast(&standin.changed);
     }
-    standin.workers--;
+    stream->context->workers--;
     stream_reference_drop_locked(stream);
     pthread_cond_broadcast(&standin.changed);
     unlock(0);
     return NULL;
 }
 
-struct CUstream_st *stream_create_locked(unsigned flags)
+struct CUstream_st *stream_create_locked(struct CUctx_st *context, unsigned flags)
 {
     struct CUstream_st *stream = take_memory(sizeof *stream);
+    stream->context = context;
     stream->references = 2; /* the handle and the thread */
     stream->flags = flags;
     stream->blocking = !(flags & CU_STREAM_NON_BLOCKING);
@@ -151,7 +150,7 @@ struct CUstream_st *stream_create_locked(unsigned flags)
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
-    standin.workers++;
+    context->workers++;
     return stream;
 }
 
@@ -178,19 +177,28 @@ void stream_close_locked(struct CUstream_st *stream)
     stream_reference_drop_locked(stream);
 }
 
+/* The calling thread's own stream of the context; it lives as long as that does. */
+static struct CUstream_st *own_stream_locked(struct CUctx_st *context)
+{
+    static unsigned long threads;
+    static _Thread_local unsigned long self;
+    self = self ? self : ++threads;
+    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
+        if (stream->owner == self && stream->context == context)
+            return stream;
+    struct CUstream_st *stream = stream_create_locked(context, CU_STREAM_DEFAULT);
+    stream->owner = self;
+    return stream;
+}
+
 struct CUstream_st *stream_of_locked(CUstream handle)
 {
-    if (handle == NULL || handle == CU_STREAM_LEGACY)
-        return standin.legacy;
-    if (handle != CU_STREAM_PER_THREAD)
+    if (handle != NULL && handle != CU_STREAM_LEGACY && handle != CU_STREAM_PER_THREAD)
         return object_is_locked(OBJECT_STREAM, handle) ? handle : NULL;
-    if (!standin.legacy)
+    struct CUctx_st *context = context_handle_locked();
+    if (!context || !context->legacy)
         return NULL;
-    if (thread_stream_generation != standin.generation || !thread_stream) {
-        thread_stream = stream_create_locked(CU_STREAM_DEFAULT); /* lives until the reset */
-        thread_stream_generation = standin.generation;
-    }
-    return thread_stream;
+    return handle == CU_STREAM_PER_THREAD ? own_stream_locked(context) : context->legacy;
 }
 
 /* ---- Submission. */
@@ -208,12 +216,13 @@ void stream_depend_locked(struct CUstream_st *stream, struct CUstream_st *on, ui
 
 static void depend_on_blocking(struct CUstream_st *stream)
 {
-    if (stream == standin.legacy) {
+    struct CUstream_st *legacy = stream->context->legacy;
+    if (stream == legacy) {
         for (struct CUstream_st *other = standin.streams; other; other = other->all_next)
-            if (other->blocking)
+            if (other->blocking && other->context == stream->context)
                 stream_depend_locked(stream, other, other->submitted);
-    } else if (stream->blocking && standin.legacy) {
-        stream_depend_locked(stream, standin.legacy, standin.legacy->submitted);
+    } else if (stream->blocking && legacy) {
+        stream_depend_locked(stream, legacy, legacy->submitted);
     }
 }
 
@@ -276,25 +285,30 @@ CUresult stream_wait_locked(struct CUstream_st *stream, uint64_t sequence)
     return standin.sticky;
 }
 
-static struct CUstream_st *busy_stream_locked(void)
+static bool is_of(const struct CUstream_st *stream, const struct CUctx_st *context)
+{
+    return !context || stream->context == context;
+}
+
+static bool any_busy_locked(const struct CUctx_st *context)
 {
     for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
-        if (stream_busy_locked(stream))
-            return stream;
-    return NULL;
+        if (is_of(stream, context) && stream_busy_locked(stream))
+            return true;
+    return false;
 }
 
 /* For what had been submitted when it was called, at least. */
-CUresult streams_wait_locked(void)
+CUresult streams_wait_locked(const struct CUctx_st *context)
 {
     size_t count = 0;
     struct dependency *targets = NULL;
     for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
-        count += stream_busy_locked(stream);
+        count += is_of(stream, context) && stream_busy_locked(stream);
     targets = take_memory(count * sizeof *targets);
     size_t filled = 0;
     for (struct CUstream_st *stream = standin.streams; stream && filled < count; stream = stream->all_next)
-        if (stream_busy_locked(stream)) {
+        if (is_of(stream, context) && stream_busy_locked(stream)) {
             targets[filled++] = (struct dependency){stream, stream->submitted};
             stream->references++;
         }
@@ -315,39 +329,54 @@ void mark_drop_locked(struct mark *mark)
     free(mark);
 }
 
-void streams_reset_locked(void)
+static void event_destroy_locked(struct CUevent_st *event)
 {
-    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
-        stream->holds_at = UINT64_MAX;
-    pthread_cond_broadcast(&standin.changed);
-    while (busy_stream_locked())
-        pthread_cond_wait(&standin.changed, &standin.lock);
-    struct CUevent_st *event;
-    while ((event = object_any_locked(OBJECT_EVENT)) != NULL) {
-        object_remove_locked(OBJECT_EVENT, event);
-        mark_drop_locked(event->mark);
-        free(event);
-    }
-    struct CUstream_st *stream;
-    while ((stream = object_any_locked(OBJECT_STREAM)) != NULL)
-        object_remove_locked(OBJECT_STREAM, stream);
-    standin.legacy = NULL;
-    standin.generation++;
+    object_remove_locked(OBJECT_EVENT, event);
+    mark_drop_locked(event->mark);
+    free(event);
 }
 
-/* After all that refers to streams is gone. */
-void streams_join_locked(void)
+void streams_let_go_locked(const struct CUctx_st *context)
+{
+    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
+        if (is_of(stream, context))
+            stream->holds_at = UINT64_MAX;
+    pthread_cond_broadcast(&standin.changed);
+}
+
+void streams_end_locked(struct CUctx_st *context)
+{
+    streams_let_go_locked(context);
+    while (any_busy_locked(context))
+        pthread_cond_wait(&standin.changed, &standin.lock);
+    struct CUevent_st *event;
+    for (size_t i = 0; (event = object_index_locked(OBJECT_EVENT, i)) != NULL;)
+        if (event->context == context)
+            event_destroy_locked(event); /* another one takes its place */
+        else
+            i++;
+    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
+        if (stream->context == context)
+            object_remove_locked(OBJECT_STREAM, stream);
+    context->legacy = NULL;
+}
+
+/* After all that refers to streams is gone, but for marks and waits of other contexts. */
+void streams_join_locked(struct CUctx_st *context)
 {
     for (;;) {
         struct CUstream_st *stream = standin.streams;
-        while (stream && stream->destroyed)
+        while (stream && (stream->destroyed || stream->context != context))
             stream = stream->all_next;
         if (!stream)
             break;
         stream_close_locked(stream);
     }
-    while (standin.workers > 0)
+    while (context->workers > 0)
         pthread_cond_wait(&standin.changed, &standin.lock);
+    for (struct CUstream_st *stream = standin.streams; stream; stream = stream->all_next)
+        if (stream->context == context)
+            stream->context = NULL;
 }
 
 /* ---- What tests say to streams. */
@@ -381,7 +410,7 @@ static CUresult create(CUstream *stream, unsigned flags)
     if (!stream || flags > 1)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    *stream = stream_create_locked(flags);
+    *stream = stream_create_locked(context_handle_locked(), flags);
     object_add_locked(OBJECT_STREAM, *stream);
     return unlock(CUDA_SUCCESS);
 }
@@ -421,9 +450,10 @@ API cuStreamGetCtx(CUstream handle, CUcontext *context)
 {
     ENTER("cuStreamGetCtx", CALL_CONTEXT, U64(handle), 0);
     lock();
-    if (!stream_of_locked(handle) || !context)
+    struct CUstream_st *stream = stream_of_locked(handle);
+    if (!stream || !context)
         return unlock(CUDA_ERROR_INVALID_HANDLE);
-    *context = context_handle_locked();
+    *context = stream->context;
     return unlock(CUDA_SUCCESS);
 }
 
@@ -457,7 +487,7 @@ API cuStreamSynchronize(CUstream handle)
         return unlock(handle ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_CONTEXT);
     if (stream->capture)
         return unlock(capturing(stream));
-    if (stream == standin.legacy) /* waiting for it is waiting for all that it would wait for */
+    if (stream_is_legacy(stream)) /* waiting for it is waiting for all that it would wait for */
         stream_submit_locked(stream, NULL, NULL, NULL, NODE_NONE);
     CUresult result = stream_wait_locked(stream, stream->submitted);
     heaps_synchronised_locked();
@@ -474,8 +504,8 @@ API cuStreamQuery(CUstream handle)
     if (stream->capture)
         return unlock(capturing(stream));
     bool busy = stream_busy_locked(stream);
-    for (struct CUstream_st *other = standin.streams; stream == standin.legacy && other; other = other->all_next)
-        busy |= other->blocking && stream_busy_locked(other);
+    for (struct CUstream_st *other = standin.streams; stream_is_legacy(stream) && other; other = other->all_next)
+        busy |= other->blocking && other->context == stream->context && stream_busy_locked(other);
     return unlock(busy ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS);
 }
 
@@ -511,6 +541,7 @@ API cuEventCreate(CUevent *event, unsigned flags)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
     *event = take_memory(sizeof **event);
+    (*event)->context = context_handle_locked();
     (*event)->flags = flags;
     object_add_locked(OBJECT_EVENT, *event);
     return unlock(CUDA_SUCCESS);
@@ -522,9 +553,7 @@ API cuEventDestroy_v2(CUevent event)
     lock();
     if (!object_is_locked(OBJECT_EVENT, event))
         return unlock(CUDA_ERROR_INVALID_HANDLE);
-    object_remove_locked(OBJECT_EVENT, event);
-    mark_drop_locked(event->mark);
-    free(event);
+    event_destroy_locked(event);
     return unlock(CUDA_SUCCESS);
 }
 
@@ -543,7 +572,7 @@ API cuEventRecord(CUevent event, CUstream handle)
     ENTER("cuEventRecord", 0, U64(event), U64(handle));
     lock();
     struct CUstream_st *stream = stream_of_locked(handle);
-    if (!stream || !object_is_locked(OBJECT_EVENT, event))
+    if (!stream || !object_is_locked(OBJECT_EVENT, event) || event->context != stream->context)
         return unlock(CUDA_ERROR_INVALID_HANDLE);
     CUresult refused = stream->capture ? CUDA_SUCCESS : capture_legacy_locked(stream);
     if (refused != CUDA_SUCCESS)
@@ -606,6 +635,8 @@ API cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to)
         if (!object_is_locked(OBJECT_EVENT, events[i]) || (events[i]->flags & CU_EVENT_DISABLE_TIMING) ||
             !events[i]->mark || events[i]->mark->capture)
             return unlock(CUDA_ERROR_INVALID_HANDLE);
+    if (from->context->device != to->context->device)
+        return unlock(CUDA_ERROR_INVALID_HANDLE);
     if (!mark_done_locked(from->mark) || !mark_done_locked(to->mark))
         return unlock(CUDA_ERROR_NOT_READY);
     *milliseconds = (float)(1e3 * (to->mark->seconds - from->mark->seconds));
@@ -616,7 +647,7 @@ API cuCtxSynchronize(void)
 {
     ENTER("cuCtxSynchronize", CALL_CONTEXT | CALL_UNSAFE, 0, 0);
     lock();
-    CUresult result = streams_wait_locked();
+    CUresult result = streams_wait_locked(context_handle_locked());
     heaps_synchronised_locked();
     return unlock(result);
 }
