@@ -101,6 +101,7 @@ static inline int group_teardown(void **state)
 }
 
 struct fixture {
+    CUdevice device;
     struct cws_gpu *gpu;
     CUcontext context;
     CUmodule kernels;
@@ -111,14 +112,13 @@ struct fixture {
 /* a fatbin: the stand-in has kernels of its own for it */
 static const uint32_t image_of_kernels[16] = {0xba55ed50};
 
-static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, bool prefetch)
+/* On a device of the driver as it is; its context is current then. */
+static inline struct fixture *open_gpu_on(CUdevice device, uint64_t budget, bool prefetch)
 {
     struct fixture *f = calloc(1, sizeof *f);
     struct cws_error err = {0};
-    standin_reset(device_bytes);
-    assert_int_equal(cws_driver_fill(&driver, standin_resolve, NULL, &err), 0);
-    assert_int_equal(driver.init(0), 0);
-    assert_int_equal(driver.primary_retain(&f->context, 0), 0);
+    f->device = device;
+    assert_int_equal(driver.primary_retain(&f->context, device), 0);
     assert_int_equal(driver.context_set(f->context), 0);
     struct cws_gpu_config config = {.driver = &driver,
                                     .budget_bytes = budget,
@@ -130,7 +130,7 @@ static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, boo
                                     .kernels = image_of_kernels,
                                     .say = say};
     last_line[0] = '\0';
-    if (cws_gpu_open(&config, 0, &f->gpu, &err))
+    if (cws_gpu_open(&config, device, &f->gpu, &err))
         fail_msg("%s", err.message);
     assert_int_equal(driver.module_load(&f->kernels, &standin_test_image), 0);
     assert_int_equal(driver.stream_create(&f->stream, CU_STREAM_NON_BLOCKING), 0);
@@ -138,18 +138,44 @@ static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, boo
     return f;
 }
 
-static inline void close_gpu(struct fixture *f)
+static inline void start_driver(size_t device_bytes, unsigned devices)
+{
+    struct cws_error err = {0};
+    standin_reset(device_bytes);
+    standin_devices(devices);
+    assert_int_equal(cws_driver_fill(&driver, standin_resolve, NULL, &err), 0);
+    assert_int_equal(driver.init(0), 0);
+}
+
+static inline struct fixture *open_gpu(size_t device_bytes, uint64_t budget, bool prefetch)
+{
+    start_driver(device_bytes, 1);
+    return open_gpu_on(0, budget, prefetch);
+}
+
+/* Its context is current. */
+static inline void close_gpu_on(struct fixture *f)
 {
     assert_null(cws_gpu_check(f->gpu));
     cws_gpu_close(f->gpu);
     assert_int_equal(driver.stream_destroy(f->stream), 0);
     assert_int_equal(driver.mem_free(f->scratch), 0);
     assert_int_equal(driver.module_unload(f->kernels), 0);
-    assert_int_equal(driver.primary_release(0), 0);
+    assert_int_equal(driver.primary_release(f->device), 0);
+    free(f);
+}
+
+static inline void expect_nothing_left(void)
+{
     char text[256];
     if (standin_leak_text(text, sizeof text))
         fail_msg("left behind: %s", text);
-    free(f);
+}
+
+static inline void close_gpu(struct fixture *f)
+{
+    close_gpu_on(f);
+    expect_nothing_left();
 }
 
 static inline const uint8_t *content(unsigned i) { return plain.data + cws_store_tensor(store, i)->begin; }
