@@ -28,6 +28,7 @@ static void say_device(int ordinal, const struct cws_gpu_stats *s)
     say_mib("weights decoded", s->decoded_bytes);
     say_mib("weights in all", s->bound_bytes);
     say_mib("other ranges", s->anonymous_bytes);
+    say_mib("kept for them", s->reserve_bytes);
     say_mib("staging", s->staging_bytes);
     say_mib("driver's own", s->other_bytes);
     say_mib("compressed, host", s->host_bytes);
@@ -82,7 +83,9 @@ static const struct {
     FIELD("bound", bound_bytes),
     FIELD("anonymous", anonymous_bytes),
     FIELD("dirty", dirty_bytes),
+    FIELD("reserve", reserve_bytes),
     FIELD("idle", idle_bytes),
+    FIELD("stolen", stolen_bytes),
     FIELD("driver", other_bytes),
     FIELD("ranges", ranges),
     FIELD("loads", loads),
@@ -128,7 +131,7 @@ static void put(struct text *t, const char *format, ...)
 static void put_device(struct text *t, int ordinal, const struct cws_gpu_stats *s)
 {
     put(t, "{\"device\": %d", ordinal);
-    put(t, ", \"other\": %" PRIu64, s->anonymous_bytes + s->idle_bytes + s->other_bytes);
+    put(t, ", \"other\": %" PRIu64, s->anonymous_bytes + s->reserve_bytes + s->idle_bytes + s->other_bytes);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         put(t, ", \"%s\": %" PRIu64, fields[i].key, *(const uint64_t *)((const char *)s + fields[i].offset));
     put(t, "}");

@@ -16,14 +16,14 @@
 static const struct {
     const char *from, *to;
 } legal[] = {
-    {"RESERVED", "BOUND"},     {"RESERVED", "MAKING"},  {"BOUND", "LOADING"},       {"BOUND", "RESERVED"},
-    {"LOADING", "RESIDENT"},   {"LOADING", "BOUND"},    {"RESIDENT", "DROPPING"},   {"RESIDENT", "CACHED"},
-    {"DROPPING", "BOUND"},     {"DROPPING", "DIRTY"},   {"MAKING", "ANONYMOUS"},    {"MAKING", "RESERVED"},
-    {"ANONYMOUS", "SPILLING"}, {"ANONYMOUS", "CACHED"}, {"ANONYMOUS", "UNMAKING"},  {"UNMAKING", "RESERVED"},
-    {"UNMAKING", "ANONYMOUS"}, {"DIRTY", "SPILLING"},   {"DIRTY", "CACHED"},        {"CACHED", "ANONYMOUS"},
-    {"CACHED", "UNMAKING"},    {"SPILLING", "SPILLED"}, {"SPILLING", "ANONYMOUS"},  {"SPILLING", "DIRTY"},
-    {"SPILLED", "RESTORING"},  {"SPILLED", "RESERVED"}, {"RESTORING", "ANONYMOUS"}, {"RESTORING", "DIRTY"},
-    {"RESTORING", "SPILLED"},
+    {"RESERVED", "BOUND"},      {"RESERVED", "MAKING"},  {"BOUND", "LOADING"},      {"BOUND", "RESERVED"},
+    {"LOADING", "RESIDENT"},    {"LOADING", "BOUND"},    {"RESIDENT", "DROPPING"},  {"RESIDENT", "CACHED"},
+    {"DROPPING", "BOUND"},      {"DROPPING", "DIRTY"},   {"MAKING", "ANONYMOUS"},   {"MAKING", "RESERVED"},
+    {"ANONYMOUS", "SPILLING"},  {"ANONYMOUS", "CACHED"}, {"ANONYMOUS", "UNMAKING"}, {"UNMAKING", "RESERVED"},
+    {"UNMAKING", "ANONYMOUS"},  {"DIRTY", "SPILLING"},   {"DIRTY", "CACHED"},       {"CACHED", "ANONYMOUS"},
+    {"CACHED", "COLD"},         {"COLD", "ANONYMOUS"},   {"COLD", "UNMAKING"},      {"SPILLING", "SPILLED"},
+    {"SPILLING", "ANONYMOUS"},  {"SPILLING", "DIRTY"},   {"SPILLED", "RESTORING"},  {"SPILLED", "RESERVED"},
+    {"RESTORING", "ANONYMOUS"}, {"RESTORING", "DIRTY"},  {"RESTORING", "SPILLED"},
 };
 
 static bool is_legal(enum cws_extent_state from, enum cws_extent_state to)
@@ -112,7 +112,8 @@ static void test_what_states_mean(void **state)
         assert_true(class < CWS_GPU_CLASSES);
     }
     assert_int_equal(cws_extent_class(CWS_EXTENT_RESIDENT), CWS_CLASS_RESIDENT);
-    assert_int_equal(cws_extent_class(CWS_EXTENT_CACHED), CWS_CLASS_IDLE);
+    assert_int_equal(cws_extent_class(CWS_EXTENT_CACHED), CWS_CLASS_RESERVE);
+    assert_int_equal(cws_extent_class(CWS_EXTENT_COLD), CWS_CLASS_IDLE);
     assert_int_equal(cws_extent_class(CWS_EXTENT_DIRTY), CWS_CLASS_FIXED);
     assert_int_equal(cws_extent_class(CWS_EXTENT_BOUND), CWS_CLASS_NONE);
 }

@@ -411,8 +411,8 @@ static void test_a_drop_waits_for_no_load(void **state)
         standin_hold(late.stream);
         assert_int_equal(pthread_create(&thread, NULL, let_go_later, &late), 0);
         cws_gpu_stats_get(f->gpu, &before);
-        /* more than there is room for without a drop */
-        assert_int_equal(cws_gpu_alloc(f->gpu, 8 * MIB, f->stream, &fresh), 0);
+        /* more than there is room for without a drop, and of a size that no freed memory has */
+        assert_int_equal(cws_gpu_alloc(f->gpu, (8 + 2 * i) * MIB, f->stream, &fresh), 0);
         void *params[] = {&fresh, &bytes, &value};
         assert_int_equal(launch(f, "fill", &fresh, 1, params), 0);
         assert_int_equal(driver.stream_sync(f->stream), 0);

@@ -29,9 +29,14 @@ uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b)
 
 uint64_t cws_gpu_budget_for_weights(const struct cws_gpu_budget *b) { return rest(b, cws_gpu_budget_undroppable(b)); }
 
+uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b)
+{
+    return rest(b, cws_gpu_budget_undroppable(b) + b->of_class[CWS_CLASS_RESERVE]);
+}
+
 uint64_t cws_gpu_budget_weights(const struct cws_gpu_budget *b)
 {
-    return b->frames - b->of_class[CWS_CLASS_IDLE] - b->of_class[CWS_CLASS_FIXED];
+    return b->frames - b->of_class[CWS_CLASS_IDLE] - b->of_class[CWS_CLASS_RESERVE] - b->of_class[CWS_CLASS_FIXED];
 }
 
 /* --- granted ------------------------------------------------------------------------------------------ */
@@ -148,7 +153,7 @@ const char *cws_gpu_budget_check(const struct cws_gpu_budget *b)
         return "budget: memory is counted that there is not";
     if (b->pool_granted > b->granted)
         return "budget: pools were granted more than was granted";
-    if (b->of_class[CWS_CLASS_IDLE] > b->frames)
+    if (b->of_class[CWS_CLASS_IDLE] + b->of_class[CWS_CLASS_RESERVE] > b->frames)
         return "budget: more memory is idle than there is";
     return b->frames + b->granted + b->ring > b->bytes ? "I4: the budget is exceeded" : NULL;
 }

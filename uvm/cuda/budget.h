@@ -12,7 +12,8 @@ enum cws_gpu_class {
     CWS_CLASS_NONE,     /* it has no memory, or moves: loading, being dropped */
     CWS_CLASS_FIXED,    /* nothing can give its content back */
     CWS_CLASS_RESIDENT, /* weights, which can be dropped */
-    CWS_CLASS_IDLE,     /* nobody needs its content */
+    CWS_CLASS_RESERVE,  /* the program freed it a short while ago, and will want as much again */
+    CWS_CLASS_IDLE,     /* nobody needs its content, and nobody is expected to */
     CWS_GPU_CLASSES
 };
 
@@ -43,11 +44,13 @@ uint64_t cws_gpu_budget_used(const struct cws_gpu_budget *b);
 uint64_t cws_gpu_budget_undroppable(const struct cws_gpu_budget *b);
 /* Bytes that nobody uses. */
 uint64_t cws_gpu_budget_left(const struct cws_gpu_budget *b);
-/* Bytes that can be had without evicting anything: those left, and those of idle frames and freed ranges, which are
- * given up for them. The one answer to "is there memory for this?" (freed ranges may still be in use for a while). */
+/* Bytes that can be had without evicting anything or taking from the reserve: those left, and those of idle frames and
+ * of ranges freed long ago, which are given up for them. The one answer to "is there memory for this?" */
 uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b);
-/* What weights may take: not less what is granted, for most of that is for loads in flight. */
+/* What weights may take: not less what is granted, for most of that is for loads in flight. The same beside the
+ * reserve: what they may count on. */
 uint64_t cws_gpu_budget_for_weights(const struct cws_gpu_budget *b);
+uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b);
 /* Bytes of weights, resident ones and those that come or go. */
 uint64_t cws_gpu_budget_weights(const struct cws_gpu_budget *b);
 static inline bool cws_gpu_budget_pages(const struct cws_gpu_budget *b) /* are some weights not resident? */

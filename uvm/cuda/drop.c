@@ -102,6 +102,14 @@ bool cws_gpu_drops_reap_drops_lock(struct cws_gpu *gpu)
     return moved;
 }
 
+unsigned cws_gpu_drops_of(const struct cws_gpu_drops *drops, uint32_t granules)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < drops->count; i++)
+        count += drops->at[(drops->head + i) % CWS_GPU_DROPS].extent->granules == granules;
+    return count;
+}
+
 bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu)
 {
     return gpu->drops.count &&

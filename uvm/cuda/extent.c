@@ -28,7 +28,9 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
     [CWS_EXTENT_DIRTY] = BIT(SPILLING)                     /* spill.c spill_drops_lock */
                          | BIT(CACHED),                    /* range.c cache_locked: freed */
     [CWS_EXTENT_CACHED] = BIT(ANONYMOUS)                   /* range.c take_cached_locked */
-                          | BIT(UNMAKING),                 /* range.c release_drops_lock */
+                          | BIT(COLD),                     /* range.c cool_locked */
+    [CWS_EXTENT_COLD] = BIT(ANONYMOUS)                     /* range.c take_cached_locked */
+                        | BIT(UNMAKING),                   /* range.c release_drops_lock */
     [CWS_EXTENT_SPILLING] = BIT(SPILLED)                   /* spill.c spill_drops_lock */
                             | BIT(ANONYMOUS) | BIT(DIRTY), /* the same: it failed */
     [CWS_EXTENT_SPILLED] = BIT(RESTORING)                  /* spill.c cws_gpu_spill_restore_drops_lock */
@@ -39,7 +41,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
 
 static const char *const names[CWS_EXTENT_STATES] = {"RESERVED", "BOUND",    "LOADING",   "RESIDENT", "DROPPING",
                                                      "MAKING",   "UNMAKING", "ANONYMOUS", "DIRTY",    "CACHED",
-                                                     "SPILLING", "SPILLED",  "RESTORING"};
+                                                     "COLD",     "SPILLING", "SPILLED",   "RESTORING"};
 
 const char *cws_extent_state_name(enum cws_extent_state s) { return s < CWS_EXTENT_STATES ? names[s] : "?"; }
 
@@ -65,7 +67,8 @@ enum cws_gpu_class cws_extent_class(enum cws_extent_state s)
     case CWS_EXTENT_SPILLING:
     case CWS_EXTENT_RESTORING: return CWS_CLASS_FIXED;
     case CWS_EXTENT_RESIDENT: return CWS_CLASS_RESIDENT;
-    case CWS_EXTENT_CACHED: return CWS_CLASS_IDLE;
+    case CWS_EXTENT_CACHED: return CWS_CLASS_RESERVE;
+    case CWS_EXTENT_COLD: return CWS_CLASS_IDLE;
     default: return CWS_CLASS_NONE;
     }
 }

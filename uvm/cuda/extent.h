@@ -9,14 +9,14 @@
  *      `--first use--> MAKING --> ANONYMOUS             |
  *   ANONYMOUS, DIRTY --spill--> SPILLING --> SPILLED (host memory has it) --> RESTORING --> as before
  *   ANONYMOUS --bind--> UNMAKING --> RESERVED
- *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --its memory is wanted--> UNMAKING --> RESERVED
- *                                                          `--the next allocation of this size--> ANONYMOUS
+ *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --a while later--> COLD --> UNMAKING --> RESERVED
+ *                                                          `------`--the next allocation of this size--> ANONYMOUS
  *
  * LOADING, DROPPING, MAKING, UNMAKING, SPILLING and RESTORING belong to the thread that made the change, which works on
  * the extent without the lock.
  *
  * Invariants (cws_gpu_check)
- *   I1  An extent is mapped exactly in RESIDENT, ANONYMOUS, DIRTY and CACHED.
+ *   I1  An extent is mapped exactly in RESIDENT, ANONYMOUS, DIRTY, CACHED and COLD.
  *   I3  An extent is dropped only with no holds, and after all of its uses are done on their streams.
  *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the
  *       content.
@@ -42,6 +42,7 @@ enum cws_extent_state {
     CWS_EXTENT_ANONYMOUS,
     CWS_EXTENT_DIRTY,
     CWS_EXTENT_CACHED,
+    CWS_EXTENT_COLD,
     CWS_EXTENT_SPILLING,
     CWS_EXTENT_SPILLED,
     CWS_EXTENT_RESTORING,
@@ -71,7 +72,8 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     CUresult failed;               /* of the last load that was demanded [loader; use.c as it demands one] */
     struct cws_gpu_spill spill;
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
-    struct cws_list cached;      /* cws_gpu_ranges.cached, when CACHED [range.c] */
+    struct cws_list cached;      /* cws_gpu_ranges.cached or .cold, when CACHED or COLD [range.c] */
+    uint64_t freed_at;           /* CACHED: place in the order of uses when it was freed [range.c] */
     struct cws_order_node order; /* in the order of uses while it has a source */
 };
 
@@ -96,15 +98,22 @@ struct cws_gpu_ranges {
     struct cws_gpu_extent **by_granule; /* of the arena; NULL: no range */
     struct cws_list all;
     uint32_t count;
-    struct cws_list cached; /* extents that are CACHED, oldest first */
+    uint64_t stolen;        /* bytes of the reserve that were taken for something else, since the manager was opened */
+    struct cws_list cached; /* extents that are CACHED, oldest first: the reserve for what the program allocates */
+    struct cws_list cold;   /* extents that are COLD, oldest first */
     struct cws_list wanted; /* extents that launches wait for, first come first */
 };
 
 static inline uint64_t cws_gpu_span(const struct cws_gpu_extent *x) { return (uint64_t)x->granules * CWS_GPU_GRANULE; }
 
+/* Did the program free it, and its memory is still there? */
+static inline bool cws_extent_is_freed(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_CACHED || s == CWS_EXTENT_COLD;
+}
 static inline bool cws_extent_is_mapped(enum cws_extent_state s)
 {
-    return s == CWS_EXTENT_RESIDENT || s == CWS_EXTENT_ANONYMOUS || s == CWS_EXTENT_DIRTY || s == CWS_EXTENT_CACHED;
+    return s == CWS_EXTENT_RESIDENT || s == CWS_EXTENT_ANONYMOUS || s == CWS_EXTENT_DIRTY || cws_extent_is_freed(s);
 }
 /* Does a thread work on it without the lock, which ends it where the program has freed it? */
 static inline bool cws_extent_has_owner(enum cws_extent_state s)

@@ -119,6 +119,7 @@ static void get_bytes_locked(const struct cws_gpu *gpu, struct cws_gpu_stats *ou
         .peak_bytes = b->peak,
         .decoded_bytes = cws_gpu_budget_weights(b),
         .anonymous_bytes = b->of_class[CWS_CLASS_FIXED],
+        .reserve_bytes = b->of_class[CWS_CLASS_RESERVE],
         .idle_bytes = b->of_class[CWS_CLASS_IDLE],
         .staging_bytes = b->ring,
         .other_bytes = b->plain + b->pools,
@@ -155,6 +156,7 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
     out->fresh_wait_ns = gpu->uses.wait_ns[CWS_WAIT_FRESH];
     out->staging_waits = gpu->loads.slot_waits;
     out->staging_wait_ns = gpu->loads.slot_wait_ns;
+    out->stolen_bytes = gpu->ranges.stolen;
     out->frames_created = gpu->frames.created;
     out->frames_released = gpu->frames.released;
     out->vmm_calls = atomic_load_explicit(&gpu->frames.calls, memory_order_relaxed);

@@ -24,18 +24,19 @@ static void trim_pools_drops_lock(struct cws_gpu *gpu)
     cws_gpu_pools_trim_drops_lock(&gpu->pools, 0);
 }
 
-/* Evicts one extent if `have`, the bytes of evictions in flight that no load has claimed, is less than `need`. Whether
- * something was evicted, or its eviction started. */
-static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t until, uint64_t have, uint64_t need)
+/* Evicts one extent if `have`, the bytes of evictions in flight that no load has claimed, is less than `need`, for
+ * something that a thread waits for. What has to be copied goes last, and the reserve before that: when nothing else is
+ * left. Whether something moved. */
+static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t need)
 {
     if (have >= need)
         return false;
-    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, until, true);
+    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, 0, 0, true);
     if (victim)
         return cws_gpu_drop_start_drops_lock(gpu, victim);
-    /* What has to be copied goes last: when nothing else is left. */
-    return until == 0 && gpu->drops.count == 0 && gpu->loads.count == 0 &&
-           !cws_gpu_order_victim(&gpu->order, 0, false) && cws_gpu_spill_one_drops_lock(gpu);
+    if (gpu->drops.count || gpu->loads.count || cws_gpu_order_victim(&gpu->order, 0, 0, false))
+        return false;
+    return cws_gpu_reserve_steal_locked(gpu, need - have) || cws_gpu_spill_one_drops_lock(gpu);
 }
 
 /* A frame that can be had without an eviction, put where idle ones lie. False: there is none now. */
@@ -59,8 +60,63 @@ static bool find_frame_drops_lock(struct cws_gpu *gpu, uint32_t granules)
 static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     return gpu->uses.running <= gpu->uses.stuck && gpu->drops.count == 0 && gpu->loads.count == 0 &&
-           !cws_gpu_order_victim(&gpu->order, 0, false) && cws_gpu_spillable_locked(gpu) == 0 &&
-           cws_gpu_budget_attainable(&gpu->budget) < bytes;
+           !cws_gpu_order_victim(&gpu->order, 0, 0, false) && cws_gpu_spillable_locked(gpu) == 0 &&
+           cws_gpu_budget_attainable(&gpu->budget) + gpu->budget.of_class[CWS_CLASS_RESERVE] < bytes;
+}
+
+/* --- memory for weights ------------------------------------------------------------------------------------- */
+
+/* Extents that want memory, in the order in which they get it. */
+struct wants {
+    unsigned count;
+    uint32_t granules[16]; /* of the first of them */
+    uint64_t bytes;
+};
+
+static void add_want(struct wants *w, const struct cws_gpu_extent *x)
+{
+    if (w->count < sizeof w->granules / sizeof *w->granules)
+        w->granules[w->count] = x->granules;
+    w->count++;
+    w->bytes += cws_gpu_span(x);
+}
+
+/* Is a frame of the last one's size about to come free, beside those for the others? */
+static bool is_coming(const struct cws_gpu *gpu, const struct wants *w, const struct cws_gpu_extent *x)
+{
+    unsigned wanted = 0;
+    for (unsigned i = 0; i < w->count && i < sizeof w->granules / sizeof *w->granules; i++)
+        wanted += w->granules[i] == x->granules;
+    return cws_gpu_drops_of(&gpu->drops, x->granules) >= wanted;
+}
+
+enum supply { SUPPLY_MOVED, SUPPLY_COMES, SUPPLY_NONE };
+
+/* One step towards memory for x, the last of w, whose next use is at the place `until` (0: a launch waits for it); no
+ * frame of its size lies idle. A weight of the same size goes before any other: its frame will do as it is, and a
+ * steady program makes none. */
+static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, uint64_t until,
+                                     const struct wants *w)
+{
+    struct cws_gpu_budget *b = &gpu->budget;
+    struct cws_gpu_extent *victim;
+    if (cws_gpu_budget_left(b) >= cws_gpu_span(x))
+        return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
+    if (is_coming(gpu, w, x))
+        return SUPPLY_COMES;
+    victim = cws_gpu_order_victim(&gpu->order, until, x->granules, true);
+    if (victim)
+        return cws_gpu_drop_start_drops_lock(gpu, victim) ? SUPPLY_MOVED : SUPPLY_COMES;
+    if (until && cws_gpu_order_victim(&gpu->order, until, x->granules, false))
+        return SUPPLY_COMES; /* once its uses are done */
+    if (cws_gpu_budget_attainable(b) >= w->bytes)
+        return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
+    if (cws_gpu_budget_attainable(b) + gpu->drops.bytes >= w->bytes)
+        return SUPPLY_COMES;
+    victim = cws_gpu_order_victim(&gpu->order, until, 0, true);
+    if (!victim)
+        return SUPPLY_NONE;
+    return cws_gpu_drop_start_drops_lock(gpu, victim) ? SUPPLY_MOVED : SUPPLY_COMES;
 }
 
 /* --- what others wait for --------------------------------------------------------------------------------- */
@@ -75,7 +131,7 @@ static bool serve_room_drops_lock(struct cws_gpu *gpu)
     uint64_t bytes = room->bytes;
     bool moved = cws_gpu_budget_left(b) < bytes && cws_gpu_release_idle_drops_lock(gpu, bytes);
     if (cws_gpu_budget_left(b) < bytes)
-        moved |= drop_for_drops_lock(gpu, 0, cws_gpu_budget_left(b) + gpu->drops.bytes, bytes);
+        moved |= drop_for_drops_lock(gpu, cws_gpu_budget_left(b) + gpu->drops.bytes, bytes);
     if (cws_gpu_budget_left(b) < bytes) {
         if (!is_hopeless_locked(gpu, bytes))
             return moved;
@@ -93,7 +149,7 @@ static bool shrink_drops_lock(struct cws_gpu *gpu)
     uint64_t used = cws_gpu_budget_used(&gpu->budget), budget = gpu->budget.bytes;
     if (used <= budget)
         return false;
-    return cws_gpu_release_idle_drops_lock(gpu, 1) || drop_for_drops_lock(gpu, 0, gpu->drops.bytes, used - budget);
+    return cws_gpu_release_idle_drops_lock(gpu, 1) || drop_for_drops_lock(gpu, gpu->drops.bytes, used - budget);
 }
 
 static void refuse_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
@@ -116,27 +172,30 @@ static bool is_refused_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
     return true;
 }
 
-/* Memory for an extent that a launch waits for; no frame of its size lies idle. True: something moved, and what is
- * wanted has to be looked at again. `wanted`: bytes, with those before it. */
-static bool room_for_demand_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, uint64_t wanted)
+/* Memory for an extent that a launch waits for, the last of w; no frame of its size lies idle. True: something moved,
+ * and what is wanted has to be looked at again. */
+static bool room_for_demand_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct wants *w)
 {
-    bool found = find_frame_drops_lock(gpu, x->granules);
-    gpu->loader.refusals = found ? 0 : gpu->loader.refusals;
-    if (found || !cws_gpu_is_demanded(x) || is_refused_locked(gpu, x))
+    uint64_t bytes = cws_gpu_span(x);
+    enum supply supply = supply_drops_lock(gpu, x, 0, w);
+    gpu->loader.refusals = supply == SUPPLY_MOVED ? 0 : gpu->loader.refusals;
+    if (supply == SUPPLY_MOVED || !cws_gpu_is_demanded(x) || is_refused_locked(gpu, x))
         return true;
-    if (drop_for_drops_lock(gpu, 0, cws_gpu_budget_attainable(&gpu->budget) + gpu->drops.bytes, wanted))
+    if (supply == SUPPLY_COMES)
+        return false;
+    if (drop_for_drops_lock(gpu, cws_gpu_budget_attainable(&gpu->budget) + gpu->drops.bytes, w->bytes))
         return true;
-    if (!is_hopeless_locked(gpu, cws_gpu_span(x)))
+    if (!is_hopeless_locked(gpu, bytes))
         return false;
     trim_pools_drops_lock(gpu);
-    if (cws_gpu_budget_left(&gpu->budget) < cws_gpu_span(x) && is_hopeless_locked(gpu, cws_gpu_span(x)))
+    if (cws_gpu_budget_left(&gpu->budget) < bytes && is_hopeless_locked(gpu, bytes))
         refuse_locked(gpu, x);
     return true;
 }
 
 static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
 {
-    uint64_t wanted = 0;
+    struct wants wants = {0};
     for (struct cws_list *l = gpu->ranges.wanted.next; l != &gpu->ranges.wanted; l = l->next) {
         struct cws_gpu_extent *x = CWS_LIST_OF(l, struct cws_gpu_extent, wanted);
         struct cws_gpu_range *r = x->range;
@@ -152,9 +211,9 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
         }
         if (frame)
             return cws_gpu_load_start_locked(gpu, x, frame, true);
-        wanted += cws_gpu_span(x);
+        add_want(&wants, x);
         cws_gpu_range_name_locked(r); /* the launch that waits for it may give up, and another thread may free it */
-        bool again = room_for_demand_drops_lock(gpu, x, wanted);
+        bool again = room_for_demand_drops_lock(gpu, x, &wants);
         cws_gpu_range_unname_locked(gpu, r);
         if (again)
             return true;
@@ -171,13 +230,13 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
 static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
 {
     const struct cws_tuning *t = gpu->core.tuning;
-    uint64_t wanted = 0;
-    unsigned seen = 0, looked = 0;
+    struct wants wants = {0};
+    unsigned looked = 0;
     if (!gpu->config.prefetch || !cws_gpu_budget_pages(&gpu->budget))
         return false;
     cws_gpu_order_walk(&gpu->order);
-    for (struct cws_gpu_extent *x = NULL;
-         seen < t->load_ahead && looked < t->load_look_at && gpu->loads.count + t->load_spare < cws_gpu_loads_most(gpu);
+    for (struct cws_gpu_extent *x = NULL; wants.count < t->load_ahead && looked < t->load_look_at &&
+                                          gpu->loads.count + t->load_spare < cws_gpu_loads_most(gpu);
          looked++) {
         x = cws_gpu_order_coming(&gpu->order, x);
         if (!x)
@@ -185,25 +244,17 @@ static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
         if (x->state != CWS_EXTENT_BOUND || x->failed != CUDA_SUCCESS ||
             !cws_order_is_sure(&gpu->order.order, &x->order))
             continue;
-        seen++;
         struct cws_gpu_frame *frame = cws_gpu_frame_take(&gpu->frames, x->granules);
         if (frame)
             return cws_gpu_load_start_locked(gpu, x, frame, false);
-        uint64_t attainable = cws_gpu_budget_attainable(&gpu->budget);
-        wanted += cws_gpu_span(x);
-        if (attainable >= wanted) { /* the lock is free meanwhile, and x may end: look again */
-            *pending = !find_frame_drops_lock(gpu, x->granules);
-            return !*pending;
-        }
-        if (attainable + gpu->drops.bytes >= wanted)
-            continue;
-        struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, x->order.next_at, true);
-        if (!victim)
-            break; /* and none for what is needed later */
-        if (cws_gpu_drop_start_drops_lock(gpu, victim))
+        add_want(&wants, x);
+        enum supply supply = supply_drops_lock(gpu, x, x->order.next_at, &wants);
+        if (supply == SUPPLY_MOVED) /* the lock was free meanwhile, and x may have ended */
             return true;
+        if (supply == SUPPLY_NONE)
+            break; /* and none for what is needed later */
     }
-    *pending = seen > 0;
+    *pending = wants.count > 0;
     return false;
 }
 
@@ -268,6 +319,7 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
 static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
 {
     bool unmet = false, moved = shrink_drops_lock(gpu);
+    cws_gpu_reserve_age_locked(gpu);
     moved |= cws_gpu_strict_step_drops_lock(gpu);
     cws_gpu_pools_trim_slack_drops_lock(&gpu->pools);
     moved |= serve_room_drops_lock(gpu);

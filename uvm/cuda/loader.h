@@ -74,7 +74,8 @@ const char *cws_gpu_loads_check(const struct cws_gpu *gpu); /* NULL, or what doe
 /* The caller has made sure that nobody holds the extent and that its uses are done. False: too many are in flight. */
 bool cws_gpu_drop_start_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x);
 bool cws_gpu_drops_reap_drops_lock(struct cws_gpu *gpu);
-bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu); /* the oldest; as for loads */
+unsigned cws_gpu_drops_of(const struct cws_gpu_drops *drops, uint32_t granules); /* of that size, in flight */
+bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu);                           /* the oldest; as for loads */
 const char *cws_gpu_drops_check(const struct cws_gpu *gpu);
 
 /* spill.c */

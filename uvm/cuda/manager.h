@@ -161,7 +161,8 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     uint64_t anonymous_bytes; /* frames of ranges that nothing can give back, written ones included */
     uint64_t dirty_bytes;     /* of these, once bound and then written by the program */
     uint64_t spilled_bytes;   /* content of ranges that only host memory has; counted in host_bytes, too */
-    uint64_t idle_bytes;      /* frames without a range */
+    uint64_t reserve_bytes;   /* frames of what the program freed a short while ago: for its next allocations */
+    uint64_t idle_bytes;      /* other frames that nobody needs */
     uint64_t staging_bytes;   /* the ring */
     uint64_t other_bytes;     /* pools, graphs, plain allocations */
     uint64_t bound_bytes;     /* logical bytes of bound ranges, resident or not */
@@ -178,6 +179,7 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     /* since open: pieces of physical memory taken from the driver and given back; calls of the driver for that and to
      * map them */
     uint64_t frames_created, frames_released, vmm_calls;
+    uint64_t stolen_bytes;       /* since open: of the reserve, taken for something else */
     uint64_t least_budget_bytes; /* that would have held what was asked so far */
 };
 void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out);

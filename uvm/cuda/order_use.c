@@ -37,7 +37,10 @@ void cws_gpu_order_lost(struct cws_gpu_order *o) { cws_order_plan_again(&o->orde
 
 void cws_gpu_order_forget(struct cws_gpu_order *o, struct cws_gpu_extent *x) { cws_order_forget(&o->order, &x->order); }
 
-void cws_gpu_order_walk(struct cws_gpu_order *o) { cws_order_walk(&o->order, cws_gpu_budget_for_weights(o->budget)); }
+void cws_gpu_order_walk(struct cws_gpu_order *o)
+{
+    cws_order_walk(&o->order, cws_gpu_budget_beside_reserve(o->budget));
+}
 
 struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_gpu_extent *x)
 {
@@ -47,16 +50,29 @@ struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_
 
 /* --- victims ------------------------------------------------------------------------------------------------- */
 
-static bool may_go(void *order, const struct cws_order_node *n)
+struct choice {
+    struct cws_gpu_order *order;
+    uint32_t granules; /* 0: any size */
+};
+
+static bool may_go(void *choice, const struct cws_order_node *n)
 {
+    const struct choice *c = choice;
     const struct cws_gpu_extent *x = CWS_LIST_OF(n, const struct cws_gpu_extent, order);
-    (void)order;
-    return x->state == CWS_EXTENT_RESIDENT && !x->holds && !x->range->pinned;
+    return x->state == CWS_EXTENT_RESIDENT && !x->holds && !x->range->pinned &&
+           (!c->granules || (x->granules == c->granules && !n->keeper));
 }
 
-static bool is_done(void *order, struct cws_order_node *n)
+static bool is_done(void *choice, struct cws_order_node *n)
 {
-    return cws_gpu_users_done(((struct cws_gpu_order *)order)->streams, &EXTENT_OF(n)->users, true);
+    const struct choice *c = choice;
+    return cws_gpu_users_done(c->order->streams, &EXTENT_OF(n)->users, true);
+}
+
+static bool may_go_now(void *choice, const struct cws_order_node *n)
+{
+    struct cws_gpu_extent *x = EXTENT_OF(n);
+    return may_go(choice, n) && is_done(choice, &x->order);
 }
 
 /* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that
@@ -69,21 +85,23 @@ static bool has_waited(struct cws_gpu_order *o)
     return now - o->waited_since_ns > o->core->tuning->victim_wait_ns;
 }
 
-static bool may_go_now(void *order, const struct cws_order_node *n)
+struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, uint32_t granules,
+                                            bool must_be_done)
 {
-    struct cws_gpu_extent *x = EXTENT_OF(n);
-    return may_go(order, n) && cws_gpu_users_done(((struct cws_gpu_order *)order)->streams, &x->users, true);
-}
-
-struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, bool must_be_done)
-{
+    struct choice c = {o, granules};
     cws_gpu_order_walk(o);
-    struct cws_order_node *n = cws_order_victim(&o->order, until, may_go, must_be_done ? is_done : NULL, o);
+    struct cws_order_node *n = cws_order_victim(&o->order, until, may_go, must_be_done ? is_done : NULL, &c);
     if (!n && must_be_done && until == 0 && has_waited(o))
-        n = cws_order_victim(&o->order, until, may_go_now, NULL, o);
+        n = cws_order_victim(&o->order, until, may_go_now, NULL, &c);
     if (n && must_be_done)
         o->waited_since_ns = 0;
     return n ? EXTENT_OF(n) : NULL;
+}
+
+uint64_t cws_gpu_order_rounds(struct cws_gpu_order *o, uint64_t rounds, uint64_t fallback)
+{
+    uint64_t period = cws_order_period(&o->order);
+    return period ? rounds * period : fallback;
 }
 
 void cws_gpu_order_waits_end(struct cws_gpu_order *o) { o->waited_since_ns = 0; }

@@ -29,9 +29,12 @@ void cws_gpu_order_forget(struct cws_gpu_order *o, struct cws_gpu_extent *x);
 void cws_gpu_order_walk(struct cws_gpu_order *o);
 /* What comes after x (NULL: first), or NULL. */
 struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_gpu_extent *x);
-/* What to drop for an extent whose next use is at the place `until` (0: now), or NULL. Its uses may not be done yet,
- * unless they must be. */
-struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, bool must_be_done);
+/* What to drop for an extent whose next use is at the place `until` (0: now), or NULL. granules: it must have this
+ * size, so that its frame will do; 0: any. Its uses may not be done yet, unless they must be. */
+struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, uint32_t granules,
+                                            bool must_be_done);
+/* Uses, counted as places, of so many rounds; `fallback` where the order has none. */
+uint64_t cws_gpu_order_rounds(struct cws_gpu_order *o, uint64_t rounds, uint64_t fallback);
 /* No launch waits for a victim. */
 void cws_gpu_order_waits_end(struct cws_gpu_order *o);
 /* The loader sleeps until this many uses have passed (UINT64_MAX: it is awake). */

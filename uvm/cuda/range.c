@@ -17,6 +17,7 @@ void cws_gpu_ranges_init(struct cws_gpu_ranges *ranges)
 {
     cws_list_init(&ranges->all);
     cws_list_init(&ranges->cached);
+    cws_list_init(&ranges->cold);
     cws_list_init(&ranges->wanted);
 }
 
@@ -40,10 +41,10 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
     enum cws_extent_state from = x->state;
     cws_extent_go(x, to);
     cws_gpu_budget_move(&gpu->budget, cws_extent_class(from), cws_extent_class(to), cws_gpu_span(x));
-    if (from == CWS_EXTENT_CACHED)
+    if (cws_extent_is_freed(from))
         cws_list_remove(&x->cached);
-    if (to == CWS_EXTENT_CACHED)
-        cws_list_add_before(&gpu->ranges.cached, &x->cached);
+    if (cws_extent_is_freed(to))
+        cws_list_add_before(to == CWS_EXTENT_CACHED ? &gpu->ranges.cached : &gpu->ranges.cold, &x->cached);
     if (x->source && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
         cws_gpu_order_set_in(&gpu->order, x, to == CWS_EXTENT_RESIDENT);
     if (to == CWS_EXTENT_DIRTY)
@@ -99,13 +100,14 @@ static void cache_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     drop_source_locked(gpu, x);
     cws_gpu_spill_forget_locked(gpu, x);
+    x->freed_at = gpu->order.order.at;
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_CACHED);
 }
 
 void cws_gpu_extent_settle_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     if (x->range->freed && cws_extent_is_mapped(x->state)) {
-        if (x->state != CWS_EXTENT_CACHED)
+        if (!cws_extent_is_freed(x->state))
             cache_locked(gpu, x);
     } else if (x->range->freed) {
         end_locked(gpu, x);
@@ -123,19 +125,57 @@ void cws_gpu_range_pin_locked(struct cws_gpu_range *r) { r->pinned = true; }
 
 /* --- memory of freed ranges --------------------------------------------------------------------------- */
 
-/* A freed range of this size whose last uses come before the new ones in stream order, taken out of CACHED. */
+/* The extent in the list that was freed last of those with this size whose last uses come before new ones in stream
+ * order. */
+static struct cws_gpu_extent *find_freed(struct cws_gpu *gpu, struct cws_list *list, uint32_t granules, CUstream stream)
+{
+    for (struct cws_list *l = list->prev; l != list; l = l->prev) {
+        struct cws_gpu_extent *x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
+        if (x->range->granules == granules && (cws_gpu_users_only(&gpu->streams, &x->users, stream) ||
+                                               cws_gpu_users_done(&gpu->streams, &x->users, false)))
+            return x;
+    }
+    return NULL;
+}
+
+/* A freed range of this size, which is the program's again. */
 static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
 {
     cws_gpu_streams_look_again(&gpu->streams);
-    for (struct cws_list *l = gpu->ranges.cached.prev; l != &gpu->ranges.cached; l = l->prev) {
-        struct cws_gpu_extent *x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
-        if (x->range->granules == granules && (cws_gpu_users_only(&gpu->streams, &x->users, stream) ||
-                                               cws_gpu_users_done(&gpu->streams, &x->users, false))) {
-            cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
-            return x->range;
-        }
+    struct cws_gpu_extent *x = find_freed(gpu, &gpu->ranges.cached, granules, stream);
+    x = x ? x : find_freed(gpu, &gpu->ranges.cold, granules, stream);
+    if (!x)
+        return NULL;
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
+    return x->range;
+}
+
+/* The one that was freed first leaves the reserve. */
+static bool cool_locked(struct cws_gpu *gpu)
+{
+    if (cws_list_is_empty(&gpu->ranges.cached))
+        return false;
+    cws_gpu_extent_set_locked(gpu, CWS_LIST_OF(gpu->ranges.cached.next, struct cws_gpu_extent, cached),
+                              CWS_EXTENT_COLD);
+    return true;
+}
+
+void cws_gpu_reserve_age_locked(struct cws_gpu *gpu)
+{
+    uint64_t keep = cws_gpu_order_rounds(&gpu->order, 2, gpu->core.tuning->reserve_uses);
+    while (!cws_list_is_empty(&gpu->ranges.cached) &&
+           gpu->order.order.at - CWS_LIST_OF(gpu->ranges.cached.next, struct cws_gpu_extent, cached)->freed_at > keep)
+        cool_locked(gpu);
+}
+
+bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes)
+{
+    uint64_t before = gpu->budget.of_class[CWS_CLASS_RESERVE];
+    uint64_t wanted = cws_gpu_budget_attainable(&gpu->budget) + bytes;
+    while (cws_gpu_budget_attainable(&gpu->budget) < wanted && cool_locked(gpu)) {
     }
-    return NULL;
+    gpu->ranges.stolen += before - gpu->budget.of_class[CWS_CLASS_RESERVE];
+    return gpu->budget.of_class[CWS_CLASS_RESERVE] != before;
 }
 
 /* Takes the memory of a freed extent whose uses are all done. A use that named it while it lived may even hold it, and
@@ -143,7 +183,7 @@ static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t gr
 static bool release_drops_lock(struct cws_gpu *gpu)
 {
     struct cws_gpu_extent *x = NULL;
-    for (struct cws_list *l = gpu->ranges.cached.next; !x && l != &gpu->ranges.cached; l = l->next)
+    for (struct cws_list *l = gpu->ranges.cold.next; !x && l != &gpu->ranges.cold; l = l->next)
         if (cws_gpu_users_done(&gpu->streams, &CWS_LIST_OF(l, struct cws_gpu_extent, cached)->users, true))
             x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
     if (!x)
@@ -323,7 +363,9 @@ void cws_gpu_ranges_close(struct cws_gpu *gpu)
             struct cws_gpu_extent *x = &r->extents[i];
             struct cws_gpu_frame *frame = x->frame;
             cws_gpu_extent_settle_locked(gpu, x);
-            if (x->state == CWS_EXTENT_CACHED) {
+            if (x->state == CWS_EXTENT_CACHED)
+                cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_COLD);
+            if (x->state == CWS_EXTENT_COLD) {
                 cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
                 cws_gpu_frame_unmap(&gpu->frames, frame, x->base);
                 x->frame = NULL;
@@ -390,7 +432,7 @@ static const char *check_extent(const struct cws_gpu *gpu, const struct cws_gpu_
     if (!x->source && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_LOADING ||
                        x->state == CWS_EXTENT_RESIDENT || x->state == CWS_EXTENT_DROPPING))
         return "I5: a bound extent has no source";
-    if (x->state == CWS_EXTENT_CACHED && (!x->range->freed || x->source || x->spill.host))
+    if (cws_extent_is_freed(x->state) && (!x->range->freed || x->source || x->spill.host))
         return "a freed extent has something left";
     if (x->state == CWS_EXTENT_DROPPING && x->holds && !cws_gpu_is_demanded(x) && gpu->uses.waiting == 0)
         return "I3: an extent that is held is being dropped";

@@ -24,7 +24,11 @@ void cws_gpu_range_pin_locked(struct cws_gpu_range *r);
 /* Somebody has the range in a list, so that it lives until that ends, though it may be freed. */
 static inline void cws_gpu_range_name_locked(struct cws_gpu_range *r) { r->named++; }
 void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
-/* Makes `bytes` free by giving up idle frames and then one freed extent whose uses are done. Whether anything was given
+/* What was freed long ago leaves the reserve: two rounds of the order, or reserve_uses where it has none. */
+void cws_gpu_reserve_age_locked(struct cws_gpu *gpu);
+/* Takes from the reserve, the oldest first, until `bytes` more can be had. Whether there was any. */
+bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes);
+/* Makes `bytes` free by giving up idle frames and then COLD extents whose uses are done. Whether anything was given
  * up. */
 bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes);
 

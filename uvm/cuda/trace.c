@@ -101,7 +101,7 @@ void cws_gpu_trace_memory_slow_locked(struct cws_gpu *gpu)
     struct cws_gpu_trace *t = &gpu->trace;
     const struct cws_gpu_budget *b = &gpu->budget;
     uint64_t weights = cws_gpu_budget_weights(b);
-    uint64_t fixed = b->of_class[CWS_CLASS_IDLE] + cws_gpu_budget_undroppable(b);
+    uint64_t fixed = b->of_class[CWS_CLASS_IDLE] + b->of_class[CWS_CLASS_RESERVE] + cws_gpu_budget_undroppable(b);
     uint64_t moved = fixed > t->fixed ? fixed - t->fixed : t->fixed - fixed;
     if (weights == t->weights && moved < COUNT_STEP_BYTES)
         return;

@@ -464,6 +464,8 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
         choose_keepers(o, room);
 }
 
+uint64_t cws_order_period(struct cws_order *o) { return cws_history_look(&o->history); }
+
 struct cws_order_node *cws_order_coming(const struct cws_order *o, const struct cws_order_node *n)
 {
     const struct cws_list *next = n ? n->coming.next : o->coming.next;

@@ -111,6 +111,8 @@ static inline bool cws_order_is_sure(const struct cws_order *o, const struct cws
 {
     return o->periodic || n->doubt == 0;
 }
+/* Uses of a round, where the order is a repetition; else 0. */
+uint64_t cws_order_period(struct cws_order *o);
 /* What to drop for a node whose next use is at the place `until` (0: that is needed now), or NULL: a node for which
  * may_go says true and, where is_done is not NULL, for which that says true, or nearly as good a one. Walk before. */
 struct cws_order_node *cws_order_victim(const struct cws_order *o, uint64_t until,

@@ -169,6 +169,10 @@ struct cws_tuning {
     /* Launches since its last use, after which an allocation of the program may go to host memory. Less: what hidden
      * pointers reach goes and comes back. More: a launch fails though something could have gone. */
     uint64_t spill_unused_long;
+    /* Uses of weights since it was freed after which memory of the program leaves the reserve for its next allocations,
+     * where the order has no rounds (else two of them). Less: activations take memory from weights again and again.
+     * More: what is freed for good is late for weights. */
+    uint64_t reserve_uses;
     /* Uses of a stream between two marks. Less: calls to the driver for each launch. More: what is done is known
      * late. */
     uint64_t mark_every;

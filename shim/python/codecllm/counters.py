@@ -40,7 +40,9 @@ class MemoryStats(TypedDict):
     bound: int
     anonymous: int
     dirty: int
+    reserve: int  # freed a short while ago, kept for the next allocations of the program
     idle: int
+    stolen: int  # of the reserve, in all, what was taken for something else
     driver: int
     ranges: int  # a count
     loads: int  # a count
