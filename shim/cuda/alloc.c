@@ -6,8 +6,7 @@
 #include "use.h"
 #include "shim/say.h"
 #include "shim/libc/stores.h"
-
-#include <pthread.h>
+#include "store/base/lock.h"
 
 /* --- plain memory ---------------------------------------------------------------------------------- */
 
@@ -131,11 +130,11 @@ static struct {
     CUmemoryPool pool;
     struct cws_gpu *gpu;
 } pools[64];
-static pthread_mutex_t pools_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct cws_lock pools_lock = CWS_LOCK_OF(CWS_RANK_CUDA_POOLS);
 
 static void note_pool(CUmemoryPool pool, struct cws_gpu *gpu)
 {
-    pthread_mutex_lock(&pools_lock);
+    cws_lock_take(&pools_lock);
     for (unsigned i = 0; i < sizeof pools / sizeof *pools; i++) {
         if (!pools[i].pool) {
             pools[i].pool = pool;
@@ -143,7 +142,7 @@ static void note_pool(CUmemoryPool pool, struct cws_gpu *gpu)
             break;
         }
     }
-    pthread_mutex_unlock(&pools_lock);
+    cws_lock_drop(&pools_lock);
 }
 
 static bool is_ordinary_pool(CUmemoryPool pool, struct cws_gpu *gpu)
@@ -151,10 +150,10 @@ static bool is_ordinary_pool(CUmemoryPool pool, struct cws_gpu *gpu)
     bool found = false;
     CUdevice device;
     CUmemoryPool current = NULL, usual = NULL;
-    pthread_mutex_lock(&pools_lock);
+    cws_lock_take(&pools_lock);
     for (unsigned i = 0; i < sizeof pools / sizeof *pools && !found; i++)
         found = pools[i].pool == pool && pools[i].gpu == gpu;
-    pthread_mutex_unlock(&pools_lock);
+    cws_lock_drop(&pools_lock);
     if (found)
         return true;
     const struct cws_driver *d = cws_cuda_driver();
@@ -219,11 +218,11 @@ CUresult cws_do_cuMemPoolDestroy(cws_fn_cuMemPoolDestroy real, CUstream own, CUm
 {
     (void)own;
     unsigned count = atomic_load(&cws_cuda_device_count);
-    pthread_mutex_lock(&pools_lock);
+    cws_lock_take(&pools_lock);
     for (unsigned i = 0; i < sizeof pools / sizeof *pools; i++)
         if (pools[i].pool == pool)
             pools[i].pool = NULL;
-    pthread_mutex_unlock(&pools_lock);
+    cws_lock_drop(&pools_lock);
     for (unsigned i = 0; i < count; i++) {
         struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
         if (gpu) {

@@ -2,6 +2,7 @@
  * for. */
 #include "capture.h"
 #include "device.h"
+#include "store/base/lock.h"
 
 #include <pthread.h>
 
@@ -13,7 +14,7 @@ static struct {
     pthread_t thread; /* whose CU_STREAM_PER_THREAD it is */
 } capturing[64];
 enum { CAPTURING_MAX = sizeof capturing / sizeof *capturing };
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_CAPTURE);
 
 static bool asks_capturing(CUstream stream)
 {
@@ -37,7 +38,7 @@ static void announce(CUstream stream)
 
 static void note(CUstream stream)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     /* if the table is full the count stays up for good: then each stream is asked */
     atomic_fetch_add(&cws_cuda_captures, 1);
     for (int i = 0; i < CAPTURING_MAX; i++) {
@@ -47,14 +48,14 @@ static void note(CUstream stream)
             break;
         }
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
 }
 
 /* `origin` does not capture any more. Others may have ended too, so their streams are asked. Another thread's
  * CU_STREAM_PER_THREAD cannot be asked from here. */
 static void forget_ended(CUstream origin)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     for (int i = 0; i < CAPTURING_MAX; i++) {
         CUstream stream = capturing[i].stream;
         if (!stream || (stream == CU_STREAM_PER_THREAD && !pthread_equal(capturing[i].thread, pthread_self())))
@@ -64,7 +65,7 @@ static void forget_ended(CUstream origin)
         capturing[i].stream = NULL;
         atomic_fetch_sub(&cws_cuda_captures, 1);
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
 }
 
 #define BEGIN(call)                                                                                                    \

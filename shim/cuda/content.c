@@ -1,18 +1,18 @@
 /* content.c - finds the tensor of a store that equals some bytes in host memory: by size, then by hash, then by every
  * byte. */
 #include "content.h"
+#include "store/base/lock.h"
 #include "store/format/content_hash.h"
 #include "shim/libc/stores.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define STORES_MAX 256
 #define PIECE_BYTES ((size_t)8 << 20)
 
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_CONTENT);
 /* Kept open until the process ends: a model may come back from the host long after its file was closed. */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct kept {
     struct cws_store *store;
     uint64_t *sizes; /* of its tensors, rising, each once: a model of thousands has few */
@@ -99,19 +99,19 @@ static const struct cws_tensor_info *find_in(const struct cws_store *store, cons
 
 void cws_cuda_content_keep(struct cws_store *store)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     keep_locked(store, NULL);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
 }
 
 bool cws_cuda_content_has(size_t bytes)
 {
     bool has = false;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     cws_stores_each(keep_locked, NULL);
     for (unsigned i = 0; i < kept_count && !has; i++)
         has = has_size(&kept[i], bytes);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return has;
 }
 
@@ -121,11 +121,11 @@ bool cws_cuda_content_find(const void *from, size_t bytes, struct cws_store **st
     struct cws_hash128 sum = {0, 0};
     unsigned count = 0;
     bool found = false;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     for (unsigned i = 0; i < kept_count; i++)
         if (has_size(&kept[i], bytes))
             candidates[count++] = kept[i].store;
-    pthread_mutex_unlock(&lock); /* what is kept stays */
+    cws_lock_drop(&lock); /* what is kept stays */
     if (count)
         cws_content_hash_add(&sum, cws_content_key, from, bytes, 0);
     for (unsigned i = 0; i < count && !found; i++) {

@@ -1,12 +1,12 @@
 /* devices.c - the manager of each device: opened by the first allocation, closed with its context, disabled in a forked
  * child. */
+#include "store/base/lock.h"
 #include "store/cuda/decoder.h"
 #include "uvm/host/view.h"
 #include "device.h"
 #include "shim/say.h"
 #include "shim/state.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,8 +14,7 @@ struct cws_cuda_device cws_cuda_devices[CWS_CUDA_DEVICES];
 _Atomic unsigned cws_cuda_device_count;
 _Atomic CUdeviceptr cws_cuda_low = ~0ull, cws_cuda_high;
 
-/* opening and closing; driver calls are made under it */
-static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct cws_lock open_lock = CWS_LOCK_OF(CWS_RANK_CUDA_OPEN);
 static struct cws_driver driver;
 static atomic_bool driver_filled, exiting;
 static struct cws_cuda_parts parts;
@@ -153,21 +152,21 @@ struct cws_gpu *cws_cuda_manager(CUresult *out_result)
     if (!atomic_load_explicit(&driver_filled, memory_order_acquire)) {
         if (atomic_load(&broken))
             return NULL;
-        pthread_mutex_lock(&open_lock);
+        cws_lock_take(&open_lock);
         if (!atomic_load(&broken) && !fill_driver())
             atomic_store(&broken, true);
-        pthread_mutex_unlock(&open_lock);
+        cws_lock_drop(&open_lock);
     }
     CUcontext context = current_context();
     if (!context)
         return NULL;
     struct cws_cuda_device *entry = find_device(context);
     if (!entry) {
-        pthread_mutex_lock(&open_lock);
+        cws_lock_take(&open_lock);
         entry = find_device(context);
         if (!entry)
             entry = add_device(context);
-        pthread_mutex_unlock(&open_lock);
+        cws_lock_drop(&open_lock);
     }
     if (!entry)
         return NULL;
@@ -201,7 +200,7 @@ struct cws_gpu *cws_cuda_owner_slow(CUdeviceptr address)
 
 void cws_cuda_close(CUcontext context, CUdevice device)
 {
-    pthread_mutex_lock(&open_lock);
+    cws_lock_take(&open_lock);
     unsigned count = atomic_load(&cws_cuda_device_count);
     for (unsigned i = 0; i < count; i++) {
         struct cws_cuda_device *entry = &cws_cuda_devices[i];
@@ -220,7 +219,7 @@ void cws_cuda_close(CUcontext context, CUdevice device)
         cws_gpu_close(gpu);
         driver.context_set(before);
     }
-    pthread_mutex_unlock(&open_lock);
+    cws_lock_drop(&open_lock);
 }
 
 CUresult cws_do_cuDevicePrimaryCtxRetain(cws_fn_cuDevicePrimaryCtxRetain real, CUstream own, CUcontext *out,

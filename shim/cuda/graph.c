@@ -4,9 +4,9 @@
 #include "layout.h"
 #include "use.h"
 #include "shim/say.h"
+#include "store/base/lock.h"
 #include "store/base/map.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 
 struct named { /* by one executable graph; does not change */
@@ -14,8 +14,8 @@ struct named { /* by one executable graph; does not change */
     struct cws_cuda_list list;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;    /* by_exec; nothing is called under it */
-static struct cws_map by_exec = CWS_MAP_OF(struct named *); /* a reference each; by executable graph */
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_GRAPH); /* by_exec */
+static struct cws_map by_exec = CWS_MAP_OF(struct named *);     /* a reference each; by executable graph */
 
 static struct named *create_named(void)
 {
@@ -40,25 +40,25 @@ static void release(struct named *n)
 /* A reference for the caller, or NULL: names nothing. */
 static struct named *get(CUgraphExec exec)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct named **at = cws_map_find(&by_exec, (uintptr_t)exec), *n = at ? *at : NULL;
     if (n)
         atomic_fetch_add(&n->refs, 1);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return n;
 }
 
 /* Takes the reference. NULL: the graph ends. False: no memory; n is still the caller's. */
 static bool put(CUgraphExec exec, struct named *n)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct named **at = n ? cws_map_put(&by_exec, (uintptr_t)exec) : cws_map_find(&by_exec, (uintptr_t)exec);
     struct named *before = at ? *at : NULL;
     if (at && n)
         *at = n;
     else if (at)
         cws_map_remove(&by_exec, (uintptr_t)exec);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     release(before);
     return at || !n;
 }

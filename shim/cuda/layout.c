@@ -3,8 +3,8 @@
  * anywhere, so tables and layouts that are replaced are never freed. An unload only makes entries be checked again, and
  * what turns out the same is used on, so what is left behind is small. */
 #include "layout.h"
+#include "store/base/lock.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,7 +21,7 @@ struct layout_table {
 
 static struct layout_table *_Atomic current;
 static _Atomic uint32_t epoch = 1;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* writers; the driver is asked under it */
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_LAYOUT); /* writers */
 
 static size_t slot_of(CUfunction function, size_t room)
 {
@@ -172,9 +172,9 @@ const struct cws_cuda_layout *cws_cuda_layout_of(CUfunction function)
     }
     if (!function)
         return NULL;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     const struct cws_cuda_layout *layout = insert_locked(function);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return layout;
 }
 

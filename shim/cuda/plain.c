@@ -1,9 +1,9 @@
 /* plain.c - allocations that the program takes from the driver itself: their sizes, by address or handle. Such calls
  * are rare and slow, so one lock does. */
 #include "plain.h"
+#include "store/base/lock.h"
 #include "store/base/map.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 struct plain {
@@ -11,7 +11,7 @@ struct plain {
     struct cws_gpu *gpu;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the map; nothing is called under it */
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_PLAIN);
 static struct cws_map sizes = CWS_MAP_OF(struct plain);
 static _Atomic size_t live; /* sizes.count, for who has no lock */
 
@@ -19,12 +19,12 @@ bool cws_cuda_plain_note(unsigned long long key, size_t bytes, struct cws_gpu *g
 {
     if (!key || !bytes)
         return true;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct plain *p = cws_map_put(&sizes, key);
     if (p)
         *p = (struct plain){bytes, gpu};
     atomic_store(&live, sizes.count);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return p != NULL;
 }
 
@@ -33,7 +33,7 @@ size_t cws_cuda_plain_forget(unsigned long long key, struct cws_gpu **out_gpu)
     size_t bytes = 0;
     if (!atomic_load_explicit(&live, memory_order_relaxed))
         return 0;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     const struct plain *p = cws_map_find(&sizes, key);
     if (p) {
         bytes = p->bytes;
@@ -41,7 +41,7 @@ size_t cws_cuda_plain_forget(unsigned long long key, struct cws_gpu **out_gpu)
         cws_map_remove(&sizes, key);
         atomic_store(&live, sizes.count);
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return bytes;
 }
 
@@ -53,8 +53,8 @@ static bool is_of(uint64_t key, void *value, void *gpu)
 
 void cws_cuda_plain_forget_manager(struct cws_gpu *gpu)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     cws_map_remove_if(&sizes, is_of, gpu);
     atomic_store(&live, sizes.count);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
 }

@@ -3,9 +3,9 @@
  * locks the loader holds while it maps and unmaps. A model's step makes some thousands of such allocations. */
 #include "capture.h"
 #include "small.h"
+#include "store/base/lock.h"
 #include "store/base/map.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 
 enum {
@@ -34,7 +34,7 @@ struct place {
     struct block *lists[CLASSES];
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* everything here; nothing is called under it */
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_SMALL);
 static struct cws_map blocks = CWS_MAP_OF(struct block *);
 static struct place places[STREAMS];
 
@@ -69,7 +69,7 @@ static struct block *find_locked(CUdeviceptr at)
 static void note(struct cws_gpu *gpu, CUdeviceptr at, unsigned class)
 {
     struct block *b = calloc(1, sizeof *b);
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct block **known = b ? cws_map_put(&blocks, at) : NULL;
     if (known && !*known) {
         *known = b;
@@ -77,7 +77,7 @@ static void note(struct cws_gpu *gpu, CUdeviceptr at, unsigned class)
     }
     if (known && !(*known)->kept) /* one that was known was freed past us */
         **known = (struct block){.at = at, .gpu = gpu, .class = class};
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     free(b); /* what is not known here is freed by the driver */
 }
 
@@ -112,7 +112,7 @@ static struct place *new_place_locked(struct cws_gpu *gpu, CUstream stream)
 static CUdeviceptr take(struct cws_gpu *gpu, CUstream stream, unsigned class)
 {
     CUdeviceptr at = 0;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct place *p = place_locked(gpu, stream);
     struct block *b = p ? p->lists[class] : NULL;
     if (b) {
@@ -121,7 +121,7 @@ static CUdeviceptr take(struct cws_gpu *gpu, CUstream stream, unsigned class)
         b->kept = false;
         at = b->at;
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return at;
 }
 
@@ -152,7 +152,7 @@ enum cws_cuda_small_end cws_cuda_small_free(CUdeviceptr at, CUstream order, bool
 {
     enum cws_cuda_small_end end = CWS_CUDA_SMALL_NOT_OURS;
     order = same_name(order);
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct block *b = find_locked(at);
     if (b && b->kept) {
         end = CWS_CUDA_SMALL_FREED_TWICE;
@@ -171,7 +171,7 @@ enum cws_cuda_small_end cws_cuda_small_free(CUdeviceptr at, CUstream order, bool
             end_locked(b);
         }
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     return end;
 }
 
@@ -184,7 +184,7 @@ static void empty(struct place *p, CUstream stream)
     for (unsigned class = 0; class < CLASSES; class ++) {
         for (;;) {
             CUdeviceptr at = 0;
-            pthread_mutex_lock(&lock);
+            cws_lock_take(&lock);
             /* the place may have another one by now */
             struct block *b = p->stream == stream ? p->lists[class] : NULL;
             if (b) {
@@ -193,7 +193,7 @@ static void empty(struct place *p, CUstream stream)
                 p->kept_bytes -= class_bytes(class);
                 end_locked(b);
             }
-            pthread_mutex_unlock(&lock);
+            cws_lock_drop(&lock);
             if (!at)
                 break;
             /* an error is the context's, and every call says it */
@@ -209,9 +209,9 @@ void cws_cuda_small_stream_gone(CUstream stream)
     if (cws_cuda_is_capturing(stream))
         return; /* its blocks come back with the process: nothing can be queued on it any more */
     for (unsigned i = 0; i < STREAMS; i++) {
-        pthread_mutex_lock(&lock);
+        cws_lock_take(&lock);
         bool found = places[i].gpu && places[i].stream == stream;
-        pthread_mutex_unlock(&lock);
+        cws_lock_drop(&lock);
         if (found)
             empty(&places[i], stream);
     }
@@ -223,10 +223,10 @@ void cws_cuda_small_release(const struct cws_gpu *gpu)
     if (atomic_load_explicit(&cws_cuda_captures, memory_order_relaxed))
         return;
     for (unsigned i = 0; i < STREAMS; i++) {
-        pthread_mutex_lock(&lock);
+        cws_lock_take(&lock);
         CUstream stream = places[i].stream;
         bool found = places[i].gpu == gpu && places[i].kept_bytes;
-        pthread_mutex_unlock(&lock);
+        cws_lock_drop(&lock);
         if (found)
             empty(&places[i], stream);
     }
@@ -244,10 +244,10 @@ static bool ends_with(uint64_t key, void *value, void *gpu)
 
 void cws_cuda_small_forget_manager(struct cws_gpu *gpu)
 {
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     cws_map_remove_if(&blocks, ends_with, gpu);
     for (unsigned i = 0; i < STREAMS; i++)
         if (places[i].gpu == gpu)
             places[i] = (struct place){0};
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
 }

@@ -46,8 +46,7 @@ unsigned cws_files_tracked;
 
 typedef _Atomic(struct cws_file *) slot_t;
 static _Atomic(slot_t *) pages[PAGES]; /* a page appears with its first store and stays */
-/* writing slots, pages, the list; taking a reference */
-static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct cws_lock table_lock = CWS_LOCK_OF(CWS_RANK_FILES);
 static struct cws_list all_files = {&all_files, &all_files};
 /* counts the ends of waits for any file's lock: it stays, where a file may go */
 static _Atomic uint32_t unlocked;
@@ -84,9 +83,9 @@ static struct cws_file *create(struct cws_shared *shared, const struct stat *st)
 
 static void destroy(struct cws_file *f)
 {
-    pthread_mutex_lock(&table_lock);
+    cws_lock_take(&table_lock);
     cws_list_remove(&f->all);
-    pthread_mutex_unlock(&table_lock);
+    cws_lock_drop(&table_lock);
     cws_store_cursor_destroy(f->cursor);
     cws_stores_release(f->shared);
     free(f->window);
@@ -113,7 +112,7 @@ static int install(int fd, struct cws_file *f, struct cws_file **out_before)
         if (!fresh)
             return -ENOMEM;
     }
-    pthread_mutex_lock(&table_lock);
+    cws_lock_take(&table_lock);
     if (fresh && !slot_at(fd)) {
         atomic_store_explicit(&pages[fd / PAGE_SLOTS], fresh, memory_order_release);
         fresh = NULL;
@@ -123,19 +122,19 @@ static int install(int fd, struct cws_file *f, struct cws_file **out_before)
         *out_before = atomic_exchange_explicit(slot, f, memory_order_relaxed);
         __atomic_store_n(&cws_files_tracked, cws_files_tracked + (f != NULL) - (*out_before != NULL), __ATOMIC_RELAXED);
     }
-    pthread_mutex_unlock(&table_lock);
+    cws_lock_drop(&table_lock);
     free(fresh);
     return 0;
 }
 
 static struct cws_file *get_unchecked(int fd)
 {
-    pthread_mutex_lock(&table_lock);
+    cws_lock_take(&table_lock);
     slot_t *slot = slot_at(fd);
     struct cws_file *f = slot ? atomic_load_explicit(slot, memory_order_relaxed) : NULL;
     if (f)
         atomic_fetch_add_explicit(&f->refs, 1, memory_order_relaxed);
-    pthread_mutex_unlock(&table_lock);
+    cws_lock_drop(&table_lock);
     return f;
 }
 
@@ -211,9 +210,9 @@ static int track(int fd, const char *path, struct cws_shared *shared, const stru
         cws_stores_release(shared);
         return cannot_note(path, -ENOMEM);
     }
-    pthread_mutex_lock(&table_lock);
+    cws_lock_take(&table_lock);
     cws_list_add_before(&all_files, &f->all);
-    pthread_mutex_unlock(&table_lock);
+    cws_lock_drop(&table_lock);
     int code = install(fd, f, &before);
     cws_file_put(code ? f : before);
     return code ? cannot_note(path, code) : 1;
@@ -577,7 +576,7 @@ static struct cws_guard fork_guard; /* of the thread that forks; table_lock */
 void cws_files_fork_prepare(void)
 {
     struct cws_guard guard = cws_guard_begin();
-    pthread_mutex_lock(&table_lock);
+    cws_lock_take(&table_lock);
     fork_guard = guard;
     cws_stores_fork_prepare();
 }
@@ -586,7 +585,7 @@ static void fork_done(void)
 {
     struct cws_guard guard = fork_guard;
     cws_stores_fork_done();
-    pthread_mutex_unlock(&table_lock);
+    cws_lock_drop(&table_lock);
     cws_guard_end(&guard);
 }
 

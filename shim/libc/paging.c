@@ -5,6 +5,7 @@
 #include "shim/state.h"
 #include "signals.h"
 #include "store/base/guard.h"
+#include "store/base/lock.h"
 #include "store/base/memory_limit.h"
 #include "uvm/host/view.h"
 
@@ -49,12 +50,12 @@ static int install_handler(void)
 
 int cws_shim_start_pager(void)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_PAGER_START);
     struct cws_error err = {0};
     if (cws_shim_pager_started())
         return 0;
     struct cws_guard guard = cws_guard_begin();
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     int code = 0;
     if (!cws_shim_pager_started()) {
         cws_view_signal_installer(install_handler);
@@ -73,7 +74,7 @@ int cws_shim_start_pager(void)
             cws_shim_note_pager();
         }
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     cws_guard_end(&guard);
     return code;
 }

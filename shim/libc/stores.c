@@ -8,33 +8,32 @@
 #include "shim/state.h"
 #include "store/format/checksum.h"
 #include "store/base/guard.h"
+#include "store/base/lock.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* the list and the memory below; never held over I/O */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_STORES);
 static struct cws_shared *open_stores;
 
 static struct cws_guard take(void)
 {
     struct cws_guard guard = cws_guard_begin();
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     return guard;
 }
 
 static void drop(const struct cws_guard *guard)
 {
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     cws_guard_end(guard);
 }
 
@@ -177,11 +176,11 @@ static int refuse(const struct cws_error *err, int code)
 int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct cws_shared **out)
 {
     struct cws_error err = {0};
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct cws_shared *s = find_locked(st);
     if (s)
         s->users++;
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     if (s) {
         *out = s;
         return 1;
@@ -201,7 +200,7 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
         return refuse(&err, cws_fail(&err, -ENOMEM, "%s: not enough memory to open the store", path));
     }
     *fresh = (struct cws_shared){.store = store, .opened = *st, .users = 1};
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     s = find_locked(st); /* another thread may have been faster */
     if (s) {
         s->users++;
@@ -210,7 +209,7 @@ int cws_stores_acquire(int fd, const struct stat *st, const char *path, struct c
         open_stores = fresh;
         note_seen_locked(st, cws_store_logical_bytes(store));
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     if (s)
         destroy(fresh);
     *out = s ? s : fresh;
@@ -250,7 +249,7 @@ void cws_stores_release(struct cws_shared *shared)
     struct cws_guard guard = take();
     shared->users--;
     struct cws_shared *dead = collect_locked(false);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     destroy_all(dead);
     cws_guard_end(&guard);
 }
@@ -266,7 +265,7 @@ void cws_stores_drop_unmapped(void)
 {
     struct cws_guard guard = take();
     struct cws_shared *dead = collect_locked(true);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     destroy_all(dead);
     cws_guard_end(&guard);
 }
@@ -343,15 +342,15 @@ int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *s
     bool found = s || same_content(&slot->st, st);
     if (found)
         bytes = (int64_t)(s ? cws_store_logical_bytes(s->store) : slot->logical_bytes);
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     if (!found) {
         bytes = look_inside(dir, path, st, flags);
         if (bytes >= 0) {
-            pthread_mutex_lock(&lock);
+            cws_lock_take(&lock);
             *slot = (struct known){*st, (uint64_t)bytes};
             atomic_store_explicit(tag, bytes ? 0 : tag_of(st), memory_order_relaxed);
             note_seen_locked(st, (uint64_t)bytes);
-            pthread_mutex_unlock(&lock);
+            cws_lock_drop(&lock);
         } else if (!atomic_flag_test_and_set(&said)) {
             cws_stores_cannot_tell(path, (int)-bytes);
         }
@@ -485,5 +484,5 @@ int cws_stores_check_path_writable(const char *path)
     return code;
 }
 
-void cws_stores_fork_prepare(void) { pthread_mutex_lock(&lock); } /* inside the caller's guard */
-void cws_stores_fork_done(void) { pthread_mutex_unlock(&lock); }
+void cws_stores_fork_prepare(void) { cws_lock_take(&lock); } /* inside the caller's guard */
+void cws_stores_fork_done(void) { cws_lock_drop(&lock); }

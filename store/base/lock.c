@@ -7,6 +7,7 @@
 #include <time.h>
 
 #ifdef CWS_INJECT
+_Static_assert(CWS_RANK_COUNT <= 32, "a bit each");
 /* Bit r: this thread holds a lock of rank r. A handler that interrupts a change of it leaves it as it found it. */
 static __thread uint32_t held __attribute__((tls_model("initial-exec")));
 

@@ -11,6 +11,10 @@
 #include <stdint.h>
 
 enum cws_rank {
+    /* One, in shim/cuda/devices.c. The list of devices, while a manager is opened or closed. Inside: any call of the
+     * driver, dlopen, threads that start and end, what a manager does. Never inside: the program's code. Never taken
+     * inside a use, nor by a thread that a manager waits for when it closes. */
+    CWS_RANK_CUDA_OPEN,
     /* One per GPU, in strict mode: one use of the device at a time. Inside: everything of a use, a launch, too. */
     CWS_RANK_GPU_STRICT,
     /* One per GPU: one launch at a time waits for memory. Inside: waiting for the loader. */
@@ -18,6 +22,34 @@ enum cws_rank {
     /* One per GPU: all that its manager knows (uvm/cuda/core.h). Inside: malloc, short calls of the driver. Never
      * inside: mapping, copies, launches, waits for the device. */
     CWS_RANK_GPU,
+
+    /* None of GPU and CUDA, above and below, is taken inside a guard: a handler of the program may interrupt who holds
+     * one. What the handler can come to in the shim has a higher rank, since its own calls of the driver pass. */
+
+    /* One, in shim/cuda/layout.c. Writers of the table of parameter layouts. Inside: malloc, questions to the driver,
+     * which may load a module first. */
+    CWS_RANK_CUDA_LAYOUT,
+    /* One, in shim/cuda/capture.c. The streams that capture, and changes of their count. Inside: short questions to
+     * the driver. */
+    CWS_RANK_CUDA_CAPTURE,
+    /* One, in shim/cuda/content.c. The stores whose tensors are looked for by content. Inside: malloc, the list of open
+     * stores (STORES). Never inside: reads of a store. */
+    CWS_RANK_CUDA_CONTENT,
+    /* One, in uvm/cuda/file.c. The last ordinary file that a copy came from. Inside: malloc, opening a file and reading
+     * its header. */
+    CWS_RANK_CUDA_FILE,
+    /* One, in shim/cuda/alloc.c. The pools that the program made. Nothing is called inside. */
+    CWS_RANK_CUDA_POOLS,
+    /* One, in shim/cuda/plain.c. The sizes of plain allocations. Inside: malloc. */
+    CWS_RANK_CUDA_PLAIN,
+    /* One, in shim/cuda/small.c. The kept blocks and their streams. Inside: malloc. Never inside: calls of the driver,
+     * whose locks a manager's thread may hold for long, and that thread takes this one (cws_gpu_config.release). */
+    CWS_RANK_CUDA_SMALL,
+    /* One, in shim/cuda/graph.c. What each executable graph names. Inside: malloc. */
+    CWS_RANK_CUDA_GRAPH,
+    /* One, in shim/libc/paging.c: one thread starts the pager. Inside: all that its start does, threads, system calls,
+     * our signal handler's installation. */
+    CWS_RANK_PAGER_START,
     /* One, in the pager. Serialises what changes the set of views or their pages: map, munmap, protect, advise,
      * fork, start, stop. Inside: system calls, malloc, source retain and release, waiting for busy blocks. Never
      * inside: a fault handler, a worker, hold. */
@@ -27,6 +59,13 @@ enum cws_rank {
      * Who holds this one or VIEWS never touches view memory, and is inside a guard (store/base/guard.h) or is a thread
      * of ours. */
     CWS_RANK_PAGER,
+    /* One, in shim/libc/file_table.c. Writing its slots and pages and the list of files, taking a reference. Nothing is
+     * called inside. A thread that forks takes it behind VIEWS and PAGER and holds it in both processes until fork is
+     * over. Inside a guard. */
+    CWS_RANK_FILES,
+    /* One, in shim/libc/stores.c. The list of open stores and what is known of files. Inside: malloc, references to a
+     * store (cws_stores_each). Never inside: input and output. Held across fork as FILES, behind it. Inside a guard. */
+    CWS_RANK_STORES,
     CWS_RANK_COUNT
 };
 

@@ -1,6 +1,7 @@
 /* file.c - ordinary safetensors files as sources: finds the file behind a mapping, and reads one tensor of it. */
 #include "file.h"
 #include "store/format/content_hash.h"
+#include "store/base/lock.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"
 #include "store/format/safetensors.h"
@@ -9,7 +10,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,13 +106,13 @@ static struct cws_gpu_file *create_file(const char *path, int fd, const struct s
 static struct cws_gpu_file *open_file(const struct cws_mapping *m)
 {
     /* the last file: a loader copies one after the other */
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct cws_lock lock = CWS_LOCK_OF(CWS_RANK_CUDA_FILE);
     static struct cws_gpu_file *last;
     struct stat st;
     int fd = open_mapped(m, &st);
     if (fd < 0)
         return NULL;
-    pthread_mutex_lock(&lock);
+    cws_lock_take(&lock);
     struct cws_gpu_file *f = last && same_file(last, &st) ? cws_gpu_file_retain(last) : NULL;
     if (!f && (f = create_file(m->path, fd, &st)) != NULL) {
         fd = -1;
@@ -120,7 +120,7 @@ static struct cws_gpu_file *open_file(const struct cws_mapping *m)
         /* also one that is none of ours, so that it is not parsed again and again */
         last = cws_gpu_file_retain(f);
     }
-    pthread_mutex_unlock(&lock);
+    cws_lock_drop(&lock);
     if (fd >= 0)
         cws_os_close(fd);
     return f;
