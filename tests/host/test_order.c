@@ -198,7 +198,8 @@ static void what_stays_hardly_depends_on_the_room(void **state)
     for (unsigned less = 20; less < 200; less += 20) {
         cws_order_walk(&order, (ROOM - less) * MIB);
         uint64_t now = kept(after), changed = 0;
-        assert_true(now <= most && now + (less + 14) * MIB >= most);
+        /* the window grows by sizes that cannot all stay any more */
+        assert_true(now <= most && now + (less + 50) * MIB >= most);
         for (unsigned i = 0; i < NODES; i++)
             changed += before[i] != after[i] ? nodes[i].bytes : 0;
         assert_true(changed <= less * MIB + most / 5); /* and what fills the gaps */

@@ -107,7 +107,8 @@ static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent 
     victim = cws_gpu_order_victim(&gpu->order, until, x->granules, true);
     if (victim)
         return cws_gpu_drop_start_drops_lock(gpu, victim) ? SUPPLY_MOVED : SUPPLY_COMES;
-    if (until && cws_gpu_order_victim(&gpu->order, until, x->granules, false))
+    if ((until || !cws_gpu_order_has_waited(&gpu->order)) &&
+        cws_gpu_order_victim(&gpu->order, until, x->granules, false))
         return SUPPLY_COMES; /* once its uses are done */
     if (cws_gpu_budget_attainable(b) >= w->bytes)
         return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;

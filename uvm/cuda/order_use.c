@@ -77,7 +77,7 @@ static bool may_go_now(void *choice, const struct cws_order_node *n)
 
 /* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that
  * launch. */
-static bool has_waited(struct cws_gpu_order *o)
+bool cws_gpu_order_has_waited(struct cws_gpu_order *o)
 {
     uint64_t now = cws_gpu_now_ns();
     if (o->waited_since_ns == 0)
@@ -91,7 +91,7 @@ struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t un
     struct choice c = {o, granules};
     cws_gpu_order_walk(o);
     struct cws_order_node *n = cws_order_victim(&o->order, until, may_go, must_be_done ? is_done : NULL, &c);
-    if (!n && must_be_done && until == 0 && has_waited(o))
+    if (!n && must_be_done && until == 0 && cws_gpu_order_has_waited(o))
         n = cws_order_victim(&o->order, until, may_go_now, NULL, &c);
     if (n && must_be_done)
         o->waited_since_ns = 0;

@@ -35,6 +35,8 @@ struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t un
                                             bool must_be_done);
 /* Uses, counted as places, of so many rounds; `fallback` where the order has none. */
 uint64_t cws_gpu_order_rounds(struct cws_gpu_order *o, uint64_t rounds, uint64_t fallback);
+/* Has a launch waited for a victim for as long as is good? */
+bool cws_gpu_order_has_waited(struct cws_gpu_order *o);
 /* No launch waits for a victim. */
 void cws_gpu_order_waits_end(struct cws_gpu_order *o);
 /* The loader sleeps until this many uses have passed (UINT64_MAX: it is awake). */

@@ -308,13 +308,33 @@ static void foresee(struct cws_order *o)
 
 /* --- keepers ----------------------------------------------------------------------------------------- */
 
+/* The sizes that are no larger than `most`, together; the largest ones, if there are many. */
+static uint64_t add_sizes(const struct cws_order *o, uint64_t most)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0, below = most + 1; i < o->tuning->order_window_sizes; i++) {
+        uint64_t next = 0;
+        for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
+            uint64_t bytes = NODE_OF(l, coming)->bytes;
+            next = bytes < below && bytes > next ? bytes : next;
+        }
+        if (next <= o->tuning->order_small_bytes)
+            break;
+        sum += below = next;
+    }
+    return sum > most ? sum : most;
+}
+
 /* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What
- * streams needs room for one node in use and one that is being loaded, and beside them for those whose memory is not
- * free yet: an eviction takes a while. With less, launches wait for memory; with more there are fewer hits
- * (tools/bench/replay_policy shows these, tools/gpu/turns.py the time of a token). */
+ * streams needs room for one node in use and one that is being loaded, of each size, so that a node's memory goes to
+ * one of the same size; and beside them for those whose memory is not free yet: an eviction takes a while. With less,
+ * launches wait for memory, or it is made anew in another size; with more there are fewer hits
+ * (tools/bench/replay_policy shows these, tools/gpu/turns.py and denoise.py the time of a token and of a step). */
 static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
 {
-    uint64_t window = o->tuning->order_window_nodes * most + o->tuning->order_in_flight_bytes;
+    uint64_t nodes = o->tuning->order_window_nodes, sizes = nodes * add_sizes(o, most), least = nodes * most;
+    uint64_t share = room / o->tuning->order_window_share, cap = share > least ? share : least;
+    uint64_t window = (sizes < cap ? sizes : cap) + o->tuning->order_in_flight_bytes;
     *out_larger = 0;
     for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;

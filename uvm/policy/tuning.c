@@ -26,7 +26,9 @@
     X(history_uses_max, 32768, 64, MIB, "uses", "remembered at most")                                                  \
     X(order_small_bytes, 4 * MIB, 0, GIB, "bytes", "a node of this size or less stays where that is cheap")            \
     X(order_small_share, 2, 1, 1024, "share", "of what stays that small nodes may take")                               \
-    X(order_window_nodes, 2, 1, 16, "nodes", "of the largest size that the window has room for")                       \
+    X(order_window_nodes, 2, 1, 16, "nodes", "of each size that the window has room for")                              \
+    X(order_window_sizes, 8, 1, 64, "sizes", "for which it has that room")                                             \
+    X(order_window_share, 4, 1, 1024, "share", "of the room that this may take")                                       \
     X(order_in_flight_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "beside them, for loads and evictions in flight")         \
     X(order_tries, 4, 0, 1024, "", "smaller sizes tried for the largest that streams")                                 \
     X(order_reach_walks, 2, 1, 64, "walks", "over all nodes that the window foresees")                                 \

@@ -62,6 +62,11 @@ struct cws_tuning {
     /* Nodes of the largest size that streams, for which there is room: one in use, one being loaded. Less: the link
      * waits for memory. More: fewer hits. */
     uint64_t order_window_nodes;
+    /* Sizes, the largest ones, for each of which there is that room, as far as this share of the room for weights goes;
+     * for the largest in any case. Less: memory is given back and made anew in another size. More:
+     * fewer hits. */
+    uint64_t order_window_sizes;
+    uint64_t order_window_share;
     /* Beside them, for loads and evictions in flight. In bytes. Less: launches wait for memory, on a GPU more than in
      * the model. More: fewer hits. */
     uint64_t order_in_flight_bytes;
