@@ -43,17 +43,17 @@ static bool fill_driver(void)
     return true;
 }
 
-/* Is it the device's primary context? */
-static bool is_primary(CUcontext context, CUdevice device)
+/* The device's primary context, if it is active; else NULL. */
+static CUcontext primary_of(CUdevice device)
 {
     unsigned flags;
     int active = 0;
     CUcontext primary = NULL;
     if (CWS_CUDA_REAL(cuDevicePrimaryCtxGetState)(device, &flags, &active) || !active ||
         driver.primary_retain(&primary, device))
-        return false;
+        return NULL;
     driver.primary_release(device);
-    return primary == context;
+    return primary;
 }
 
 static CUresult open_manager(CUdevice device, struct cws_gpu **out)
@@ -108,7 +108,7 @@ static struct cws_cuda_device *add_device(CUcontext context)
     struct cws_gpu *gpu = NULL;
     entry->ordinal = ordinal;
     entry->answer = CUDA_SUCCESS;
-    if (is_primary(context, ordinal))
+    if (primary_of(ordinal) == context)
         entry->answer = open_manager(ordinal, &gpu);
     else
         cws_shim_say("GPU %d: a context that is not the device's primary one is not paged", ordinal);
@@ -198,10 +198,33 @@ struct cws_gpu *cws_cuda_owner_slow(CUdeviceptr address)
 
 /* --- the end of contexts --------------------------------------------------------------------------- */
 
+/* open_lock is held. Ranges of other devices may have been used on streams of a context that is about to end. */
+static void tell_others(CUcontext ends)
+{
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    CUcontext before = NULL;
+    bool waited = false;
+    for (unsigned i = 0; i < count && ends; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (!gpu || atomic_load(&cws_cuda_devices[i].context) == ends)
+            continue;
+        if (!waited) {
+            driver.context_get(&before);
+            driver.context_set(ends);
+            driver.context_sync();
+            driver.context_set(before);
+        }
+        waited = true;
+        cws_gpu_context_gone(gpu, ends);
+    }
+}
+
 void cws_cuda_close(CUcontext context, CUdevice device)
 {
     cws_lock_take(&open_lock);
     unsigned count = atomic_load(&cws_cuda_device_count);
+    if (count)
+        tell_others(context ? context : primary_of(device));
     for (unsigned i = 0; i < count; i++) {
         struct cws_cuda_device *entry = &cws_cuda_devices[i];
         CUcontext own = atomic_load(&entry->context);

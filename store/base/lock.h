@@ -2,7 +2,7 @@
  * signal handler and across fork. No allocation.
  *
  * Locks are taken in rising rank; builds with CWS_INJECT, which the tests are, abort with a line where one is not.
- * Two locks of one rank are never held together.
+ * Two locks of one rank are never held together, but for GPU_STRICT.
  * A function that may drop a lock that its caller holds has a name that ends in `_drops_lock`. */
 #ifndef CWS_LOCK_H
 #define CWS_LOCK_H

@@ -235,6 +235,25 @@ static void test_streams_of_both_contexts_end(void **state)
         use_and_end(in[i]);
 }
 
+/* A context ends with its streams, which nobody destroys one by one: what was used on them is not in use any more. */
+static void test_a_context_ends(void **state)
+{
+    (void)state;
+    struct stream s = {second, NULL};
+    expect_right(first, 0);
+    OK(driver.context_set(second->context));
+    OK(driver.stream_create(&s.handle, CU_STREAM_NON_BLOCKING));
+    use(s, 0);
+    OK(driver.context_set(second->context));
+    OK(driver.context_sync());
+    OK(driver.stream_destroy(s.handle)); /* as the end of the context does; the manager is not told of the stream */
+    OK(driver.context_set(first->context));
+    cws_gpu_context_gone(first->gpu, second->context);
+    need_memory(1);
+    expect_dropped(0, 1);
+    expect_sum(0);
+}
+
 /* What was freed in the order of the second context's NULL stream is that one's to have again, not the first one's. */
 static void test_a_free_is_in_the_order_of_its_context(void **state)
 {
@@ -298,6 +317,7 @@ int main(void)
         T(test_a_launch_marks_from_elsewhere),
         T(test_the_program_waits_in_the_other_context),
         T(test_streams_of_both_contexts_end),
+        T(test_a_context_ends),
         T(test_a_free_is_in_the_order_of_its_context),
         T(test_both_devices_page),
     };

@@ -67,6 +67,13 @@ static void in_rank(void)
     cws_lock_drop(&inner);
     cws_lock_take(&outer);
 }
+static void strict_of_two(void)
+{
+    struct cws_lock one = CWS_LOCK_OF(CWS_RANK_GPU_STRICT), other = CWS_LOCK_OF(CWS_RANK_GPU_STRICT);
+    cws_lock_take(&one);
+    cws_lock_take(&other);
+    cws_lock_take(&inner);
+}
 static void out_of_rank(void)
 {
     cws_lock_take(&inner);
@@ -98,6 +105,7 @@ static void test_a_lock_out_of_rank_aborts(void **state)
 {
     (void)state;
     assert_int_equal(signal_of(in_rank), 0);
+    assert_int_equal(signal_of(strict_of_two), 0);
     assert_int_equal(signal_of(out_of_rank), SIGABRT);
     assert_int_equal(signal_of(twice), SIGABRT);
 }

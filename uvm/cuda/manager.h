@@ -139,6 +139,9 @@ void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream); /* before cuStre
  * that captures, and a use that was noted on it counts as running until the capture ends and the stream is used again.
  * Called before, it tells the manager early that the uses until now are done. */
 void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream);
+/* A context of the program is about to end, another one than the manager's, with its streams and events; all its work
+ * is done. Before the driver ends it. */
+void cws_gpu_context_gone(struct cws_gpu *gpu, CUcontext context);
 /* cuCtxSynchronize returned: all work that was queued before is done. Cheap, and spares the manager questions to the
  * driver. */
 void cws_gpu_synchronized(struct cws_gpu *gpu);

@@ -354,6 +354,20 @@ void cws_gpu_stream_end(struct cws_gpu_streams *streams, CUstream handle)
     }
 }
 
+void cws_gpu_streams_context_end(struct cws_gpu_streams *streams, CUcontext context)
+{
+    for (unsigned i = 0; i < streams->count; i++) {
+        struct cws_gpu_stream *s = &streams->at[i];
+        if (s->context != context)
+            continue;
+        s->done = s->marked = s->issued;
+        s->mark_head = s->mark_count = 0;
+        for (unsigned k = 0; k < CWS_GPU_EVENTS; k++)
+            s->marks[k].event = NULL; /* they end with their context */
+        s->used = false;
+    }
+}
+
 void cws_gpu_streams_synchronized(struct cws_gpu_streams *streams)
 {
     streams->round++;

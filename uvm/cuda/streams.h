@@ -69,6 +69,8 @@ void cws_gpu_stream_mark_own(struct cws_gpu_streams *s, CUstream handle);
 void cws_gpu_stream_mark(struct cws_gpu_streams *s, CUstream handle);
 /* The program destroys it. */
 void cws_gpu_stream_end(struct cws_gpu_streams *s, CUstream handle);
+/* A context ends, with its streams and events; what was queued there is done. */
+void cws_gpu_streams_context_end(struct cws_gpu_streams *s, CUcontext context);
 /* All that was queued before is done. */
 void cws_gpu_streams_synchronized(struct cws_gpu_streams *s);
 

@@ -372,6 +372,14 @@ void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream)
     cws_gpu_unlock(&gpu->core);
 }
 
+void cws_gpu_context_gone(struct cws_gpu *gpu, CUcontext context)
+{
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_streams_context_end(&gpu->streams, context);
+    cws_gpu_wake_locked(&gpu->core);
+    cws_gpu_unlock(&gpu->core);
+}
+
 void cws_gpu_synchronized(struct cws_gpu *gpu)
 {
     cws_gpu_lock(&gpu->core);
