@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""A denoising step of a transformer of FLUX.1-dev's shape on a GPU: plain, and paged at several budgets. Are the bits
+the same, how long does a step take, what does it load and wait for?
+
+    python tools/gpu/denoise.py OUTDIR [--build BUILD] [--beside OTHER-BUILD] [--work DIR] [--budgets 12G,8G,6G]
+        [--steps 8] [--blocks 19,38] [--hidden 3072] [--tokens 4096,512] [--device cuda]
+
+The blocks are those of the model, in plain torch: 19 with two streams and 38 with one, 12 G weights of random values,
+23.8 GB in bf16; 4096 latent and 512 text tokens. Makes the model and packs it, runs each in a process of its own, and
+prints one table: a step is the median of all but the first two. The link is measured first, pinned memory to the
+device. Exit status 1 if what was computed differs. --device cpu with small sizes tries it everywhere (there the budget
+bounds host memory)."""
+
+import argparse
+import contextlib
+import ctypes
+import glob
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import scenarios
+
+HEAD = 128  # elements of an attention head
+RATES = "loads link_bytes link_ns weight_waits weight_wait_ns fresh_waits fresh_wait_ns frames_created stolen".split()
+
+
+def make_parts(hidden, blocks, device, dtype):
+    """The model's parts in the order of their use, uninitialised: the first two, then the blocks."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    def linear(to, of=hidden):
+        return nn.Linear(of, to, device=device, dtype=dtype)
+
+    def normed(x, shift, scale):
+        return functional.layer_norm(x, (hidden,)) * (1 + scale) + shift
+
+    def attend(q, k, v, turn):
+        q, k, v = (x.unflatten(-1, (-1, HEAD)).transpose(1, 2) for x in (q, k, v))
+        q, k = (functional.rms_norm(x, (HEAD,)) for x in (q, k))
+        q, k = (x * turn[0] + torch.cat((-x[..., HEAD // 2 :], x[..., : HEAD // 2]), -1) * turn[1] for x in (q, k))
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+    class Stream(nn.Module):
+        """What a block with two streams does to one of them."""
+
+        def __init__(self):
+            super().__init__()
+            self.modulation = linear(6 * hidden)
+            self.q, self.k, self.v, self.out = (linear(hidden) for _ in range(4))
+            self.up, self.down = linear(4 * hidden), linear(hidden, 4 * hidden)
+
+        def before(self, x, when):
+            parts = self.modulation(functional.silu(when)).unsqueeze(1).chunk(6, -1)
+            x = normed(x, parts[0], parts[1])
+            return parts[2:], (self.q(x), self.k(x), self.v(x))
+
+        def after(self, x, attended, parts):
+            x = x + parts[0] * self.out(attended)
+            inner = functional.gelu(self.up(normed(x, parts[1], parts[2])), approximate="tanh")
+            return x + parts[3] * self.down(inner)
+
+    class Double(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.text = Stream(), Stream()
+
+        def forward(self, image, text, when, turn):
+            image_parts, image_qkv = self.image.before(image, when)
+            text_parts, text_qkv = self.text.before(text, when)
+            both = attend(*(torch.cat(pair, 1) for pair in zip(text_qkv, image_qkv)), turn)
+            words = text.shape[1]
+            return self.image.after(image, both[:, words:], image_parts), self.text.after(
+                text, both[:, :words], text_parts
+            )
+
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.modulation = linear(3 * hidden)
+            self.up = linear(4 * hidden)
+            self.q, self.k, self.v = (linear(hidden) for _ in range(3))
+            self.out = linear(hidden, 5 * hidden)
+
+        def forward(self, x, when, turn):
+            shift, scale, gate = self.modulation(functional.silu(when)).unsqueeze(1).chunk(3, -1)
+            y = normed(x, shift, scale)
+            inner = functional.gelu(self.up(y), approximate="tanh")
+            return x + gate * self.out(torch.cat((attend(self.q(y), self.k(y), self.v(y), turn), inner), -1))
+
+    yield "image", lambda: linear(hidden, 64)
+    yield "text", lambda: linear(hidden, 4096)
+    yield "time", lambda: linear(hidden, 256)
+    for i in range(blocks[0]):
+        yield f"double.{i}", Double
+    for i in range(blocks[1]):
+        yield f"single.{i}", Single
+    yield "last", lambda: linear(64)
+
+
+def make_model(arguments, directory):
+    """A directory of safetensors files, some blocks in each."""
+    import torch
+    from safetensors.torch import save_file
+
+    os.makedirs(directory + ".part", exist_ok=True)
+    random = torch.Generator(arguments.device).manual_seed(1)
+    tensors, where, size = {}, {}, 0
+
+    def flush():
+        name = f"model-{len(set(where.values())):05}.safetensors"
+        save_file(tensors, os.path.join(directory + ".part", name), {"format": "pt"})
+        where.update(dict.fromkeys(tensors, name))
+        tensors.clear()
+
+    for part, make in make_parts(arguments.hidden, arguments.blocks, "meta", torch.bfloat16):
+        for name, p in make().state_dict().items():
+            values = torch.empty(p.shape, dtype=torch.bfloat16, device=arguments.device).normal_(
+                0, 0.02, generator=random
+            )
+            tensors[f"{part}.{name}"] = values.cpu()
+            size += 2 * p.numel()
+        if sum(t.numel() for t in tensors.values()) > 1 << 30:
+            flush()
+    flush()
+    with open(os.path.join(directory + ".part", "model.safetensors.index.json"), "w") as file:
+        json.dump({"metadata": {"total_size": size}, "weight_map": where}, file)
+    with open(os.path.join(directory + ".part", "config.json"), "w") as file:
+        json.dump({"model_type": "denoise"}, file)
+    os.rename(directory + ".part", directory)
+
+
+def load(arguments):
+    """The model's parts by name, on the device; each tensor is copied there from the mapped file."""
+    import torch
+    from safetensors import safe_open
+
+    parts = {}
+    with torch.device("meta"):
+        for name, make in make_parts(arguments.hidden, arguments.blocks, "meta", torch.bfloat16):
+            parts[name] = make()
+    for path in sorted(glob.glob(os.path.join(arguments.model, "*.safetensors"))):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                part, name = next((p, key[len(p) + 1 :]) for p in parts if key.startswith(p + "."))
+                owner, _, leaf = name.rpartition(".")
+                module = parts[part].get_submodule(owner)
+                setattr(
+                    module, leaf, torch.nn.Parameter(file.get_tensor(key).to(arguments.device), requires_grad=False)
+                )
+    return parts
+
+
+def counters():
+    """Of the shim's first GPU; {}: there is no shim, or no GPU."""
+    with contextlib.suppress(AttributeError):
+        tell = ctypes.CDLL(None).codecllm_gpu_stats_json
+        tell.restype, tell.argtypes = ctypes.c_size_t, (ctypes.c_char_p, ctypes.c_size_t)
+        text = ctypes.create_string_buffer(1 << 16)
+        tell(text, len(text))
+        devices = json.loads(text.value)
+        return devices[0] if devices else {}
+    return {}
+
+
+def work(arguments):
+    """In a process of its own: prints what came out as one line of JSON."""
+    import torch
+
+    device, dtype = arguments.device, torch.bfloat16
+    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
+    begin = time.perf_counter()
+    parts = load(arguments)
+    sync()
+    loaded = time.perf_counter() - begin
+    random = torch.Generator().manual_seed(5)
+    images, words = arguments.tokens
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random).to(dtype).to(device)
+
+    image_in, text_in, when_in = draw(1, images, 64), draw(1, words, 4096), draw(1, 256)
+    angles = torch.outer(torch.arange(images + words), 10000 ** (-torch.arange(0, HEAD, 2) / HEAD)).repeat(1, 2)
+    turn = angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
+    ms, digests, told = [], set(), []
+    with torch.no_grad():
+        for _ in range(arguments.steps + 2):
+            told.append(counters())
+            begin = time.perf_counter()
+            image, text, when = parts["image"](image_in), parts["text"](text_in), parts["time"](when_in)
+            for i in range(arguments.blocks[0]):
+                image, text = parts[f"double.{i}"](image, text, when, turn)
+            x = torch.cat((text, image), 1)
+            for i in range(arguments.blocks[1]):
+                x = parts[f"single.{i}"](x, when, turn)
+            out = parts["last"](x[:, words:])
+            sync()
+            ms.append((time.perf_counter() - begin) * 1e3)
+            digests.add(hashlib.sha256(out.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:20])
+    told.append(counters())
+    rates = {k: (told[-1][k] - told[2][k]) / arguments.steps for k in RATES if k in told[-1]}
+    print(json.dumps({"load_s": loaded, "ms": ms, "digests": sorted(digests), "a_step": rates}))
+
+
+def run(arguments, name, model, budget, build=None):
+    import check
+
+    command = [sys.executable, os.path.abspath(__file__), arguments.out, "--model", model, "--device", arguments.device]
+    for option in ("blocks", "tokens"):
+        command += [f"--{option}", ",".join(map(str, getattr(arguments, option)))]
+    command += ["--steps", str(arguments.steps), "--hidden", str(arguments.hidden)]
+    environment = scenarios.environment(arguments, budget, build=build)
+    watch = check.DeviceMemory() if arguments.device == "cuda" else contextlib.nullcontext()
+    with watch, open(os.path.join(arguments.out, f"{name.replace(' ', '-')}.log"), "w") as log:
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    if done.returncode:
+        sys.exit(f"{name} ended with {done.returncode}; what it said is in {log.name}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    result["peak_mib"] = watch.peak if arguments.device == "cuda" else 0
+    return result
+
+
+def row(name, result, plain):
+    ms, rates = statistics.median(result["ms"][2:]), result["a_step"]
+    same = "same" if result["digests"] == plain["digests"] else "DIFFERENT"
+    line = f"{name:<14} {ms:>8.1f} {ms / statistics.median(plain['ms'][2:]):>9.2f} {result['peak_mib']:>9} {same:>10}"
+    if not rates:
+        return line
+    waits = " ".join(f"{rates[k + '_wait_ns'] / 1e6:>7.1f} ({rates[k + '_waits']:.0f})" for k in ("weight", "fresh"))
+    return line + (
+        f" {rates['loads']:>7.0f} {rates['link_bytes'] / 1e9:>8.2f} {rates['link_ns'] / 1e6 / ms:>7.0%} {waits}"
+        f" {rates['frames_created']:>8.1f} {rates.get('stolen', 0) / (1 << 20):>9.1f}"
+    )
+
+
+def pair(text):
+    return tuple(int(part) for part in text.split(","))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
+    parser.add_argument("--beside", help="another build, whose paged programs are run, too")
+    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser.add_argument("--budgets", default="12G,8G,6G")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--blocks", type=pair, default=(19, 38), help="with two streams, with one")
+    parser.add_argument("--hidden", type=int, default=3072, help="a multiple of 128")
+    parser.add_argument("--tokens", type=pair, default=(4096, 512), help="latent, text")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
+    arguments = parser.parse_args()
+    if arguments.model:
+        work(arguments)
+        return
+    os.makedirs(arguments.out, exist_ok=True)
+    os.makedirs(arguments.work, exist_ok=True)
+    plain_dir = os.path.join(arguments.work, f"denoise-{arguments.hidden}-{'-'.join(map(str, arguments.blocks))}")
+    if not os.path.isdir(plain_dir):
+        make_model(arguments, plain_dir)
+    if not os.path.isdir(plain_dir + ".packed"):
+        pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain_dir, plain_dir + ".packed"]
+        subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
+    lines = []
+    if arguments.device == "cuda":
+        import check
+
+        lines.append(f"link, pinned memory to the device: {check.link_speed()} GB/s")
+    lines.append(
+        f"{'a step':<14} {'ms':>8} {'of plain':>9} {'peak MiB':>9} {'bits':>10} {'loads':>7} {'link GB':>8} "
+        f"{'busy':>7} {'waits, ms (times): weights':>26} {'fresh':>11} {'frames':>8} {'stolen MiB':>9}"
+    )
+    plain = run(arguments, "plain", plain_dir, None)
+    lines.append(row("plain", plain, plain))
+    wrong = False
+    for budget in arguments.budgets.split(","):
+        for name, build in ((budget, None), (f"{budget} beside", arguments.beside))[: 2 if arguments.beside else 1]:
+            result = run(arguments, name, plain_dir + ".packed", budget, build)
+            wrong |= result["digests"] != plain["digests"]
+            lines.append(row(name, result, plain))
+    print("\n".join(lines))
+    with open(os.path.join(arguments.out, "table.txt"), "w") as file:
+        file.write("\n".join(lines) + "\n")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
