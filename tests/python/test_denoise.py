@@ -1,0 +1,33 @@
+"""tools/gpu/denoise.py, tried on the CPU with small sizes: it runs, and it finds a program that computes something
+else."""
+
+import json
+import sys
+
+from conftest import ROOT, run
+
+TOOL = ROOT / "tools" / "gpu" / "denoise.py"
+SMALL = "--device cpu --hidden 256 --blocks 1,2 --tokens 32,16 --steps 1 --budgets 6M".split()
+
+
+def test_a_paged_step_is_the_plain_one(build_dir, tmp_path):
+    done = run(sys.executable, TOOL, tmp_path / "out", "--build", build_dir, "--work", tmp_path / "work", *SMALL)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["a", "plain", "6M"]
+    assert rows[1][4] == rows[2][4] == "same"
+    paged = json.loads((tmp_path / "out" / "6M.json").read_text())
+    assert len(paged["digests"]) == len(paged["ms"]) == 3
+    assert "evictions" in (tmp_path / "out" / "6M.log").read_text()  # it was under the shim
+
+
+def test_other_bits_are_found(build_dir, tmp_path):
+    arguments = ["--build", build_dir, "--work", tmp_path / "work", *SMALL]
+    run(sys.executable, TOOL, tmp_path / "out", *arguments)
+    (plain,) = [p for p in (tmp_path / "work").iterdir() if p.suffix != ".packed"]
+    shard = next(plain.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-2:] = b"\x40\x41"  # 12.0, in a bias or a weight
+    shard.write_bytes(content)
+    done = run(sys.executable, TOOL, tmp_path / "again", *arguments, check=False)
+    assert done.returncode == 1
+    assert "3 OTHERS" in done.stdout
