@@ -3,13 +3,14 @@
 the same, how long does a step take, what does it load and wait for?
 
     python tools/gpu/denoise.py OUTDIR [--build BUILD] [--beside OTHER-BUILD] [--work DIR] [--budgets 12G,8G,6G]
-        [--steps 8] [--blocks 19,38] [--hidden 3072] [--tokens 4096,512] [--device cuda]
+        [--steps 8] [--blocks 19,38] [--hidden 3072] [--heads 24] [--tokens 4096,512] [--dtype bfloat16] [--device cuda]
 
 The blocks are those of the model, in plain torch: 19 with two streams and 38 with one, 12 G weights of random values,
-23.8 GB in bf16; 4096 latent and 512 text tokens. Makes the model and packs it, runs each in a process of its own, and
-prints one table: a step is the median of all but the first two. The link is measured first, pinned memory to the
-device. Exit status 1 if what was computed differs. --device cpu with small sizes tries it everywhere (there the budget
-bounds host memory)."""
+23.7 GB in bf16; 4096 latent and 512 text tokens. Makes the model and packs it, runs each in a process of its own, and
+prints a row of the table when it ends: a step is the median of all but the first two. The link is measured first,
+pinned memory to the device. OUTDIR/NAME.json has the time and the counters of each step. Exit status 1 if what was
+computed differs, or a program fails. --device cpu with small sizes tries it everywhere (there the budget bounds host
+memory)."""
 
 import argparse
 import contextlib
@@ -25,26 +26,33 @@ import time
 
 import scenarios
 
-HEAD = 128  # elements of an attention head
-RATES = "loads link_bytes link_ns weight_waits weight_wait_ns fresh_waits fresh_wait_ns frames_created stolen".split()
+# Of codecllm.memory_stats(), where the build has them.
+RATES = """loads drops link_bytes link_ns weight_waits weight_wait_ns fresh_waits fresh_wait_ns staging_waits
+    staging_wait_ns frames_created frames_released vmm_calls stolen""".split()
+COLUMNS = {  # after the name: what it is, how wide
+    "ms": 8, "of plain": 8, "peak MiB": 8, "bits": 9, "loads": 6, "link GB": 7, "link busy": 9,
+    "weight waits, ms": 16, "fresh waits, ms": 15, "frames made": 11, "stolen MiB": 10,
+}  # fmt: skip
 
 
-def make_parts(hidden, blocks, device, dtype):
-    """The model's parts in the order of their use, uninitialised: the first two, then the blocks."""
+def make_parts(arguments):
+    """The model's parts in the order of their use, without values: what comes before the blocks, then the blocks."""
     import torch
     from torch import nn
     from torch.nn import functional
 
+    hidden, blocks, head = arguments.hidden, arguments.blocks, arguments.hidden // arguments.heads
+
     def linear(to, of=hidden):
-        return nn.Linear(of, to, device=device, dtype=dtype)
+        return nn.Linear(of, to, device="meta", dtype=getattr(torch, arguments.dtype))
 
     def normed(x, shift, scale):
         return functional.layer_norm(x, (hidden,)) * (1 + scale) + shift
 
     def attend(q, k, v, turn):
-        q, k, v = (x.unflatten(-1, (-1, HEAD)).transpose(1, 2) for x in (q, k, v))
-        q, k = (functional.rms_norm(x, (HEAD,)) for x in (q, k))
-        q, k = (x * turn[0] + torch.cat((-x[..., HEAD // 2 :], x[..., : HEAD // 2]), -1) * turn[1] for x in (q, k))
+        q, k, v = (x.unflatten(-1, (-1, head)).transpose(1, 2) for x in (q, k, v))
+        q, k = (functional.rms_norm(x, (head,)) for x in (q, k))
+        q, k = (x * turn[0] + torch.cat((-x[..., head // 2 :], x[..., : head // 2]), -1) * turn[1] for x in (q, k))
         return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
     class Stream(nn.Module):
@@ -109,6 +117,7 @@ def make_model(arguments, directory):
     import torch
     from safetensors.torch import save_file
 
+    dtype = getattr(torch, arguments.dtype)
     os.makedirs(directory + ".part", exist_ok=True)
     random = torch.Generator(arguments.device).manual_seed(1)
     tensors, where, size = {}, {}, 0
@@ -119,14 +128,12 @@ def make_model(arguments, directory):
         where.update(dict.fromkeys(tensors, name))
         tensors.clear()
 
-    for part, make in make_parts(arguments.hidden, arguments.blocks, "meta", torch.bfloat16):
+    for part, make in make_parts(arguments):
         for name, p in make().state_dict().items():
-            values = torch.empty(p.shape, dtype=torch.bfloat16, device=arguments.device).normal_(
-                0, 0.02, generator=random
-            )
+            values = torch.empty(p.shape, dtype=dtype, device=arguments.device).normal_(0, 0.02, generator=random)
             tensors[f"{part}.{name}"] = values.cpu()
-            size += 2 * p.numel()
-        if sum(t.numel() for t in tensors.values()) > 1 << 30:
+            size += p.nbytes
+        if sum(t.nbytes for t in tensors.values()) > 2 << 30:
             flush()
     flush()
     with open(os.path.join(directory + ".part", "model.safetensors.index.json"), "w") as file:
@@ -141,10 +148,7 @@ def load(arguments):
     import torch
     from safetensors import safe_open
 
-    parts = {}
-    with torch.device("meta"):
-        for name, make in make_parts(arguments.hidden, arguments.blocks, "meta", torch.bfloat16):
-            parts[name] = make()
+    parts = {name: make() for name, make in make_parts(arguments)}
     for path in sorted(glob.glob(os.path.join(arguments.model, "*.safetensors"))):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (it is no dict)
@@ -173,7 +177,7 @@ def work(arguments):
     """In a process of its own: prints what came out as one line of JSON."""
     import torch
 
-    device, dtype = arguments.device, torch.bfloat16
+    device, dtype, head = arguments.device, getattr(torch, arguments.dtype), arguments.hidden // arguments.heads
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
     begin = time.perf_counter()
     parts = load(arguments)
@@ -186,9 +190,9 @@ def work(arguments):
         return torch.randn(*shape, generator=random).to(dtype).to(device)
 
     image_in, text_in, when_in = draw(1, images, 64), draw(1, words, 4096), draw(1, 256)
-    angles = torch.outer(torch.arange(images + words), 10000 ** (-torch.arange(0, HEAD, 2) / HEAD)).repeat(1, 2)
+    angles = torch.outer(torch.arange(images + words), 10000 ** (-torch.arange(0, head, 2) / head)).repeat(1, 2)
     turn = angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
-    ms, digests, told = [], [], []
+    ms, digests, told, finite = [], [], [], True
     with torch.no_grad():
         for _ in range(arguments.steps + 2):
             told.append(counters())
@@ -203,24 +207,29 @@ def work(arguments):
             sync()
             ms.append((time.perf_counter() - begin) * 1e3)
             digests.append(hashlib.sha256(out.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:20])
+            finite &= bool(out.isfinite().all())
     told.append(counters())
-    rates = {k: (told[-1][k] - told[2][k]) / arguments.steps for k in RATES if k in told[-1]}
-    print(json.dumps({"load_s": loaded, "ms": ms, "digests": digests, "a_step": rates}))
+    steps = [{k: after[k] - before[k] for k in RATES if k in before} for before, after in zip(told, told[1:])]
+    rates = {k: statistics.mean(step[k] for step in steps[2:]) for k in steps[-1]}
+    facts = {"load_s": loaded, "ms": ms, "digests": digests, "finite": finite, "a_step": rates, "steps": steps}
+    print(json.dumps(facts))
 
 
 def run(arguments, name, model, budget, build=None):
+    """What work() printed, and the peak; {"failed": words}: the program did not end well."""
     import check
 
     command = [sys.executable, os.path.abspath(__file__), arguments.out, "--model", model, "--device", arguments.device]
     for option in ("blocks", "tokens"):
         command += [f"--{option}", ",".join(map(str, getattr(arguments, option)))]
-    command += ["--steps", str(arguments.steps), "--hidden", str(arguments.hidden)]
+    for option in ("steps", "hidden", "heads", "dtype"):
+        command += [f"--{option}", str(getattr(arguments, option))]
     environment = scenarios.environment(arguments, budget, build=build)
     watch = check.DeviceMemory() if arguments.device == "cuda" else contextlib.nullcontext()
     with watch, open(os.path.join(arguments.out, f"{name.replace(' ', '-')}.log"), "w") as log:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     if done.returncode:
-        sys.exit(f"{name} ended with {done.returncode}; what it said is in {log.name}")
+        return {"failed": f"FAILED with {done.returncode}; what it said is in {log.name}"}
     with open(os.path.join(arguments.out, f"{name.replace(' ', '-')}.json"), "w") as file:
         file.write(done.stdout)
     result = json.loads(done.stdout.splitlines()[-1])
@@ -233,18 +242,30 @@ def differs(result, plain):
     return sum(digest != plain["digests"][0] for digest in result["digests"])
 
 
+def line(cells):
+    return f"{cells[0]:<14}" + "".join(f" {cell:>{width}}" for cell, width in zip(cells[1:], COLUMNS.values()))
+
+
 def row(name, result, plain):
-    ms, rates = statistics.median(result["ms"][2:]), result["a_step"]
-    others = differs(result, plain)
-    same = f"{others} OTHERS" if others else "same"
-    line = f"{name:<14} {ms:>8.1f} {ms / statistics.median(plain['ms'][2:]):>9.2f} {result['peak_mib']:>9} {same:>10}"
-    if len(rates) < len(RATES):  # the host, or a build that does not tell all of it
-        return line
-    waits = " ".join(f"{rates[k + '_wait_ns'] / 1e6:>7.1f} ({rates[k + '_waits']:.0f})" for k in ("weight", "fresh"))
-    return line + (
-        f" {rates['loads']:>7.0f} {rates['link_bytes'] / 1e9:>8.2f} {rates['link_ns'] / 1e6 / ms:>7.0%} {waits}"
-        f" {rates['frames_created']:>8.1f} {rates['stolen'] / (1 << 20):>9.1f}"
-    )
+    if "failed" in result:
+        return f"{name:<14} {result['failed']}"
+    ms, others = statistics.median(result["ms"][2:]), differs(result, plain)
+    cells = [name, f"{ms:.1f}", f"{ms / statistics.median(plain['ms'][2:]):.2f}", result["peak_mib"]]
+    cells.append(f"{others} OTHERS" if others else "same")
+    rates = result["a_step"]
+    if not rates:  # the plain program, or the host
+        return line(cells)
+
+    def cell(words, *keys):
+        """Of these counters; a build may lack one."""
+        return words(*(rates[key] for key in keys)) if all(key in rates for key in keys) else "-"
+
+    cells += [cell("{:.0f}".format, "loads"), cell(lambda b: f"{b / 1e9:.2f}", "link_bytes")]
+    cells.append(cell(lambda ns: f"{ns / 1e6 / ms:.0%}", "link_ns"))
+    for why in ("weight", "fresh"):
+        cells.append(cell(lambda ns, n: f"{ns / 1e6:.1f} ({n:.0f})", f"{why}_wait_ns", f"{why}_waits"))
+    cells += [cell("{:.1f}".format, "frames_created"), cell(lambda b: f"{b / (1 << 20):.1f}", "stolen")]
+    return line(cells)
 
 
 def pair(text):
@@ -260,42 +281,51 @@ def main():
     parser.add_argument("--budgets", default="12G,8G,6G")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--blocks", type=pair, default=(19, 38), help="with two streams, with one")
-    parser.add_argument("--hidden", type=int, default=3072, help="a multiple of 128")
+    parser.add_argument("--hidden", type=int, default=3072)
+    parser.add_argument("--heads", type=int, help="default: one for 128 of --hidden")
     parser.add_argument("--tokens", type=pair, default=(4096, 512), help="latent, text")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
+    arguments.heads = arguments.heads or arguments.hidden // 128
+    if not arguments.heads or arguments.hidden % (2 * arguments.heads):
+        parser.error(f"{arguments.hidden} cannot be divided into {arguments.heads} heads of an even size")
     if arguments.model:
         work(arguments)
         return
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
-    plain_dir = os.path.join(arguments.work, f"denoise-{arguments.hidden}-{'-'.join(map(str, arguments.blocks))}")
+    shape = [arguments.hidden, *arguments.blocks] + [arguments.dtype] * (arguments.dtype != "bfloat16")
+    plain_dir = os.path.join(arguments.work, "denoise-" + "-".join(map(str, shape)))
     if not os.path.isdir(plain_dir):
         make_model(arguments, plain_dir)
     if not os.path.isdir(plain_dir + ".packed"):
         pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain_dir, plain_dir + ".packed"]
         subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
-    lines = []
-    if arguments.device == "cuda":
-        import check
+    with open(os.path.join(arguments.out, "table.txt"), "w") as table:
 
-        lines.append(f"link, pinned memory to the device: {check.link_speed()} GB/s")
-    lines.append(
-        f"{'a step':<14} {'ms':>8} {'of plain':>9} {'peak MiB':>9} {'bits':>10} {'loads':>7} {'link GB':>8} "
-        f"{'busy':>7} {'waits, ms (times): weights':>26} {'fresh':>11} {'frames':>8} {'stolen MiB':>9}"
-    )
-    plain = run(arguments, "plain", plain_dir, None)
-    lines.append(row("plain", plain, plain))
-    wrong = differs(plain, plain) > 0
-    for budget in arguments.budgets.split(","):
-        for name, build in ((budget, None), (f"{budget} beside", arguments.beside))[: 2 if arguments.beside else 1]:
-            result = run(arguments, name, plain_dir + ".packed", budget, build)
-            wrong |= differs(result, plain) > 0
-            lines.append(row(name, result, plain))
-    print("\n".join(lines))
-    with open(os.path.join(arguments.out, "table.txt"), "w") as file:
-        file.write("\n".join(lines) + "\n")
+        def say(words):
+            print(words, flush=True)
+            print(words, file=table, flush=True)
+
+        if arguments.device == "cuda":
+            import check
+
+            say(f"link, pinned memory to the device: {check.link_speed()} GB/s")
+        say(line(["a step", *COLUMNS]))
+        plain = run(arguments, "plain", plain_dir, None)
+        say(row("plain", plain, plain))
+        if "failed" in plain:
+            sys.exit(1)
+        if not plain["finite"]:
+            say("what was computed is not finite, so that equal bits tell nothing")
+        wrong = differs(plain, plain) > 0 or not plain["finite"]
+        for budget in arguments.budgets.split(","):
+            for name, build in ((budget, None), (f"{budget} beside", arguments.beside))[: 2 if arguments.beside else 1]:
+                result = run(arguments, name, plain_dir + ".packed", budget, build)
+                say(row(name, result, plain))
+                wrong |= "failed" in result or differs(result, plain) > 0
     sys.exit(1 if wrong else 0)
 
 
