@@ -580,10 +580,52 @@ static void test_strict(void **state)
     close_gpu(f);
 }
 
+static void *let_go_soon(void *stream)
+{
+    usleep(50000);
+    standin_let_go(stream);
+    return NULL;
+}
+
+/* A use inside of another one goes to another stream, and the outer one queues nothing: the inner one is waited for
+ * before its weight is unmapped. */
+static void test_strict_waits_for_a_use_inside_a_use(void **state)
+{
+    (void)state;
+    strict = true;
+    struct fixture *f = open_gpu(256 * MIB, 64 * MIB, true);
+    strict = false;
+    struct cws_gpu_use outer, inner;
+    CUstream stream;
+    CUfunction function;
+    pthread_t thread;
+    uint64_t bytes = tensor_bytes(1), sum = 0;
+    void *params[] = {&f->scratch, &f->at[1], &bytes};
+    assert_int_equal(driver.stream_create(&stream, CU_STREAM_NON_BLOCKING), 0);
+    assert_int_equal(driver.module_function(&function, f->kernels, "sum"), 0);
+    bind_all(f);
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &f->at[0], 1, &outer), 0);
+    standin_hold(stream);
+    assert_int_equal(cws_gpu_begin(f->gpu, stream, &f->at[1], 1, &inner), 0);
+    assert_int_equal(driver.launch(function, 1, 1, 1, 1, 1, 1, 0, stream, params, NULL), 0);
+    assert_int_equal(pthread_create(&thread, NULL, let_go_soon, stream), 0);
+    cws_gpu_end(f->gpu, &inner, true);
+    cws_gpu_end(f->gpu, &outer, false);
+    pthread_join(thread, NULL);
+    assert_int_equal(driver.stream_sync(stream), 0);
+    assert_int_equal(driver.copy_out(&sum, f->scratch, 8), 0);
+    assert_int_equal(sum, plain_sum(content(1), bytes));
+    free_all(f);
+    cws_gpu_stream_gone(f->gpu, stream);
+    assert_int_equal(driver.stream_destroy(stream), 0);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_strict),
+        cmocka_unit_test(test_strict_waits_for_a_use_inside_a_use),
         cmocka_unit_test(test_own_streams_are_told_apart),
         cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_a_capture_is_left_alone),

@@ -13,10 +13,12 @@ void cws_gpu_strict_enter(struct cws_gpu *gpu)
 
 void cws_gpu_strict_leave(struct cws_gpu *gpu, CUstream stream, bool queued)
 {
-    if (!gpu->config.strict || is_inner(gpu))
+    if (!gpu->config.strict)
         return;
-    if (queued)
+    if (queued) /* also an inner one: its stream may be another one, and the outer one may queue nothing */
         cws_driver_wait(gpu->core.driver, stream);
+    if (is_inner(gpu))
+        return;
     cws_gpu_lock(&gpu->core);
     gpu->strict.due = true;
     cws_gpu_wake_locked(&gpu->core);
