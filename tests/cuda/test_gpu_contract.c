@@ -621,11 +621,42 @@ static void test_strict_waits_for_a_use_inside_a_use(void **state)
     close_gpu(f);
 }
 
+/* --- pinned ------------------------------------------------------------------------------------------- */
+
+/* Kernels reach it by pointers that nobody sees: a copy into it that could bind it does not take its memory away. */
+static void test_pinned_memory_stays_mapped(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 64 * MIB, true);
+    const struct cws_tensor_info *t = cws_store_tensor(store, 0);
+    CUfunction function;
+    CUdeviceptr at;
+    uint64_t bytes = tensor_bytes(0), sum = 0;
+    uint32_t value = 3;
+    void *fill[] = {&at, &bytes, &value}, *look[] = {&f->scratch, &at, &bytes};
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &at), 0);
+    assert_int_equal(launch(f, "fill", &at, 1, fill), 0);
+    cws_gpu_pin(f->gpu, at);
+    assert_false(cws_gpu_bind(f->gpu, at, bytes, f->stream, store, t->begin));
+    assert_int_equal(driver.module_function(&function, f->kernels, "sum"), 0);
+    assert_int_equal(driver.launch(function, 1, 1, 1, 1, 1, 1, 0, f->stream, look, NULL), 0);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    assert_int_equal(driver.copy_out(&sum, f->scratch, 8), 0);
+    assert_int_equal(sum, value * bytes);
+    assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
+    /* the next one has the same memory, and is not pinned */
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &at), 0);
+    assert_true(cws_gpu_bind(f->gpu, at, bytes, f->stream, store, t->begin));
+    assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_strict),
         cmocka_unit_test(test_strict_waits_for_a_use_inside_a_use),
+        cmocka_unit_test(test_pinned_memory_stays_mapped),
         cmocka_unit_test(test_own_streams_are_told_apart),
         cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_a_capture_is_left_alone),

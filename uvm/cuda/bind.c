@@ -11,14 +11,17 @@ static const struct cws_tensor_info *tensor_of(const struct cws_store *store, ui
     return t && t->begin == offset && t->end - t->begin == bytes ? t : NULL;
 }
 
-/* Takes an extent's memory away: only one that was used before has any. True: it has none now. */
+/* Takes an extent's memory away: only one that was used before has any. True: it has none now. What is pinned stays
+ * mapped: a kernel may reach it that nobody sees. */
 static bool unmap_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     struct cws_gpu_range *r = x->range;
+    if (r->pinned)
+        return false;
     cws_gpu_range_name_locked(r); /* another thread may free it meanwhile */
     cws_gpu_users_wait_drops_lock(&gpu->streams, &x->users);
     bool unmapped = false;
-    if (!x->holds && x->state == CWS_EXTENT_ANONYMOUS && !r->freed) {
+    if (!x->holds && x->state == CWS_EXTENT_ANONYMOUS && !r->freed && !r->pinned) {
         struct cws_gpu_frame *frame = x->frame;
         cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
         cws_gpu_unlock(&gpu->core);
