@@ -113,10 +113,50 @@ static void test_staging_that_is_full(void **state)
     close_gpu(f);
 }
 
+static void *fill_fresh(void *arg)
+{
+    struct fixture *f = arg;
+    uint64_t bytes = 6 * MIB;
+    uint32_t value = 5;
+    void *params[] = {&f->at[0], &bytes, &value};
+    driver.context_set(f->context);
+    return (void *)(uintptr_t)launch(f, "fill", &f->at[0], 1, params);
+}
+
+/* A launch waits for memory of a fresh range, which counts as taken already: no weights are less than none. */
+static void test_memory_that_is_waited_for(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, false);
+    const struct timespec pause = {.tv_nsec = 200000};
+    struct cws_gpu_stats stats;
+    struct cws_gpu_use use;
+    CUdeviceptr held;
+    pthread_t thread;
+    void *result;
+    assert_int_equal(cws_gpu_alloc(f->gpu, 2 * MIB, f->stream, &held), 0);
+    assert_int_equal(cws_gpu_alloc(f->gpu, 6 * MIB, f->stream, &f->at[0]), 0);
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &held, 1, &use), 0);
+    cws_gpu_stats_get(f->gpu, &stats);
+    size_t all = 34 * MIB - stats.used_bytes;
+    assert_int_equal(cws_gpu_make_room(f->gpu, all), 0);
+    assert_int_equal(pthread_create(&thread, NULL, fill_fresh, f), 0);
+    for (stats.anonymous_bytes = 0; stats.anonymous_bytes != 8 * MIB; nanosleep(&pause, NULL))
+        cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.decoded_bytes, 0);
+    cws_gpu_room_used(f->gpu, all, 0);
+    cws_gpu_end(f->gpu, &use, false);
+    pthread_join(thread, &result);
+    assert_int_equal((uintptr_t)result, 0);
+    assert_int_equal(cws_gpu_free(f->gpu, held, f->stream, true), 0);
+    assert_int_equal(cws_gpu_free(f->gpu, f->at[0], f->stream, true), 0);
+    close_gpu(f);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_is_counted),
-                                       cmocka_unit_test(test_waits_have_causes),
-                                       cmocka_unit_test(test_staging_that_is_full)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_memory_is_counted), cmocka_unit_test(test_waits_have_causes),
+        cmocka_unit_test(test_staging_that_is_full), cmocka_unit_test(test_memory_that_is_waited_for)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -36,7 +36,8 @@ uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b)
 
 uint64_t cws_gpu_budget_weights(const struct cws_gpu_budget *b)
 {
-    return b->frames - b->of_class[CWS_CLASS_IDLE] - b->of_class[CWS_CLASS_RESERVE] - b->of_class[CWS_CLASS_FIXED];
+    uint64_t others = b->of_class[CWS_CLASS_IDLE] + b->of_class[CWS_CLASS_RESERVE] + b->of_class[CWS_CLASS_FIXED];
+    return others < b->frames ? b->frames - others : 0; /* what is being made counts as fixed before it has a frame */
 }
 
 /* --- granted ------------------------------------------------------------------------------------------ */
