@@ -6,7 +6,7 @@ the same, how long does a step take, what does it load and wait for?
         [--steps 8] [--blocks 19,38] [--hidden 3072] [--heads 24] [--tokens 4096,512] [--dtype bfloat16] [--device cuda]
 
 The blocks are those of the model, in plain torch: 19 with two streams and 38 with one, 12 G weights of random values,
-23.7 GB in bf16; 4096 latent and 512 text tokens. Makes the model and packs it, runs each in a process of its own, and
+23.8 GB in bf16; 4096 latent and 512 text tokens. Makes the model and packs it, runs each in a process of its own, and
 prints a row of the table when it ends: a step is the median of all but the first two. The link is measured first,
 pinned memory to the device. OUTDIR/NAME.json has the time and the counters of each step. Exit status 1 if what was
 computed differs, or a program fails. --device cpu with small sizes tries it everywhere (there the budget bounds host
@@ -18,6 +18,7 @@ import ctypes
 import glob
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ import time
 
 import scenarios
 
+WHEN = {"time": 256, "guidance": 256, "pooled": 768}  # what the modulation comes from, elements
 # Of codecllm.memory_stats(), where the build has them.
 RATES = """loads drops link_bytes link_ns weight_waits weight_wait_ns fresh_waits fresh_wait_ns staging_waits
     staging_wait_ns frames_created frames_released vmm_calls stolen""".split()
@@ -42,18 +44,47 @@ def make_parts(arguments):
     from torch.nn import functional
 
     hidden, blocks, head = arguments.hidden, arguments.blocks, arguments.hidden // arguments.heads
+    dtype = getattr(torch, arguments.dtype)
 
     def linear(to, of=hidden):
-        return nn.Linear(of, to, device="meta", dtype=getattr(torch, arguments.dtype))
+        return nn.Linear(of, to, device="meta", dtype=dtype)
 
     def normed(x, shift, scale):
         return functional.layer_norm(x, (hidden,)) * (1 + scale) + shift
 
+    def heads(x):
+        return x.unflatten(-1, (-1, head)).transpose(1, 2)
+
     def attend(q, k, v, turn):
-        q, k, v = (x.unflatten(-1, (-1, head)).transpose(1, 2) for x in (q, k, v))
-        q, k = (functional.rms_norm(x, (head,)) for x in (q, k))
         q, k = (x * turn[0] + torch.cat((-x[..., head // 2 :], x[..., : head // 2]), -1) * turn[1] for x in (q, k))
         return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+    class Projections(nn.Module):
+        """Queries and keys, normed, and values, by head."""
+
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (linear(hidden) for _ in range(3))
+            self.q_norm, self.k_norm = (nn.RMSNorm(head, 1e-6, device="meta", dtype=dtype) for _ in range(2))
+
+        def forward(self, x):
+            return self.q_norm(heads(self.q(x))), self.k_norm(heads(self.k(x))), heads(self.v(x))
+
+    class Embedding(nn.Module):
+        def __init__(self, of):
+            super().__init__()
+            self.up, self.out = linear(hidden, of), linear(hidden)
+
+        def forward(self, x):
+            return self.out(functional.silu(self.up(x)))
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.modulation, self.out = linear(2 * hidden), linear(64)
+
+        def forward(self, x, when):
+            return self.out(normed(x, *self.modulation(functional.silu(when)).unsqueeze(1).chunk(2, -1)))
 
     class Stream(nn.Module):
         """What a block with two streams does to one of them."""
@@ -61,13 +92,12 @@ def make_parts(arguments):
         def __init__(self):
             super().__init__()
             self.modulation = linear(6 * hidden)
-            self.q, self.k, self.v, self.out = (linear(hidden) for _ in range(4))
+            self.qkv, self.out = Projections(), linear(hidden)
             self.up, self.down = linear(4 * hidden), linear(hidden, 4 * hidden)
 
         def before(self, x, when):
             parts = self.modulation(functional.silu(when)).unsqueeze(1).chunk(6, -1)
-            x = normed(x, parts[0], parts[1])
-            return parts[2:], (self.q(x), self.k(x), self.v(x))
+            return parts[2:], self.qkv(normed(x, parts[0], parts[1]))
 
         def after(self, x, attended, parts):
             x = x + parts[0] * self.out(attended)
@@ -82,7 +112,7 @@ def make_parts(arguments):
         def forward(self, image, text, when, turn):
             image_parts, image_qkv = self.image.before(image, when)
             text_parts, text_qkv = self.text.before(text, when)
-            both = attend(*(torch.cat(pair, 1) for pair in zip(text_qkv, image_qkv)), turn)
+            both = attend(*(torch.cat(pair, 2) for pair in zip(text_qkv, image_qkv)), turn)
             words = text.shape[1]
             return self.image.after(image, both[:, words:], image_parts), self.text.after(
                 text, both[:, :words], text_parts
@@ -92,24 +122,24 @@ def make_parts(arguments):
         def __init__(self):
             super().__init__()
             self.modulation = linear(3 * hidden)
-            self.up = linear(4 * hidden)
-            self.q, self.k, self.v = (linear(hidden) for _ in range(3))
+            self.up, self.qkv = linear(4 * hidden), Projections()
             self.out = linear(hidden, 5 * hidden)
 
         def forward(self, x, when, turn):
             shift, scale, gate = self.modulation(functional.silu(when)).unsqueeze(1).chunk(3, -1)
             y = normed(x, shift, scale)
             inner = functional.gelu(self.up(y), approximate="tanh")
-            return x + gate * self.out(torch.cat((attend(self.q(y), self.k(y), self.v(y), turn), inner), -1))
+            return x + gate * self.out(torch.cat((attend(*self.qkv(y), turn), inner), -1))
 
     yield "image", lambda: linear(hidden, 64)
     yield "text", lambda: linear(hidden, 4096)
-    yield "time", lambda: linear(hidden, 256)
+    for name, of in WHEN.items():
+        yield name, lambda of=of: Embedding(of)
     for i in range(blocks[0]):
         yield f"double.{i}", Double
     for i in range(blocks[1]):
         yield f"single.{i}", Single
-    yield "last", lambda: linear(64)
+    yield "last", Last
 
 
 def make_model(arguments, directory):
@@ -130,7 +160,9 @@ def make_model(arguments, directory):
 
     for part, make in make_parts(arguments):
         for name, p in make().state_dict().items():
-            values = torch.empty(p.shape, dtype=dtype, device=arguments.device).normal_(0, 0.02, generator=random)
+            values = torch.ones(p.shape, dtype=dtype, device=arguments.device)
+            if not name.endswith("norm.weight"):
+                values.normal_(0, 0.02, generator=random)
             tensors[f"{part}.{name}"] = values.cpu()
             size += p.nbytes
         if sum(t.nbytes for t in tensors.values()) > 2 << 30:
@@ -173,11 +205,27 @@ def counters():
     return {}
 
 
+def rotary(arguments):
+    """Cosines and sines for each text and each latent token: an eighth of a head does not turn, the rest by the row and
+    by the column of a square of latents."""
+    import torch
+
+    images, words = arguments.tokens
+    head, latent = arguments.hidden // arguments.heads, torch.arange(images)
+    part = head // 16 * 7
+    side, angles = math.ceil(math.sqrt(images)), []
+    for position, size in ((0 * latent, head - 2 * part), (latent // side, part), (latent % side, part)):
+        position = torch.cat((torch.zeros(words, dtype=torch.int64), position))
+        angles.append(torch.outer(position, 10000 ** (-torch.arange(0, size, 2) / size)))
+    angles = torch.cat(angles, 1).repeat(1, 2)
+    return [turn.to(getattr(torch, arguments.dtype)).to(arguments.device) for turn in (angles.cos(), angles.sin())]
+
+
 def work(arguments):
     """In a process of its own: prints what came out as one line of JSON."""
     import torch
 
-    device, dtype, head = arguments.device, getattr(torch, arguments.dtype), arguments.hidden // arguments.heads
+    device, dtype = arguments.device, getattr(torch, arguments.dtype)
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
     begin = time.perf_counter()
     parts = load(arguments)
@@ -189,21 +237,21 @@ def work(arguments):
     def draw(*shape):
         return torch.randn(*shape, generator=random).to(dtype).to(device)
 
-    image_in, text_in, when_in = draw(1, images, 64), draw(1, words, 4096), draw(1, 256)
-    angles = torch.outer(torch.arange(images + words), 10000 ** (-torch.arange(0, head, 2) / head)).repeat(1, 2)
-    turn = angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
+    image_in, text_in = draw(1, images, 64), draw(1, words, 4096)
+    when_in, turn = {name: draw(1, of) for name, of in WHEN.items()}, rotary(arguments)
     ms, digests, told, finite = [], [], [], True
     with torch.no_grad():
         for _ in range(arguments.steps + 2):
             told.append(counters())
             begin = time.perf_counter()
-            image, text, when = parts["image"](image_in), parts["text"](text_in), parts["time"](when_in)
+            image, text = parts["image"](image_in), parts["text"](text_in)
+            when = sum(parts[name](x) for name, x in when_in.items())
             for i in range(arguments.blocks[0]):
                 image, text = parts[f"double.{i}"](image, text, when, turn)
             x = torch.cat((text, image), 1)
             for i in range(arguments.blocks[1]):
                 x = parts[f"single.{i}"](x, when, turn)
-            out = parts["last"](x[:, words:])
+            out = parts["last"](x[:, words:], when)
             sync()
             ms.append((time.perf_counter() - begin) * 1e3)
             digests.append(hashlib.sha256(out.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:20])
@@ -289,15 +337,15 @@ def main():
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
     arguments.heads = arguments.heads or arguments.hidden // 128
-    if not arguments.heads or arguments.hidden % (2 * arguments.heads):
-        parser.error(f"{arguments.hidden} cannot be divided into {arguments.heads} heads of an even size")
+    if not arguments.heads or arguments.hidden % (32 * arguments.heads):
+        parser.error(f"{arguments.hidden} cannot be divided into {arguments.heads} heads of a multiple of 32")
     if arguments.model:
         work(arguments)
         return
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
-    shape = [arguments.hidden, *arguments.blocks] + [arguments.dtype] * (arguments.dtype != "bfloat16")
-    plain_dir = os.path.join(arguments.work, "denoise-" + "-".join(map(str, shape)))
+    shape = [arguments.hidden, arguments.heads, *arguments.blocks] + [arguments.dtype] * (arguments.dtype != "bfloat16")
+    plain_dir = os.path.join(arguments.work, "flux-" + "-".join(map(str, shape)))
     if not os.path.isdir(plain_dir):
         make_model(arguments, plain_dir)
     if not os.path.isdir(plain_dir + ".packed"):
