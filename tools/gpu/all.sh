@@ -3,7 +3,7 @@
 #   BUILD       default: build, made here if it is not there
 #   PART=both   right: only the first part; timed: only the second
 #   STRESS=120  seconds of random programs (stress), beside everything else of the first part; with 0 none
-#   LARGE=1     0 leaves out the models of Llama-3.1-8B's and FLUX.1-dev's shapes (27, then 40 GB in WORK, and about seven minutes)
+#   LARGE=1     0 leaves out rounds.py and the models of Llama-3.1-8B's and FLUX.1-dev's shapes (27, then 50 GB in WORK, and about ten minutes)
 #   WORK        where models are made; default: /tmp/codecllm-check
 out=${1:?usage: all.sh OUTDIR [BUILD]}
 build=${2:-build}
@@ -59,13 +59,14 @@ if [ "$part" != right ]; then
     if [ "$large" != 0 ]; then # 40 GB, not beside the 27 of the model before
         rm -rf "$work/llama-3.1-8b" "$work/llama-3.1-8b.packed"
         step denoise 400 python3 tools/gpu/denoise.py "$out/denoise" --build "$build" --work "$work" --budgets 8G,6G
+        step rounds 400 python3 tools/gpu/rounds.py "$out/rounds" --build "$build" --work "$work"
     fi
 fi
 
 for name in decoders scenarios stress strict installed; do # what was wrong, if anything
     grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
 done
-for name in waits speed turns prefill tinyllama 8b denoise; do
+for name in waits speed turns prefill tinyllama 8b denoise rounds; do
     [ -e "$out/$name.txt" ] && { echo "== $name"; tail -n 16 "$out/$name.txt"; }
 done
 echo "== steps"
