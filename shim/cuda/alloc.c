@@ -239,6 +239,8 @@ CUresult cws_do_cuMemPoolTrimTo(cws_fn_cuMemPoolTrimTo real, CUstream own, CUmem
     struct cws_gpu *gpu = cws_cuda_manager_if_open();
     if (gpu)
         cws_cuda_small_release(gpu);
+    if (gpu && is_ordinary_pool(pool, gpu))
+        cws_gpu_trim(gpu, keep);
     CUresult result = real(pool, keep);
     if (gpu)
         cws_gpu_pools_changed(gpu);

@@ -67,6 +67,7 @@ enum { TENSORS = 24 };
     CALL(cuMemFreeAsync, (CUdeviceptr address, CUstream stream))                                                       \
     CALL(cuMemPoolCreate, (CUmemoryPool * out, const CUmemPoolProps *props))                                           \
     CALL(cuMemPoolDestroy, (CUmemoryPool pool))                                                                        \
+    CALL(cuMemPoolTrimTo, (CUmemoryPool pool, size_t keep))                                                            \
     CALL(cuDeviceGetDefaultMemPool, (CUmemoryPool * out, CUdevice device))                                             \
     CALL(cuMemGetInfo_v2, (size_t * free_bytes, size_t * total_bytes))                                                 \
     CALL(cuPointerGetAttribute, (void *data, CUpointer_attribute which, CUdeviceptr address))                          \

@@ -572,6 +572,33 @@ static void pools_of_the_program_are_paged_unless_shared(void **state)
     OK(cu.cuMemPoolDestroy(pool));
 }
 
+/* As torch.cuda.empty_cache() does. */
+static void a_trimmed_pool_keeps_no_freed_memory(void **state)
+{
+    (void)state;
+    CUmemoryPool pool;
+    CUdeviceptr a, b;
+    OK(cu.cuDeviceGetDefaultMemPool(&pool, 0));
+    OK(cu.cuMemPoolTrimTo(pool, 0));
+    unsigned long long before = stat_of("used");
+    OK(cu.cuMemAllocAsync(&a, 6 * MIB, stream));
+    OK(cu.cuMemAllocAsync(&b, 4 * MIB, stream));
+    OK(cu.cuMemsetD8Async(a, 1, 6 * MIB, stream));
+    OK(cu.cuMemsetD8Async(b, 2, 4 * MIB, stream));
+    OK(cu.cuMemFreeAsync(a, stream));
+    OK(cu.cuCtxSynchronize());
+    assert_int_equal(stat_of("reserve"), 6 * MIB);
+    OK(cu.cuMemPoolTrimTo(pool, 8 * MIB));
+    assert_int_equal(stat_of("reserve"), 6 * MIB);
+    OK(cu.cuMemPoolTrimTo(pool, 0));
+    assert_int_equal(stat_of("reserve"), 0);
+    assert_in_range(stat_of("used"), 0, before + 4 * MIB); /* before, memory may have lain idle */
+    OK(cu.cuMemFreeAsync(b, stream));
+    OK(cu.cuCtxSynchronize());
+    OK(cu.cuMemPoolTrimTo(pool, 0));
+    assert_in_range(stat_of("used"), 0, before);
+}
+
 static void too_much_fails_at_the_allocation(void **state)
 {
     (void)state;
@@ -963,6 +990,7 @@ int main(void)
         cmocka_unit_test(sets_write_where_they_should),
         cmocka_unit_test(small_and_plain_memory_is_the_drivers_and_counted),
         cmocka_unit_test(pools_of_the_program_are_paged_unless_shared),
+        cmocka_unit_test(a_trimmed_pool_keeps_no_freed_memory),
         cmocka_unit_test(too_much_fails_at_the_allocation),
         cmocka_unit_test(paged_memory_answers_as_memory_does),
         cmocka_unit_test(free_memory_is_the_budgets),

@@ -91,6 +91,10 @@ void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes);
  * cws_gpu_pool_used, which is due in any case where this succeeds. */
 CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room);
 void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room);
+/* The program asks for cuMemPoolTrimTo on a pool whose allocations are ranges (torch.cuda.empty_cache()): memory of
+ * freed ranges is not kept for the next allocations, but for `keep` bytes of it, and goes back to the driver as far as
+ * its uses are done; for these it waits a few milliseconds at most. */
+void cws_gpu_trim(struct cws_gpu *gpu, size_t keep);
 /* A pool may have given memory back to the driver: the manager asks how much it has. */
 void cws_gpu_pools_changed(struct cws_gpu *gpu);
 /* A memory pool that the process allocates from, to be counted and trimmed; the device's current pool is known from the

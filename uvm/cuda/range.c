@@ -178,17 +178,18 @@ bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes)
     return gpu->budget.of_class[CWS_CLASS_RESERVE] != before;
 }
 
-/* Takes the memory of a freed extent whose uses are all done. A use that named it while it lived may even hold it, and
- * does not need it. */
-static bool release_drops_lock(struct cws_gpu *gpu)
+/* Takes the memory of a freed extent whose uses are all done; how many granules, or 0: there is none. A use that named
+ * it while it lived may even hold it, and does not need it. */
+static uint32_t release_drops_lock(struct cws_gpu *gpu)
 {
     struct cws_gpu_extent *x = NULL;
     for (struct cws_list *l = gpu->ranges.cold.next; !x && l != &gpu->ranges.cold; l = l->next)
         if (cws_gpu_users_done(&gpu->streams, &CWS_LIST_OF(l, struct cws_gpu_extent, cached)->users, true))
             x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
     if (!x)
-        return false;
+        return 0;
     struct cws_gpu_frame *frame = x->frame;
+    uint32_t granules = x->granules;
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
     cws_gpu_unlock(&gpu->core);
     CUresult result = cws_gpu_frame_unmap(&gpu->frames, frame, x->base);
@@ -200,7 +201,20 @@ static bool release_drops_lock(struct cws_gpu *gpu)
         cws_gpu_frame_put(&gpu->frames, frame);
         end_locked(gpu, x);
     }
-    return true;
+    return granules;
+}
+
+bool cws_gpu_reserve_trim_drops_lock(struct cws_gpu *gpu, uint64_t keep)
+{
+    while (gpu->budget.of_class[CWS_CLASS_RESERVE] > keep && cool_locked(gpu)) {
+    }
+    cws_gpu_streams_look_again(&gpu->streams);
+    for (uint32_t granules; (granules = release_drops_lock(gpu)) > 0;) {
+        struct cws_gpu_frame *frame = cws_gpu_frame_take(&gpu->frames, granules);
+        if (frame)
+            cws_gpu_frame_release_drops_lock(&gpu->frames, frame);
+    }
+    return cws_list_is_empty(&gpu->ranges.cold);
 }
 
 bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes)

@@ -28,6 +28,9 @@ void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 void cws_gpu_reserve_age_locked(struct cws_gpu *gpu);
 /* Takes from the reserve, the oldest first, until `bytes` more can be had. Whether there was any. */
 bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes);
+/* But for `keep` bytes the reserve ends, and what is COLD goes back to the driver, as far as its uses are done: whether
+ * all of it. */
+bool cws_gpu_reserve_trim_drops_lock(struct cws_gpu *gpu, uint64_t keep);
 /* Makes `bytes` free by giving up idle frames and then COLD extents whose uses are done. Whether anything was given
  * up. */
 bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes);

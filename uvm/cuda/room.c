@@ -2,6 +2,12 @@
  * is counted. What does not fit is refused with a line that names the least budget. */
 #include "gpu.h"
 
+#include <time.h>
+
+/* That a stream is done shows a moment after it was asked for the first time: a mark has to come through. */
+enum { TRIM_TRIES = 20 };
+static const struct timespec trim_wait = {.tv_nsec = 50000};
+
 bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)
 {
     return need <= gpu->budget.bytes || need - cws_gpu_spillable_locked(gpu) <= gpu->budget.bytes;
@@ -106,6 +112,20 @@ void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room)
     cws_gpu_lock(&gpu->core);
     cws_gpu_budget_ungrant(&gpu->budget, room, true);
     cws_gpu_pools_count(&gpu->pools);
+    cws_gpu_unlock(&gpu->core);
+}
+
+void cws_gpu_trim(struct cws_gpu *gpu, size_t keep)
+{
+    if (gpu->core.dead)
+        return;
+    cws_gpu_lock(&gpu->core);
+    for (unsigned i = 0; i < TRIM_TRIES && !cws_gpu_reserve_trim_drops_lock(gpu, keep); i++) {
+        cws_gpu_unlock(&gpu->core);
+        nanosleep(&trim_wait, NULL);
+        cws_gpu_lock(&gpu->core);
+    }
+    cws_gpu_wake_locked(&gpu->core);
     cws_gpu_unlock(&gpu->core);
 }
 
