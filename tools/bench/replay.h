@@ -33,6 +33,8 @@ struct replay_shape {
 };
 extern const struct replay_shape replay_tinyllama, replay_llama8b, replay_mixtral;
 
+/* A weight, appended. layer < 0: none. Returns its index. */
+size_t replay_add_item(struct replay_trace *t, uint64_t bytes, const char *prefix, const char *name, int layer);
 /* A model's ranges of 1 MiB and more, in the order of a forward pass, appended; bf16. Returns the first one's index. */
 size_t replay_add_model(struct replay_trace *t, const struct replay_shape *shape, const char *prefix);
 /* One forward pass of a model that was added at `first`. Routed layers use two experts each, by *seed; each is the one

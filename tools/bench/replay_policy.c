@@ -3,7 +3,7 @@
  * for a GPU, uvm/policy/policy.h for host memory); traces are made from the shapes of models, or recorded by
  * CODEC_TRACE. `replay_policy --help` lists options and what the columns mean. */
 #include "store/base/options.h"
-#include "replay.h"
+#include "replay_rounds.h"
 #include "tools/say.h"
 #include "tools/table.h"
 
@@ -19,14 +19,17 @@ enum { ROUNDS = 24, MOE_ROUNDS = 80, BLOCK_BYTES = 1 << 20 };
 static const char help[] =
     "Usage: replay_policy [OPTIONS] [SET ...]\n"
     "       replay_policy [OPTIONS] --trace FILE --budget SIZE\n"
+    "       replay_policy [OPTIONS] --device [--program NAME]\n"
     "\n"
     "Sets (default: all): tinyllama, 8b (cyclic scans), two (TinyLlama drafts four tokens, then 8B makes one, again "
     "and again),\n"
     "moe (Mixtral 8x7B's sizes, two of eight experts a layer, fixed seed).\n"
     "\n"
     "  --trace FILE      uses recorded by CODEC_TRACE on a GPU\n"
-    "  --budget SIZE     of device memory; may be given several times (default: a few for each set)\n"
-    "  --other SIZE      of it, for what is no weight (default 0); staging takes a 32nd and 64M at most\n"
+    "  --budget SIZE,... of device memory; may be given several times (default: a few for each set)\n"
+    "  --other SIZE      of it, for what is no weight (default 0; with --device 48M, beside activations); staging "
+    "takes a "
+    "32nd and 64M at most\n"
     "  --rounds N        tokens; the second half is counted (default 24; moe 80, where each expert comes seldom)\n"
     "  --link GBPS       host to device (55.5)           --ratio R         of a weight to its stored bytes (1.5)\n"
     "  --decode GBPS     decoded bytes (1200)            --memory GBPS     what a use reads its weight at (3500)\n"
@@ -42,13 +45,31 @@ static const char help[] =
     "beside the optimum\n"
     "                    and `belady, timed` with what --set says\n"
     "\n"
+    "  --device          predicts the time of a round of a program instead, with all that costs time: "
+    "its thread, the loader, the device, memory\n"
+    "  --program NAME    tinyllama, 8b (a token, batch 1), flux (a step of FLUX.1-dev's shape), prefill (of 8b's "
+    "shape, 4 "
+    "x 2048 tokens); default: all\n"
+    "  --plain-ms MS     of a round with everything resident: of its kernels (flux, prefill), or of its launching "
+    "thread "
+    "(tokens)\n"
+    "  --host-ms MS      of the launching thread alone (flux: 100, prefill: 45)\n"
+    "  --cost NAME=VALUE what something costs; may be given several times; --costs lists them. Here --link sets "
+    "link_gbps, and --ratio stored_share\n"
+    "\n"
     "hit: bytes of uses that did not have to be loaded for them. link: bytes copied a token. stall: time a token "
     "beyond that with everything resident.\n"
     "x best: time over that of the row `optimum`, which no policy can beat: Belady's rule on bytes instead of whole "
     "ranges, everything but the link and the\n"
     "program's own work free, and the link never idle. belady: the same with whole ranges, still without a cost but "
     "the link. belady, timed: that rule with the trace's\n"
-    "order, in the machine in which the policies run. x belady: time over that of `belady, timed`.\n";
+    "order, in the machine in which the policies run. x belady: time over that of `belady, timed`.\n"
+    "\n"
+    "With --device, of a round, the mean of the second half of --rounds (16): ms: its time; of plain: over that with "
+    "everything resident. busy: of the link.\n"
+    "wait, memory ms: the launching thread waits for weights, for memory of activations. frames: memory made anew in "
+    "another size. calls: of the driver, for memory.\n"
+    "reserve: memory of activations, in use and kept. evicted: weights, for memory of activations.\n";
 
 static struct replay_machine machine = {.link_gbps = 55.5,
                                         .decode_gbps = 1200,
@@ -59,8 +80,10 @@ static struct replay_machine machine = {.link_gbps = 55.5,
                                         .drop_us = 45,
                                         .ratio = 1.5,
                                         .host_gbps = 2};
-static uint64_t other_bytes, budgets[8];
+static uint64_t other_bytes = UINT64_MAX, budgets[16]; /* UINT64_MAX: not given */
 static unsigned budget_count, round_total;
+static struct replay_rounds device; /* of --device */
+static bool is_device, ratio_given, link_given;
 static struct cws_tuning tuning;  /* as --set says */
 static struct replay_sweep sweep; /* count 0: none */
 
@@ -255,10 +278,27 @@ static int run_recorded(struct cws_table *table, const char *path)
 
 /* --- options ------------------------------------------------------------------------------------------------ */
 
-enum { OPT_TRACE = 256, OPT_BUDGET, OPT_OTHER, OPT_ROUNDS, OPT_HELP, OPT_TUNING, OPT_SET, OPT_SWEEP, OPT_NUMBER };
-static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &machine.memory_gbps,
-                                  &machine.use_us,    &machine.launch_us,   &machine.map_us,
-                                  &machine.drop_us,   &machine.ratio,       &machine.host_gbps};
+enum {
+    OPT_TRACE = 256,
+    OPT_BUDGET,
+    OPT_OTHER,
+    OPT_ROUNDS,
+    OPT_HELP,
+    OPT_TUNING,
+    OPT_SET,
+    OPT_SWEEP,
+    OPT_DEVICE,
+    OPT_PROGRAM,
+    OPT_COST,
+    OPT_COSTS,
+    OPT_NUMBER,
+    OPT_RATIO = OPT_NUMBER + 7, /* of numbers */
+    OPT_PLAIN_MS = OPT_NUMBER + 9,
+    OPT_HOST_MS,
+};
+static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &machine.memory_gbps, &machine.use_us,
+                                  &machine.launch_us, &machine.map_us,      &machine.drop_us,     &machine.ratio,
+                                  &machine.host_gbps, &device.plain_ms,     &device.host_ms};
 static const struct option longs[] = {
     {"trace", 1, NULL, OPT_TRACE},       {"budget", 1, NULL, OPT_BUDGET},
     {"other", 1, NULL, OPT_OTHER},       {"rounds", 1, NULL, OPT_ROUNDS},
@@ -268,7 +308,10 @@ static const struct option longs[] = {
     {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6},
     {"ratio", 1, NULL, OPT_NUMBER + 7},  {"host", 1, NULL, OPT_NUMBER + 8},
     {"tuning", 0, NULL, OPT_TUNING},     {"set", 1, NULL, OPT_SET},
-    {"sweep", 1, NULL, OPT_SWEEP},       {NULL, 0, NULL, 0},
+    {"sweep", 1, NULL, OPT_SWEEP},       {"device", 0, NULL, OPT_DEVICE},
+    {"program", 1, NULL, OPT_PROGRAM},   {"cost", 1, NULL, OPT_COST},
+    {"costs", 0, NULL, OPT_COSTS},       {"plain-ms", 1, NULL, OPT_PLAIN_MS},
+    {"host-ms", 1, NULL, OPT_HOST_MS},   {NULL, 0, NULL, 0},
 };
 
 static bool parse_number(const char *text, double *out)
@@ -281,22 +324,36 @@ static bool parse_number(const char *text, double *out)
     return true;
 }
 
+static bool take_budgets(const char *text)
+{
+    for (size_t length; *text; text += length + (text[length] == ',')) {
+        length = strcspn(text, ",");
+        if (budget_count == sizeof budgets / sizeof *budgets ||
+            cws_parse_bytes(text, length, &budgets[budget_count++]) != 0)
+            return false;
+    }
+    return budget_count > 0;
+}
+
 /* False: the value is nonsense. */
 static bool take_option(int c, const char **trace)
 {
     double rounds;
     switch (c) {
     case OPT_TRACE: *trace = optarg; return true;
-    case OPT_BUDGET:
-        return budget_count < sizeof budgets / sizeof *budgets &&
-               cws_parse_bytes(optarg, strlen(optarg), &budgets[budget_count++]) == 0;
+    case OPT_BUDGET: return take_budgets(optarg);
+    case OPT_DEVICE: is_device = true; return true;
+    case OPT_PROGRAM: device.program = optarg; return true;
     case OPT_OTHER: return cws_parse_bytes(optarg, strlen(optarg), &other_bytes) == 0;
     case OPT_ROUNDS:
         if (!parse_number(optarg, &rounds) || rounds < 8 || rounds > 100000)
             return false;
         round_total = (unsigned)rounds;
         return true;
-    default: return parse_number(optarg, numbers[c - OPT_NUMBER]);
+    default:
+        ratio_given |= c == OPT_RATIO;
+        link_given |= c == OPT_NUMBER;
+        return parse_number(optarg, numbers[c - OPT_NUMBER]);
     }
 }
 
@@ -304,7 +361,11 @@ static bool take_option(int c, const char **trace)
 static bool take_tuned(int c)
 {
     struct cws_error err = {0};
-    if (c == OPT_SWEEP && sweep.count)
+    if (c == OPT_COST && replay_cost_set(&device.costs, optarg, &err))
+        cws_say_line("--cost %s", err.message);
+    else if (c == OPT_COST)
+        return true;
+    else if (c == OPT_SWEEP && sweep.count)
         cws_say_line("--sweep: one number at a time");
     else if (c == OPT_SWEEP ? replay_sweep_of(&sweep, optarg, &err) : replay_set(&tuning, optarg, &err))
         cws_say_line("%s %s", c == OPT_SWEEP ? "--sweep" : "--set", err.message);
@@ -337,6 +398,22 @@ static int list_tuning(void)
     return fflush(stdout) == 0 ? 0 : 2;
 }
 
+static int run_device(void)
+{
+    device.budgets = budgets;
+    device.budget_count = budget_count;
+    device.other = other_bytes == UINT64_MAX ? (uint64_t)48 << 20 : other_bytes;
+    device.rounds = round_total;
+    device.tuning = &tuning;
+    device.sweep = &sweep;
+    if (link_given)
+        device.costs.link_gbps = machine.link_gbps;
+    if (ratio_given)
+        device.costs.stored_share = 1 / machine.ratio;
+    int status = replay_rounds_print(&device);
+    return fflush(stdout) == 0 ? status : 2;
+}
+
 static struct cws_table *new_table(void)
 {
     const char *first = sweep.count ? sweep.row.name : "policy";
@@ -355,6 +432,7 @@ int main(int argc, char **argv)
     int c, status = 0;
     opterr = 0;
     tuning = cws_tuning_default;
+    device.costs = replay_costs_default;
     while ((c = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
         if (c == OPT_HELP) {
             fputs(help, stdout);
@@ -362,7 +440,9 @@ int main(int argc, char **argv)
         }
         if (c == OPT_TUNING)
             return list_tuning();
-        if (c == OPT_SET || c == OPT_SWEEP) {
+        if (c == OPT_COSTS)
+            return replay_costs_print();
+        if (c == OPT_SET || c == OPT_SWEEP || c == OPT_COST) {
             if (!take_tuned(c))
                 return 2;
             continue;
@@ -372,6 +452,9 @@ int main(int argc, char **argv)
             return 2;
         }
     }
+    if (is_device)
+        return run_device();
+    other_bytes = other_bytes == UINT64_MAX ? 0 : other_bytes;
     struct cws_table *table = new_table();
     if (trace)
         status = run_recorded(table, trace);

@@ -26,7 +26,7 @@ static void *grown(void *list, size_t count, size_t *room, size_t bytes)
     return list;
 }
 
-static size_t add_item(struct replay_trace *t, uint64_t bytes, const char *prefix, const char *name, int layer)
+size_t replay_add_item(struct replay_trace *t, uint64_t bytes, const char *prefix, const char *name, int layer)
 {
     t->items = grown(t->items, t->item_count, &t->item_room, sizeof *t->items);
     struct replay_item *item = &t->items[t->item_count];
@@ -64,19 +64,19 @@ static size_t layer_items(const struct replay_shape *s) { return 4 + 3 * (size_t
 size_t replay_add_model(struct replay_trace *t, const struct replay_shape *s, const char *prefix)
 {
     uint64_t table = 2ull * s->hidden * s->vocabulary, inner = 2ull * s->hidden * s->inner;
-    size_t first = add_item(t, table, prefix, "embed", -1);
+    size_t first = replay_add_item(t, table, prefix, "embed", -1);
     for (unsigned layer = 0; layer < s->layers; layer++) {
         for (unsigned i = 0; i < 4; i++)
-            add_item(t, attention_bytes(s, i), prefix, attention[i], (int)layer);
+            replay_add_item(t, attention_bytes(s, i), prefix, attention[i], (int)layer);
         for (unsigned e = 0; e < (s->experts ? s->experts : 1); e++) {
             for (unsigned i = 0; i < 3; i++) {
                 char name[32];
                 snprintf(name, sizeof name, s->experts ? "experts.%2$u.%1$s" : "%1$s", expert[i], e);
-                add_item(t, inner, prefix, name, (int)layer);
+                replay_add_item(t, inner, prefix, name, (int)layer);
             }
         }
     }
-    add_item(t, table, prefix, "lm_head", -1);
+    replay_add_item(t, table, prefix, "lm_head", -1);
     return first;
 }
 
@@ -197,7 +197,7 @@ static size_t item_named(struct replay_trace *t, const char *name, uint64_t byte
     for (size_t i = 0; i < t->item_count; i++)
         if (t->items[i].bytes == bytes && strcmp(t->items[i].name, name) == 0)
             return i;
-    return add_item(t, bytes, "", name, -1);
+    return replay_add_item(t, bytes, "", name, -1);
 }
 
 int replay_load(struct replay_trace *t, const char *path, struct cws_error *err)

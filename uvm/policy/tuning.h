@@ -3,7 +3,8 @@
  * (`--tuning` lists them); a program always runs with the defaults. docs/notes/replacement.md has what was measured.
  *
  * history_, order_ and views_ are read by the files of this folder, load_ and staging_ by the model of the loader
- * (tools/bench/replay_device.c). The others are the CUDA manager's alone, and no model has them.
+ * (tools/bench/replay_device.c). The others are the CUDA manager's alone; its simulation (replay_loader.c)
+ * has some of them, as they are by default.
  *
  * What a number belongs to by its nature, as the size of an array, is no number of these. */
 #ifndef CWS_TUNING_H
