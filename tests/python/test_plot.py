@@ -73,6 +73,47 @@ def test_ranges_of_a_device():
     assert trace.memory == [(pytest.approx(31e-6), 7, 3)]
 
 
+def copy(begin, end, tid=9):
+    return {**event("X", "copy", begin, tid, bytes=100), "dur": end - begin}
+
+
+LOAD = {**event("X", "load", 0, range=1, tensor="w", bytes=50, tensor_bytes=50), "dur": 1}
+
+
+def test_the_link_of_a_device():
+    rounds = [event("i", "cycle", ts, number=1) for ts in (100, 200, 400)]
+    copies = [copy(0, 60), copy(90, 120), copy(150, 180), copy(170, 190), copy(390, 450)]  # two of them at once
+    trace = plot.understand([LOAD, *rounds, *reversed(copies)])
+    seconds = lambda *us: [x / 1e6 for x in us]  # noqa: E731
+    assert trace.rounds() == [tuple(seconds(100, 200)), tuple(seconds(200, 400))]
+    assert trace.link_busy(*seconds(100, 200)) == pytest.approx(0.6)
+    assert trace.link_busy(*seconds(200, 400)) == pytest.approx(0.05)
+    assert trace.link_span() == tuple(seconds(100, 400))
+    assert trace.link_busy(*trace.link_span()) == pytest.approx(70 / 300)
+    assert trace.link_busy(*seconds(0, 60)) == pytest.approx(1) and trace.link_busy(*seconds(60, 90)) == 0
+    assert trace.link_busy(*seconds(100, 100)) == 0
+    trace = plot.understand([LOAD, rounds[0], *copies])  # no whole round
+    assert trace.rounds() == [] and trace.link_span() == tuple(seconds(0, 450))
+    trace = plot.understand([LOAD, *rounds, *copies, copy(200, 300, tid=10)])  # two devices
+    assert trace.link_busy(*seconds(200, 400)) == pytest.approx((0.05 + 0.5) / 2)
+    assert plot.understand(HOST).copies == {}
+
+
+def test_what_is_said_and_drawn_of_a_device(tmp_path):
+    pytest.importorskip("matplotlib")
+    events = [LOAD, *(event("i", "cycle", ts, number=1) for ts in (0, 1000, 2000)), copy(0, 800), copy(1000, 1400)]
+    (tmp_path / "gpu.json").write_text(json.dumps(events))
+    picture = tmp_path / "gpu.svg"
+    environment = clean_environment(PYTHONPATH=ROOT / "shim" / "python", MPLCONFIGDIR=tmp_path)
+    done = run(sys.executable, "-m", "codecllm.plot", tmp_path / "gpu.json", "-o", picture, env=environment)
+    assert ", link busy 60 % of the time (of each round 80, 40 %), " in done.stdout
+    text = re.sub(
+        r"<!--\s*(.*?)\s*-->", r"\1", picture.read_text()
+    )  # matplotlib draws letters, and has the words beside
+    for words in ("the link was busy, 60 % of the time of whole rounds", "link busy, %", "80 %", "40 %"):
+        assert words in text
+
+
 def test_a_trace_that_was_cut_short(tmp_path):
     text = "[\n" + ",\n".join(json.dumps(e) for e in HOST)
     path = tmp_path / "t.json"

@@ -19,6 +19,7 @@ from codecllm._error import Error
 
 BINS = 600  # columns of the picture
 LABELS_MOST = 48  # names beside the rows
+ROUNDS_MOST = 24  # with a number each
 MIB = float(1 << 20)
 
 
@@ -56,12 +57,37 @@ class Trace:
     read: list[tuple[float, int]] = field(default_factory=list)  #: (time, stored bytes)
     waited: list[float] = field(default_factory=list)  #: a use found the weight missing
     ready: list[float] = field(default_factory=list)  #: it was there, or was decoded ahead of its use
-    tokens: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)  #: a round of the program's begins
+    #: of each device: (begin, end) of each copy over the link, in order
+    copies: dict[Any, list[tuple[float, float]]] = field(default_factory=dict)
     lost: int = 0  #: events that the trace dropped
 
     def share_ready(self) -> float:
         total = len(self.waited) + len(self.ready)
         return len(self.ready) / total if total else 0.0
+
+    def link_busy(self, begin: float, end: float) -> float:
+        """The share of this time in which the link to a device was busy; of several devices the mean."""
+        shares = []
+        for copies in self.copies.values():
+            busy, until = 0.0, begin
+            for a, b in copies[bisect.bisect(copies, (begin,)) - 1 if copies[0][0] < begin else 0 :]:
+                if a >= end:
+                    break
+                busy += max(0.0, min(b, end) - max(a, until))
+                until = max(until, b)
+            shares.append(busy / (end - begin) if end > begin else 0.0)
+        return sum(shares) / len(shares) if shares else 0.0
+
+    def rounds(self) -> list[tuple[float, float]]:
+        """(begin, end) of each whole round."""
+        return list(zip(self.tokens, self.tokens[1:]))
+
+    def link_span(self) -> tuple[float, float]:
+        """The time that link_busy is told for: all whole rounds, or from the first copy to the last."""
+        if len(self.tokens) > 1:
+            return self.tokens[0], self.tokens[-1]
+        return min(c[0][0] for c in self.copies.values()), max(c[-1][1] for c in self.copies.values())
 
 
 def spans(events: list[dict[str, Any]]) -> Iterator[tuple[float, float, str, dict[str, Any]]]:
@@ -113,6 +139,12 @@ def understand(events: list[dict[str, Any]]) -> Trace:
         elif name.endswith("memory") and "weights" in args:
             trace.memory.append((at, args["weights"], args.get("fixed", 0)))
         trace.end = max(trace.end, at)
+    for e in events:
+        if e["ph"] == "X" and e["name"] == "copy":
+            begin = (e["ts"] - first) / 1e6
+            trace.copies.setdefault(e.get("tid"), []).append((begin, begin + e.get("dur", 0) / 1e6))
+    for copies in trace.copies.values():
+        copies.sort()
     trace.waited.sort()
     if not trace.changes:
         raise Error("nothing was paged in this trace: no weights came into memory")
@@ -145,6 +177,16 @@ def per_second(points: list[tuple[float, int]], end: float, bins: int) -> list[f
     for at, size in points:
         out[min(int(at / end * bins), bins - 1)] += size * bins / end
     return out
+
+
+def draw_busy(trace: Trace, link: Any, edges: list[float]) -> None:
+    """Over the bytes: when the link was busy, as a line, and of each round as a number."""
+    busy = link.twinx()
+    busy.stairs([100 * trace.link_busy(a, b) for a, b in zip(edges, edges[1:])], edges, color="black", linewidth=1)
+    busy.set(ylabel="link busy, %", ylim=(0, 105))
+    rounds = trace.rounds()
+    for a, b in rounds if len(rounds) <= ROUNDS_MOST else []:
+        busy.text((a + b) / 2, 3, f"{100 * trace.link_busy(a, b):.0f} %", ha="center", fontsize=7)
 
 
 def draw(trace: Trace, title: str, path: str) -> None:
@@ -199,9 +241,12 @@ def draw(trace: Trace, title: str, path: str) -> None:
     bins, edges = 120, [end * i / 120 for i in range(121)]
     link.stairs([v / 1e6 for v in per_second(trace.read, end, bins)], edges, fill=True, color="tab:green")
     link.set(ylabel="MB/s", ylim=(0, None))
-    link.set_title(
-        f"Compressed bytes read: {sum(size for _, size in trace.read) / MIB:.1f} MiB in all", fontsize=10, loc="left"
-    )
+    told = f"Compressed bytes read: {sum(size for _, size in trace.read) / MIB:.1f} MiB in all"
+    if trace.copies:
+        draw_busy(trace, link, edges)
+        told += f". Black: the link was busy, {100 * trace.link_busy(*trace.link_span()):.0f} % of the time"
+        told += " of whole rounds" if len(trace.tokens) > 1 else ""
+    link.set_title(told, fontsize=10, loc="left")
 
     ready = [bisect.bisect(trace.ready, b) - bisect.bisect(trace.ready, a) for a, b in zip(edges, edges[1:])]
     waited = [bisect.bisect(trace.waited, b) - bisect.bisect(trace.waited, a) for a, b in zip(edges, edges[1:])]
@@ -241,9 +286,15 @@ def main() -> None:
     except Error as why:
         print(f"codecllm: {why}", file=sys.stderr)
         sys.exit(2)
+    link = ""
+    if trace.copies:
+        link = f", link busy {100 * trace.link_busy(*trace.link_span()):.0f} % of the time"
+        shares = [f"{100 * trace.link_busy(a, b):.0f}" for a, b in trace.rounds()]
+        if 1 < len(shares) <= ROUNDS_MOST:
+            link += f" (of each round {', '.join(shares)} %)"
     print(
         f"{args.output}: {len(trace.tensors)} tensors, {trace.end:.2f} s, {sum(s for _, s in trace.read) / MIB:.1f} "
-        f"MiB read, "
+        f"MiB read{link}, "
         f"{100 * trace.share_ready():.1f} % ready before they were needed"
     )
 
