@@ -25,6 +25,7 @@ OWNERS = {
     "sources": ("cws_gpu_sources", {"sources.c"}),
     "staging": ("cws_gpu_staging", {"staging.c"}),
     "ranges": ("cws_gpu_ranges", {"range.c"}),
+    "reserve": ("cws_gpu_reserve", {"reserve.c"}),
     "sets": ("cws_gpu_sets", {"sets.c", "gpu.c"}),  # gpu.c: ranges, once
     "order": ("cws_gpu_order", {"order_use.c"}),
     "uses": ("cws_gpu_uses", {"use.c"}),

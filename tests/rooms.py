@@ -39,7 +39,7 @@ HALVES = [
     {"uvm/policy/order", "uvm/policy/history"},  # history.h: the part of an order that remembers rounds
     {"uvm/host/view", "uvm/host/pager", "uvm/host/channel"},  # pager.h: the inside of the views
     # gpu.h: the manager of a device as a whole, for the files that work across its modules
-    {"uvm/cuda/gpu", "uvm/cuda/range", "uvm/cuda/use", "uvm/cuda/loader", "uvm/cuda/trace"},
+    {"uvm/cuda/gpu", "uvm/cuda/range", "uvm/cuda/reserve", "uvm/cuda/use", "uvm/cuda/loader", "uvm/cuda/trace"},
 ]
 
 

@@ -97,10 +97,114 @@ static void test_a_launch_takes_it_in_need(void **state)
     close_gpu(f);
 }
 
+/* Allocates, uses and frees so much on a stream. */
+static CUdeviceptr once(struct fixture *f, uint64_t bytes, CUstream stream)
+{
+    struct cws_gpu_use use;
+    CUdeviceptr at;
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, stream, &at), 0);
+    assert_int_equal(cws_gpu_begin(f->gpu, stream, &at, 1, &use), 0);
+    cws_gpu_end(f->gpu, &use, true);
+    assert_int_equal(cws_gpu_free(f->gpu, at, stream, true), 0);
+    return at;
+}
+
+/* What is a little larger than what was freed gets its memory; what is of another class does not. */
+static void test_sizes_of_a_class_share_memory(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 192 * MIB, true);
+    struct cws_gpu_stats before, after;
+    CUdeviceptr at = once(f, 41 * MIB, f->stream); /* 36 to 40 MiB, 40 to 44 */
+    cws_gpu_stats_get(f->gpu, &before);
+    assert_true(once(f, 44 * MIB, f->stream) == at);
+    assert_true(once(f, 42 * MIB, f->stream) == at);
+    cws_gpu_stats_get(f->gpu, &after);
+    assert_int_equal(after.frames_created, before.frames_created);
+    assert_int_equal(after.reserve_bytes, 44 * MIB);
+    assert_true(once(f, 45 * MIB, f->stream) != at);
+    assert_true(once(f, 40 * MIB, f->stream) != at);
+    assert_null(cws_gpu_check(f->gpu));
+    close_gpu(f);
+}
+
+/* Where its class does not fit, an allocation gets what it takes. */
+static void test_what_just_fits_fits(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 140 * MIB, true);
+    struct cws_gpu_stats stats;
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.staging_bytes, 10 * MIB);
+    once(f, 130 * MIB, f->stream); /* its class: 136 MiB */
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.reserve_bytes, 130 * MIB);
+    once(f, 130 * MIB, f->stream);
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.frames_created, 1);
+    close_gpu(f);
+}
+
+/* Memory freed on one stream is another one's only once its uses are done. */
+static void test_two_streams(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 128 * MIB, true);
+    CUstream other;
+    assert_int_equal(driver.stream_create(&other, CU_STREAM_NON_BLOCKING), 0);
+    standin_hold(f->stream);
+    CUdeviceptr at = once(f, 8 * MIB, f->stream);
+    CUdeviceptr theirs = once(f, 8 * MIB, other);
+    assert_true(theirs != at);
+    assert_true(once(f, 8 * MIB, f->stream) == at);
+    standin_let_go(f->stream);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    CUdeviceptr theirs_too[3];
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(cws_gpu_alloc(f->gpu, 8 * MIB, other, &theirs_too[i]), 0);
+        assert_int_equal(driver.stream_sync(f->stream), 0);
+    }
+    assert_true(theirs_too[0] == theirs);
+    assert_true(theirs_too[1] != at); /* whether its uses are done was not known, and is asked */
+    assert_true(theirs_too[2] == at);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(cws_gpu_free(f->gpu, theirs_too[i], other, true), 0);
+    assert_null(cws_gpu_check(f->gpu));
+    assert_int_equal(driver.stream_destroy(other), 0);
+    close_gpu(f);
+}
+
+/* In strict mode what was freed is not mapped any more when cws_gpu_free returns. */
+static void test_strict_unmaps_what_was_freed(void **state)
+{
+    (void)state;
+    strict = true;
+    struct fixture *f = open_gpu(256 * MIB, 64 * MIB, true);
+    strict = false;
+    struct cws_gpu_stats stats;
+    uint64_t bytes = 4 * MIB;
+    uint32_t value = 3;
+    CUdeviceptr at;
+    void *params[] = {&at, &bytes, &value};
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &at), 0);
+    assert_int_equal(launch(f, "fill", &at, 1, params), 0);
+    size_t before = standin_leaks().mappings;
+    assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
+    assert_int_equal(standin_leaks().mappings, before - 1); /* the frame's alias stays */
+    cws_gpu_stats_get(f->gpu, &stats);
+    assert_int_equal(stats.reserve_bytes, 0);
+    assert_int_equal(stats.idle_bytes, 4 * MIB);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_steady_program_takes_nothing_anew),
                                        cmocka_unit_test(test_it_grows_and_ends),
-                                       cmocka_unit_test(test_a_launch_takes_it_in_need)};
+                                       cmocka_unit_test(test_a_launch_takes_it_in_need),
+                                       cmocka_unit_test(test_sizes_of_a_class_share_memory),
+                                       cmocka_unit_test(test_what_just_fits_fits),
+                                       cmocka_unit_test(test_two_streams),
+                                       cmocka_unit_test(test_strict_unmaps_what_was_freed)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -587,16 +587,17 @@ static void a_trimmed_pool_keeps_no_freed_memory(void **state)
     OK(cu.cuMemsetD8Async(b, 2, 4 * MIB, stream));
     OK(cu.cuMemFreeAsync(a, stream));
     OK(cu.cuCtxSynchronize());
-    assert_int_equal(stat_of("reserve"), 6 * MIB);
+    unsigned long long kept = getenv("CODEC_STRICT") ? 0 : 6 * MIB; /* where nothing stays that was freed */
+    assert_int_equal(stat_of("reserve"), kept);
     OK(cu.cuMemPoolTrimTo(pool, 8 * MIB));
-    assert_int_equal(stat_of("reserve"), 6 * MIB);
+    assert_int_equal(stat_of("reserve"), kept);
     OK(cu.cuMemPoolTrimTo(pool, 0));
     assert_int_equal(stat_of("reserve"), 0);
-    assert_in_range(stat_of("used"), 0, before + 4 * MIB); /* before, memory may have lain idle */
+    assert_in_range(stat_of("used"), 0, before + 10 * MIB - kept); /* before, memory may have lain idle */
     OK(cu.cuMemFreeAsync(b, stream));
     OK(cu.cuCtxSynchronize());
     OK(cu.cuMemPoolTrimTo(pool, 0));
-    assert_in_range(stat_of("used"), 0, before);
+    assert_in_range(stat_of("used"), 0, before + 10 * MIB - (kept ? 10 * MIB : 0));
 }
 
 static void too_much_fails_at_the_allocation(void **state)

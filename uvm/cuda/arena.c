@@ -1,4 +1,4 @@
-/* arena.c - addresses: what was freed waits in a list per size. */
+/* arena.c - addresses: what was freed waits in a list per size class. */
 #include "arena.h"
 
 #include <stdlib.h>
@@ -32,10 +32,11 @@ void cws_gpu_arena_close(struct cws_gpu_arena *arena)
 
 CUdeviceptr cws_gpu_arena_take(struct cws_gpu_arena *arena, uint32_t granules)
 {
+    struct cws_gpu_hole **hole = &arena->holes[cws_size_class(granules)], *h = *hole;
     uint64_t at = arena->next;
-    if (granules < sizeof arena->holes / sizeof *arena->holes && arena->holes[granules]) {
-        struct cws_gpu_hole *h = arena->holes[granules];
-        arena->holes[granules] = h->next;
+    granules = cws_size_class_round(granules);
+    if (h) {
+        *hole = h->next;
         at = h->at;
         free(h);
     } else if (arena->granules - at < granules) {
@@ -48,15 +49,16 @@ CUdeviceptr cws_gpu_arena_take(struct cws_gpu_arena *arena, uint32_t granules)
 
 void cws_gpu_arena_give(struct cws_gpu_arena *arena, CUdeviceptr at, uint32_t granules)
 {
+    struct cws_gpu_hole **hole = &arena->holes[cws_size_class(granules)];
     uint64_t index = cws_gpu_arena_index(arena, at);
-    if (index + granules == arena->next) {
+    if (index + cws_size_class_round(granules) == arena->next) {
         arena->next = index;
         return;
     }
-    struct cws_gpu_hole *h = granules < sizeof arena->holes / sizeof *arena->holes ? malloc(sizeof *h) : NULL;
+    struct cws_gpu_hole *h = malloc(sizeof *h);
     if (!h)
         return; /* addresses are plenty */
     h->at = index;
-    h->next = arena->holes[granules];
-    arena->holes[granules] = h;
+    h->next = *hole;
+    *hole = h;
 }

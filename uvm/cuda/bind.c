@@ -58,6 +58,7 @@ static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cw
     if (!source)
         return false;
     x->source = source;
+    x->granules = cws_gpu_granules_of(x->bytes); /* its frame has its exact size */
     cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
     cws_gpu_order_add(&gpu->order, x);
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);

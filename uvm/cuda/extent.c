@@ -11,7 +11,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
     [CWS_EXTENT_RESERVED] = BIT(BOUND)                     /* bind.c bind_locked */
                             | BIT(MAKING),                 /* use.c make_drops_lock */
     [CWS_EXTENT_BOUND] = BIT(LOADING)                      /* load.c cws_gpu_load_start_locked */
-                         | BIT(RESERVED),                  /* range.c end_locked: freed */
+                         | BIT(RESERVED),                  /* range.c cws_gpu_extent_end_locked: freed */
     [CWS_EXTENT_LOADING] = BIT(RESIDENT)                   /* load.c finish_drops_lock */
                            | BIT(BOUND),                   /* the same: it failed, or was freed */
     [CWS_EXTENT_RESIDENT] = BIT(DROPPING)                  /* drop.c cws_gpu_drop_start_drops_lock */
@@ -20,21 +20,21 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
                             | BIT(DIRTY),                  /* the same: it was written, or cannot be hashed */
     [CWS_EXTENT_MAKING] = BIT(ANONYMOUS)                   /* use.c make_drops_lock */
                           | BIT(RESERVED),                 /* the same: there is no memory */
-    [CWS_EXTENT_UNMAKING] = BIT(RESERVED)                  /* bind.c unmap_drops_lock, range.c release_drops_lock */
+    [CWS_EXTENT_UNMAKING] = BIT(RESERVED)                  /* bind.c unmap_drops_lock, reserve.c */
                             | BIT(ANONYMOUS),              /* the same: it could not be unmapped */
     [CWS_EXTENT_ANONYMOUS] = BIT(SPILLING)                 /* spill.c spill_drops_lock */
                              | BIT(UNMAKING)               /* bind.c unmap_drops_lock */
                              | BIT(CACHED),                /* range.c cache_locked: freed */
     [CWS_EXTENT_DIRTY] = BIT(SPILLING)                     /* spill.c spill_drops_lock */
                          | BIT(CACHED),                    /* range.c cache_locked: freed */
-    [CWS_EXTENT_CACHED] = BIT(ANONYMOUS)                   /* range.c take_cached_locked */
-                          | BIT(COLD),                     /* range.c cool_locked */
-    [CWS_EXTENT_COLD] = BIT(ANONYMOUS)                     /* range.c take_cached_locked */
-                        | BIT(UNMAKING),                   /* range.c release_drops_lock */
+    [CWS_EXTENT_CACHED] = BIT(ANONYMOUS)                   /* reserve.c cws_gpu_reserve_take_locked */
+                          | BIT(COLD),                     /* reserve.c cool_locked */
+    [CWS_EXTENT_COLD] = BIT(ANONYMOUS)                     /* reserve.c cws_gpu_reserve_take_locked */
+                        | BIT(UNMAKING),                   /* reserve.c cws_gpu_reserve_unmap_drops_lock */
     [CWS_EXTENT_SPILLING] = BIT(SPILLED)                   /* spill.c spill_drops_lock */
                             | BIT(ANONYMOUS) | BIT(DIRTY), /* the same: it failed */
     [CWS_EXTENT_SPILLED] = BIT(RESTORING)                  /* spill.c cws_gpu_spill_restore_drops_lock */
-                           | BIT(RESERVED),                /* range.c end_locked: freed */
+                           | BIT(RESERVED),                /* range.c cws_gpu_extent_end_locked: freed */
     [CWS_EXTENT_RESTORING] = BIT(ANONYMOUS) | BIT(DIRTY)   /* spill.c cws_gpu_spill_restore_drops_lock */
                              | BIT(SPILLED),               /* the same: it failed */
 };

@@ -61,6 +61,8 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     struct cws_gpu_range *range;
     CUdeviceptr base;
     size_t bytes; /* of the allocation that lie in it */
+    /* of its memory: what a weight takes and no more, or, for what has no source, its size class where there is room
+     * [range.c; bind.c] */
     uint32_t granules;
     enum cws_extent_state state;   /* [extent.c] */
     uint32_t holds;                /* uses that keep its memory where it is [use.c] */
@@ -72,16 +74,18 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     CUresult failed;               /* of the last load that was demanded [loader; use.c as it demands one] */
     struct cws_gpu_spill spill;
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
-    struct cws_list cached;      /* cws_gpu_ranges.cached or .cold, when CACHED or COLD [range.c] */
+    CUstream stream;             /* that it was allocated for, or freed on [range.c] */
+    struct cws_list cached;      /* cws_gpu_reserve.cached or .cold, when CACHED or COLD [reserve.c] */
+    struct cws_list freed_link;  /* and one of cws_gpu_reserve.freed [reserve.c] */
     uint64_t freed_at;           /* CACHED: place in the order of uses when it was freed [range.c] */
     struct cws_order_node order; /* in the order of uses while it has a source */
 };
 
 struct cws_gpu_range { /* range.[ch] write its fields */
     CUdeviceptr base;
-    size_t bytes; /* as asked for */
-    uint32_t granules;
-    uint32_t named; /* uses that have it in their list, and others: it lives until they end */
+    size_t bytes;      /* as asked for */
+    uint32_t granules; /* of its addresses: those of its size class */
+    uint32_t named;    /* uses that have it in their list, and others: it lives until they end */
     /* The program freed it: its addresses name nothing. Set by cws_gpu_free, until the memory is allocated again; a
      * thread that owns an extent meanwhile ends it as its work is done, or caches it. */
     bool freed;
@@ -98,12 +102,14 @@ struct cws_gpu_ranges {
     struct cws_gpu_extent **by_granule; /* of the arena; NULL: no range */
     struct cws_list all;
     uint32_t count;
-    uint64_t stolen;        /* bytes of the reserve that were taken for something else, since the manager was opened */
-    struct cws_list cached; /* extents that are CACHED, oldest first: the reserve for what the program allocates */
-    struct cws_list cold;   /* extents that are COLD, oldest first */
     struct cws_list wanted; /* extents that launches wait for, first come first */
 };
 
+/* For so many bytes, at most 2^52. */
+static inline uint32_t cws_gpu_granules_of(uint64_t bytes)
+{
+    return (uint32_t)((bytes + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE);
+}
 static inline uint64_t cws_gpu_span(const struct cws_gpu_extent *x) { return (uint64_t)x->granules * CWS_GPU_GRANULE; }
 
 /* Did the program free it, and its memory is still there? */

@@ -11,6 +11,8 @@ int cws_gpu_frames_open(struct cws_gpu_frames *f, struct cws_gpu_core *core, str
     f->core = core;
     f->budget = budget;
     cws_list_init(&f->idle);
+    for (unsigned i = 0; i < CWS_GPU_FRAME_LISTS; i++)
+        cws_list_init(&f->idle_of[i]);
     return cws_gpu_arena_open(&f->aliases, core, aliases, err);
 }
 
@@ -93,6 +95,7 @@ struct cws_gpu_frame *cws_gpu_frame_create_drops_lock(struct cws_gpu_frames *f, 
     if (frame) {
         frame->granules = granules;
         cws_list_init(&frame->link);
+        cws_list_init(&frame->of_size);
         frame->alias = cws_gpu_arena_take(&f->aliases, granules);
     }
     if (frame && frame->alias) {
@@ -135,30 +138,32 @@ void cws_gpu_frame_release_drops_lock(struct cws_gpu_frames *f, struct cws_gpu_f
     free(frame);
 }
 
-static struct cws_gpu_frame *take(struct cws_gpu_frames *f, struct cws_list *l)
+static struct cws_gpu_frame *take(struct cws_gpu_frames *f, struct cws_gpu_frame *frame)
 {
-    struct cws_gpu_frame *frame = CWS_LIST_OF(l, struct cws_gpu_frame, link);
     cws_list_remove(&frame->link);
+    cws_list_remove(&frame->of_size);
     cws_gpu_budget_move(f->budget, CWS_CLASS_IDLE, CWS_CLASS_NONE, cws_gpu_frame_bytes(frame));
     return frame;
 }
 
 struct cws_gpu_frame *cws_gpu_frame_take(struct cws_gpu_frames *f, uint32_t granules)
 {
-    for (struct cws_list *l = f->idle.prev; l != &f->idle; l = l->prev)
-        if (CWS_LIST_OF(l, struct cws_gpu_frame, link)->granules == granules)
-            return take(f, l);
+    const struct cws_list *list = &f->idle_of[granules % CWS_GPU_FRAME_LISTS];
+    for (struct cws_list *l = list->prev; l != list; l = l->prev)
+        if (CWS_LIST_OF(l, struct cws_gpu_frame, of_size)->granules == granules)
+            return take(f, CWS_LIST_OF(l, struct cws_gpu_frame, of_size));
     return NULL;
 }
 
 struct cws_gpu_frame *cws_gpu_frame_take_oldest(struct cws_gpu_frames *f)
 {
-    return cws_list_is_empty(&f->idle) ? NULL : take(f, f->idle.next);
+    return cws_list_is_empty(&f->idle) ? NULL : take(f, CWS_LIST_OF(f->idle.next, struct cws_gpu_frame, link));
 }
 
 void cws_gpu_frame_put(struct cws_gpu_frames *f, struct cws_gpu_frame *frame)
 {
     cws_list_add_before(&f->idle, &frame->link);
+    cws_list_add_before(&f->idle_of[frame->granules % CWS_GPU_FRAME_LISTS], &frame->of_size);
     cws_gpu_budget_move(f->budget, CWS_CLASS_NONE, CWS_CLASS_IDLE, cws_gpu_frame_bytes(frame));
 }
 

@@ -11,19 +11,22 @@
 #include "budget.h"
 #include <stdatomic.h>
 
+enum { CWS_GPU_FRAME_LISTS = 256 }; /* programs have tens of sizes */
+
 struct cws_gpu_frame {
     CUmemGenericAllocationHandle handle;
     uint32_t granules;
-    CUdeviceptr alias;    /* mapped here as long as the frame lives */
-    struct cws_list link; /* idle list */
+    CUdeviceptr alias;             /* mapped here as long as the frame lives */
+    struct cws_list link, of_size; /* when it is idle: lists of all, and by size */
 };
 
 struct cws_gpu_frames {
     struct cws_gpu_core *core;
     struct cws_gpu_budget *budget;
     struct cws_gpu_arena aliases;
-    struct cws_list idle; /* oldest first */
-    uint64_t count;       /* frames that there are */
+    struct cws_list idle;                         /* oldest first */
+    struct cws_list idle_of[CWS_GPU_FRAME_LISTS]; /* the same by size, modulo that */
+    uint64_t count;                               /* frames that there are */
     /* since the manager was opened */
     uint64_t created, released;
     _Atomic uint64_t calls; /* of the driver, to create, release, map, unmap and give access */

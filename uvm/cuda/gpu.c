@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define ARENA_SHARE 64u /* addresses per byte of the device: they are not given back to other sizes */
+#define ARENA_SHARE 64u /* addresses per byte of the device: they are not given back to other size classes */
 
 /* --- open and close ---------------------------------------------------------------------------------- */
 
@@ -59,6 +59,7 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     cws_gpu_streams_init(&gpu->streams, &gpu->core);
     cws_gpu_sources_init(&gpu->sources, &gpu->core, config->host_budget_bytes);
     cws_gpu_ranges_init(&gpu->ranges);
+    cws_gpu_reserve_init(&gpu->reserve);
     gpu->sets.ranges = &gpu->ranges;
     cws_gpu_order_init(&gpu->order, &gpu->core, &gpu->budget, &gpu->streams, config->policy);
     cws_gpu_uses_init(&gpu->uses, &gpu->strict);
@@ -156,7 +157,7 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
     out->fresh_wait_ns = gpu->uses.wait_ns[CWS_WAIT_FRESH];
     out->staging_waits = gpu->loads.slot_waits;
     out->staging_wait_ns = gpu->loads.slot_wait_ns;
-    out->stolen_bytes = gpu->ranges.stolen;
+    out->stolen_bytes = gpu->reserve.stolen;
     out->frames_created = gpu->frames.created;
     out->frames_released = gpu->frames.released;
     out->vmm_calls = atomic_load_explicit(&gpu->frames.calls, memory_order_relaxed);
@@ -169,6 +170,7 @@ static const char *check_locked(const struct cws_gpu *gpu)
 {
     const char *const wrong[] = {
         cws_gpu_ranges_check(gpu),
+        cws_gpu_reserve_check(gpu),
         cws_gpu_budget_check(&gpu->budget),
         cws_gpu_pools_check(&gpu->pools),
         cws_gpu_frames_check(&gpu->frames),

@@ -15,6 +15,7 @@
 #include "order_use.h"
 #include "pools.h"
 #include "range.h"
+#include "reserve.h"
 #include "sets.h"
 #include "sources.h"
 #include "staging.h"
@@ -32,6 +33,7 @@ struct cws_gpu {
     struct cws_gpu_sources sources;
     struct cws_gpu_staging staging;
     struct cws_gpu_ranges ranges;
+    struct cws_gpu_reserve reserve;
     struct cws_gpu_sets sets;
     struct cws_gpu_order order;
     struct cws_gpu_uses uses;

@@ -296,7 +296,7 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
     }
     p->waits = at == p->at ? p->waits + 1 : 0;
     p->at = at;
-    bool waited_for = gpu->budget.rooms || gpu->uses.waiting;
+    bool waited_for = gpu->budget.rooms || gpu->uses.waiting || gpu->strict.due;
     if (waited_for || gpu->core.stop || (pending && p->waits < t->patience_waits)) {
         p->ns = p->ns == 0                    ? t->patience_first_ns
                 : p->ns < t->patience_most_ns ? p->ns + p->ns / 2

@@ -1,5 +1,5 @@
-/* range.c - ranges, which are the program's allocations: made, freed, kept for the next one of the same size; and what
- * goes with each change of an extent's state. */
+/* range.c - ranges, which are the program's allocations: made and freed; and what goes with each change of an extent's
+ * state. */
 #include "gpu.h"
 
 #include <errno.h>
@@ -16,8 +16,6 @@ static size_t table_bytes(const struct cws_gpu_ranges *ranges)
 void cws_gpu_ranges_init(struct cws_gpu_ranges *ranges)
 {
     cws_list_init(&ranges->all);
-    cws_list_init(&ranges->cached);
-    cws_list_init(&ranges->cold);
     cws_list_init(&ranges->wanted);
 }
 
@@ -42,9 +40,11 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
     cws_extent_go(x, to);
     cws_gpu_budget_move(&gpu->budget, cws_extent_class(from), cws_extent_class(to), cws_gpu_span(x));
     if (cws_extent_is_freed(from))
-        cws_list_remove(&x->cached);
+        cws_gpu_reserve_leave(&gpu->reserve, x);
     if (cws_extent_is_freed(to))
-        cws_list_add_before(to == CWS_EXTENT_CACHED ? &gpu->ranges.cached : &gpu->ranges.cold, &x->cached);
+        cws_gpu_reserve_enter(&gpu->reserve, x, to == CWS_EXTENT_COLD);
+    if (cws_extent_class(from) != CWS_CLASS_FIXED && cws_extent_class(to) == CWS_CLASS_FIXED)
+        cws_gpu_reserve_note_locked(gpu);
     if (x->source && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
         cws_gpu_order_set_in(&gpu->order, x, to == CWS_EXTENT_RESIDENT);
     if (to == CWS_EXTENT_DIRTY)
@@ -85,8 +85,7 @@ static void end_range_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
     free(r);
 }
 
-/* An extent of a freed range that has no memory: nothing is left of it. The range may be gone then. */
-static void end_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+void cws_gpu_extent_end_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     drop_source_locked(gpu, x);
     cws_gpu_spill_forget_locked(gpu, x);
@@ -110,7 +109,7 @@ void cws_gpu_extent_settle_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
         if (!cws_extent_is_freed(x->state))
             cache_locked(gpu, x);
     } else if (x->range->freed) {
-        end_locked(gpu, x);
+        cws_gpu_extent_end_locked(gpu, x);
     }
     cws_gpu_changed_locked(&gpu->core);
 }
@@ -123,117 +122,9 @@ void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r)
 
 void cws_gpu_range_pin_locked(struct cws_gpu_range *r) { r->pinned = true; }
 
-/* --- memory of freed ranges --------------------------------------------------------------------------- */
-
-/* The extent in the list that was freed last of those with this size whose last uses come before new ones in stream
- * order. */
-static struct cws_gpu_extent *find_freed(struct cws_gpu *gpu, struct cws_list *list, uint32_t granules, CUstream stream)
-{
-    for (struct cws_list *l = list->prev; l != list; l = l->prev) {
-        struct cws_gpu_extent *x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
-        if (x->range->granules == granules && (cws_gpu_users_only(&gpu->streams, &x->users, stream) ||
-                                               cws_gpu_users_done(&gpu->streams, &x->users, false)))
-            return x;
-    }
-    return NULL;
-}
-
-/* A freed range of this size, which is the program's again. */
-static struct cws_gpu_range *take_cached_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
-{
-    cws_gpu_streams_look_again(&gpu->streams);
-    struct cws_gpu_extent *x = find_freed(gpu, &gpu->ranges.cached, granules, stream);
-    x = x ? x : find_freed(gpu, &gpu->ranges.cold, granules, stream);
-    if (!x)
-        return NULL;
-    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
-    return x->range;
-}
-
-/* The one that was freed first leaves the reserve. */
-static bool cool_locked(struct cws_gpu *gpu)
-{
-    if (cws_list_is_empty(&gpu->ranges.cached))
-        return false;
-    cws_gpu_extent_set_locked(gpu, CWS_LIST_OF(gpu->ranges.cached.next, struct cws_gpu_extent, cached),
-                              CWS_EXTENT_COLD);
-    return true;
-}
-
-void cws_gpu_reserve_age_locked(struct cws_gpu *gpu)
-{
-    uint64_t keep = cws_gpu_order_rounds(&gpu->order, 2, gpu->core.tuning->reserve_uses);
-    while (!cws_list_is_empty(&gpu->ranges.cached) &&
-           gpu->order.order.at - CWS_LIST_OF(gpu->ranges.cached.next, struct cws_gpu_extent, cached)->freed_at > keep)
-        cool_locked(gpu);
-}
-
-bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes)
-{
-    uint64_t before = gpu->budget.of_class[CWS_CLASS_RESERVE];
-    uint64_t wanted = cws_gpu_budget_attainable(&gpu->budget) + bytes;
-    while (cws_gpu_budget_attainable(&gpu->budget) < wanted && cool_locked(gpu)) {
-    }
-    gpu->ranges.stolen += before - gpu->budget.of_class[CWS_CLASS_RESERVE];
-    return gpu->budget.of_class[CWS_CLASS_RESERVE] != before;
-}
-
-/* Takes the memory of a freed extent whose uses are all done; how many granules, or 0: there is none. A use that named
- * it while it lived may even hold it, and does not need it. */
-static uint32_t release_drops_lock(struct cws_gpu *gpu)
-{
-    struct cws_gpu_extent *x = NULL;
-    for (struct cws_list *l = gpu->ranges.cold.next; !x && l != &gpu->ranges.cold; l = l->next)
-        if (cws_gpu_users_done(&gpu->streams, &CWS_LIST_OF(l, struct cws_gpu_extent, cached)->users, true))
-            x = CWS_LIST_OF(l, struct cws_gpu_extent, cached);
-    if (!x)
-        return 0;
-    struct cws_gpu_frame *frame = x->frame;
-    uint32_t granules = x->granules;
-    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_UNMAKING);
-    cws_gpu_unlock(&gpu->core);
-    CUresult result = cws_gpu_frame_unmap(&gpu->frames, frame, x->base);
-    cws_gpu_lock(&gpu->core);
-    if (result != CUDA_SUCCESS) { /* it is nobody's for good: neither memory nor address may be taken for free */
-        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
-    } else {
-        x->frame = NULL;
-        cws_gpu_frame_put(&gpu->frames, frame);
-        end_locked(gpu, x);
-    }
-    return granules;
-}
-
-bool cws_gpu_reserve_trim_drops_lock(struct cws_gpu *gpu, uint64_t keep)
-{
-    while (gpu->budget.of_class[CWS_CLASS_RESERVE] > keep && cool_locked(gpu)) {
-    }
-    cws_gpu_streams_look_again(&gpu->streams);
-    for (uint32_t granules; (granules = release_drops_lock(gpu)) > 0;) {
-        struct cws_gpu_frame *frame = cws_gpu_frame_take(&gpu->frames, granules);
-        if (frame)
-            cws_gpu_frame_release_drops_lock(&gpu->frames, frame);
-    }
-    return cws_list_is_empty(&gpu->ranges.cold);
-}
-
-bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes)
-{
-    bool any = false;
-    struct cws_gpu_frame *frame;
-    for (;;) {
-        while (cws_gpu_budget_left(&gpu->budget) < bytes && (frame = cws_gpu_frame_take_oldest(&gpu->frames))) {
-            cws_gpu_frame_release_drops_lock(&gpu->frames, frame);
-            any = true;
-        }
-        if (cws_gpu_budget_left(&gpu->budget) >= bytes || !release_drops_lock(gpu))
-            return any;
-        any = true;
-    }
-}
-
 /* --- allocations --------------------------------------------------------------------------------------- */
 
+/* A range with addresses for its size class, and memory of `granules`, later. */
 static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granules)
 {
     struct cws_gpu_ranges *ranges = &gpu->ranges;
@@ -246,15 +137,17 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
         return NULL;
     }
     struct cws_gpu_extent *x = r->extents;
-    r->granules = x->granules = granules;
+    r->granules = cws_size_class_round(granules);
+    x->granules = granules;
     r->extent_count = 1;
     x->range = r;
     x->base = r->base;
     cws_list_init(&x->cached);
+    cws_list_init(&x->freed_link);
     cws_list_init(&x->wanted);
     cws_list_add_before(&ranges->all, &r->link);
     uint64_t first = cws_gpu_arena_index(&ranges->arena, r->base);
-    for (uint32_t i = 0; i < granules; i++)
+    for (uint32_t i = 0; i < r->granules; i++)
         ranges->by_granule[first + i] = x;
     ranges->count++;
     return r;
@@ -276,15 +169,18 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
     return cws_gpu_alloc_loading(gpu, bytes, 0, stream, out);
 }
 
-/* Does it fit, beside what cannot be dropped and the largest set that a launch named? Says so if not. */
-static bool fits_locked(struct cws_gpu *gpu, size_t bytes, uint64_t span, uint64_t expected)
+/* Does it fit, beside what cannot be dropped and the largest set that a launch named? Says so if not. *granules: those
+ * of its class, or what it takes and no more where these do not fit. */
+static bool fits_locked(struct cws_gpu *gpu, size_t bytes, uint32_t *granules, uint64_t expected)
 {
-    uint64_t budget = gpu->budget.bytes, set = gpu->sets.largest;
-    uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + span + set;
-    if (need > budget) {
-        cws_gpu_pools_count(&gpu->pools);
-        need = cws_gpu_budget_undroppable(&gpu->budget) + span + set;
+    uint64_t budget = gpu->budget.bytes, set = gpu->sets.largest, span = (uint64_t)*granules * CWS_GPU_GRANULE;
+    uint64_t wide = (uint64_t)cws_size_class_round(*granules) * CWS_GPU_GRANULE;
+    if (cws_gpu_budget_undroppable(&gpu->budget) + wide + set <= budget) {
+        *granules = cws_size_class_round(*granules);
+        return true;
     }
+    cws_gpu_pools_count(&gpu->pools);
+    uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + span + set;
     bool warms_up = bytes <= expected && bytes > budget / 2;
     if (warms_up || cws_gpu_room_fits_locked(gpu, need))
         return true;
@@ -296,19 +192,21 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
 {
     if (gpu->core.dead)
         return CUDA_ERROR_NOT_INITIALIZED;
-    uint64_t granules = ((uint64_t)bytes + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE;
     if (bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
-    if (granules > UINT32_MAX / 2)
+    if (bytes > (uint64_t)CWS_GPU_GRANULE << 31)
         return CUDA_ERROR_OUT_OF_MEMORY;
+    uint32_t granules = cws_gpu_granules_of(bytes);
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_range *r = take_cached_locked(gpu, (uint32_t)granules, stream);
-    if (!r && fits_locked(gpu, bytes, granules * CWS_GPU_GRANULE, expected))
-        r = create_locked(gpu, (uint32_t)granules);
+    struct cws_gpu_extent *x = cws_gpu_reserve_take_locked(gpu, granules, stream);
+    struct cws_gpu_range *r = x ? x->range : NULL;
+    if (!r && fits_locked(gpu, bytes, &granules, expected))
+        r = create_locked(gpu, granules);
     if (r) {
         r->freed = false;
         r->bytes = r->extents->bytes = bytes;
         r->extents->used = gpu->uses.begun;
+        r->extents->stream = stream;
         *out = r->base;
     }
     cws_gpu_unlock(&gpu->core);
@@ -334,16 +232,18 @@ static void free_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, CUstream 
             cws_gpu_range_pin_locked(x->range);
         cws_gpu_stream_mark_own(&gpu->streams, stream);
     }
+    x->stream = in_order ? stream : x->stream;
     if (cws_extent_is_mapped(x->state))
         cache_locked(gpu, x);
     else
-        end_locked(gpu, x);
+        cws_gpu_extent_end_locked(gpu, x);
 }
 
 CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream, bool in_order)
 {
     if (gpu->core.dead)
         return CUDA_ERROR_NOT_INITIALIZED;
+    cws_gpu_strict_enter(gpu);
     cws_gpu_lock(&gpu->core);
     struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, address);
     /* another thread uses it for the first time: that is the program's race */
@@ -362,6 +262,7 @@ CUresult cws_gpu_free(struct cws_gpu *gpu, CUdeviceptr address, CUstream stream,
         cws_gpu_range_unname_locked(gpu, r);
     }
     cws_gpu_unlock(&gpu->core);
+    cws_gpu_strict_leave(gpu, stream, found && in_order);
     return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -384,7 +285,7 @@ void cws_gpu_ranges_close(struct cws_gpu *gpu)
                 cws_gpu_frame_unmap(&gpu->frames, frame, x->base);
                 x->frame = NULL;
                 cws_gpu_frame_put(&gpu->frames, frame);
-                end_locked(gpu, x);
+                cws_gpu_extent_end_locked(gpu, x);
             }
         }
         cws_gpu_range_unname_locked(gpu, r);

@@ -24,16 +24,8 @@ void cws_gpu_range_pin_locked(struct cws_gpu_range *r);
 /* Somebody has the range in a list, so that it lives until that ends, though it may be freed. */
 static inline void cws_gpu_range_name_locked(struct cws_gpu_range *r) { r->named++; }
 void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
-/* What was freed long ago leaves the reserve: two rounds of the order, or reserve_uses where it has none. */
-void cws_gpu_reserve_age_locked(struct cws_gpu *gpu);
-/* Takes from the reserve, the oldest first, until `bytes` more can be had. Whether there was any. */
-bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes);
-/* But for `keep` bytes the reserve ends, and what is COLD goes back to the driver, as far as its uses are done: whether
- * all of it. */
-bool cws_gpu_reserve_trim_drops_lock(struct cws_gpu *gpu, uint64_t keep);
-/* Makes `bytes` free by giving up idle frames and then COLD extents whose uses are done. Whether anything was given
- * up. */
-bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes);
+/* An extent of a freed range that has no memory: nothing is left of it. The range may be gone then. */
+void cws_gpu_extent_end_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x);
 
 /* NULL, or what does not hold. */
 const char *cws_gpu_ranges_check(const struct cws_gpu *gpu);

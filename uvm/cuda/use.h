@@ -22,6 +22,7 @@ struct cws_gpu_uses {
 struct cws_gpu_strict {
     struct cws_lock lock; /* from a use's begin to its end */
     bool due;             /* all that is mapped and not held is to be evicted */
+    unsigned looks;       /* at what was freed, and is not known to be done, since then */
 };
 
 void cws_gpu_uses_init(struct cws_gpu_uses *uses, struct cws_gpu_strict *strict);

@@ -179,6 +179,10 @@ struct cws_tuning {
      * where the order has no rounds (else two of them). Less: activations take memory from weights again and again.
      * More: what is freed for good is late for weights. */
     uint64_t reserve_uses;
+    /* What the reserve may hold over the peak of two rounds: this share of what comes and goes in them. Less (a larger
+     * share): memory that nobody allocates again is not there for weights. More: sizes that take turns are made anew in
+     * each round. */
+    uint64_t reserve_over_share;
     /* Uses of a stream between two marks. Less: calls to the driver for each launch. More: what is done is known
      * late. */
     uint64_t mark_every;
