@@ -1,5 +1,6 @@
 /* replay_memory.c - the memory of a simulation: frames that have a size, and the reserve for activations, by the rules
- * of uvm/cuda/frames.c, range.c and budget.c. */
+ * of uvm/cuda/frames.c, reserve.c and budget.c. */
+#include "uvm/cuda/size_class.h"
 #include "replay_sim.h"
 
 #include <string.h>
@@ -22,8 +23,8 @@ uint64_t sim_beside_reserve(const struct sim_memory *m)
 
 uint32_t sim_granules(uint64_t bytes) { return (uint32_t)((bytes + SIM_GRANULE - 1) / SIM_GRANULE); }
 
-/* Of memory for an activation of that size. Here size classes go. */
-static uint32_t granules_of_block(uint64_t bytes) { return sim_granules(bytes); }
+/* Of memory for an activation of that size. */
+static uint32_t granules_of_block(uint64_t bytes) { return cws_size_class_round(sim_granules(bytes)); }
 
 /* --- frames ------------------------------------------------------------------------------------------------- */
 

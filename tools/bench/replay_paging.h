@@ -6,7 +6,7 @@
  *                          what the device has done it learns by asking
  *   the device             kernels of the program in order; copies, decodes and hashes each on a stream of their own,
  *                          which slow the program's kernels while they run
- *   memory                 frames that have a size, and the reserve for activations, as in uvm/cuda/frames.c, range.c
+ *   memory                 frames that have a size, and the reserve for activations, as in uvm/cuda/frames.c, reserve.c
  *
  * replay.h has the simpler model, in which policies are compared with the optimum.
  * Times are in microseconds. Threads: one. */
