@@ -15,7 +15,7 @@
 
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
-#define OTHER (48 * MIB)
+#define OTHER (80 * MIB)
 enum { ROUNDS = 16 };
 
 struct replayed {

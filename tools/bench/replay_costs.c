@@ -5,8 +5,8 @@
 #include <string.h>
 
 /* X(name, default, unit, meaning). Measured: by bench_decode, by calls to the driver alone, or in a trace of a
- * denoising step on an H200. Fitted: chosen so that two measured times come out, a token of TinyLlama's shape at 1700M
- * and a step of FLUX.1-dev's at 12G (docs/notes/gpu-paging.md). The others are what the code looks like. */
+ * denoising step on an H200. Fitted: chosen so that measured times come out, of a token of TinyLlama's shape at 1700M
+ * and of a step of FLUX.1-dev's at 12G (docs/benchmarks/2026-11-27.md). The others are what the code looks like. */
 #define COSTS(X)                                                                                                       \
     X(link_gbps, 54, "GB/s", "host to device, pinned")                                                                 \
     X(link_share, 0.9, "", "of that speed, while the device works; in a trace")                                        \

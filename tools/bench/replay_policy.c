@@ -27,7 +27,7 @@ static const char help[] =
     "\n"
     "  --trace FILE      uses recorded by CODEC_TRACE on a GPU\n"
     "  --budget SIZE,... of device memory; may be given several times (default: a few for each set)\n"
-    "  --other SIZE      of it, for what is no weight (default 0; with --device 48M, beside activations); staging "
+    "  --other SIZE      of it, for what is no weight (default 0; with --device 80M, beside activations); staging "
     "takes a "
     "32nd and 64M at most\n"
     "  --rounds N        tokens; the second half is counted (default 24; moe 80, where each expert comes seldom)\n"
@@ -402,7 +402,7 @@ static int run_device(void)
 {
     device.budgets = budgets;
     device.budget_count = budget_count;
-    device.other = other_bytes == UINT64_MAX ? (uint64_t)48 << 20 : other_bytes;
+    device.other = other_bytes == UINT64_MAX ? (uint64_t)80 << 20 : other_bytes;
     device.rounds = round_total;
     device.tuning = &tuning;
     device.sweep = &sweep;
