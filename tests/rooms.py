@@ -37,7 +37,8 @@ HALVES = [
     {"store/read/reader", "store/read/engine"},  # engine.h: what an engine implements
     {"store/read/store", "store/read/internal"},  # internal.h: the open store, for the files that read it
     {"store/codec/quant", "store/codec/quant_body"},  # quant_body.h: compiled once per instruction set
-    {"uvm/policy/order", "uvm/policy/history"},  # history.h: the part of an order that remembers rounds
+    # history.h, plan.h: the parts of an order that remember rounds, and plan one
+    {"uvm/policy/order", "uvm/policy/history", "uvm/policy/plan"},
     {"uvm/host/view", "uvm/host/pager", "uvm/host/channel"},  # pager.h: the inside of the views
     # gpu.h: the manager of a device as a whole, for the files that work across its modules
     {"uvm/cuda/gpu", "uvm/cuda/range", "uvm/cuda/reserve", "uvm/cuda/use", "uvm/cuda/loader", "uvm/cuda/trace"},

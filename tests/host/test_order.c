@@ -193,7 +193,8 @@ static void what_stays_hardly_depends_on_the_room(void **state)
     begin_cycle();
     for (unsigned round = 0; round < 4; round++)
         surprises(0, CYCLE);
-    uint64_t most = kept(before);
+    uint64_t most = kept(before), bound = order.plan_most;
+    unsigned bounds = 0;
     assert_in_range(most, ROOM / 2 * MIB, ROOM * MIB);
     for (unsigned less = 20; less < 200; less += 20) {
         cws_order_walk(&order, (ROOM - less) * MIB);
@@ -202,8 +203,15 @@ static void what_stays_hardly_depends_on_the_room(void **state)
         assert_true(now <= most && now + (less + 50) * MIB >= most);
         for (unsigned i = 0; i < NODES; i++)
             changed += before[i] != after[i] ? nodes[i].bytes : 0;
+        if (order.plan_most != bound) { /* another plan, of which there are few */
+            bound = order.plan_most;
+            most = kept(before) + less * MIB;
+            bounds++;
+            continue;
+        }
         assert_true(changed <= less * MIB + most / 5); /* and what fills the gaps */
     }
+    assert_in_range(bounds, 0, 1);
     unsigned run = 0, longest = 0; /* and it lies everywhere */
     for (unsigned i = 0; i < CYCLE; i++) {
         run = before[i] ? 0 : run + 1;

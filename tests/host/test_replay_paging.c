@@ -150,6 +150,7 @@ static void a_steady_round_loads_what_does_not_fit(void **state)
                 fail_msg("%s, %.0f GiB: %.2f GB over the link, %.2f do not fit", rows[i].name, rows[i].gib[k],
                          r.link_bytes / 1e9, least / 1e9);
             assert_true(r.fresh_evictions == 0 && r.steals == 0 && r.fresh_wait_ms == 0);
+            assert_true(r.frames_made == 0); /* each size has its quota */
             assert_true(r.link_busy_ms <= r.ms && r.ms >= r.plain_ms);
         }
         replay_program_free(&p);

@@ -1,6 +1,7 @@
 /* replay_loader.c - the loader of a simulation: passes of the kinds of steps that uvm/cuda/loader.c, load.c and drop.c
  * make, in their order, each with the time that it takes. */
 #include "replay_sim.h"
+#include "uvm/policy/plan.h"
 
 #include <math.h>
 
@@ -18,6 +19,8 @@ static void call(struct sim *s, double us, unsigned calls) { spend(s, sim_call_o
 
 /* --- victims ------------------------------------------------------------------------------------------------ */
 
+enum { SPARE = UINT32_MAX }; /* a size: any, of which more have memory than the plan wants */
+
 struct choice {
     const struct sim *sim;
     uint32_t granules; /* 0: any size */
@@ -27,8 +30,10 @@ static bool may_go(void *arg, const struct cws_order_node *n)
 {
     const struct choice *c = arg;
     const struct sim_weight *w = weight_of(n);
-    return w->state == SIM_RESIDENT && w != c->sim->program.weight &&
-           (!c->granules || (w->granules == c->granules && !n->keeper));
+    if (w->state != SIM_RESIDENT || w == c->sim->program.weight)
+        return false;
+    return c->granules == SPARE ? cws_order_is_spare(&c->sim->order, n)
+                                : !c->granules || (w->granules == c->granules && !n->keeper);
 }
 
 static bool is_done(void *arg, struct cws_order_node *n)
@@ -44,7 +49,8 @@ static bool may_go_now(void *arg, const struct cws_order_node *n)
 static bool has_waited(struct sim *s)
 {
     struct sim_loader *l = &s->loader;
-    l->victim_since = l->victim_since < 0 ? l->clock : l->victim_since;
+    l->victim_since = l->victim_since < 0 || l->victim_done != s->gpu.done ? l->clock : l->victim_since;
+    l->victim_done = s->gpu.done;
     return l->clock - l->victim_since > (double)s->tuning->victim_wait_ns / 1e3;
 }
 
@@ -107,6 +113,7 @@ static void reap_drops(struct sim *s)
         l->drop_count--;
         l->drop_bytes -= span(w);
         w->state = SIM_ABSENT;
+        cws_order_set_held(&s->order, &w->node, false);
         sim_frame_put(&s->memory, w->granules);
         spend(s, s->costs->reap_us);
         l->moved = true;
@@ -119,6 +126,7 @@ static void load(struct sim *s, struct sim_weight *w, bool for_launch)
 {
     struct sim_loader *l = &s->loader;
     w->state = SIM_LOADING;
+    cws_order_set_held(&s->order, &w->node, true);
     w->for_launch = for_launch;
     w->node.ahead = !for_launch;
     w->batches_sent = w->batches_done = 0;
@@ -219,6 +227,12 @@ static void add_want(struct wants *w, const struct sim_weight *x)
     w->bytes += span(x);
 }
 
+static void remove_want(struct wants *w, const struct sim_weight *x)
+{
+    w->count--;
+    w->bytes -= span(x);
+}
+
 static bool is_coming(const struct sim *s, const struct wants *w, const struct sim_weight *x)
 {
     unsigned wanted = 0;
@@ -254,15 +268,7 @@ static bool find_frame(struct sim *s, uint32_t granules)
     return true;
 }
 
-/* May memory be given back and made anew in the size of x, whose next use is at the place `until` (0: a launch waits
- * for it)? Here a rule for the steady state goes. */
-static bool may_change_size(const struct sim *s, const struct sim_weight *x, uint64_t until)
-{
-    (void)s, (void)x, (void)until;
-    return true;
-}
-
-enum supply { SUPPLY_MOVED, SUPPLY_COMES, SUPPLY_NONE };
+enum supply { SUPPLY_MOVED, SUPPLY_COMES, SUPPLY_FULL, SUPPLY_NONE };
 
 static enum supply dropped(struct sim *s, struct sim_weight *w)
 {
@@ -281,13 +287,15 @@ static enum supply supply(struct sim *s, struct sim_weight *x, uint64_t until, c
         return dropped(s, v);
     if ((until || !has_waited(s)) && victim(s, until, x->granules, false))
         return SUPPLY_COMES; /* once its uses are done */
-    if (!may_change_size(s, x, until))
-        return SUPPLY_COMES;
+    if (until && !cws_order_may_grow(&s->order, &x->node))
+        return SUPPLY_FULL;
     if (sim_attainable(m) >= w->bytes)
         return find_frame(s, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
     if (sim_attainable(m) + s->loader.drop_bytes >= w->bytes)
         return SUPPLY_COMES;
-    v = victim(s, until, 0, true);
+    v = victim(s, until, SPARE, true);
+    if (!v && (until == 0 || x->node.keeper))
+        v = victim(s, until, 0, true);
     return v ? dropped(s, v) : SUPPLY_NONE;
 }
 
@@ -353,6 +361,7 @@ static bool serve_ahead(struct sim *s)
     struct sim_loader *l = &s->loader;
     const struct cws_tuning *t = s->tuning;
     struct wants wants = {0};
+    bool full = false;
     cws_order_walk(&s->order, sim_beside_reserve(&s->memory));
     const struct cws_order_node *n = NULL;
     for (uint64_t looked = 0;
@@ -373,9 +382,13 @@ static bool serve_ahead(struct sim *s)
         if (way == SUPPLY_MOVED)
             return true;
         if (way == SUPPLY_NONE)
-            break; /* and none for what is needed later */
+            break;                /* and none for what is needed later */
+        if (way == SUPPLY_FULL) { /* what comes later may be of another size */
+            remove_want(&wants, x);
+            full = true;
+        }
     }
-    l->pending = wants.count > 0;
+    l->pending = wants.count > 0 || full;
     return false;
 }
 

@@ -120,6 +120,7 @@ struct sim_loader {
     uint64_t drop_bytes;
     double copy_free, decode_free, hash_free; /* when the streams are */
     double victim_since;                      /* a launch waits for a better victim since then; < 0: no */
+    uint64_t victim_done;                     /* kernels that were done then */
 };
 
 /* One step of the loader, at its clock. */

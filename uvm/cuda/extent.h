@@ -126,6 +126,11 @@ static inline bool cws_extent_has_owner(enum cws_extent_state s)
 {
     return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_DROPPING || s == CWS_EXTENT_SPILLING || s == CWS_EXTENT_RESTORING;
 }
+/* Has it memory with a weight that can be dropped, or is it getting it or giving it back? */
+static inline bool cws_extent_holds_weight(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_RESIDENT || s == CWS_EXTENT_DROPPING;
+}
 /* Does its content lie elsewhere, so that a launch has to wait for it? */
 static inline bool cws_extent_is_away(enum cws_extent_state s)
 {

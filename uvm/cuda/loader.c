@@ -31,10 +31,10 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
 {
     if (have >= need)
         return false;
-    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, 0, 0, true);
+    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){.done = true});
     if (victim)
         return cws_gpu_drop_start_drops_lock(gpu, victim);
-    if (gpu->drops.count || gpu->loads.count || cws_gpu_order_victim(&gpu->order, 0, 0, false))
+    if (gpu->drops.count || gpu->loads.count || cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}))
         return false;
     return cws_gpu_reserve_steal_locked(gpu, need - have) || cws_gpu_spill_one_drops_lock(gpu);
 }
@@ -60,7 +60,7 @@ static bool find_frame_drops_lock(struct cws_gpu *gpu, uint32_t granules)
 static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     return gpu->uses.running <= gpu->uses.stuck && gpu->drops.count == 0 && gpu->loads.count == 0 &&
-           !cws_gpu_order_victim(&gpu->order, 0, 0, false) && cws_gpu_spillable_locked(gpu) == 0 &&
+           !cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && cws_gpu_spillable_locked(gpu) == 0 &&
            cws_gpu_budget_attainable(&gpu->budget) + gpu->budget.of_class[CWS_CLASS_RESERVE] < bytes;
 }
 
@@ -72,6 +72,12 @@ struct wants {
     uint32_t granules[16]; /* of the first of them */
     uint64_t bytes;
 };
+
+static void remove_want(struct wants *w, const struct cws_gpu_extent *x)
+{
+    w->count--;
+    w->bytes -= cws_gpu_span(x);
+}
 
 static void add_want(struct wants *w, const struct cws_gpu_extent *x)
 {
@@ -90,31 +96,48 @@ static bool is_coming(const struct cws_gpu *gpu, const struct wants *w, const st
     return cws_gpu_drops_of(&gpu->drops, x->granules) >= wanted;
 }
 
-enum supply { SUPPLY_MOVED, SUPPLY_COMES, SUPPLY_NONE };
+/* FULL: no memory of another size is given up for it, and its own size has none now. */
+enum supply { SUPPLY_MOVED, SUPPLY_COMES, SUPPLY_FULL, SUPPLY_NONE };
+
+/* A weight of x's size goes, whose frame will do as it is. NONE: there is none. */
+static enum supply supply_of_size_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, uint64_t until)
+{
+    struct cws_gpu_price price = {.until = until, .granules = x->granules, .done = true};
+    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, price);
+    if (victim)
+        return cws_gpu_drop_start_drops_lock(gpu, victim) ? SUPPLY_MOVED : SUPPLY_COMES;
+    price.done = false;
+    if ((until || !cws_gpu_order_has_waited(&gpu->order)) && cws_gpu_order_victim(&gpu->order, price))
+        return SUPPLY_COMES; /* once its uses are done */
+    return SUPPLY_NONE;
+}
 
 /* One step towards memory for x, the last of w, whose next use is at the place `until` (0: a launch waits for it); no
- * frame of its size lies idle. A weight of the same size goes before any other: its frame will do as it is, and a
- * steady program makes none. */
+ * frame of its size lies idle. A weight of the same size goes before any other, and ahead of its use nothing else does
+ * if as many of its size have memory as the plan wants: a program whose rounds are alike makes no frames. */
 static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, uint64_t until,
                                      const struct wants *w)
 {
     struct cws_gpu_budget *b = &gpu->budget;
-    struct cws_gpu_extent *victim;
     if (cws_gpu_budget_left(b) >= cws_gpu_span(x))
         return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
     if (is_coming(gpu, w, x))
         return SUPPLY_COMES;
-    victim = cws_gpu_order_victim(&gpu->order, until, x->granules, true);
-    if (victim)
-        return cws_gpu_drop_start_drops_lock(gpu, victim) ? SUPPLY_MOVED : SUPPLY_COMES;
-    if ((until || !cws_gpu_order_has_waited(&gpu->order)) &&
-        cws_gpu_order_victim(&gpu->order, until, x->granules, false))
-        return SUPPLY_COMES; /* once its uses are done */
+    enum supply same = supply_of_size_drops_lock(gpu, x, until);
+    if (same != SUPPLY_NONE)
+        return same;
+    if (until && !cws_gpu_order_may_grow(&gpu->order, x))
+        return SUPPLY_FULL;
     if (cws_gpu_budget_attainable(b) >= w->bytes)
         return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
     if (cws_gpu_budget_attainable(b) + gpu->drops.bytes >= w->bytes)
         return SUPPLY_COMES;
-    victim = cws_gpu_order_victim(&gpu->order, until, 0, true);
+    struct cws_gpu_price price = {.until = until, .spare = true, .done = true};
+    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, price);
+    if (!victim && (until == 0 || x->order.keeper)) {
+        price.spare = false;
+        victim = cws_gpu_order_victim(&gpu->order, price);
+    }
     if (!victim)
         return SUPPLY_NONE;
     return cws_gpu_drop_start_drops_lock(gpu, victim) ? SUPPLY_MOVED : SUPPLY_COMES;
@@ -233,6 +256,7 @@ static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
     const struct cws_tuning *t = gpu->core.tuning;
     struct wants wants = {0};
     unsigned looked = 0;
+    bool full = false;
     if (!gpu->config.prefetch || !cws_gpu_budget_pages(&gpu->budget))
         return false;
     cws_gpu_order_walk(&gpu->order);
@@ -253,9 +277,13 @@ static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
         if (supply == SUPPLY_MOVED) /* the lock was free meanwhile, and x may have ended */
             return true;
         if (supply == SUPPLY_NONE)
-            break; /* and none for what is needed later */
+            break;                   /* and none for what is needed later */
+        if (supply == SUPPLY_FULL) { /* what comes later may be of another size */
+            remove_want(&wants, x);
+            full = true;
+        }
     }
-    *pending = wants.count > 0;
+    *pending = wants.count > 0 || full;
     return false;
 }
 

@@ -1,5 +1,6 @@
 /* order_use.c - the extents of a device as nodes of the replacement policy. */
 #include "order_use.h"
+#include "uvm/policy/plan.h"
 
 #define EXTENT_OF(n) CWS_LIST_OF(n, struct cws_gpu_extent, order)
 
@@ -33,6 +34,16 @@ void cws_gpu_order_set_in(struct cws_gpu_order *o, struct cws_gpu_extent *x, boo
     cws_order_set_in(&o->order, &x->order, in);
 }
 
+void cws_gpu_order_set_held(struct cws_gpu_order *o, struct cws_gpu_extent *x, bool held)
+{
+    cws_order_set_held(&o->order, &x->order, held);
+}
+
+bool cws_gpu_order_may_grow(const struct cws_gpu_order *o, const struct cws_gpu_extent *x)
+{
+    return cws_order_may_grow(&o->order, &x->order);
+}
+
 void cws_gpu_order_lost(struct cws_gpu_order *o) { cws_order_plan_again(&o->order); }
 
 void cws_gpu_order_forget(struct cws_gpu_order *o, struct cws_gpu_extent *x) { cws_order_forget(&o->order, &x->order); }
@@ -52,7 +63,7 @@ struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_
 
 struct choice {
     struct cws_gpu_order *order;
-    uint32_t granules; /* 0: any size */
+    struct cws_gpu_price price;
 };
 
 static bool may_go(void *choice, const struct cws_order_node *n)
@@ -60,7 +71,8 @@ static bool may_go(void *choice, const struct cws_order_node *n)
     const struct choice *c = choice;
     const struct cws_gpu_extent *x = CWS_LIST_OF(n, const struct cws_gpu_extent, order);
     return x->state == CWS_EXTENT_RESIDENT && !x->holds && !x->range->pinned &&
-           (!c->granules || (x->granules == c->granules && !n->keeper));
+           (!c->price.granules || (x->granules == c->price.granules && !n->keeper)) &&
+           (!c->price.spare || cws_order_is_spare(&c->order->order, n));
 }
 
 static bool is_done(void *choice, struct cws_order_node *n)
@@ -75,25 +87,25 @@ static bool may_go_now(void *choice, const struct cws_order_node *n)
     return may_go(choice, n) && is_done(choice, &x->order);
 }
 
-/* A launch may wait for a better victim, whose uses still run, but not for long: what runs may itself wait for that
- * launch. */
+/* A launch may wait for a better victim, whose uses still run, but not for long after the streams have come to a stand:
+ * what runs may itself wait for that launch. */
 bool cws_gpu_order_has_waited(struct cws_gpu_order *o)
 {
     uint64_t now = cws_gpu_now_ns();
-    if (o->waited_since_ns == 0)
+    if (o->waited_since_ns == 0 || o->waited_progress != o->streams->progress)
         o->waited_since_ns = now;
+    o->waited_progress = o->streams->progress;
     return now - o->waited_since_ns > o->core->tuning->victim_wait_ns;
 }
 
-struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, uint32_t granules,
-                                            bool must_be_done)
+struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, struct cws_gpu_price price)
 {
-    struct choice c = {o, granules};
+    struct choice c = {o, price};
     cws_gpu_order_walk(o);
-    struct cws_order_node *n = cws_order_victim(&o->order, until, may_go, must_be_done ? is_done : NULL, &c);
-    if (!n && must_be_done && until == 0 && cws_gpu_order_has_waited(o))
-        n = cws_order_victim(&o->order, until, may_go_now, NULL, &c);
-    if (n && must_be_done)
+    struct cws_order_node *n = cws_order_victim(&o->order, price.until, may_go, price.done ? is_done : NULL, &c);
+    if (!n && price.done && price.until == 0 && cws_gpu_order_has_waited(o))
+        n = cws_order_victim(&o->order, price.until, may_go_now, NULL, &c);
+    if (n && price.done)
         o->waited_since_ns = 0;
     return n ? EXTENT_OF(n) : NULL;
 }
@@ -120,10 +132,13 @@ const char *cws_gpu_order_check(const struct cws_gpu_order *o, const struct cws_
             continue;
         if (x->order.in != (x->state == CWS_EXTENT_RESIDENT))
             return "order: what can be dropped is not what is resident";
+        if (x->order.held != cws_extent_holds_weight(x->state))
+            return "order: what has memory is not what is held";
         count++;
         in += x->order.in;
         bytes += cws_gpu_span(x);
     }
-    return count != o->order.count || in != o->order.in_count || bytes != o->order.bytes ? "order: nodes are miscounted"
-                                                                                         : NULL;
+    if (count != o->order.count || in != o->order.in_count || bytes != o->order.bytes)
+        return "order: nodes are miscounted";
+    return cws_order_plan_check(&o->order);
 }

@@ -12,7 +12,8 @@ struct cws_gpu_order {
     struct cws_order order; /* of the bound extents */
     /* the place in it from which on the loader is to look again; UINT64_MAX: it is awake, or nothing is to be loaded */
     uint64_t wake_at;
-    uint64_t waited_since_ns; /* a launch waits for a better victim; 0: none does */
+    /* a launch waits for a better victim, and streams have come no further; 0: none does */
+    uint64_t waited_since_ns, waited_progress;
 };
 
 void cws_gpu_order_init(struct cws_gpu_order *o, struct cws_gpu_core *core, struct cws_gpu_budget *budget,
@@ -29,10 +30,19 @@ void cws_gpu_order_forget(struct cws_gpu_order *o, struct cws_gpu_extent *x);
 void cws_gpu_order_walk(struct cws_gpu_order *o);
 /* What comes after x (NULL: first), or NULL. */
 struct cws_gpu_extent *cws_gpu_order_coming(struct cws_gpu_order *o, struct cws_gpu_extent *x);
-/* What to drop for an extent whose next use is at the place `until` (0: now), or NULL. granules: it must have this
- * size, so that its frame will do; 0: any. Its uses may not be done yet, unless they must be. */
-struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, uint64_t until, uint32_t granules,
-                                            bool must_be_done);
+/* What may be dropped for an extent. */
+struct cws_gpu_price {
+    uint64_t until;    /* the place of that extent's next use; 0: now */
+    uint32_t granules; /* only one of this size, whose frame will do; 0: any */
+    bool spare;        /* only one of whose size more have memory than the plan wants */
+    bool done;         /* only one whose uses are done */
+};
+/* What to drop, or NULL. */
+struct cws_gpu_extent *cws_gpu_order_victim(struct cws_gpu_order *o, struct cws_gpu_price price);
+/* May memory of another size be given up for it? No: as many of its size have memory as the plan wants (plan.h). */
+bool cws_gpu_order_may_grow(const struct cws_gpu_order *o, const struct cws_gpu_extent *x);
+/* It has memory, or is getting it or giving it back, or not any more. */
+void cws_gpu_order_set_held(struct cws_gpu_order *o, struct cws_gpu_extent *x, bool held);
 /* Uses, counted as places, of so many rounds; `fallback` where the order has none. */
 uint64_t cws_gpu_order_rounds(struct cws_gpu_order *o, uint64_t rounds, uint64_t fallback);
 /* Has a launch waited for a victim for as long as is good? */

@@ -47,6 +47,8 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
         cws_gpu_reserve_note_locked(gpu);
     if (x->source && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
         cws_gpu_order_set_in(&gpu->order, x, to == CWS_EXTENT_RESIDENT);
+    if (x->source && cws_extent_holds_weight(from) != cws_extent_holds_weight(to))
+        cws_gpu_order_set_held(&gpu->order, x, cws_extent_holds_weight(to));
     if (to == CWS_EXTENT_DIRTY)
         cws_gpu_sets_forget(&gpu->sets, x);
     cws_gpu_trace_memory_locked(gpu);

@@ -33,6 +33,7 @@ static void take_marks(struct cws_gpu_streams *streams, struct cws_gpu_stream *s
             return;
         /* Any other error is the context's end: nothing runs any more. */
         s->done = s->marks[s->mark_head].ticket;
+        streams->progress++;
         s->mark_head = (s->mark_head + 1) % CWS_GPU_EVENTS;
         s->mark_count--;
         wait = false;

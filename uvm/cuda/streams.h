@@ -31,7 +31,8 @@ struct cws_gpu_stream {
 struct cws_gpu_streams {
     struct cws_gpu_core *core;
     unsigned count;
-    uint64_t round; /* a stream is asked once per round */
+    uint64_t round;    /* a stream is asked once per round */
+    uint64_t progress; /* moves when it is seen that one has come further */
     struct cws_gpu_stream at[CWS_GPU_STREAMS];
 };
 

@@ -4,8 +4,8 @@
  *
  * On a cyclic scan that rule alone keeps a prefix of the cycle and streams the rest in one stretch, in which the link
  * is busy and before which it is idle. So keepers are chosen: what comes most often in a period first, else evenly over
- * it, as many bytes as fit beside the window through which the others stream. */
-#include "order.h"
+ * it, as many bytes as fit beside the window through which the others stream (plan.h). */
+#include "plan.h"
 
 #include <stdlib.h>
 
@@ -95,7 +95,8 @@ void cws_order_forget(struct cws_order *o, struct cws_order_node *n)
 {
     cws_history_forget(&o->history, n);
     o->in_count -= n->in;
-    n->keeper = n->in = false;
+    cws_order_plan_forget(o, n);
+    n->in = false;
     cws_list_remove(&n->all);
     cws_list_remove(&n->coming);
     cws_list_remove(&n->line);
@@ -306,156 +307,11 @@ static void foresee(struct cws_order *o)
     o->foreseen = true;
 }
 
-/* --- keepers ----------------------------------------------------------------------------------------- */
+/* --- the plan ---------------------------------------------------------------------------------------- */
 
-/* The sizes that are no larger than `most`, together; the largest ones, if there are many. */
-static uint64_t add_sizes(const struct cws_order *o, uint64_t most)
+static void plan(struct cws_order *o, uint64_t room)
 {
-    uint64_t sum = 0;
-    for (uint64_t i = 0, below = most + 1; i < o->tuning->order_window_sizes; i++) {
-        uint64_t next = 0;
-        for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
-            uint64_t bytes = NODE_OF(l, coming)->bytes;
-            next = bytes < below && bytes > next ? bytes : next;
-        }
-        if (next <= o->tuning->order_small_bytes)
-            break;
-        sum += below = next;
-    }
-    return sum > most ? sum : most;
-}
-
-/* The bytes that can stay if nothing larger than `most` streams; those that are larger stay then, all of them. What
- * streams needs room for one node in use and one that is being loaded, of each size, so that a node's memory goes to
- * one of the same size; and beside them for those whose memory is not free yet: an eviction takes a while. With less,
- * launches wait for memory, or it is made anew in another size; with more there are fewer hits
- * (tools/bench/replay_policy shows these, tools/gpu/turns.py and denoise.py the time of a token and of a step). */
-static uint64_t keep_for(const struct cws_order *o, uint64_t most, uint64_t room, uint64_t *out_larger)
-{
-    uint64_t nodes = o->tuning->order_window_nodes, sizes = nodes * add_sizes(o, most), least = nodes * most;
-    uint64_t share = room / o->tuning->order_window_share, cap = share > least ? share : least;
-    uint64_t window = (sizes < cap ? sizes : cap) + o->tuning->order_in_flight_bytes;
-    *out_larger = 0;
-    for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        *out_larger += NODE_OF(l, coming)->bytes > most ? NODE_OF(l, coming)->bytes : 0;
-    return room > window && *out_larger <= room - window ? room - window : 0;
-}
-
-/* The size above which a node stays, so that as much as possible can stay: a model's few large tensors would need a
- * window of their size. */
-static uint64_t choose_largest(const struct cws_order *o, uint64_t room)
-{
-    uint64_t largest = 0, most = 0, larger, best;
-    for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        largest = NODE_OF(l, coming)->bytes > largest ? NODE_OF(l, coming)->bytes : largest;
-    best = keep_for(o, most = largest, room, &larger);
-    for (uint64_t tries = 0; tries < o->tuning->order_tries; tries++) { /* the next smaller sizes */
-        uint64_t next = 0;
-        for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
-            uint64_t bytes = NODE_OF(l, coming)->bytes;
-            next = bytes < largest && bytes > next ? bytes : next;
-        }
-        if (next <= o->tuning->order_small_bytes)
-            break;
-        largest = next;
-        uint64_t keep = keep_for(o, next, room, &larger);
-        if (keep > best) {
-            best = keep;
-            most = next;
-        }
-    }
-    return most;
-}
-
-/* Counts how often each node comes in a period. */
-static void count_uses(struct cws_order *o)
-{
-    uint64_t end = o->at + 1 + cws_history_look(&o->history);
-    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        NODE_OF(l, coming)->comes = 0;
-    for (uint64_t place = o->at + 1; place < o->end && place < end; place++)
-        o->window[place % o->window_room].node->comes++;
-}
-
-/* Multiples of the golden ratio, modulo one: the nodes with the lowest ranks, however many, lie evenly over the order
- * in which nodes were added, as a walk mostly goes. A rank belongs to the node alone, so a plan for a little more room,
- * or after a use that nobody expected, is the old one and a node more or less. */
-static uint32_t rank(const struct cws_order_node *n) { return n->id * 2654435769u; }
-
-static int by_rank(const void *a, const void *b)
-{
-    uint32_t one = rank(*(struct cws_order_node *const *)a), other = rank(*(struct cws_order_node *const *)b);
-    return one < other ? -1 : one > other;
-}
-
-/* Of the nodes that come `comes` times and are no keepers yet, those that are first by rank, as far as *keep bytes go.
- * Without memory to sort them none. */
-static void spread(struct cws_order *o, uint32_t comes, uint64_t *keep)
-{
-    struct cws_order_node **sorted = malloc(o->coming_count * sizeof *sorted);
-    size_t count = 0;
-    if (!sorted)
-        return;
-    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        if (!NODE_OF(l, coming)->keeper && NODE_OF(l, coming)->comes == comes)
-            sorted[count++] = NODE_OF(l, coming);
-    qsort(sorted, count, sizeof *sorted, by_rank);
-    for (size_t i = 0; i < count; i++) {
-        if (sorted[i]->bytes > *keep)
-            continue;
-        sorted[i]->keeper = true;
-        *keep -= sorted[i]->bytes;
-    }
-    free(sorted);
-}
-
-/* Chooses keepers: nodes that come most often first, as far as there is room. */
-static void spread_by_use(struct cws_order *o, uint64_t keep)
-{
-    for (uint32_t below = UINT32_MAX;;) {
-        uint64_t bytes = 0;
-        uint32_t comes = 0;
-        for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
-            const struct cws_order_node *n = NODE_OF(l, coming);
-            if (n->keeper || n->comes >= below || n->comes < comes)
-                continue;
-            bytes = n->comes > comes ? n->bytes : bytes + n->bytes;
-            comes = n->comes;
-        }
-        if (!bytes)
-            break;
-        uint64_t keep_before = keep;
-        spread(o, comes, &keep);
-        if (bytes > keep_before)
-            break;
-        below = comes;
-    }
-}
-
-static void choose_keepers(struct cws_order *o, uint64_t room)
-{
-    uint64_t total = o->coming_bytes, small_bytes = 0, larger, small = o->tuning->order_small_bytes;
-    uint64_t most = choose_largest(o, room), keep = keep_for(o, most, room, &larger);
-    for (const struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        small_bytes += NODE_OF(l, coming)->bytes <= small ? NODE_OF(l, coming)->bytes : 0;
-    if (total <= room) {
-        keep = total;
-        most = UINT64_MAX;
-        larger = 0;
-    }
-    keep -= keep > larger ? larger : keep;
-    /* A small node gives back little: it stays, where that is cheap. */
-    bool keep_small = small_bytes <= keep / o->tuning->order_small_share;
-    keep -= keep_small ? small_bytes : 0;
-    /* also those of a model that is not used any more */
-    for (struct cws_list *l = o->all.next; l != &o->all; l = l->next)
-        NODE_OF(l, all)->keeper = false;
-    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
-        struct cws_order_node *n = NODE_OF(l, coming);
-        n->keeper = (keep_small && n->bytes <= small) || (n->bytes > most && larger);
-    }
-    count_uses(o);
-    spread_by_use(o, keep);
+    cws_order_plan(o, room);
     o->plan_room = room;
     o->plan_count = o->coming_count;
     o->plan_period = cws_history_look(&o->history);
@@ -481,7 +337,7 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
     bool cycle = o->last && o->last->next_at != UINT64_MAX &&
                  (o->periodic || o->coming_bytes >= o->bytes / 8 * o->tuning->order_cycle_eighths);
     if (cycle && o->ops->has_keepers && plan_is_stale(o, room, cws_history_look(&o->history)))
-        choose_keepers(o, room);
+        plan(o, room);
 }
 
 uint64_t cws_order_period(struct cws_order *o) { return cws_history_look(&o->history); }

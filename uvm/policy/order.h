@@ -21,13 +21,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { CWS_ORDER_STRAYS = 3, CWS_ORDER_STRAYED = 4 };
+enum { CWS_ORDER_STRAYS = 3, CWS_ORDER_STRAYED = 4, CWS_ORDER_SIZES = 128 };
 
 struct cws_order_node { /* zero-initialised; every field but bytes and ahead belongs to the order */
     uint64_t bytes;     /* that dropping it gives back; set before cws_order_add, constant while in */
     bool ahead;         /* loaded on a guess, not used since: set by who loads, cleared by a use */
     bool keeper;        /* is to stay */
     bool in;            /* can be dropped */
+    bool held;          /* has memory, or is getting it or giving it back (plan.h) */
+    uint8_t size;       /* in cws_order.sizes, + 1; 0: none */
     uint8_t doubt;      /* 0: it comes at even distances. More: as a routed expert does, at any */
     uint32_t id;        /* in the order of cws_order_add */
     uint64_t last_tick; /* of its last use; 0: none */
@@ -45,6 +47,12 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
 struct cws_order_place { /* of the window */
     struct cws_order_node *node;
     uint64_t again; /* the next place of the same node; UINT64_MAX: none yet */
+};
+
+struct cws_order_size { /* plan.h: of what streams */
+    uint64_t bytes;
+    uint32_t quota; /* that may have memory at a time */
+    uint32_t held;  /* that have */
 };
 
 struct cws_order {
@@ -71,7 +79,10 @@ struct cws_order {
     uint64_t plan_room; /* the room that keepers were chosen for */
     uint32_t plan_count;
     uint64_t plan_period; /* and the period */
+    uint64_t plan_most;   /* what is larger stays */
     bool plan_due;
+    unsigned size_count;
+    struct cws_order_size sizes[CWS_ORDER_SIZES]; /* of the plan, the largest first */
 };
 
 /* What tells the policies apart. Nodes used a moment ago are kept by all of them, if anything else can go. */

@@ -24,13 +24,10 @@
     X(history_walks, 16, 1, 256, "walks", "over all nodes that are remembered")                                        \
     X(history_uses_more, 256, 0, 65536, "uses", "remembered beside them")                                              \
     X(history_uses_max, 32768, 64, MIB, "uses", "remembered at most")                                                  \
-    X(order_small_bytes, 4 * MIB, 0, GIB, "bytes", "a node of this size or less stays where that is cheap")            \
-    X(order_small_share, 2, 1, 1024, "share", "of what stays that small nodes may take")                               \
-    X(order_window_nodes, 2, 1, 16, "nodes", "of each size that the window has room for")                              \
-    X(order_window_sizes, 8, 1, 64, "sizes", "for which it has that room")                                             \
-    X(order_window_share, 4, 1, 1024, "share", "of the room that this may take")                                       \
+    X(order_quota_uses, 5, 1, 65536, "uses", "that stream of a size in so many have memory at a time")                 \
     X(order_in_flight_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "beside them, for loads and evictions in flight")         \
     X(order_tries, 4, 0, 1024, "", "smaller sizes tried for the largest that streams")                                 \
+    X(order_better_share, 32, 1, 65536, "share", "of what stays that another largest size must gain")                  \
     X(order_reach_walks, 2, 1, 64, "walks", "over all nodes that the window foresees")                                 \
     X(order_reach_most, 4096, 16, 4 * MIB, "uses", "that it foresees for these at most")                               \
     X(order_reach_more, 8, 1, 65536, "uses", "that it foresees on top")                                                \

@@ -54,26 +54,18 @@ struct cws_tuning {
 
     /* --- order.c: what stays, what goes --- */
 
-    /* A node of this size or less costs as many calls as a large one and gives back little: it stays, where that is
-     * cheap. In bytes. Less: many small loads. More: room that large nodes could use. */
-    uint64_t order_small_bytes;
-    /* Small nodes stay if they take at most this share of what stays. Less (a larger share): as more
-     * order_small_bytes. */
-    uint64_t order_small_share;
-    /* Nodes of the largest size that streams, for which there is room: one in use, one being loaded. Less: the link
-     * waits for memory. More: fewer hits. */
-    uint64_t order_window_nodes;
-    /* Sizes, the largest ones, for each of which there is that room, as far as this share of the room for weights goes;
-     * for the largest in any case. Less: memory is given back and made anew in another size. More:
-     * fewer hits. */
-    uint64_t order_window_sizes;
-    uint64_t order_window_share;
+    /* Consecutive uses: as many nodes of a size have memory at a time as stream in so many, wherever in the round.
+     * Less: launches wait for weights. More: fewer hits. */
+    uint64_t order_quota_uses;
     /* Beside them, for loads and evictions in flight. In bytes. Less: launches wait for memory, on a GPU more than in
      * the model. More: fewer hits. */
     uint64_t order_in_flight_bytes;
     /* Smaller sizes that are tried for the largest that streams. Less: a few huge nodes make the window large. More: a
      * plan takes longer. */
     uint64_t order_tries;
+    /* Share of what stays by which another bound for what streams must be better than the last plan's. Less (a larger
+     * share): the plan is not that of the room. More: a little room more or less exchanges what stays. */
+    uint64_t order_better_share;
     /* The window foresees a period, or so many walks over all nodes, but not more uses than reach_most for these; and
      * reach_more on top. Less: nothing is known of what is needed late, so the wrong node goes. More: memory, and time
      * when the window is made anew. */
@@ -154,8 +146,8 @@ struct cws_tuning {
     uint64_t patience_first_ns;
     uint64_t patience_most_ns;
     uint64_t patience_waits;
-    /* For which a launch waits for the best victim, before anything that can go does. In ns. Less: what is needed soon
-     * goes. More: where what runs waits for that launch, all stand still. */
+    /* For which a launch waits for the best victim while the device comes no further, before anything that can go does.
+     * In ns. Less: what is needed soon goes. More: where what runs waits for that launch, all stand still. */
     uint64_t victim_wait_ns;
     /* Times in a row that the driver refuses memory inside the budget, before a launch fails. Less: it fails although
      * memory was about to come free. More: it fails late. */

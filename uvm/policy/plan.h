@@ -1,0 +1,31 @@
+/* plan.h - the part of an order that plans a round: which nodes stay (keepers), and of each size how many of the others
+ * may have memory at a time (its quota). A node that is loaded takes the memory of one of its size, so with quotas no
+ * memory changes its size in a round that repeats itself: on a GPU that would be a piece given back to the driver and
+ * one made anew.
+ *
+ * Keepers: what comes most often in a period first; of what comes equally often small nodes first, because each costs
+ * its calls; of equally large ones as many as fit, evenly over the period. A model's few nodes of one or more of the
+ * largest sizes all stay, where more can stay that way.
+ * Quotas: the most nodes of a size that stream within order_quota_uses consecutive uses, wherever in the round.
+ * Threads: the caller of order.h serialises. */
+#ifndef CWS_ORDER_PLAN_H
+#define CWS_ORDER_PLAN_H
+#include "order.h"
+
+/* Makes a plan for `room` bytes from the window, which has a whole period or walk: sets `keeper` of every node, and the
+ * sizes with their quotas. Without memory for it nothing stays, and there are no quotas. */
+void cws_order_plan(struct cws_order *o, uint64_t room);
+
+/* n has memory, or is getting it or giving it back, or not any more. */
+void cws_order_set_held(struct cws_order *o, struct cws_order_node *n, bool held);
+/* n ends. */
+void cws_order_plan_forget(struct cws_order *o, struct cws_order_node *n);
+
+/* May memory of another size be given up for n? Not if n streams and as many of its size have memory as its quota. */
+bool cws_order_may_grow(const struct cws_order *o, const struct cws_order_node *n);
+/* May n's memory be given up for another size? Only if more of its size have memory than its quota. */
+bool cws_order_is_spare(const struct cws_order *o, const struct cws_order_node *n);
+
+/* NULL, or what does not hold. */
+const char *cws_order_plan_check(const struct cws_order *o);
+#endif
