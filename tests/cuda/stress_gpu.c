@@ -196,6 +196,8 @@ static void *work(void *arg)
             write_to(w, s);
         else
             look(w, s);
+        if (pick(w, 16) == 0)
+            cws_gpu_trim(gpu, pick(w, 4) * MIB);
         const char *wrong = i % 16 ? NULL : cws_gpu_check(gpu);
         if (wrong)
             fprintf(stderr, "stress_gpu: %s\n", wrong);
