@@ -46,8 +46,8 @@ static struct cws_gpu_extent *look(struct cws_gpu *gpu, const struct cws_list *l
         struct cws_gpu_extent *x = FREED_OF(l);
         if (x->granules < granules)
             continue;
-        if (cws_gpu_users_only(&gpu->streams, &x->users, stream) ||
-            cws_gpu_users_done(&gpu->streams, &x->users, /* mark */ !newest))
+        bool mark = !newest || x->stream != stream; /* another stream may be in the same list */
+        if (cws_gpu_users_only(&gpu->streams, &x->users, stream) || cws_gpu_users_done(&gpu->streams, &x->users, mark))
             return x;
     }
     return NULL;
