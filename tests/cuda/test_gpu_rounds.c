@@ -11,7 +11,8 @@
 #define PLACES (12 * MIB)  /* what walk() has live at its peak */
 #define DECODER (40 * MIB) /* what decode() has live at its peak */
 #define AHEAD (32 * MIB)   /* loaded by one round for the next, and by a thread that got no processor in time */
-enum { STEPS = 2 };        /* of a round */
+/* Loads are judged after two rounds; the sanitizers, which are slow, see these. */
+enum { STEPS = 2 /* of a round */, ROUNDS = SANITIZED ? 2 : 4 };
 
 /* --- what fits ------------------------------------------------------------------------------------------- */
 
@@ -125,7 +126,7 @@ static void test_activations_by_place(void **state)
     (void)state;
     struct fixture *f = start(96 * MIB);
     struct cws_gpu_stats before, after;
-    for (unsigned round = 0; round < 5; round++) {
+    for (unsigned round = 0; round < ROUNDS; round++) {
         cws_gpu_stats_get(f->gpu, &before);
         walk(f, 0, TENSORS);
         cws_gpu_stats_get(f->gpu, &after);
@@ -143,7 +144,7 @@ static void test_a_decoder_between_steps(void **state)
     (void)state;
     struct fixture *f = start(192 * MIB);
     struct cws_gpu_stats before, after;
-    for (unsigned image = 0; image < 4; image++) {
+    for (unsigned image = 0; image < ROUNDS; image++) {
         cws_gpu_stats_get(f->gpu, &before);
         for (unsigned step = 0; step < STEPS; step++)
             walk(f, 0, TENSORS);
@@ -163,7 +164,7 @@ static void test_a_pool_that_is_trimmed(void **state)
     (void)state;
     struct fixture *f = start(128 * MIB);
     struct cws_gpu_stats before, after;
-    for (unsigned image = 0; image < 4; image++) {
+    for (unsigned image = 0; image < ROUNDS; image++) {
         cws_gpu_stats_get(f->gpu, &before);
         for (unsigned step = 0; step < STEPS; step++)
             walk(f, 0, TENSORS);
@@ -182,7 +183,7 @@ static void test_two_models_in_turn(void **state)
     (void)state;
     struct fixture *f = start(96 * MIB);
     struct cws_gpu_stats before, after;
-    for (unsigned round = 0; round < 4; round++) {
+    for (unsigned round = 0; round < ROUNDS; round++) {
         cws_gpu_stats_get(f->gpu, &before);
         for (unsigned step = 0; step < 2 * STEPS; step++)
             walk(f, step < STEPS ? 0 : TENSORS / 2, step < STEPS ? TENSORS / 2 : TENSORS);
@@ -245,7 +246,7 @@ static void test_two_streams(void **state)
     for (unsigned k = 0; k < 2; k++)
         assert_int_equal(driver.event_create(&events[k], CU_EVENT_DISABLE_TIMING), 0);
     standin_delay(11, 100);
-    for (unsigned round = 0; round < 4; round++) {
+    for (unsigned round = 0; round < ROUNDS; round++) {
         cws_gpu_stats_get(f->gpu, &before);
         two_streams_round(halves, events);
         cws_gpu_stats_get(f->gpu, &after);
