@@ -60,7 +60,8 @@ def cut_into_shards(tensors, shard_bytes):
 
 
 def write_shard(path, tensors, generator):
-    """A safetensors file, written tensor by tensor: one tensor is in memory at a time."""
+    """A safetensors file, written tensor by tensor: one tensor is in memory at a time, drawn on the generator's
+    device."""
     import torch
 
     header, offset = {"__metadata__": {"format": "pt"}}, 0
@@ -75,9 +76,8 @@ def write_shard(path, tensors, generator):
             if len(shape) == 1:
                 values = torch.ones(shape, dtype=torch.bfloat16)
             else:
-                values = (
-                    torch.empty(shape, dtype=torch.float32).normal_(0, 0.02, generator=generator).to(torch.bfloat16)
-                )
+                values = torch.empty(shape, dtype=torch.float32, device=generator.device)
+                values = values.normal_(0, 0.02, generator=generator).to(torch.bfloat16).cpu()
             file.write(memoryview(values.view(torch.uint8).numpy()).cast("B"))
 
 
@@ -114,6 +114,7 @@ def main():
         "--shard-gb", type=float, default=0, metavar="N", help="shards of at most N GB (default: one file)"
     )
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="where values are drawn; others on a GPU than on the CPU")
     parser.add_argument("--tokenizer", default=os.path.join(root, "tests", "models", "bard"), metavar="DIR")
     args = parser.parse_args()
     import torch
@@ -129,7 +130,7 @@ def main():
     if shutil.disk_usage(args.out).free < total * 1.01:
         os.rmdir(args.out)
         sys.exit(f"make_model.py: {args.out}: needs {total / 1e9:.1f} GB of free space")
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator(args.device).manual_seed(args.seed)
     weight_map = {}
     for i, shard in enumerate(shards):
         one = len(shards) == 1
