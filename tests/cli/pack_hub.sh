@@ -33,4 +33,17 @@ printf 1111 >$entry/refs/main
 status codecllm pack $entry $entry/packed
 rm -r $entry/snapshots/*
 status codecllm pack $entry out
+echo "--- a pipeline"
+pipe=cache/models--org--pipe/snapshots/3333
+mkdir -p $pipe/transformer $pipe/vae cache/models--org--pipe/blobs
+cp model/* cache/models--org--pipe/blobs
+for f in model/*; do ln -s "../../../blobs/${f##*/}" $pipe/transformer/; done
+ln -s ../../../blobs/model-00002-of-00002.safetensors $pipe/vae/diffusion_pytorch_model.safetensors
+echo '{"_class_name": "FluxPipeline"}' >cache/models--org--pipe/blobs/index
+ln -s ../../blobs/index $pipe/model_index.json
+codecllm pack cache/models--org--pipe pipe
+codecllm verify -q pipe && find pipe -type f | sort
+find pipe -type l
+codecllm unpack -q pipe pipe.again
+cp -rL $pipe pipe.files && diff -r pipe.files pipe.again && echo the same after unpack
 ls -A
