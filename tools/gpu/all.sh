@@ -3,7 +3,7 @@
 #   BUILD       default: build, made here if it is not there
 #   PART=both   right: only the first part; timed: only the second
 #   STRESS=120  seconds of random programs (stress), beside everything else of the first part; with 0 none
-#   LARGE=1     0 leaves out rounds.py and the models of Llama-3.1-8B's and FLUX.1-dev's shapes (27, then 50 GB in WORK, and about ten minutes)
+#   LARGE=1     0 leaves out rounds.py, pipeline.py and the models of Llama-3.1-8B's and FLUX.1-dev's shapes (35, then 50 GB in WORK, and about ten minutes)
 #   WORK        where models are made; default: /tmp/codecllm-check
 out=${1:?usage: all.sh OUTDIR [BUILD]}
 build=${2:-build}
@@ -28,7 +28,11 @@ step() { # step NAME SECONDS COMMAND...: its output goes to OUTDIR/NAME.txt, a l
     begin=$(date +%s)
     timeout "$limit" "$@" >"$out/$name.txt" 2>&1
     status=$?
-    [ $status = 0 ] && verdict="all right" || verdict="FAILED, exit status $status"
+    case $status in
+    0) verdict="all right" ;;
+    77) verdict="left out: $(tail -n 1 "$out/$name.txt")" ;;
+    *) verdict="FAILED, exit status $status" ;;
+    esac
     printf '%-10s %5d s  %s\n' "$name" $(($(date +%s) - begin)) "$verdict" >>"$out/steps.txt"
 }
 model() { # model SHAPE: made and packed, as the programs below would
@@ -55,9 +59,10 @@ if [ "$part" != right ]; then
     step turns 240 python3 tools/gpu/turns.py "$out/turns" --build "$build" --work "$work"
     step prefill 120 python3 tools/gpu/turns.py "$out/prefill" --build "$build" --work "$work" --budgets 16G --turns 0 --prefills 8 --attention ''
     step tinyllama 400 python3 tools/gpu/check.py "$out/tinyllama" --build "$build" --work "$work" --models tinyllama --budgets 1700M,1100M,600M,280M --tokens 64 --offload
+    [ "$large" = 0 ] || step pipeline 300 python3 tools/gpu/pipeline.py "$out/pipeline" --build "$build" --work "$work"
     [ "$large" = 0 ] || step 8b 400 python3 tools/gpu/check.py "$out/8b" --build "$build" --work "$work" --models 8b --budgets 4G,3G --tokens 12 --unpacked --offload
-    if [ "$large" != 0 ]; then # 40 GB, not beside the 27 of the model before
-        rm -rf "$work/llama-3.1-8b" "$work/llama-3.1-8b.packed"
+    if [ "$large" != 0 ]; then # 40 GB, not beside the 35 of the models before
+        rm -rf "$work/llama-3.1-8b" "$work/llama-3.1-8b.packed" "$work/pipeline-large" "$work/pipeline-large.packed"
         step denoise 400 python3 tools/gpu/denoise.py "$out/denoise" --build "$build" --work "$work" --budgets 8G,6G
         step rounds 400 python3 tools/gpu/rounds.py "$out/rounds" --build "$build" --work "$work"
     fi
@@ -66,7 +71,7 @@ fi
 for name in decoders scenarios stress strict installed; do # what was wrong, if anything
     grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
 done
-for name in waits speed turns prefill tinyllama 8b denoise rounds; do
+for name in waits speed turns prefill tinyllama pipeline 8b denoise rounds; do
     [ -e "$out/$name.txt" ] && { echo "== $name"; tail -n 16 "$out/$name.txt"; }
 done
 echo "== steps"
