@@ -27,23 +27,21 @@ END = 256  # stands for the end mark, which is no byte
 def encode(symbols, codec, bytes_per_thread, threads_per_block):
     """A uint8 tensor -> (the codes one after the other, where the first code of each thread begins in its bytes, the
     first symbol of each block of threads), as numpy arrays."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = symbols.device
     bits, codes = torch.zeros(257, dtype=torch.int64), torch.zeros(257, dtype=torch.int64)
     for symbol, (length, code) in codec.get_code_table().items():
         at = symbol if isinstance(symbol, int) else END
         bits[at], codes[at] = length, code
     bits, codes = bits.to(device), codes.to(device)
     thread_bits = 8 * bytes_per_thread
-    total = int((torch.bincount(symbols.to(device), minlength=257) * bits).sum())
-    out = torch.zeros(
-        total // 8 + 16, dtype=torch.int32, device=device
-    )  # a byte each; the bits of codes do not overlap
+    total = int((torch.bincount(symbols, minlength=257) * bits).sum())
+    out = torch.zeros(total // 8 + 16, dtype=torch.int32, device=device)  # a byte each; codes share no bit
     gaps, positions, begin, done, before = [], [], 0, 0, torch.tensor([-1], device=device)
     pieces = [symbols[i : i + PIECE] for i in range(0, symbols.numel(), PIECE)]
     if total % 8:
-        pieces.append(torch.tensor([END]))
+        pieces.append(torch.tensor([END], device=device))
     for piece in pieces:
-        piece = piece.to(device).long()
+        piece = piece.long()
         ends = begin + bits[piece].cumsum(0)
         starts = ends - bits[piece]
         values = codes[piece] << (40 - starts % 8 - bits[piece])  # five bytes hold a code of 32 bits wherever it begins
@@ -64,8 +62,8 @@ def encode(symbols, codec, bytes_per_thread, threads_per_block):
 
 
 def split(weights):
-    """(exponents, signs and mantissas) of bf16 tensors, one after the other."""
-    values = torch.cat(weights).view(torch.int16)
+    """(exponents, signs and mantissas) of bf16 tensors, one after the other; on the GPU, where there is one."""
+    values = torch.cat(weights).to("cuda" if torch.cuda.is_available() else "cpu").view(torch.int16)
     return (values >> 7 & 0xFF).byte(), (values >> 8 & 0x80 | values & 0x7F).byte()
 
 
@@ -80,7 +78,7 @@ def get_codec(weight):
 def encode_weights(weights, codec, bytes_per_thread, threads_per_block):
     exponents, others = split(weights)
     codes, gaps, positions = map(torch.from_numpy, encode(exponents, codec, bytes_per_thread, threads_per_block))
-    return codes, others, positions, gaps, torch.tensor([w.numel() for w in weights]).cumsum(0)[:-1]
+    return codes, others.cpu(), positions, gaps, torch.tensor([w.numel() for w in weights]).cumsum(0)[:-1]
 
 
 def check(theirs):
