@@ -27,11 +27,26 @@ uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b)
     return cws_gpu_budget_left(b) + b->of_class[CWS_CLASS_IDLE];
 }
 
+static uint64_t without_expected(const struct cws_gpu_budget *b, uint64_t bytes)
+{
+    return bytes > b->expected ? bytes - b->expected : 0;
+}
+
+uint64_t cws_gpu_budget_left_ahead(const struct cws_gpu_budget *b)
+{
+    return without_expected(b, cws_gpu_budget_left(b));
+}
+
+uint64_t cws_gpu_budget_attainable_ahead(const struct cws_gpu_budget *b)
+{
+    return without_expected(b, cws_gpu_budget_attainable(b));
+}
+
 uint64_t cws_gpu_budget_for_weights(const struct cws_gpu_budget *b) { return rest(b, cws_gpu_budget_undroppable(b)); }
 
 uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b)
 {
-    return rest(b, cws_gpu_budget_undroppable(b) + b->of_class[CWS_CLASS_RESERVE]);
+    return rest(b, cws_gpu_budget_undroppable(b) + b->of_class[CWS_CLASS_RESERVE] + b->expected);
 }
 
 uint64_t cws_gpu_budget_weights(const struct cws_gpu_budget *b)
@@ -142,6 +157,8 @@ void cws_gpu_budget_set_pools(struct cws_gpu_budget *b, uint64_t bytes)
 }
 
 void cws_gpu_budget_set_ring(struct cws_gpu_budget *b, uint64_t bytes) { b->ring = bytes; }
+
+void cws_gpu_budget_expect(struct cws_gpu_budget *b, uint64_t bytes) { b->expected = bytes; }
 
 void cws_gpu_budget_note_least(struct cws_gpu_budget *b, uint64_t bytes)
 {

@@ -32,6 +32,7 @@ struct cws_gpu_budget {
     uint64_t pool_granted;              /* of these, to pools */
     uint64_t ring;                      /* staging */
     uint64_t plain, pools;              /* the program's own allocations; pools and graphs of the driver */
+    uint64_t expected;                  /* that the program will want soon, beside all that is counted here */
     uint64_t bound;                     /* spans of ranges with a source, resident or not */
     uint64_t peak;                      /* of what is used, without what only pools were granted */
     uint64_t least;                     /* the budget that would have held what was asked so far */
@@ -47,8 +48,11 @@ uint64_t cws_gpu_budget_left(const struct cws_gpu_budget *b);
 /* Bytes that can be had without evicting anything or taking from the reserve: those left, and those of idle frames and
  * of ranges freed long ago, which are given up for them. The one answer to "is there memory for this?" */
 uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b);
+/* Both without what is expected: for weights that are loaded ahead of their use. */
+uint64_t cws_gpu_budget_left_ahead(const struct cws_gpu_budget *b);
+uint64_t cws_gpu_budget_attainable_ahead(const struct cws_gpu_budget *b);
 /* What weights may take: not less what is granted, for most of that is for loads in flight. The same beside the
- * reserve: what they may count on. */
+ * reserve and what is expected: what they may count on. */
 uint64_t cws_gpu_budget_for_weights(const struct cws_gpu_budget *b);
 uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b);
 /* Bytes of weights, resident ones and those that come or go. */
@@ -78,6 +82,7 @@ void cws_gpu_budget_plain_freed(struct cws_gpu_budget *b, uint64_t bytes);
 /* Wakes the loader if it has outgrown the budget. */
 void cws_gpu_budget_set_pools(struct cws_gpu_budget *b, uint64_t bytes);
 void cws_gpu_budget_set_ring(struct cws_gpu_budget *b, uint64_t bytes);
+void cws_gpu_budget_expect(struct cws_gpu_budget *b, uint64_t bytes);
 void cws_gpu_budget_note_least(struct cws_gpu_budget *b, uint64_t bytes);
 
 /* NULL, or what does not hold. */

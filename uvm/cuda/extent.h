@@ -126,6 +126,12 @@ static inline bool cws_extent_has_owner(enum cws_extent_state s)
 {
     return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_DROPPING || s == CWS_EXTENT_SPILLING || s == CWS_EXTENT_RESTORING;
 }
+/* Has it memory, or is it getting some, whose content the program alone has? */
+static inline bool cws_extent_is_programs(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_MAKING || s == CWS_EXTENT_ANONYMOUS || s == CWS_EXTENT_DIRTY || s == CWS_EXTENT_SPILLING ||
+           s == CWS_EXTENT_RESTORING;
+}
 /* Has it memory with a weight that can be dropped, or is it getting it or giving it back? */
 static inline bool cws_extent_holds_weight(enum cws_extent_state s)
 {

@@ -119,7 +119,7 @@ static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent 
                                      const struct wants *w)
 {
     struct cws_gpu_budget *b = &gpu->budget;
-    if (cws_gpu_budget_left(b) >= cws_gpu_span(x))
+    if ((until ? cws_gpu_budget_left_ahead(b) : cws_gpu_budget_left(b)) >= cws_gpu_span(x))
         return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
     if (is_coming(gpu, w, x))
         return SUPPLY_COMES;
@@ -128,9 +128,10 @@ static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent 
         return same;
     if (until && !cws_gpu_order_may_grow(&gpu->order, x))
         return SUPPLY_FULL;
-    if (cws_gpu_budget_attainable(b) >= w->bytes)
+    uint64_t attainable = until ? cws_gpu_budget_attainable_ahead(b) : cws_gpu_budget_attainable(b);
+    if (attainable >= w->bytes)
         return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
-    if (cws_gpu_budget_attainable(b) + gpu->drops.bytes >= w->bytes)
+    if (attainable + gpu->drops.bytes >= w->bytes)
         return SUPPLY_COMES;
     struct cws_gpu_price price = {.until = until, .spare = true, .done = true};
     struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, price);
@@ -287,6 +288,17 @@ static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
     return false;
 }
 
+/* Makes memory free that the program is expected to want. Keepers are chosen beside it. */
+static bool make_ready_drops_lock(struct cws_gpu *gpu)
+{
+    const struct cws_gpu_budget *b = &gpu->budget;
+    if (cws_gpu_budget_attainable(b) + gpu->drops.bytes >= b->expected || !gpu->config.prefetch)
+        return false;
+    struct cws_gpu_price price = {.until = gpu->order.order.at + gpu->core.tuning->reserve_ahead_uses, .done = true};
+    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, price);
+    return victim && cws_gpu_drop_start_drops_lock(gpu, victim);
+}
+
 /* --- waiting --------------------------------------------------------------------------------------------------- */
 
 /* Something of ours runs on the device: asks for it, without the lock, at growing intervals. No longer than it is worth
@@ -354,7 +366,7 @@ static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
     moved |= serve_room_drops_lock(gpu);
     moved |= serve_demand_drops_lock(gpu, &unmet);
     if (!gpu->budget.rooms && !unmet)
-        moved |= serve_ahead_drops_lock(gpu, pending);
+        moved |= make_ready_drops_lock(gpu) || serve_ahead_drops_lock(gpu, pending);
     return moved;
 }
 

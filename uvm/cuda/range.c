@@ -43,8 +43,8 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
         cws_gpu_reserve_leave(&gpu->reserve, x);
     if (cws_extent_is_freed(to))
         cws_gpu_reserve_enter(&gpu->reserve, x, to == CWS_EXTENT_COLD);
-    if (cws_extent_class(from) != CWS_CLASS_FIXED && cws_extent_class(to) == CWS_CLASS_FIXED)
-        cws_gpu_reserve_note_locked(gpu);
+    if (cws_extent_is_programs(from) != cws_extent_is_programs(to))
+        cws_gpu_reserve_note_locked(gpu, x, cws_extent_is_programs(to));
     if (x->source && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
         cws_gpu_order_set_in(&gpu->order, x, to == CWS_EXTENT_RESIDENT);
     if (x->source && cws_extent_holds_weight(from) != cws_extent_holds_weight(to))

@@ -2,6 +2,8 @@
  * it. */
 #include "gpu.h"
 
+enum { ROUND_SHARE = 16 }; /* by which a round may be longer or shorter and is the same */
+
 #define FREED_OF(l) CWS_LIST_OF(l, struct cws_gpu_extent, freed_link)
 #define AGED_OF(l) CWS_LIST_OF(l, struct cws_gpu_extent, cached)
 
@@ -12,9 +14,6 @@ void cws_gpu_reserve_init(struct cws_gpu_reserve *reserve)
     for (unsigned i = 0; i < CWS_SIZE_CLASSES; i++)
         for (unsigned k = 0; k < CWS_RESERVE_STREAMS; k++)
             cws_list_init(&reserve->freed[i][k]);
-    reserve->profile.floor = UINT64_MAX;
-    for (unsigned i = 0; i < 2 * CWS_RESERVE_PLACES; i++)
-        reserve->profile.least[i] = UINT64_MAX;
 }
 
 /* --- lists ----------------------------------------------------------------------------------------------- */
@@ -53,14 +52,23 @@ static struct cws_gpu_extent *look(struct cws_gpu *gpu, const struct cws_list *l
     return NULL;
 }
 
-struct cws_gpu_extent *cws_gpu_reserve_take_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
+static struct cws_gpu_extent *look_in_class(struct cws_gpu *gpu, unsigned class, uint32_t granules, CUstream stream)
 {
-    struct cws_list *lists = gpu->reserve.freed[cws_size_class(granules)];
+    struct cws_list *lists = gpu->reserve.freed[class];
     unsigned own = list_of(stream);
-    cws_gpu_streams_look_again(&gpu->streams);
     struct cws_gpu_extent *x = look(gpu, &lists[own], true, granules, stream);
     for (unsigned i = 1; i < CWS_RESERVE_STREAMS && !x; i++) /* of other streams: what was freed first is done first */
         x = look(gpu, &lists[(own + i) % CWS_RESERVE_STREAMS], false, granules, stream);
+    return x;
+}
+
+struct cws_gpu_extent *cws_gpu_reserve_take_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream)
+{
+    unsigned class = cws_size_class(granules);
+    cws_gpu_streams_look_again(&gpu->streams);
+    struct cws_gpu_extent *x = look_in_class(gpu, class, granules, stream);
+    if (!x && granules > 1 && class + 1 < CWS_SIZE_CLASSES) /* better an eighth too much than memory made anew */
+        x = look_in_class(gpu, class + 1, granules, stream);
     if (x)
         cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_ANONYMOUS);
     return x;
@@ -68,36 +76,76 @@ struct cws_gpu_extent *cws_gpu_reserve_take_locked(struct cws_gpu *gpu, uint32_t
 
 /* --- the profile ------------------------------------------------------------------------------------------- */
 
+/* Begins anew at this use, for rounds of so many. */
+static void restart(struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t round)
+{
+    uint64_t now = p->now;
+    *p = (struct cws_gpu_reserve_profile){.round = round, .wide = round / CWS_RESERVE_PLACES + 1, .begin = at};
+    p->most[0] = p->least[0] = p->now = now;
+}
+
 static void next_place(struct cws_gpu_reserve_profile *p)
 {
-    p->place = (p->place + 1) % (2 * CWS_RESERVE_PLACES);
-    p->most[p->place] = 0;
-    p->least[p->place] = UINT64_MAX;
-    p->peak = 0;
-    p->floor = UINT64_MAX;
-    for (unsigned i = 0; i < 2 * CWS_RESERVE_PLACES; i++) {
-        p->peak = p->most[i] > p->peak ? p->most[i] : p->peak;
-        p->floor = p->least[i] < p->floor ? p->least[i] : p->floor;
+    p->place++;
+    p->most[p->place % CWS_RESERVE_KEPT] = p->least[p->place % CWS_RESERVE_KEPT] = p->now;
+}
+
+/* The program's own memory is `bytes` now, at the use `at`, of a round of `round` uses. */
+static void note(struct cws_gpu_reserve_profile *p, uint64_t bytes, uint64_t at, uint64_t round)
+{
+    bool same = p->round && (round > p->round ? round - p->round : p->round - round) <= p->round / ROUND_SHARE;
+    if (!same || at < p->begin || (at - p->begin) / p->wide > p->place + CWS_RESERVE_KEPT)
+        restart(p, at, round);
+    while ((at - p->begin) / p->wide > p->place)
+        next_place(p);
+    uint64_t *most = &p->most[p->place % CWS_RESERVE_KEPT], *least = &p->least[p->place % CWS_RESERVE_KEPT];
+    *most = bytes > *most ? bytes : *most;
+    *least = bytes < *least ? bytes : *least;
+    p->now = bytes;
+}
+
+struct span {
+    uint64_t most, least;
+};
+
+static void look_at_uses(const struct cws_gpu_reserve_profile *p, uint64_t from, uint64_t to, struct span *out)
+{
+    uint64_t first = (from - p->begin) / p->wide, last = (to - p->begin) / p->wide;
+    uint64_t kept = p->place < CWS_RESERVE_KEPT ? 0 : p->place - CWS_RESERVE_KEPT + 1;
+    for (uint64_t i = first > kept ? first : kept; i <= last && i <= p->place; i++) {
+        out->most = p->most[i % CWS_RESERVE_KEPT] > out->most ? p->most[i % CWS_RESERVE_KEPT] : out->most;
+        out->least = p->least[i % CWS_RESERVE_KEPT] < out->least ? p->least[i % CWS_RESERVE_KEPT] : out->least;
     }
 }
 
-/* The program's own memory is `bytes` now, at the place `at`, of a round of `round` uses. */
-static void note(struct cws_gpu_reserve_profile *p, uint64_t bytes, uint64_t at, uint64_t round)
+/* What the program had at most, and at least, from this place to `ahead` uses on in the last two rounds, and a few uses
+ * before it: rounds are not alike to the use. Where these are not known yet, or there are no rounds: in all of two. */
+static struct span expect(const struct cws_gpu_reserve_profile *p, uint64_t at, bool rounds, uint64_t ahead)
 {
-    uint64_t uses = round / CWS_RESERVE_PLACES + 1;
-    for (unsigned i = 0; at >= p->until && i < 2 * CWS_RESERVE_PLACES; i++, p->until += uses)
-        next_place(p);
-    p->until = at >= p->until ? at + uses : p->until;
-    p->most[p->place] = bytes > p->most[p->place] ? bytes : p->most[p->place];
-    p->least[p->place] = bytes < p->least[p->place] ? bytes : p->least[p->place];
-    p->peak = bytes > p->peak ? bytes : p->peak;
-    p->floor = bytes < p->floor ? bytes : p->floor;
+    struct span span = {0, UINT64_MAX};
+    uint64_t before = at - p->begin;
+    if (!rounds || before < 2 * p->round || ahead >= p->round) {
+        look_at_uses(p, before < 2 * p->round ? p->begin : at - 2 * p->round, at, &span);
+        return span;
+    }
+    for (uint64_t k = 1; k <= 2; k++) {
+        uint64_t then = at - k * p->round;
+        look_at_uses(p, then - (then - p->begin < p->wide ? then - p->begin : p->wide), then + ahead, &span);
+    }
+    look_at_uses(p, at, at, &span); /* it grows */
+    return span;
 }
 
-void cws_gpu_reserve_note_locked(struct cws_gpu *gpu)
+static void note_now(struct cws_gpu *gpu, uint64_t bytes)
 {
-    note(&gpu->reserve.profile, gpu->budget.of_class[CWS_CLASS_FIXED], gpu->order.order.at,
+    note(&gpu->reserve.profile, bytes, gpu->order.order.at,
          cws_gpu_order_rounds(&gpu->order, 1, gpu->core.tuning->reserve_uses / 2));
+}
+
+void cws_gpu_reserve_note_locked(struct cws_gpu *gpu, const struct cws_gpu_extent *x, bool has)
+{
+    uint64_t now = gpu->reserve.profile.now;
+    note_now(gpu, has ? now + cws_gpu_span(x) : now - cws_gpu_span(x));
 }
 
 /* --- what leaves it ---------------------------------------------------------------------------------------- */
@@ -111,24 +159,29 @@ static bool cool_locked(struct cws_gpu *gpu)
     return true;
 }
 
-/* Is more held than what the peak of a round leaves over now? Sizes that take turns do not share memory, so it is that,
- * and as much again as comes and goes. */
-static bool has_too_much(const struct cws_gpu *gpu)
+/* What may be held beside what the program has: sizes that take turns do not share memory, so it is what was there at
+ * most, and some times as much again as came and went. */
+static uint64_t hold(const struct cws_gpu *gpu, const struct span *span)
 {
-    const struct cws_gpu_reserve_profile *p = &gpu->reserve.profile;
-    uint64_t moves = p->peak > p->floor ? p->peak - p->floor : 0;
-    uint64_t most = p->peak + moves / gpu->core.tuning->reserve_over_share;
-    return gpu->budget.of_class[CWS_CLASS_RESERVE] + gpu->budget.of_class[CWS_CLASS_FIXED] > most;
+    uint64_t moves = span->most > span->least ? span->most - span->least : 0, has = gpu->reserve.profile.now;
+    uint64_t most = span->most + moves * gpu->core.tuning->reserve_over;
+    return most > has ? most - has : 0;
 }
 
 void cws_gpu_reserve_age_locked(struct cws_gpu *gpu)
 {
-    uint64_t keep = cws_gpu_order_rounds(&gpu->order, 2, gpu->core.tuning->reserve_uses);
-    cws_gpu_reserve_note_locked(gpu);
+    const struct cws_tuning *t = gpu->core.tuning;
+    const uint64_t *bytes = gpu->budget.of_class;
+    uint64_t at = gpu->order.order.at, keep = cws_gpu_order_rounds(&gpu->order, 2, t->reserve_uses);
+    bool rounds = cws_gpu_order_rounds(&gpu->order, 1, 0) > 0;
+    note_now(gpu, gpu->reserve.profile.now);
+    struct span span = expect(&gpu->reserve.profile, at, rounds, t->reserve_ahead_uses);
     while (!cws_list_is_empty(&gpu->reserve.cached) &&
-           (gpu->config.strict || has_too_much(gpu) ||
-            gpu->order.order.at - AGED_OF(gpu->reserve.cached.next)->freed_at > keep))
+           (gpu->config.strict || bytes[CWS_CLASS_RESERVE] > hold(gpu, &span) ||
+            at - AGED_OF(gpu->reserve.cached.next)->freed_at > keep))
         cool_locked(gpu);
+    uint64_t there = gpu->reserve.profile.now + bytes[CWS_CLASS_RESERVE];
+    cws_gpu_budget_expect(&gpu->budget, rounds && span.most > there ? span.most - there : 0);
 }
 
 bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes)
@@ -168,8 +221,8 @@ uint32_t cws_gpu_reserve_unmap_drops_lock(struct cws_gpu *gpu)
 
 bool cws_gpu_reserve_trim_drops_lock(struct cws_gpu *gpu, uint64_t keep)
 {
-    for (unsigned i = 0; i < 2 * CWS_RESERVE_PLACES && keep == 0; i++)
-        next_place(&gpu->reserve.profile);
+    if (keep == 0)
+        restart(&gpu->reserve.profile, gpu->order.order.at, gpu->reserve.profile.round);
     while (gpu->budget.of_class[CWS_CLASS_RESERVE] > keep && cool_locked(gpu)) {
     }
     cws_gpu_streams_look_again(&gpu->streams);
@@ -201,7 +254,12 @@ bool cws_gpu_release_idle_drops_lock(struct cws_gpu *gpu, uint64_t bytes)
 const char *cws_gpu_reserve_check(const struct cws_gpu *gpu)
 {
     const struct cws_gpu_reserve *reserve = &gpu->reserve;
-    uint64_t aged = 0, listed = 0;
+    uint64_t aged = 0, listed = 0, has = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        has += cws_extent_is_programs(x->state) ? cws_gpu_span(x) : 0;
+    if (has != reserve->profile.now)
+        return "reserve: what the program has is miscounted";
     for (const struct cws_list *l = reserve->cached.next; l != &reserve->cached; l = l->next, aged++)
         if (AGED_OF(l)->state != CWS_EXTENT_CACHED)
             return "reserve: one that is in it is not CACHED";

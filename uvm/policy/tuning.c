@@ -68,7 +68,8 @@
     X(pool_step_share, 16, 1, 1024, "share", "of the budget that this is at most")                                     \
     X(spill_unused_long, 1024, 0, GIB, "launches", "after which an allocation may go to host memory")                  \
     X(reserve_uses, 1024, 0, GIB, "uses", "for which freed memory is kept, where there are no rounds")                 \
-    X(reserve_over_share, 1, 1, 1024, "share", "of what comes and goes that the reserve has over the peak")            \
+    X(reserve_ahead_uses, 32, 0, GIB, "uses", "ahead that the reserve holds memory for")                               \
+    X(reserve_over, 2, 0, 64, "times", "what comes and goes that it holds beside the peak")                            \
     X(mark_every, 16, 1, 1024, "uses", "of a stream between two marks")                                                \
     X(fetch_look_at, 64, 1, 65536, "", "sources without room that a fetcher looks at")                                 \
     X(fetch_leave_share, 8, 1, 1024, "share", "of the host budget for what comes and goes")

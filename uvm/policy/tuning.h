@@ -171,10 +171,12 @@ struct cws_tuning {
      * where the order has no rounds (else two of them). Less: activations take memory from weights again and again.
      * More: what is freed for good is late for weights. */
     uint64_t reserve_uses;
-    /* What the reserve may hold over the peak of two rounds: this share of what comes and goes in them. Less (a larger
-     * share): memory that nobody allocates again is not there for weights. More: sizes that take turns are made anew in
-     * each round. */
-    uint64_t reserve_over_share;
+    /* Uses ahead for whose need of memory the reserve holds some, and makes it free. Less: allocations wait for
+     * evictions. More: less room for weights around a peak. */
+    uint64_t reserve_ahead_uses;
+    /* What the reserve may hold over what was needed: so many times what came and went there. Less: sizes that take
+     * turns are made anew. More: memory that nobody allocates again is not there for weights. */
+    uint64_t reserve_over;
     /* Uses of a stream between two marks. Less: calls to the driver for each launch. More: what is done is known
      * late. */
     uint64_t mark_every;
