@@ -200,9 +200,10 @@ static int run(struct sim *s, struct cws_error *err)
 static void set_up_staging(struct sim *s)
 {
     enum { SLOTS_LEAST = 4 };
-    const uint64_t slot_most = (uint64_t)8 << 20, slot_least = (uint64_t)1 << 20;
+    const uint64_t slot_most = (uint64_t)16 << 20, ring_most = (uint64_t)64 << 20, slot_least = (uint64_t)1 << 20;
     struct sim_loader *l = &s->loader;
-    uint64_t ring = s->what->budget / s->tuning->staging_share, slots = ring / slot_most;
+    uint64_t part = s->what->budget / s->tuning->staging_share, ring = part < ring_most ? part : ring_most,
+             slots = ring / slot_most;
     l->slot_count = slots < SLOTS_LEAST ? SLOTS_LEAST : slots < SIM_SLOTS ? (unsigned)slots : SIM_SLOTS;
     uint64_t slot = ring / l->slot_count;
     l->slot_bytes = slot > slot_most ? slot_most : slot < slot_least ? slot_least : slot;

@@ -11,18 +11,20 @@
 #define CONTROL_BYTES (TABLE_BYTES + JOBS_BYTES + RESULTS_BYTES)
 #define CHECK_BYTES 128u /* of a check's control block: in host memory job, then result; on the device the result */
 #define CHECKS_BYTES (CWS_GPU_CHECKS * CHECK_BYTES)
-#define SLOT_BYTES_MAX ((uint64_t)8 << 20)
+#define RING_BYTES_MAX ((uint64_t)64 << 20)
+#define SLOT_BYTES_MAX ((uint64_t)16 << 20)
 #define SLOT_BYTES_MIN ((uint64_t)1 << 20)
 
 /* --- open and close ------------------------------------------------------------------------------------ */
 
 /* The ring is a part of the budget that holds no weights, so it is a small part: 64 MiB, or a 32nd where that is less.
- * A copy of 8 MiB takes as long as the loader may need to see that the one before is done: a few large slots are better
- * than more small ones. Returns all that it takes. */
+ * A copy of 8 MiB takes as long as the loader may need to see that the one before is done, and each copy costs its link
+ * some microseconds: a few large slots are better than more small ones. Returns all that it takes. */
 static uint64_t plan(uint64_t share, uint64_t ring_bytes, uint64_t budget, unsigned *slot_count, uint64_t *slot_bytes)
 {
     enum { SLOTS_MIN = 4 };
-    uint64_t ring = ring_bytes ? ring_bytes : budget / share, slots = ring / SLOT_BYTES_MAX;
+    uint64_t part = budget / share < RING_BYTES_MAX ? budget / share : RING_BYTES_MAX;
+    uint64_t ring = ring_bytes ? ring_bytes : part, slots = ring / SLOT_BYTES_MAX;
     *slot_count = slots < SLOTS_MIN ? SLOTS_MIN : slots < CWS_GPU_SLOTS ? (unsigned)slots : CWS_GPU_SLOTS;
     uint64_t slot = ring / *slot_count / 4096 * 4096;
     slot = slot > SLOT_BYTES_MAX && !ring_bytes ? SLOT_BYTES_MAX : slot;
@@ -183,13 +185,15 @@ static CUresult copy(struct cws_gpu_staging *st, struct cws_gpu_slot *slot, cons
         memcpy(slot->table, send->table, sizeof *send->table);
     note_moment(st, slot, CWS_MOMENT_COPY);
     CUresult result = d->copy_in_async(slot->device, send->host, send->bytes, st->copy_stream);
-    if (result == CUDA_SUCCESS)
-        result = send->table ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, st->copy_stream)
-                             : d->copy_in_async(slot->device_results, slot->results, control, st->copy_stream);
     /* before `copied`: what decoding waits for is the last on the stream that it knows of */
     note_moment(st, slot, CWS_MOMENT_COPIED);
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->copied, st->copy_stream);
+    /* not on the stream of copies, whose link would stand still for it */
+    if (result == CUDA_SUCCESS)
+        result = send->table
+                     ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, st->decode_stream)
+                     : d->copy_in_async(slot->device_results, slot->results, control, st->decode_stream);
     return result == CUDA_SUCCESS ? d->stream_wait(st->decode_stream, slot->copied, 0) : result;
 }
 

@@ -9,9 +9,9 @@
 #include "budget.h"
 
 enum {
-    CWS_GPU_SLOTS = 8,        /* batches of chunks in flight, at most */
-    CWS_GPU_SLOT_CHUNKS = 64, /* chunks of a batch */
-    CWS_GPU_CHECKS = 33,      /* hashes in flight: those of evictions, and one of what is spilled */
+    CWS_GPU_SLOTS = 8,         /* batches of chunks in flight, at most */
+    CWS_GPU_SLOT_CHUNKS = 128, /* chunks of a batch */
+    CWS_GPU_CHECKS = 33,       /* hashes in flight: those of evictions, and one of what is spilled */
 };
 
 /* Moments of a batch by the device's clock. Those of the copy are always taken, the others where a trace runs. */
