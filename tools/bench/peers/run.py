@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -52,9 +53,16 @@ def bytes_of(budget):
     return int(float(budget[:-1]) * (1 << {"K": 10, "M": 20, "G": 30}[budget[-1]]))
 
 
+def sizes(text):
+    wrong = [size for size in text.split(",") if not re.fullmatch(r"\d+(\.\d+)?[KMG]", size)]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]}: use sizes like 8G or 600M")
+    return text.split(",")
+
+
 def contenders(arguments, model):
     """(name, way, budget, is it packed) in the order in which they run."""
-    budgets = (arguments.budgets or (TINY_BUDGETS if arguments.tiny else BUDGETS)[model]).split(",")
+    budgets = arguments.budgets or sizes((TINY_BUDGETS if arguments.tiny else BUDGETS)[model])
     yield "plain", "plain", None, False
     for budget in budgets:
         yield f"CodecLLM {budget}", "plain", budget, True
@@ -230,7 +238,7 @@ def main():
     parser.add_argument("--build", default=os.path.join(models.ROOT, "build"))
     parser.add_argument("--work", default="/tmp/codecllm-peers", help="for models and packages, 70 GB with all models")
     parser.add_argument("--models", type=names(BUDGETS), default=list(BUDGETS))
-    parser.add_argument("--budgets", help="of CodecLLM and aimdo, for all models; default: three of each")
+    parser.add_argument("--budgets", type=sizes, help="of CodecLLM and aimdo, for all models; default: three of each")
     parser.add_argument("--peers", type=names(PEERS), default=PEERS)
     parser.add_argument("--wheels", metavar="DIR", help="packages come from this folder, not from an index")
     parser.add_argument("--no-install", dest="install", action="store_false", help="use packages that are there")
