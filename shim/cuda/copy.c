@@ -1,5 +1,5 @@
-/* copy.c - copies of one run of bytes. The first copy into a range, from a view of a store that nobody wrote to, binds
- * the range instead of copying. */
+/* copy.c - copies of one run of bytes. The first copy into a range or a part of one, from a view of a store that nobody
+ * wrote to, binds these bytes instead of copying. */
 #include "capture.h"
 #include "copy.h"
 #include "uvm/cuda/file.h"
@@ -50,13 +50,13 @@ static void note_bound(struct cws_store *store, uint64_t offset, const struct cw
         pin(gpu, c);
 }
 
-/* Is it worth looking at the source? Only if the copy fills a range. */
-static bool fills_range(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+/* Is it worth looking at the source? Only if the copy stays in a range. */
+static bool is_in_range(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
 {
     CUdeviceptr base;
     size_t bytes;
-    return c->bytes >= CWS_GPU_RANGE_MIN && c->from && cws_gpu_extent(gpu, c->to, &base, &bytes) && base == c->to &&
-           bytes == c->bytes && !cws_cuda_is_capturing(c->order);
+    return c->bytes >= CWS_GPU_RANGE_MIN && c->from && cws_gpu_extent(gpu, c->to, &base, &bytes) &&
+           c->bytes <= bytes - (c->to - base) && !cws_cuda_is_capturing(c->order);
 }
 
 /* A copy from an ordinary file's mapping binds. */
@@ -87,36 +87,41 @@ static bool is_settled(const struct cws_cuda_copy *c)
            cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS;
 }
 
-/* Takes over the reference to the store. */
-static bool bind_source(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct cws_store *store, uint64_t offset)
+/* What a copy brings, if that is known: bytes of a store, with a reference. */
+struct origin {
+    struct cws_store *store; /* NULL: it is not known */
+    uint64_t offset;
+};
+
+static bool bind_origin(const struct cws_cuda_copy *c, struct cws_gpu *gpu, const struct origin *o)
 {
-    bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, store, offset);
+    bool bound = cws_gpu_bind(gpu, c->to, c->bytes, c->order, o->store, o->offset);
     if (bound)
-        note_bound(store, offset, c, gpu);
-    cws_store_close(store);
+        note_bound(o->store, o->offset, c, gpu);
     return bound;
 }
 
 /* Binds a copy from memory that a tensor was read or copied to. */
-static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+static bool bind_content(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct origin *o)
 {
-    struct cws_store *store;
-    uint64_t offset;
-    if (!cws_cuda_content_has(c->bytes) || !is_settled(c) ||
-        !cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
-        return false;
-    return bind_source(c, gpu, store, offset);
+    return cws_cuda_content_has(c->bytes) && is_settled(c) &&
+           cws_cuda_content_find((const void *)(uintptr_t)c->from, c->bytes, &o->store, &o->offset) &&
+           bind_origin(c, gpu, o);
 }
 
-/* True: the range is bound and holds these bytes from now on. */
-static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+/* Binds a copy from a view of a store. */
+static bool bind_view(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct origin *o)
 {
-    struct cws_store *store;
-    uint64_t offset;
-    if (cws_cuda_is_capturing(c->order) ||
-        !cws_view_locate((const void *)(uintptr_t)c->from, c->bytes, &store, &offset))
-        return false;
-    return bind_source(c, gpu, store, offset);
+    return !cws_cuda_is_capturing(c->order) &&
+           cws_view_locate((const void *)(uintptr_t)c->from, c->bytes, &o->store, &o->offset) && bind_origin(c, gpu, o);
+}
+
+/* True: these bytes are bound. False: they are to be copied; *o: what they are, if that is known. */
+static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct origin *o)
+{
+    if (bind_view(c, gpu, o))
+        return true;
+    return !o->store && is_in_range(c, gpu) && (bind_file(c, gpu) || bind_content(c, gpu, o));
 }
 
 /* --- views as host memory ----------------------------------------------------------------------------- */
@@ -175,13 +180,20 @@ static CUresult copy_all(const struct cws_cuda_copy *c)
 CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
 {
     struct cws_gpu *gpu = cws_cuda_owner(c->to);
-    if (gpu && c->bytes && (bind_copy(c, gpu) || (fills_range(c, gpu) && (bind_file(c, gpu) || bind_content(c, gpu)))))
+    struct origin origin = {.store = NULL};
+    if (gpu && c->bytes && bind_copy(c, gpu, &origin)) {
+        cws_store_close(origin.store);
         return CUDA_SUCCESS;
+    }
     if (c->bytes >= 8 && c->bytes <= CWS_CUDA_SCAN_BYTES &&
         atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) &&
         (c->from_host || (c->from && cws_cuda_is_host(c->from))))
         cws_cuda_scan_copy((const void *)(uintptr_t)c->from, c->bytes);
-    return CWS_CUDA_AROUND(c->order, c->to, c->from, copy_all(c));
+    CUresult result = CWS_CUDA_AROUND(c->order, c->to, c->from, copy_all(c));
+    if (origin.store && result == CUDA_SUCCESS)
+        cws_gpu_copied(gpu, c->to, c->bytes, origin.store, origin.offset);
+    cws_store_close(origin.store);
+    return result;
 }
 
 /* One driver call: how it is made for a part, and the hook. */

@@ -266,6 +266,41 @@ static void a_tensors_bytes_bind_from_anywhere(void **state)
     free(copy);
 }
 
+/* Three tensors in one allocation each, as engines fuse projections: from the view, or from a copy of it. */
+static void tensors_that_are_put_together_bind(void **state)
+{
+    (void)state;
+    CUfunction sum = kernel("sum");
+    uint8_t *copy = malloc(logical_bytes);
+    assert_non_null(copy);
+    memcpy(copy, logical, logical_bytes);
+    wait_for_frees();
+    for (unsigned i = 0; i < TENSORS; i += 3) {
+        size_t bytes = 0;
+        OK(cu.cuMemAllocAsync(&at[i], tensor_bytes(i) + tensor_bytes(i + 1) + tensor_bytes(i + 2), stream));
+        for (unsigned k = i; k < i + 3; bytes += tensor_bytes(k++)) {
+            const uint8_t *from = (i % 2 ? copy : view) + tensor_begin[k];
+            OK(cu.cuMemcpyHtoDAsync_v2(at[i] + bytes, from, tensor_bytes(k), stream));
+        }
+    }
+    OK(cu.cuStreamSynchronize(stream));
+    for (unsigned pass = 0; pass < 3; pass++) {
+        for (unsigned i = 0; i < TENSORS; i += 3) {
+            size_t bytes = tensor_bytes(i) + tensor_bytes(i + 1) + tensor_bytes(i + 2);
+            assert_int_equal(device_sum(PLAIN, sum, at[i], bytes), sum_of(content(i), bytes));
+        }
+    }
+    size_t all = 0;
+    for (unsigned i = 0; i < TENSORS; i++)
+        all += tensor_bytes(i);
+    assert_int_equal(stat_of("bound"), all);
+    assert_true(stat_of("peak") <= stat_of("budget"));
+    for (unsigned i = 0; i < TENSORS; i += 3)
+        OK(cu.cuMemFreeAsync(at[i], stream));
+    OK(cu.cuStreamSynchronize(stream));
+    free(copy);
+}
+
 static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
 {
     (void)state;
@@ -981,6 +1016,7 @@ int main(void)
         cmocka_unit_test(copies_from_a_store_bind_and_kernels_read_them_right),
         cmocka_unit_test(copies_from_an_ordinary_file_bind_too),
         cmocka_unit_test(a_tensors_bytes_bind_from_anywhere),
+        cmocka_unit_test(tensors_that_are_put_together_bind),
         cmocka_unit_test(a_kernel_handle_in_the_functions_place_is_understood),
         cmocka_unit_test(pointers_inside_a_struct_are_found),
         cmocka_unit_test(pointers_in_a_small_copy_are_kept),

@@ -1,15 +1,10 @@
-/* bind.c - binding: when the program copies a tensor of a store or of a file into a range, nothing is copied. The range
- * notes where its bytes come from, and is filled before its first use. */
+/* bind.c - binding: when the program copies a tensor of a store or of a file, or chunks of one, into a range, nothing
+ * is copied. The range notes where its bytes come from, and is filled before its first use. Where it has memory
+ * already, or is used before all of it is bound, the copy is made, and what was copied is noted: once each of its bytes
+ * has a source, it is bound, too. */
 #include "gpu.h"
 
 #include <stdlib.h>
-
-/* The tensor that is exactly these logical bytes, or NULL. */
-static const struct cws_tensor_info *tensor_of(const struct cws_store *store, uint64_t offset, size_t bytes)
-{
-    const struct cws_tensor_info *t = cws_store_tensor_at(store, offset);
-    return t && t->begin == offset && t->end - t->begin == bytes ? t : NULL;
-}
 
 /* Takes an extent's memory away: only one that was used before has any. True: it has none now. What is pinned stays
  * mapped: a kernel may reach it that nobody sees. */
@@ -29,6 +24,7 @@ static bool unmap_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
         cws_gpu_lock(&gpu->core);
         if (unmapped) {
             x->frame = NULL;
+            cws_gpu_pieces_clear(&gpu->sources, &x->pieces);
             cws_gpu_spill_forget_locked(gpu, x);
             cws_gpu_frame_put(&gpu->frames, frame);
         }
@@ -39,42 +35,82 @@ static bool unmap_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
     return unmapped;
 }
 
-/* The extent that the copy fills exactly, if it can be bound now; or NULL. */
-static struct cws_gpu_extent *target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
+/* The extent that [to, to + bytes) lies in, or NULL. */
+static struct cws_gpu_extent *around_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes)
 {
     struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, to);
-    if (!r || r->base != to || r->bytes != bytes || r->extent_count != 1 || r->extents->holds ||
-        !cws_gpu_stream_can_record(&gpu->streams, stream))
-        return NULL;
-    if (r->extents->state == CWS_EXTENT_ANONYMOUS && !unmap_drops_lock(gpu, r->extents))
-        return NULL;
-    r = cws_gpu_range_at_locked(&gpu->ranges, to);
-    /* bound already: this copy writes to it like any other */
-    return r && r->base == to && r->bytes == bytes && r->extents->state == CWS_EXTENT_RESERVED ? r->extents : NULL;
+    return r && r->extent_count == 1 && to - r->base < r->bytes && bytes <= r->bytes - (to - r->base) ? r->extents
+                                                                                                      : NULL;
 }
 
-static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_source *source)
+static bool can_fill(const struct cws_gpu_extent *x, CUdeviceptr to, size_t bytes)
 {
-    if (!source)
-        return false;
-    x->source = source;
-    x->granules = cws_gpu_granules_of(x->bytes); /* its frame has its exact size */
+    return !x->holds && (x->state == CWS_EXTENT_RESERVED || x->state == CWS_EXTENT_PARTIAL) &&
+           cws_gpu_pieces_may_fill(&x->pieces, to - x->base, bytes);
+}
+
+/* The extent that the copy fills, or fills a part of, if that can be bound now; or NULL. One with memory loses it if
+ * all of it is filled. One that is bound already is written to like any other. */
+static struct cws_gpu_extent *target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
+{
+    struct cws_gpu_extent *x = around_locked(gpu, to, bytes);
+    if (!x || x->holds || !cws_gpu_stream_can_record(&gpu->streams, stream))
+        return NULL;
+    if (x->state == CWS_EXTENT_ANONYMOUS && (bytes != x->bytes || !unmap_drops_lock(gpu, x)))
+        return NULL;
+    x = around_locked(gpu, to, bytes);
+    return x && can_fill(x, to, bytes) ? x : NULL;
+}
+
+/* Each byte of it has a source now. */
+static void bound_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, enum cws_extent_state to)
+{
     cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
     cws_gpu_order_add(&gpu->order, x);
-    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
-    cws_gpu_source_want(&gpu->sources, source, false);
+    cws_gpu_extent_set_locked(gpu, x, to);
+}
+
+/* Takes over the piece's reference to its source, which may be NULL: there was no memory. */
+static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
+{
+    if (!piece->source)
+        return false;
+    if (!cws_gpu_pieces_put(&gpu->sources, &x->pieces, piece)) {
+        cws_gpu_source_put(&gpu->sources, piece->source);
+        return false;
+    }
+    x->granules = cws_gpu_granules_of(x->bytes); /* its frame has its exact size */
+    if (cws_gpu_is_bound(x))
+        bound_locked(gpu, x, CWS_EXTENT_BOUND);
+    else if (x->state == CWS_EXTENT_RESERVED)
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_PARTIAL);
+    cws_gpu_source_want(&gpu->sources, piece->source, false);
     return true;
+}
+
+/* The logical bytes of a store that a copy brings, as a piece of an extent. */
+static const struct cws_tensor_info *tensor_of(const struct cws_store *store, uint64_t offset, size_t bytes,
+                                               CUdeviceptr to, struct cws_gpu_piece *piece)
+{
+    const struct cws_tensor_info *t = cws_store_tensor_at(store, offset);
+    /* extents begin at granules: any place in one will do here */
+    return t && cws_gpu_piece_of(t, offset - t->begin, bytes, to % CWS_GPU_GRANULE, piece) ? t : NULL;
 }
 
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store,
                   uint64_t offset)
 {
-    const struct cws_tensor_info *t = tensor_of(store, offset, bytes);
-    if (gpu->core.dead || !t || bytes % 2 != 0)
+    struct cws_gpu_piece piece;
+    const struct cws_tensor_info *t = tensor_of(store, offset, bytes, to, &piece);
+    if (gpu->core.dead || !t)
         return false;
     cws_gpu_lock(&gpu->core);
     struct cws_gpu_extent *x = target_drops_lock(gpu, to, bytes, stream);
-    bool bound = x && bind_locked(gpu, x, cws_gpu_source_get(&gpu->sources, store, t));
+    if (x) {
+        piece.at = to - x->base;
+        piece.source = cws_gpu_source_get(&gpu->sources, store, t);
+    }
+    bool bound = x && bind_locked(gpu, x, &piece);
     cws_gpu_unlock(&gpu->core);
     return bound;
 }
@@ -82,16 +118,52 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
 bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file,
                        uint64_t offset, const void *now)
 {
-    if (gpu->core.dead || bytes % 2 != 0)
+    struct cws_gpu_piece piece;
+    if (gpu->core.dead || bytes % 2 != 0 || to % 16 != 0)
         return false;
     struct cws_tensor_info *t = cws_gpu_file_describe(file, offset, bytes, now);
     if (!t)
         return false;
     cws_gpu_lock(&gpu->core);
     struct cws_gpu_extent *x = target_drops_lock(gpu, to, bytes, stream);
-    bool bound = x && bind_locked(gpu, x, cws_gpu_source_of_file(&gpu->sources, file, t));
+    bool bound = x && cws_gpu_piece_of(t, 0, bytes, to - x->base, &piece);
+    if (bound) {
+        piece.source = cws_gpu_source_of_file(&gpu->sources, file, t);
+        bool owned = piece.source != NULL; /* then the source owns t */
+        bound = bind_locked(gpu, x, &piece);
+        t = owned ? NULL : t;
+    }
     cws_gpu_unlock(&gpu->core);
-    if (!bound)
-        free(t);
+    free(t);
     return bound;
+}
+
+/* --- copies that were made ---------------------------------------------------------------------------------- */
+
+/* All of it was copied from sources. Its frame stays as it is; whether nobody wrote there since is seen when it is to
+ * be dropped. */
+static void claim_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    cws_gpu_spill_forget_locked(gpu, x);
+    bound_locked(gpu, x, CWS_EXTENT_RESIDENT);
+    cws_gpu_wake_locked(&gpu->core);
+}
+
+void cws_gpu_copied(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, struct cws_store *store, uint64_t offset)
+{
+    struct cws_gpu_piece piece;
+    const struct cws_tensor_info *t = tensor_of(store, offset, bytes, to, &piece);
+    if (gpu->core.dead || !t)
+        return;
+    cws_gpu_lock(&gpu->core);
+    struct cws_gpu_extent *x = around_locked(gpu, to, bytes);
+    if (x && x->state == CWS_EXTENT_ANONYMOUS) {
+        piece.at = to - x->base;
+        piece.source = cws_gpu_source_get(&gpu->sources, store, t);
+        if (piece.source && !cws_gpu_pieces_put(&gpu->sources, &x->pieces, &piece))
+            cws_gpu_source_put(&gpu->sources, piece.source);
+        if (cws_gpu_is_bound(x))
+            claim_locked(gpu, x);
+    }
+    cws_gpu_unlock(&gpu->core);
 }

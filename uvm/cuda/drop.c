@@ -1,6 +1,6 @@
-/* drop.c - eviction of a bound extent. It is unmapped and its content is hashed through the frame's alias. If the hash
- * is the source's, the frame is free. If not, the program wrote to the extent, nothing else has these bytes, and so it
- * is mapped again and stays. */
+/* drop.c - eviction of a bound extent. It is unmapped and its content is hashed through the frame's alias, piece by
+ * piece. If the hashes are those of its sources, the frame is free. If not, the program wrote to the extent, nothing
+ * else has these bytes, and so it is mapped again and stays. */
 #include "gpu.h"
 
 static struct cws_gpu_drop *drop_at(struct cws_gpu_drops *drops, unsigned i)
@@ -13,19 +13,29 @@ static struct cws_gpu_check *check_of(struct cws_gpu *gpu, const struct cws_gpu_
     return &gpu->staging.checks[drop - gpu->drops.at];
 }
 
+static uint32_t pieces_of_check(const struct cws_gpu_drop *drop)
+{
+    uint32_t left = drop->extent->pieces.count - drop->checked;
+    return left < CWS_GPU_CHECK_JOBS ? left : CWS_GPU_CHECK_JOBS;
+}
+
 /* Nobody else has its bytes: it stays, for good. */
 static void written_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_DIRTY);
-    cws_gpu_source_unneeded(&gpu->sources, x->source);
+    cws_gpu_pieces_unneeded(&gpu->sources, &x->pieces);
     cws_gpu_order_lost(&gpu->order);
 }
 
+/* Hashes the next pieces, as many as one check has room for. */
 static CUresult start(struct cws_gpu *gpu, const struct cws_gpu_drop *drop)
 {
     const struct cws_gpu_extent *x = drop->extent;
     struct cws_gpu_check *check = check_of(gpu, drop);
-    CUresult result = cws_gpu_check_start(&gpu->staging, check, x->frame->alias, x->bytes);
+    uint32_t count = pieces_of_check(drop);
+    for (uint32_t i = 0; i < count; i++)
+        check->jobs[i] = cws_gpu_piece_job(&x->pieces.list[drop->checked + i], x->frame->alias);
+    CUresult result = cws_gpu_check_start(&gpu->staging, check, count);
     return result == CUDA_SUCCESS ? gpu->core.driver->event_record(check->done, gpu->staging.check_stream) : result;
 }
 
@@ -37,6 +47,7 @@ bool cws_gpu_drop_start_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x
     struct cws_gpu_drop *drop = drop_at(drops, drops->count);
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_DROPPING);
     drop->extent = x;
+    drop->checked = 0;
     drop->begin_ns = cws_trace_is_on() ? cws_trace_now() : 0;
     drops->count++;
     drops->bytes += cws_gpu_span(x);
@@ -84,6 +95,32 @@ static void finish_drops_lock(struct cws_gpu *gpu, struct cws_gpu_drop *drop, bo
     cws_gpu_extent_settle_locked(gpu, x);
 }
 
+/* Are these pieces what their sources have? */
+static bool are_same(const struct cws_gpu_drop *drop, const struct cws_gpu_check *check)
+{
+    bool same = true;
+    for (uint32_t i = 0; i < pieces_of_check(drop); i++) {
+        struct cws_hash128 hash = cws_gpu_result_hash(&check->results[i]);
+        struct cws_hash128 theirs = cws_gpu_piece_hash(&drop->extent->pieces.list[drop->checked + i]);
+        same &= hash.lo == theirs.lo && hash.hi == theirs.hi;
+    }
+    return same;
+}
+
+/* There are more pieces than were hashed. False: these cannot be. */
+static bool go_on_drops_lock(struct cws_gpu *gpu, struct cws_gpu_drop *drop)
+{
+    drop->checked += pieces_of_check(drop);
+    cws_gpu_unlock(&gpu->core);
+    CUresult result = start(gpu, drop);
+    if (result != CUDA_SUCCESS) {
+        gpu->core.driver->stream_sync(gpu->staging.check_stream);
+        cws_gpu_unexpected(&gpu->core, result, "hashing a range");
+    }
+    cws_gpu_lock(&gpu->core);
+    return result == CUDA_SUCCESS;
+}
+
 bool cws_gpu_drops_reap_drops_lock(struct cws_gpu *gpu)
 {
     bool moved = false;
@@ -93,11 +130,12 @@ bool cws_gpu_drops_reap_drops_lock(struct cws_gpu *gpu)
         CUresult result = gpu->core.driver->event_query(check->done);
         if (result == CUDA_ERROR_NOT_READY)
             break;
-        const struct cws_tensor_record *record = drop->extent->source->tensor->record;
-        struct cws_hash128 hash = cws_gpu_result_hash(check->result);
-        bool same = result == CUDA_SUCCESS && hash.lo == record->content_hash[0] && hash.hi == record->content_hash[1];
-        finish_drops_lock(gpu, drop, same);
+        bool same = result == CUDA_SUCCESS && are_same(drop, check);
+        bool more = same && drop->checked + pieces_of_check(drop) < drop->extent->pieces.count;
         moved = true;
+        if (more && !drop->extent->range->freed && go_on_drops_lock(gpu, drop))
+            continue;
+        finish_drops_lock(gpu, drop, same && !more);
     }
     return moved;
 }

@@ -8,12 +8,16 @@
 
 /* from -> to, with the function that does it. */
 static const uint32_t may[CWS_EXTENT_STATES] = {
-    [CWS_EXTENT_RESERVED] = BIT(BOUND)                     /* bind.c bind_locked */
+    [CWS_EXTENT_RESERVED] = BIT(BOUND) | BIT(PARTIAL)      /* bind.c bind_locked */
                             | BIT(MAKING),                 /* use.c make_drops_lock */
+    [CWS_EXTENT_PARTIAL] = BIT(BOUND)                      /* bind.c bind_locked */
+                           | BIT(LOADING)                  /* load.c cws_gpu_load_start_locked */
+                           | BIT(RESERVED),                /* range.c cws_gpu_extent_end_locked: freed */
     [CWS_EXTENT_BOUND] = BIT(LOADING)                      /* load.c cws_gpu_load_start_locked */
                          | BIT(RESERVED),                  /* range.c cws_gpu_extent_end_locked: freed */
     [CWS_EXTENT_LOADING] = BIT(RESIDENT)                   /* load.c finish_drops_lock */
-                           | BIT(BOUND),                   /* the same: it failed, or was freed */
+                           | BIT(ANONYMOUS)                /* the same: a part has no source */
+                           | BIT(BOUND) | BIT(PARTIAL),    /* the same: it failed, or was freed */
     [CWS_EXTENT_RESIDENT] = BIT(DROPPING)                  /* drop.c cws_gpu_drop_start_drops_lock */
                             | BIT(CACHED),                 /* range.c cache_locked: freed */
     [CWS_EXTENT_DROPPING] = BIT(BOUND)                     /* drop.c finish_drops_lock */
@@ -23,6 +27,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
     [CWS_EXTENT_UNMAKING] = BIT(RESERVED)                  /* bind.c unmap_drops_lock, reserve.c */
                             | BIT(ANONYMOUS),              /* the same: it could not be unmapped */
     [CWS_EXTENT_ANONYMOUS] = BIT(SPILLING)                 /* spill.c spill_drops_lock */
+                             | BIT(RESIDENT)               /* bind.c claim_locked: all was copied from sources */
                              | BIT(UNMAKING)               /* bind.c unmap_drops_lock */
                              | BIT(CACHED),                /* range.c cache_locked: freed */
     [CWS_EXTENT_DIRTY] = BIT(SPILLING)                     /* spill.c spill_drops_lock */
@@ -39,9 +44,9 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
                              | BIT(SPILLED),               /* the same: it failed */
 };
 
-static const char *const names[CWS_EXTENT_STATES] = {"RESERVED", "BOUND",    "LOADING",   "RESIDENT", "DROPPING",
-                                                     "MAKING",   "UNMAKING", "ANONYMOUS", "DIRTY",    "CACHED",
-                                                     "COLD",     "SPILLING", "SPILLED",   "RESTORING"};
+static const char *const names[CWS_EXTENT_STATES] = {"RESERVED", "PARTIAL", "BOUND",    "LOADING",   "RESIDENT",
+                                                     "DROPPING", "MAKING",  "UNMAKING", "ANONYMOUS", "DIRTY",
+                                                     "CACHED",   "COLD",    "SPILLING", "SPILLED",   "RESTORING"};
 
 const char *cws_extent_state_name(enum cws_extent_state s) { return s < CWS_EXTENT_STATES ? names[s] : "?"; }
 

@@ -5,8 +5,9 @@
  * own, a place in the order of uses, and is loaded and dropped as a whole. A range has one extent for now.
  *
  *   RESERVED ---bind---> BOUND --load--> LOADING --> RESIDENT --drop--> DROPPING --> BOUND
- *      |                   ^                            |                   `--(was written)--> DIRTY
- *      `--first use--> MAKING --> ANONYMOUS             |
+ *      |  `-bind a part-> PARTIAL --load--> LOADING --> ANONYMOUS            `--(was written)--> DIRTY
+ *      |                 `--bind the rest--> BOUND
+ *      `--first use--> MAKING --> ANONYMOUS --the rest was copied--> RESIDENT
  *   ANONYMOUS, DIRTY --spill--> SPILLING --> SPILLED (host memory has it) --> RESTORING --> as before
  *   ANONYMOUS --bind--> UNMAKING --> RESERVED
  *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --a while later--> COLD --> UNMAKING --> RESERVED
@@ -18,8 +19,8 @@
  * Invariants (cws_gpu_check)
  *   I1  An extent is mapped exactly in RESIDENT, ANONYMOUS, DIRTY, CACHED and COLD.
  *   I3  An extent is dropped only with no holds, and after all of its uses are done on their streams.
- *   I5  RESIDENT: the frame's content equalled the source when it was mapped. BOUND: nothing but the source has the
- *       content.
+ *   I5  RESIDENT: the frame's content equalled its pieces (pieces.h) when it was mapped, or when they were copied
+ *       there. BOUND and PARTIAL: nothing but the sources has the content.
  * Threads: the caller of every function holds the manager's lock. */
 #ifndef CWS_GPU_EXTENT_H
 #define CWS_GPU_EXTENT_H
@@ -28,11 +29,12 @@
 #include "uvm/policy/order.h"
 #include "arena.h"
 #include "frames.h"
-#include "sources.h"
+#include "pieces.h"
 #include "streams.h"
 
 enum cws_extent_state {
     CWS_EXTENT_RESERVED,
+    CWS_EXTENT_PARTIAL,
     CWS_EXTENT_BOUND,
     CWS_EXTENT_LOADING,
     CWS_EXTENT_RESIDENT,
@@ -64,21 +66,21 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     /* of its memory: what a weight takes and no more, or, for what has no source, its size class where there is room
      * [range.c; bind.c] */
     uint32_t granules;
-    enum cws_extent_state state;   /* [extent.c] */
-    uint32_t holds;                /* uses that keep its memory where it is [use.c] */
-    struct cws_gpu_frame *frame;   /* [who the state says that it belongs to] */
-    struct cws_gpu_source *source; /* [bind.c, range.c as it ends] */
-    struct cws_gpu_users users;    /* [streams.c] */
-    uint64_t used;                 /* uses begun at its last one [use.c] */
-    uint32_t sets;                 /* bit per remembered set that it is part of [sets.c] */
-    CUresult failed;               /* of the last load that was demanded [loader; use.c as it demands one] */
+    enum cws_extent_state state;  /* [extent.c] */
+    uint32_t holds;               /* uses that keep its memory where it is [use.c] */
+    struct cws_gpu_frame *frame;  /* [who the state says that it belongs to] */
+    struct cws_gpu_pieces pieces; /* [bind.c, range.c as it ends] */
+    struct cws_gpu_users users;   /* [streams.c] */
+    uint64_t used;                /* uses begun at its last one [use.c] */
+    uint32_t sets;                /* bit per remembered set that it is part of [sets.c] */
+    CUresult failed;              /* of the last load that was demanded [loader; use.c as it demands one] */
     struct cws_gpu_spill spill;
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
     CUstream stream;             /* that it was allocated for, or freed on [range.c] */
     struct cws_list cached;      /* cws_gpu_reserve.cached or .cold, when CACHED or COLD [reserve.c] */
     struct cws_list freed_link;  /* and one of cws_gpu_reserve.freed [reserve.c] */
     uint64_t freed_at;           /* CACHED: place in the order of uses when it was freed [range.c] */
-    struct cws_order_node order; /* in the order of uses while it has a source */
+    struct cws_order_node order; /* in the order of uses while it is bound */
 };
 
 struct cws_gpu_range { /* range.[ch] write its fields */
@@ -112,6 +114,12 @@ static inline uint32_t cws_gpu_granules_of(uint64_t bytes)
 }
 static inline uint64_t cws_gpu_span(const struct cws_gpu_extent *x) { return (uint64_t)x->granules * CWS_GPU_GRANULE; }
 
+/* Has each byte of it a source? It is paged then, until the program writes to it. */
+static inline bool cws_gpu_is_bound(const struct cws_gpu_extent *x)
+{
+    return x->pieces.count && x->pieces.covered == x->bytes;
+}
+
 /* Did the program free it, and its memory is still there? */
 static inline bool cws_extent_is_freed(enum cws_extent_state s)
 {
@@ -137,10 +145,15 @@ static inline bool cws_extent_holds_weight(enum cws_extent_state s)
 {
     return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_RESIDENT || s == CWS_EXTENT_DROPPING;
 }
+/* Is its content elsewhere, and no thread works on it? */
+static inline bool cws_extent_rests(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_BOUND || s == CWS_EXTENT_PARTIAL || s == CWS_EXTENT_SPILLED;
+}
 /* Does its content lie elsewhere, so that a launch has to wait for it? */
 static inline bool cws_extent_is_away(enum cws_extent_state s)
 {
-    return s == CWS_EXTENT_BOUND || s == CWS_EXTENT_SPILLED || cws_extent_has_owner(s);
+    return cws_extent_rests(s) || cws_extent_has_owner(s);
 }
 static inline bool cws_gpu_is_demanded(const struct cws_gpu_extent *x) { return !cws_list_is_empty(&x->wanted); }
 /* Host memory has a copy of what is on the device, which is right as long as nobody writes to the extent. */

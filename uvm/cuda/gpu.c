@@ -130,7 +130,7 @@ static void get_bytes_locked(const struct cws_gpu *gpu, struct cws_gpu_stats *ou
     for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
          x = cws_gpu_extent_next(&gpu->ranges, x)) {
         bool away = x->state == CWS_EXTENT_SPILLED || x->state == CWS_EXTENT_RESTORING;
-        out->bound_bytes += x->source ? x->bytes : 0;
+        out->bound_bytes += cws_gpu_is_bound(x) ? x->bytes : 0;
         out->spilled_bytes += away ? x->bytes : 0;
         out->dirty_bytes += x->state == CWS_EXTENT_DIRTY ? cws_gpu_span(x) : 0;
     }

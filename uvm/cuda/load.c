@@ -1,5 +1,6 @@
-/* load.c - loading of one extent. Batches of its chunks are copied to staging memory on the device and decoded from
- * there through the frame's alias. When all of them were checked, the frame is mapped at the extent. */
+/* load.c - loading of one extent, piece after piece. Batches of chunks are copied to staging memory on the device and
+ * decoded from there through the frame's alias. When all of them were checked, the frame is mapped at the extent. An
+ * extent that has a source for a part of its bytes only is the program's from then on. */
 #include "gpu.h"
 
 #include <inttypes.h>
@@ -11,6 +12,33 @@ unsigned cws_gpu_loads_most(const struct cws_gpu *gpu)
     return most < CWS_GPU_LOADS ? (unsigned)most : CWS_GPU_LOADS;
 }
 
+enum { PIECES_AHEAD = 6 }; /* whose sources are asked for before their turn: more of them take more host memory */
+
+static const struct cws_gpu_piece *piece_at(const struct cws_gpu_load *load, uint32_t i)
+{
+    return &load->extent->pieces.list[i];
+}
+static uint32_t piece_count(const struct cws_gpu_load *load) { return load->extent->pieces.count; }
+
+/* Asks for the bytes of the pieces that come next. */
+static void begin_pieces(struct cws_gpu *gpu, struct cws_gpu_load *load)
+{
+    for (; load->begun < piece_count(load) && load->begun - load->ended < PIECES_AHEAD; load->begun++)
+        cws_gpu_source_load_begin(&gpu->sources, piece_at(load, load->begun)->source);
+}
+
+/* `chunks` of the first piece that has not arrived as a whole have arrived. */
+static void note_arrived(struct cws_gpu *gpu, struct cws_gpu_load *load, uint64_t chunks)
+{
+    load->chunks_done += chunks;
+    if (load->chunks_done < piece_at(load, load->ended)->chunk_count)
+        return;
+    load->chunks_done = 0;
+    cws_gpu_source_load_end(&gpu->sources, piece_at(load, load->ended++)->source);
+    if (!load->failed)
+        begin_pieces(gpu, load);
+}
+
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_frame *frame,
                                bool for_launch)
 {
@@ -20,9 +48,9 @@ bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, st
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_LOADING);
     x->frame = frame;
     x->order.ahead = !for_launch;
-    cws_gpu_source_load_begin(&gpu->sources, x->source);
     struct cws_gpu_load *load = &loads->at[loads->count++];
-    *load = (struct cws_gpu_load){.extent = x, .source = x->source, .for_launch = for_launch};
+    *load = (struct cws_gpu_load){.extent = x, .for_launch = for_launch};
+    begin_pieces(gpu, load);
     if (cws_trace_is_on())
         cws_gpu_trace_load_begin_slow_locked(gpu, load);
     loads->begun++;
@@ -36,7 +64,6 @@ static const struct cws_chunk_record *chunk(const struct cws_gpu_source *s, uint
 {
     return &s->tensor->chunks[i];
 }
-static uint64_t chunk_total(const struct cws_gpu_source *s) { return s->tensor->record->chunk_count; }
 
 /* Where chunk i lies in the source's host memory. */
 static uint64_t host_at(const struct cws_gpu_source *s, uint64_t i)
@@ -51,11 +78,13 @@ static uint32_t host_bytes(const struct cws_gpu_source *s, uint64_t i)
 static int plan_slot(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_load *load,
                      struct cws_gpu_send *send, struct cws_error *err)
 {
-    const struct cws_gpu_source *s = load->source;
-    uint64_t base = host_at(s, load->next_chunk), end = base;
-    slot->first_chunk = load->next_chunk;
+    const struct cws_gpu_piece *piece = piece_at(load, load->piece);
+    const struct cws_gpu_source *s = piece->source;
+    CUdeviceptr to = load->extent->frame->alias + piece->at;
+    slot->first_chunk = piece->first_chunk + load->next_chunk;
     slot->chunks = 0;
-    while (slot->chunks < CWS_GPU_SLOT_CHUNKS && slot->first_chunk + slot->chunks < chunk_total(s)) {
+    uint64_t base = host_at(s, slot->first_chunk), end = base;
+    while (slot->chunks < CWS_GPU_SLOT_CHUNKS && load->next_chunk + slot->chunks < piece->chunk_count) {
         uint64_t i = slot->first_chunk + slot->chunks;
         if (host_at(s, i) + host_bytes(s, i) + CWS_STREAM_PAD - base > gpu->staging.slot_bytes)
             break;
@@ -68,7 +97,7 @@ static int plan_slot(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, const
             .stored_bytes = host_bytes(s, i),
             .logical_bytes = chunk(s, i)->logical_bytes,
             .stored = slot->device + (host_at(s, i) - base),
-            .dst = load->extent->frame->alias + i * s->tensor->record->chunk_bytes,
+            .dst = to + (i - piece->first_chunk) * s->tensor->record->chunk_bytes,
             .table = slot->device_table,
         };
         int code = cws_gpu_job_init(&slot->jobs[slot->chunks], &what, s->host + host_at(s, i), err);
@@ -109,20 +138,37 @@ static void send_drops_lock(struct cws_gpu *gpu, struct cws_gpu_load *load, stru
     }
     cws_gpu_lock(&gpu->core);
     if (code) {
+        const struct cws_gpu_source *s = piece_at(load, load->piece)->source;
         char line[640];
-        snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(load->source),
-                 load->source->tensor->name, err.message);
+        snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(s), s->tensor->name, err.message);
         fail_load(gpu, load, line);
         return;
     }
     gpu->loads.of_slot[slot - gpu->staging.slots] = load;
+    gpu->loads.piece_of_slot[slot - gpu->staging.slots] = load->piece;
     cws_gpu_slot_sent(&gpu->staging, &send);
+    load->slots_pending++;
     load->next_chunk += slot->chunks;
+    if (load->next_chunk == piece_at(load, load->piece)->chunk_count) {
+        load->next_chunk = 0;
+        load->piece++;
+    }
 }
 
 static bool is_for_launch(const struct cws_gpu_load *load)
 {
     return load->for_launch || cws_gpu_is_demanded(load->extent);
+}
+
+/* Can its next batch be sent? */
+static bool is_at_hand(struct cws_gpu *gpu, struct cws_gpu_load *load)
+{
+    if (load->failed || load->piece == load->begun)
+        return false;
+    const struct cws_gpu_source *s = piece_at(load, load->piece)->source;
+    if (s->state == CWS_SOURCE_FAILED)
+        fail_load(gpu, load, s->error.message);
+    return s->state == CWS_SOURCE_READY && s->host;
 }
 
 /* Notes how long what a launch waits for stands ready, and there is no slot for it. */
@@ -147,13 +193,8 @@ bool cws_gpu_loads_issue_drops_lock(struct cws_gpu *gpu)
             struct cws_gpu_load *load = &loads->at[i];
             if (is_for_launch(load) != (pass == 0))
                 continue;
-            if (load->source->state == CWS_SOURCE_FAILED && !load->failed) {
-                fail_load(gpu, load, load->source->error.message);
-                moved = true;
-            }
-            if (load->source->state != CWS_SOURCE_READY || !load->source->host)
-                continue;
-            while (!load->failed && load->next_chunk < chunk_total(load->source)) {
+            bool failed = load->failed;
+            while (is_at_hand(gpu, load)) {
                 struct cws_gpu_slot *slot = cws_gpu_slot_free(&gpu->staging);
                 waits |= !slot && pass == 0;
                 if (!slot)
@@ -161,6 +202,7 @@ bool cws_gpu_loads_issue_drops_lock(struct cws_gpu *gpu)
                 send_drops_lock(gpu, load, slot);
                 moved = true;
             }
+            moved |= load->failed != failed;
         }
     }
     note_slot_wait(loads, waits);
@@ -172,8 +214,9 @@ bool cws_gpu_loads_issue_drops_lock(struct cws_gpu *gpu)
 /* Compares the device's results for each chunk of a batch with what the store has. */
 static void check_results(struct cws_gpu *gpu, struct cws_gpu_load *load, const struct cws_gpu_slot *slot)
 {
+    const struct cws_gpu_source *s = piece_at(load, gpu->loads.piece_of_slot[slot - gpu->staging.slots])->source;
     for (uint64_t i = 0; i < slot->chunks && !load->failed; i++) {
-        const struct cws_chunk_record *c = chunk(load->source, slot->first_chunk + i);
+        const struct cws_chunk_record *c = chunk(s, slot->first_chunk + i);
         const struct cws_gpu_result *result = &slot->results[i];
         struct cws_hash128 hash = cws_gpu_result_hash(result);
         bool same = hash.lo == c->content_hash[0] && hash.hi == c->content_hash[1];
@@ -181,10 +224,10 @@ static void check_results(struct cws_gpu *gpu, struct cws_gpu_load *load, const 
             continue;
         char line[640];
         snprintf(line, sizeof line, "%s: tensor \"%s\": chunk at file offset %" PRIu64 " does not decode: %s",
-                 cws_gpu_source_path(load->source), load->source->tensor->name, c->offset,
-                 result->status       ? cws_gpu_status_text(result->status)
-                 : load->source->file ? "the file was changed after it was loaded"
-                                      : "its content hash is not the stored one");
+                 cws_gpu_source_path(s), s->tensor->name, c->offset,
+                 result->status ? cws_gpu_status_text(result->status)
+                 : s->file      ? "the file was changed after it was loaded"
+                                : "its content hash is not the stored one");
         fail_load(gpu, load, line);
     }
 }
@@ -218,16 +261,17 @@ static void finish_drops_lock(struct cws_gpu *gpu, unsigned index)
         cws_gpu_trace_load_end_slow_locked(gpu, &load);
     remove_locked(&gpu->loads, index);
     if (result == CUDA_SUCCESS) {
-        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_RESIDENT);
+        cws_gpu_extent_set_locked(gpu, x, cws_gpu_is_bound(x) ? CWS_EXTENT_RESIDENT : CWS_EXTENT_ANONYMOUS);
         gpu->loads.bytes += x->bytes;
     } else {
         x->frame = NULL;
         cws_gpu_frame_put(&gpu->frames, frame);
-        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
+        cws_gpu_extent_set_locked(gpu, x, cws_gpu_is_bound(x) ? CWS_EXTENT_BOUND : CWS_EXTENT_PARTIAL);
         x->failed = (CUresult)304; /* CUDA_ERROR_OPERATING_SYSTEM */
         x->order.ahead = false;
     }
-    cws_gpu_source_load_end(&gpu->sources, load.source);
+    for (uint32_t i = load.ended; i < load.begun; i++)
+        cws_gpu_source_load_end(&gpu->sources, piece_at(&load, i)->source);
     cws_gpu_extent_settle_locked(gpu, x);
 }
 
@@ -243,14 +287,15 @@ bool cws_gpu_loads_reap_drops_lock(struct cws_gpu *gpu)
             fail_load(gpu, *of, "the device failed while weights were decoded");
         if (cws_trace_is_on())
             cws_gpu_trace_batch_slow(gpu, *of, slot);
-        (*of)->chunks_done += slot->chunks;
+        note_arrived(gpu, *of, slot->chunks);
+        (*of)->slots_pending--;
         *of = NULL;
         cws_gpu_slot_done(&gpu->staging);
     }
     for (unsigned i = 0; i < gpu->loads.count;) {
         struct cws_gpu_load *load = &gpu->loads.at[i];
-        bool all = load->chunks_done == chunk_total(load->source);
-        if (all || (load->failed && load->chunks_done == load->next_chunk)) {
+        bool all = load->ended == piece_count(load);
+        if (all || (load->failed && !load->slots_pending)) {
             finish_drops_lock(gpu, i);
             moved = true;
         } else {
@@ -269,14 +314,17 @@ bool cws_gpu_load_is_ready(const struct cws_gpu *gpu)
 const char *cws_gpu_loads_check(const struct cws_gpu *gpu)
 {
     const struct cws_gpu_loads *loads = &gpu->loads;
-    unsigned slots = 0;
+    unsigned slots = 0, pending = 0;
     for (unsigned i = 0; i < loads->count; i++) {
-        if (loads->at[i].extent->state != CWS_EXTENT_LOADING)
+        const struct cws_gpu_load *load = &loads->at[i];
+        if (load->extent->state != CWS_EXTENT_LOADING)
             return "loads: one that is under way is in another state";
-        if (loads->at[i].chunks_done > loads->at[i].next_chunk)
+        if (load->ended > load->piece || load->piece > load->begun ||
+            (load->ended == load->piece && load->chunks_done > load->next_chunk))
             return "loads: more has arrived than was sent";
+        pending += load->slots_pending;
     }
     for (unsigned i = 0; i < CWS_GPU_SLOTS; i++)
         slots += loads->of_slot[i] != NULL;
-    return slots != gpu->staging.busy ? "loads: a slot under way is nobody's" : NULL;
+    return slots != gpu->staging.busy || slots != pending ? "loads: a slot under way is nobody's" : NULL;
 }

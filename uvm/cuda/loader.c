@@ -224,7 +224,7 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
     for (struct cws_list *l = gpu->ranges.wanted.next; l != &gpu->ranges.wanted; l = l->next) {
         struct cws_gpu_extent *x = CWS_LIST_OF(l, struct cws_gpu_extent, wanted);
         struct cws_gpu_range *r = x->range;
-        if ((x->state != CWS_EXTENT_BOUND && x->state != CWS_EXTENT_SPILLED) || x->failed != CUDA_SUCCESS)
+        if (!cws_extent_rests(x->state) || x->failed != CUDA_SUCCESS)
             continue;
         *unmet = true;
         if (gpu->loads.count == cws_gpu_loads_most(gpu))

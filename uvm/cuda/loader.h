@@ -12,11 +12,13 @@ enum {
     CWS_GPU_DROPS = CWS_GPU_CHECKS - 1, /* in flight; the last check is for what is spilled */
 };
 
-struct cws_gpu_load { /* an extent that is being loaded */
+struct cws_gpu_load { /* an extent that is being loaded, piece after piece */
     struct cws_gpu_extent *extent;
-    struct cws_gpu_source *source;
-    uint64_t next_chunk; /* to be issued */
-    uint64_t chunks_done;
+    /* of its pieces: [0, ended) have arrived, `piece` is to be issued next, the sources of [0, begun) were asked for */
+    uint32_t ended, piece, begun;
+    uint64_t next_chunk;    /* of that piece, counted from its first: to be issued */
+    uint64_t chunks_done;   /* of the piece `ended` */
+    unsigned slots_pending; /* under way */
     bool for_launch, failed;
     uint32_t lane; /* of the trace, + 1; 0: none */
     uint64_t begin_ns;
@@ -26,6 +28,7 @@ struct cws_gpu_loads { /* load.c */
     unsigned count;
     struct cws_gpu_load at[CWS_GPU_LOADS];
     struct cws_gpu_load *of_slot[CWS_GPU_SLOTS]; /* of each slot that is under way */
+    uint32_t piece_of_slot[CWS_GPU_SLOTS];       /* and the piece */
     uint64_t no_slot_ns; /* what a launch waits for could be sent, and there is no slot; 0: no */
     /* since the manager was opened */
     uint64_t begun, ahead, bytes;
@@ -34,6 +37,7 @@ struct cws_gpu_loads { /* load.c */
 
 struct cws_gpu_drop { /* an extent that is being evicted */
     struct cws_gpu_extent *extent;
+    uint32_t checked;  /* pieces, whose hashes were right; those after them are being hashed */
     uint64_t begin_ns; /* for the trace; 0: it does not run */
 };
 

@@ -6,7 +6,8 @@
  * the driver only through its table. extent.h has the states and the invariants, core.h and gpu.h the locks.
  *
  *   range    one allocation made here: reserved address space in 2 MiB steps, out of one arena per device
- *   binding  "the bytes of this range are those of that tensor of that store"
+ *   binding  "these bytes of this range are those of that tensor of that store, or of these chunks of it"; a range that
+ *            is bound as a whole is paged
  *   use      a range is named by a launch or a copy: between cws_gpu_begin and cws_gpu_end it is mapped and held;
  *            after that the stream's progress tells when it may be unmapped
  *
@@ -125,12 +126,18 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
 /* A host-to-device copy is about to be queued: [source, source + bytes) to [to, to + bytes), to in the arena. `store`
  * and `offset` say which logical bytes of which store the source is known to equal (the caller has checked that nobody
  * wrote to them; the manager takes its own reference).
- * True: the range is bound, do not copy. False: nothing changed, do the copy as any other use. */
+ * True: these bytes of the range are bound, do not copy. False: nothing changed, do the copy as any other use, and
+ * tell cws_gpu_copied. Bound are a whole tensor or chunks of one, at a multiple of 16 bytes in a range that has no
+ * memory, or all of a range that has. A range that is used before all of it is bound is the program's. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store,
                   uint64_t offset);
 
-/* The same for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are, read
- * here. Whether the range can be bound is seen only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
+/* A copy that cws_gpu_bind refused was queued: once all of a range was copied like this, it is paged, too. What the
+ * program writes there meanwhile is found out before anything is dropped. */
+void cws_gpu_copied(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, struct cws_store *store, uint64_t offset);
+
+/* cws_gpu_bind for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are,
+ * read here. Whether they can be bound is seen only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
 struct cws_gpu_file;
 bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file,
                        uint64_t offset, const void *now);

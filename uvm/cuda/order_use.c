@@ -128,7 +128,7 @@ const char *cws_gpu_order_check(const struct cws_gpu_order *o, const struct cws_
     uint64_t bytes = 0;
     uint32_t count = 0, in = 0;
     for (const struct cws_gpu_extent *x = cws_gpu_extent_next(ranges, NULL); x; x = cws_gpu_extent_next(ranges, x)) {
-        if (!x->source)
+        if (!cws_gpu_is_bound(x))
             continue;
         if (x->order.in != (x->state == CWS_EXTENT_RESIDENT))
             return "order: what can be dropped is not what is resident";

@@ -45,9 +45,9 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
         cws_gpu_reserve_enter(&gpu->reserve, x, to == CWS_EXTENT_COLD);
     if (cws_extent_is_programs(from) != cws_extent_is_programs(to))
         cws_gpu_reserve_note_locked(gpu, x, cws_extent_is_programs(to));
-    if (x->source && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
+    if (cws_gpu_is_bound(x) && (from == CWS_EXTENT_RESIDENT) != (to == CWS_EXTENT_RESIDENT))
         cws_gpu_order_set_in(&gpu->order, x, to == CWS_EXTENT_RESIDENT);
-    if (x->source && cws_extent_holds_weight(from) != cws_extent_holds_weight(to))
+    if (cws_gpu_is_bound(x) && cws_extent_holds_weight(from) != cws_extent_holds_weight(to))
         cws_gpu_order_set_held(&gpu->order, x, cws_extent_holds_weight(to));
     if (to == CWS_EXTENT_DIRTY)
         cws_gpu_sets_forget(&gpu->sets, x);
@@ -56,14 +56,12 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
 
 static void drop_source_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    struct cws_gpu_source *source = x->source;
-    if (!source)
-        return;
-    cws_gpu_budget_unbind(&gpu->budget, cws_gpu_span(x));
-    cws_gpu_sets_forget(&gpu->sets, x);
-    cws_gpu_order_forget(&gpu->order, x);
-    x->source = NULL;
-    cws_gpu_source_put(&gpu->sources, source);
+    if (cws_gpu_is_bound(x)) {
+        cws_gpu_budget_unbind(&gpu->budget, cws_gpu_span(x));
+        cws_gpu_sets_forget(&gpu->sets, x);
+        cws_gpu_order_forget(&gpu->order, x);
+    }
+    cws_gpu_pieces_clear(&gpu->sources, &x->pieces);
 }
 
 /* --- the end of a range ------------------------------------------------------------------------------- */
@@ -346,14 +344,19 @@ static const char *check_extent(const struct cws_gpu *gpu, const struct cws_gpu_
         return "I1: an extent has a frame in a state that has none, or none where there must be one";
     if (x->frame && x->frame->granules != x->granules)
         return "I2: a frame is not as large as its extent";
-    if (!x->source && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_LOADING ||
-                       x->state == CWS_EXTENT_RESIDENT || x->state == CWS_EXTENT_DROPPING))
+    if (!cws_gpu_is_bound(x) &&
+        (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_RESIDENT || x->state == CWS_EXTENT_DROPPING))
         return "I5: a bound extent has no source";
-    if (cws_extent_is_freed(x->state) && (!x->range->freed || x->source || x->spill.host))
+    if (cws_gpu_is_bound(x) &&
+        (x->state == CWS_EXTENT_RESERVED || x->state == CWS_EXTENT_PARTIAL || x->state == CWS_EXTENT_ANONYMOUS))
+        return "I5: each byte of an extent has a source, and it is not bound";
+    if (!x->pieces.count && (x->state == CWS_EXTENT_PARTIAL || x->state == CWS_EXTENT_LOADING))
+        return "I5: an extent that is filled in part has no source";
+    if (cws_extent_is_freed(x->state) && (!x->range->freed || x->pieces.count || x->spill.host))
         return "a freed extent has something left";
     if (x->state == CWS_EXTENT_DROPPING && x->holds && !cws_gpu_is_demanded(x) && gpu->uses.waiting == 0)
         return "I3: an extent that is held is being dropped";
-    return NULL;
+    return cws_gpu_pieces_check(&x->pieces, x->bytes);
 }
 
 const char *cws_gpu_ranges_check(const struct cws_gpu *gpu)
@@ -372,7 +375,7 @@ const char *cws_gpu_ranges_check(const struct cws_gpu *gpu)
         count += x == x->range->extents;
         frames += x->frame ? cws_gpu_span(x) : 0;
         classes[cws_extent_class(x->state)] += cws_gpu_span(x);
-        bound += x->source ? cws_gpu_span(x) : 0;
+        bound += cws_gpu_is_bound(x) ? cws_gpu_span(x) : 0;
     }
     if (count != gpu->ranges.count)
         return "the ranges are miscounted";

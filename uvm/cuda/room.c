@@ -20,7 +20,7 @@ uint64_t cws_gpu_room_least_locked(struct cws_gpu *gpu, uint64_t need, uint64_t 
          x = cws_gpu_extent_next(&gpu->ranges, x)) {
         bool written = x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_SPILLED ||
                        x->state == CWS_EXTENT_SPILLING || x->state == CWS_EXTENT_RESTORING;
-        if (x->source && !written && !x->range->freed && cws_gpu_span(x) > named)
+        if (cws_gpu_is_bound(x) && !written && !x->range->freed && cws_gpu_span(x) > named)
             named = cws_gpu_span(x);
     }
     uint64_t later = cws_gpu_budget_undroppable(&gpu->budget) + fresh + named;

@@ -21,7 +21,7 @@ static void forget(struct cws_gpu_sets *sets, uint32_t which)
             sets->bytes[i] = 0;
 }
 
-static bool counts(const struct cws_gpu_extent *x) { return x->source && x->state != CWS_EXTENT_DIRTY; }
+static bool counts(const struct cws_gpu_extent *x) { return cws_gpu_is_bound(x) && x->state != CWS_EXTENT_DIRTY; }
 
 void cws_gpu_sets_note(struct cws_gpu_sets *sets, struct cws_gpu_extent *const *extents, unsigned count, uint64_t room)
 {

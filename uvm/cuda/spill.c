@@ -41,15 +41,16 @@ static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_extent *
     CUstream stream = gpu->staging.check_stream;
     CUdeviceptr alias = x->frame->alias;
     struct cws_gpu_check *check = &gpu->staging.checks[CWS_GPU_DROPS];
-    *check->result = (struct cws_gpu_result){0};
+    *check->results = (struct cws_gpu_result){0};
+    *check->jobs = (struct cws_gpu_hash_job){.address = alias, .bytes = x->bytes};
     CUresult result = in ? d->copy_in_async(alias, in, x->bytes, stream) : CUDA_SUCCESS;
     if (result == CUDA_SUCCESS)
-        result = cws_gpu_check_start(&gpu->staging, check, alias, x->bytes);
+        result = cws_gpu_check_start(&gpu->staging, check, 1);
     if (result == CUDA_SUCCESS && out)
         result = d->copy_out_async(out, alias, x->bytes, stream);
     /* also after an error: what was queued uses this memory */
     CUresult waited = d->stream_sync(stream);
-    *hash = cws_gpu_result_hash(check->result);
+    *hash = cws_gpu_result_hash(check->results);
     return result == CUDA_SUCCESS ? waited : result;
 }
 
@@ -129,8 +130,9 @@ static void spill_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_extent *a, const struct cws_gpu_extent *b)
 {
     const struct cws_order *o = &gpu->order.order;
-    bool a_last = a->source && o->last == &a->order, b_last = b->source && o->last == &b->order;
-    uint64_t a_at = a->source ? a->order.next_at : UINT64_MAX, b_at = b->source ? b->order.next_at : UINT64_MAX;
+    bool a_last = cws_gpu_is_bound(a) && o->last == &a->order, b_last = cws_gpu_is_bound(b) && o->last == &b->order;
+    uint64_t a_at = cws_gpu_is_bound(a) ? a->order.next_at : UINT64_MAX,
+             b_at = cws_gpu_is_bound(b) ? b->order.next_at : UINT64_MAX;
     if (a_last != b_last)
         return b_last;
     return a_at != b_at ? a_at > b_at : a->used < b->used;

@@ -9,8 +9,11 @@
 #define JOBS_BYTES (CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_job))
 #define RESULTS_BYTES ((CWS_GPU_SLOT_CHUNKS * sizeof(struct cws_gpu_result) + 127) / 128 * 128)
 #define CONTROL_BYTES (TABLE_BYTES + JOBS_BYTES + RESULTS_BYTES)
-#define CHECK_BYTES 128u /* of a check's control block: in host memory job, then result; on the device the result */
+/* A check's control block: results; in host memory jobs behind them. */
+#define CHECK_RESULTS_BYTES ((CWS_GPU_CHECK_JOBS * sizeof(struct cws_gpu_result) + 127) / 128 * 128)
+#define CHECK_BYTES (CHECK_RESULTS_BYTES + CWS_GPU_CHECK_JOBS * sizeof(struct cws_gpu_hash_job))
 #define CHECKS_BYTES (CWS_GPU_CHECKS * CHECK_BYTES)
+#define CHECKS_DEVICE_BYTES (CWS_GPU_CHECKS * CHECK_RESULTS_BYTES)
 #define RING_BYTES_MAX ((uint64_t)64 << 20)
 #define SLOT_BYTES_MAX ((uint64_t)16 << 20)
 #define SLOT_BYTES_MIN ((uint64_t)1 << 20)
@@ -29,7 +32,7 @@ static uint64_t plan(uint64_t share, uint64_t ring_bytes, uint64_t budget, unsig
     uint64_t slot = ring / *slot_count / 4096 * 4096;
     slot = slot > SLOT_BYTES_MAX && !ring_bytes ? SLOT_BYTES_MAX : slot;
     *slot_bytes = slot < SLOT_BYTES_MIN ? SLOT_BYTES_MIN : slot;
-    return (*slot_count * (*slot_bytes + CONTROL_BYTES) + CHECKS_BYTES + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE *
+    return (*slot_count * (*slot_bytes + CONTROL_BYTES) + CHECKS_DEVICE_BYTES + CWS_GPU_GRANULE - 1) / CWS_GPU_GRANULE *
            CWS_GPU_GRANULE;
 }
 
@@ -64,9 +67,9 @@ static CUresult set_up_check(struct cws_gpu_staging *st, unsigned index)
 {
     struct cws_gpu_check *check = &st->checks[index];
     uint8_t *control = st->control + st->slot_count * CONTROL_BYTES + index * CHECK_BYTES;
-    check->device_result = st->ring + st->slot_count * (st->slot_bytes + CONTROL_BYTES) + index * CHECK_BYTES;
-    check->job = (struct cws_gpu_hash_job *)control;
-    check->result = (struct cws_gpu_result *)(control + sizeof(struct cws_gpu_hash_job));
+    check->device_results = st->ring + st->slot_count * (st->slot_bytes + CONTROL_BYTES) + index * CHECK_RESULTS_BYTES;
+    check->results = (struct cws_gpu_result *)control;
+    check->jobs = (struct cws_gpu_hash_job *)(control + CHECK_RESULTS_BYTES);
     return st->core->driver->event_create(&check->done, CU_EVENT_DISABLE_TIMING);
 }
 
@@ -255,22 +258,21 @@ void cws_gpu_slot_done(struct cws_gpu_staging *st)
 
 /* Hashing has a stream of its own, and its job is read from host memory: on the stream of decodes or of copies an
  * eviction would wait for them. */
-CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, CUdeviceptr at, size_t bytes)
+CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, uint32_t count)
 {
     const struct cws_driver *d = st->core->driver;
     struct cws_gpu_batch batch;
     struct cws_error err = {0};
-    *check->job = (struct cws_gpu_hash_job){.address = at, .bytes = bytes};
-    if (cws_gpu_hash_plan(check->job, 1, &batch, &err))
+    size_t bytes = count * sizeof *check->results;
+    if (cws_gpu_hash_plan(check->jobs, count, &batch, &err))
         return CUDA_ERROR_UNKNOWN;
     /* the kernel adds to it */
-    CUresult result = d->set8_async(check->device_result, 0, sizeof *check->result, st->check_stream);
-    if (result == CUDA_SUCCESS && cws_gpu_hash(st->decoder, st->check_stream, (CUdeviceptr)(uintptr_t)check->job,
-                                               &batch, check->device_result, cws_content_key, &err))
+    CUresult result = d->set8_async(check->device_results, 0, bytes, st->check_stream);
+    if (result == CUDA_SUCCESS && cws_gpu_hash(st->decoder, st->check_stream, (CUdeviceptr)(uintptr_t)check->jobs,
+                                               &batch, check->device_results, cws_content_key, &err))
         result = CUDA_ERROR_UNKNOWN;
-    return result == CUDA_SUCCESS
-               ? d->copy_out_async(check->result, check->device_result, sizeof *check->result, st->check_stream)
-               : result;
+    return result == CUDA_SUCCESS ? d->copy_out_async(check->results, check->device_results, bytes, st->check_stream)
+                                  : result;
 }
 
 const char *cws_gpu_staging_check(const struct cws_gpu_staging *st)

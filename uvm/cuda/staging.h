@@ -12,6 +12,7 @@ enum {
     CWS_GPU_SLOTS = 8,         /* batches of chunks in flight, at most */
     CWS_GPU_SLOT_CHUNKS = 128, /* chunks of a batch */
     CWS_GPU_CHECKS = 33,       /* hashes in flight: those of evictions, and one of what is spilled */
+    CWS_GPU_CHECK_JOBS = 48,   /* pieces of memory that one of them hashes */
 };
 
 /* Moments of a batch by the device's clock. Those of the copy are always taken, the others where a trace runs. */
@@ -29,10 +30,10 @@ struct cws_gpu_slot {   /* one batch: staging in device memory and its control b
     uint32_t timed;                   /* bit per moment that was recorded */
 };
 
-struct cws_gpu_check { /* the hash of a piece of device memory */
-    CUdeviceptr device_result;
-    struct cws_gpu_hash_job *job;  /* pinned, which a kernel reads at the same address */
-    struct cws_gpu_result *result; /* pinned */
+struct cws_gpu_check { /* the hashes of pieces of device memory */
+    CUdeviceptr device_results;
+    struct cws_gpu_hash_job *jobs;  /* pinned, which a kernel reads at the same address */
+    struct cws_gpu_result *results; /* pinned */
     CUevent done;
 };
 
@@ -81,8 +82,9 @@ CUresult cws_gpu_slot_oldest(struct cws_gpu_staging *st, struct cws_gpu_slot **o
 /* It was looked at, and is free. */
 void cws_gpu_slot_done(struct cws_gpu_staging *st);
 
-/* Hash of memory of the device, into check->result: asynchronous, on check_stream. Without the lock. */
-CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, CUdeviceptr at, size_t bytes);
+/* Hashes of memory of the device, `count` of check->jobs into check->results: asynchronous, on check_stream. Without
+ * the lock. */
+CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, uint32_t count);
 
 /* NULL, or what does not hold. */
 const char *cws_gpu_staging_check(const struct cws_gpu_staging *st);

@@ -13,9 +13,9 @@ static void describe(const struct cws_gpu_extent *x, enum cws_trace_kind kind, c
                      struct cws_trace_what *out)
 {
     *out = (struct cws_trace_what){.kind = kind, .why = why, .bytes = x->bytes, .index = (x->base / CWS_GPU_GRANULE)};
-    if (!x->source)
+    if (!x->pieces.count)
         return;
-    out->tensor = x->source->tensor->name;
+    out->tensor = x->pieces.list->source->tensor->name;
     out->tensor_bytes = x->bytes;
     out->index = x->order.id;
 }
@@ -82,7 +82,7 @@ bool cws_gpu_trace_wait_slow_locked(const struct cws_gpu_use *use)
     const struct cws_gpu_extent *first = missing(use, &bytes);
     if (!first)
         return false;
-    describe(first, CWS_TRACE_WAIT, first->source ? "weights" : "fresh memory", &what);
+    describe(first, CWS_TRACE_WAIT, first->pieces.count ? "weights" : "fresh memory", &what);
     what.bytes = bytes;
     return cws_trace_begin_slow(&what);
 }

@@ -151,7 +151,7 @@ void cws_gpu_demand_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool d
     }
     cws_list_add_before(&gpu->ranges.wanted, &x->wanted);
     x->failed = CUDA_SUCCESS;
-    gpu->uses.demanded += x->state == CWS_EXTENT_BOUND;
+    gpu->uses.demanded += x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_PARTIAL;
     cws_gpu_wake_locked(&gpu->core);
 }
 
@@ -172,7 +172,7 @@ static CUresult wait_ready_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent
         }
         if (cws_extent_is_away(x->state)) {
             cws_gpu_demand_locked(gpu, x, true);
-            if ((x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_SPILLED) && x->failed != CUDA_SUCCESS)
+            if (cws_extent_rests(x->state) && x->failed != CUDA_SUCCESS)
                 return x->failed;
         }
         cws_gpu_changed_wait_drops_lock(&gpu->core);
@@ -271,9 +271,9 @@ static bool name_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, CUdevicept
         struct cws_gpu_extent *x = &r->extents[i];
         room = add_locked(use, x);
         x->used = gpu->uses.begun;
-        if (x->source && cws_trace_is_on())
+        if (cws_gpu_is_bound(x) && cws_trace_is_on())
             cws_gpu_trace_use_slow_locked(gpu, x);
-        if (x->source)
+        if (cws_gpu_is_bound(x))
             cws_gpu_order_use(&gpu->order, x);
         *all &= cws_extent_is_mapped(x->state);
     }

@@ -1,0 +1,448 @@
+/* Ranges that are put together from tensors and from parts of tensors: bound piece by piece, loaded and dropped as a
+ * whole, right whatever is written, freed, used too early or fails. */
+#define GPU_TENSORS 70
+#include "gpu_fixture.h"
+
+enum { MOST = 64 };
+
+struct part { /* what a copy brings: bytes of the logical file */
+    uint64_t begin;
+    size_t bytes;
+};
+
+struct made { /* a range of parts, and what must be in it */
+    CUdeviceptr at;
+    size_t bytes;
+    uint8_t *shadow;
+};
+
+static struct part whole(unsigned i) { return (struct part){cws_store_tensor(store, i)->begin, tensor_bytes(i)}; }
+
+static struct part rows(unsigned i, uint64_t chunk, size_t chunks)
+{
+    size_t bytes = chunks * 256 * 1024;
+    return (struct part){cws_store_tensor(store, i)->begin + chunk * 256 * 1024,
+                         chunk * 256 * 1024 + bytes > tensor_bytes(i) ? tensor_bytes(i) - chunk * 256 * 1024 : bytes};
+}
+
+static const uint8_t *bytes_of(struct part p) { return plain.data + p.begin; }
+
+static struct made make(struct fixture *f, size_t bytes)
+{
+    struct made m = {.bytes = bytes, .shadow = calloc(1, bytes)};
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &m.at), 0);
+    return m;
+}
+
+static void drop(struct fixture *f, struct made *m)
+{
+    assert_int_equal(cws_gpu_free(f->gpu, m->at, f->stream, true), 0);
+    free(m->shadow);
+    *m = (struct made){0};
+}
+
+/* A copy as the shim does it. Returns whether it was bound. */
+static bool copy(struct fixture *f, struct made *m, size_t at, struct part p)
+{
+    memcpy(m->shadow + at, bytes_of(p), p.bytes);
+    if (cws_gpu_bind(f->gpu, m->at + at, p.bytes, f->stream, store, p.begin))
+        return true;
+    struct cws_gpu_use use;
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &m->at, 1, &use), 0);
+    assert_int_equal(driver.copy_in_async(m->at + at, bytes_of(p), p.bytes, f->stream), 0);
+    cws_gpu_end(f->gpu, &use, true);
+    cws_gpu_copied(f->gpu, m->at + at, p.bytes, store, p.begin);
+    return false;
+}
+
+static CUresult sum_of(struct fixture *f, const struct made *m, uint64_t *out)
+{
+    CUdeviceptr to = f->scratch, from = m->at;
+    uint64_t bytes = m->bytes;
+    void *params[] = {&to, &from, &bytes};
+    CUresult result = launch(f, "sum", &from, 1, params);
+    if (result == CUDA_SUCCESS)
+        result = driver.copy_out_async(out, f->scratch, 8, f->stream);
+    return result == CUDA_SUCCESS ? driver.stream_sync(f->stream) : result;
+}
+
+static void expect_all(struct fixture *f, const struct made *m)
+{
+    struct cws_gpu_use use;
+    uint8_t *back = malloc(m->bytes);
+    CUresult result = cws_gpu_begin(f->gpu, f->stream, &m->at, 1, &use);
+    if (result != CUDA_SUCCESS)
+        fail_msg("error %d: %s", result, last_line);
+    assert_int_equal(driver.copy_out_async(back, m->at, m->bytes, f->stream), 0);
+    cws_gpu_end(f->gpu, &use, true);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    assert_memory_equal(back, m->shadow, m->bytes);
+    free(back);
+    const char *wrong = cws_gpu_check(f->gpu);
+    if (wrong)
+        fail_msg("%s", wrong);
+}
+
+static void write_word(struct fixture *f, struct made *m, size_t at)
+{
+    uint64_t words = 1;
+    uint32_t value = 0x10203, word;
+    CUdeviceptr to = m->at + at;
+    void *params[] = {&to, &words, &value};
+    assert_int_equal(launch(f, "add", &to, 1, params), 0);
+    memcpy(&word, m->shadow + at, 4);
+    word += value;
+    memcpy(m->shadow + at, &word, 4);
+}
+
+static void fill_bytes(struct fixture *f, struct made *m, size_t at, size_t bytes, uint32_t value)
+{
+    uint64_t count = bytes;
+    CUdeviceptr to = m->at + at;
+    void *params[] = {&to, &count, &value};
+    assert_int_equal(launch(f, "fill", &to, 1, params), 0);
+    memset(m->shadow + at, (int)value, bytes);
+}
+
+static struct cws_gpu_stats stats_of(struct fixture *f)
+{
+    struct cws_gpu_stats stats;
+    cws_gpu_settle(f->gpu);
+    cws_gpu_stats_get(f->gpu, &stats);
+    return stats;
+}
+
+/* As a fused projection: tensors i, i + 1 and i + 2 after each other. */
+static struct made fuse(struct fixture *f, unsigned i)
+{
+    size_t at = 0;
+    struct made m = make(f, tensor_bytes(i) + tensor_bytes(i + 1) + tensor_bytes(i + 2));
+    for (unsigned k = 0; k < 3; k++) {
+        copy(f, &m, at, whole(i + k));
+        at += tensor_bytes(i + k);
+    }
+    return m;
+}
+
+/* Half of a tensor's rows, and of another one's, which ends it. */
+static struct made take_rows(struct fixture *f, unsigned i)
+{
+    struct part a = rows(i, 2, 3), b = rows(i + 2, 3, 2);
+    struct made m = make(f, a.bytes + b.bytes);
+    assert_true(copy(f, &m, 0, a));
+    assert_true(copy(f, &m, a.bytes, b));
+    return m;
+}
+
+static void use_in_turns(struct fixture *f, const struct made *m, unsigned count, unsigned rounds)
+{
+    for (unsigned pass = 0; pass < rounds; pass++)
+        for (unsigned i = 0; i < count; i++) {
+            uint64_t sum = 0;
+            CUresult result = sum_of(f, &m[i], &sum);
+            if (result != CUDA_SUCCESS)
+                fail_msg("error %d: %s", result, last_line);
+            assert_int_equal(sum, plain_sum(m[i].shadow, m[i].bytes));
+        }
+}
+
+/* --- tests ---------------------------------------------------------------------------------------------- */
+
+static void paged(bool prefetch)
+{
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, prefetch);
+    struct made m[8];
+    for (unsigned i = 0; i < 8; i++)
+        m[i] = i % 2 ? take_rows(f, 3 * i) : fuse(f, 3 * i);
+    assert_int_equal(stats_of(f).anonymous_bytes, 0); /* no memory until it is used */
+    use_in_turns(f, m, 8, SANITIZED ? 3 : 6);
+    for (unsigned i = 0; i < 8; i++)
+        expect_all(f, &m[i]);
+    struct cws_gpu_stats stats = stats_of(f);
+    assert_true(stats.drops > 0);
+    assert_int_equal(stats.dirty_bytes + stats.anonymous_bytes, 0);
+    assert_true(stats.peak_bytes <= 40 * MIB);
+    for (unsigned i = 0; i < 8; i++)
+        drop(f, &m[i]);
+    close_gpu(f);
+}
+static void test_paged(void **state) { (void)state, paged(false); }
+static void test_prefetched(void **state) { (void)state, paged(true); }
+
+/* More pieces than one check hashes, in another order than they lie. */
+static void test_many_pieces(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(512 * MIB, 200 * MIB, true);
+    struct made all = {0}, other = fuse(f, 0);
+    size_t places[MOST], bytes = 0;
+    for (unsigned i = 0; i < MOST; i++) {
+        places[i] = bytes;
+        bytes += tensor_bytes(i);
+    }
+    all = make(f, bytes);
+    for (unsigned i = 0; i < MOST; i++)
+        assert_true(copy(f, &all, places[i * 5 % MOST], whole(i * 5 % MOST)));
+    expect_all(f, &all);
+    struct made more = make(f, 60 * MIB); /* of the program: pushes it out */
+    fill_bytes(f, &more, 0, more.bytes, 7);
+    expect_all(f, &other);
+    assert_true(stats_of(f).drops >= 1);
+    expect_all(f, &more);
+    drop(f, &more);
+    expect_all(f, &all);
+    write_word(f, &all, places[MOST - 1] + 4096); /* in the last ones */
+    more = make(f, 40 * MIB);
+    fill_bytes(f, &more, 0, more.bytes, 8);
+    expect_all(f, &all);
+    drop(f, &more);
+    drop(f, &all);
+    drop(f, &other);
+    close_gpu(f);
+}
+
+static void test_a_written_piece_is_kept(void **state)
+{
+    (void)state;
+    for (unsigned which = 0; which < 3; which++) {
+        struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+        struct made m[5];
+        for (unsigned i = 0; i < 5; i++)
+            m[i] = fuse(f, 3 * i);
+        write_word(f, &m[2], which == 0 ? 0 : which == 1 ? 3 * MIB + 4096 : m[2].bytes - 4);
+        use_in_turns(f, m, 5, 3);
+        for (unsigned i = 0; i < 5; i++)
+            expect_all(f, &m[i]);
+        assert_true(stats_of(f).dirty_bytes + stats_of(f).spilled_bytes > 0);
+        for (unsigned i = 0; i < 5; i++)
+            drop(f, &m[i]);
+        close_gpu(f);
+    }
+}
+
+/* Two pieces with each other's content: both hashes are known, and each is wrong. */
+static void test_exchanged_pieces_are_kept(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    struct made m = make(f, 6 * MIB), other[3];
+    assert_true(copy(f, &m, 0, whole(0)));
+    assert_true(copy(f, &m, 3 * MIB, whole(3)));
+    expect_all(f, &m);
+    struct cws_gpu_use use; /* a copy that nobody tells of */
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &m.at, 1, &use), 0);
+    assert_int_equal(driver.copy_in_async(m.at, content(3), 3 * MIB, f->stream), 0);
+    assert_int_equal(driver.copy_in_async(m.at + 3 * MIB, content(0), 3 * MIB, f->stream), 0);
+    cws_gpu_end(f->gpu, &use, true);
+    memcpy(m.shadow, content(3), 3 * MIB);
+    memcpy(m.shadow + 3 * MIB, content(0), 3 * MIB);
+    for (unsigned i = 0; i < 3; i++)
+        other[i] = fuse(f, 6 + 3 * i);
+    use_in_turns(f, other, 3, 3);
+    expect_all(f, &m);
+    drop(f, &m);
+    for (unsigned i = 0; i < 3; i++)
+        drop(f, &other[i]);
+    close_gpu(f);
+}
+
+/* What it is used for before all is there: read, written, by a copy that does not bind. The parts come, and what is
+ * between them is the program's. */
+static void test_used_too_early(void **state)
+{
+    (void)state;
+    for (unsigned how = 0; how < 3; how++) {
+        struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+        struct made m = make(f, 8 * MIB), other[4];
+        assert_true(copy(f, &m, 0, whole(0)));
+        assert_true(copy(f, &m, 5 * MIB, whole(3)));
+        if (how == 1) /* also over a part of a piece */
+            assert_false(copy(f, &m, 5 * MIB - 128 * 1024, rows(6, 1, 2)));
+        if (how == 2)
+            write_word(f, &m, 5 * MIB + 64);
+        fill_bytes(f, &m, 3 * MIB, MIB, 9); /* a kernel fills the rest */
+        fill_bytes(f, &m, 4 * MIB, how == 1 ? MIB - 128 * 1024 : MIB, 9);
+        if (how == 2) /* all has been copied once, and was written to */
+            assert_false(copy(f, &m, 3 * MIB, whole(1)));
+        expect_all(f, &m);
+        for (unsigned i = 0; i < 4; i++)
+            other[i] = fuse(f, 9 + 3 * i);
+        use_in_turns(f, other, 4, 3);
+        expect_all(f, &m);
+        for (unsigned i = 0; i < 4; i++)
+            drop(f, &other[i]);
+        drop(f, &m);
+        close_gpu(f);
+    }
+}
+
+/* A range that has memory: zeros were written there, or it is one that was freed before. What is copied is noted, and
+ * it is paged once all of it was. */
+static void test_copied_into_memory(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct made m[6];
+    for (unsigned i = 0; i < 6; i++) {
+        size_t at = 0;
+        m[i] = make(f, tensor_bytes(3 * i) + tensor_bytes(3 * i + 1));
+        fill_bytes(f, &m[i], 0, m[i].bytes, 0);
+        for (unsigned k = 0; k < 2; at += tensor_bytes(3 * i + k), k++)
+            assert_false(copy(f, &m[i], at, whole(3 * i + k)));
+    }
+    assert_int_equal(stats_of(f).anonymous_bytes, 0);
+    use_in_turns(f, m, 6, 3);
+    for (unsigned i = 0; i < 6; i++)
+        expect_all(f, &m[i]);
+    assert_int_equal(stats_of(f).dirty_bytes + stats_of(f).anonymous_bytes, 0);
+    write_word(f, &m[1], 64);
+    use_in_turns(f, m, 6, 2);
+    expect_all(f, &m[1]);
+    for (unsigned i = 0; i < 6; i++)
+        drop(f, &m[i]);
+    close_gpu(f);
+}
+
+/* Copies over copies, whole pieces and parts of them, before any use and after. */
+static void test_copied_again(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct made m = make(f, 6 * MIB), other[4];
+    assert_true(copy(f, &m, 0, whole(0)));
+    assert_true(copy(f, &m, 0, whole(3)));         /* instead of it */
+    assert_false(copy(f, &m, MIB, rows(6, 0, 4))); /* a part of it: it is loaded, and written to */
+    assert_false(copy(f, &m, 3 * MIB, whole(0)));  /* it has memory now */
+    expect_all(f, &m);
+    assert_false(copy(f, &m, 0, whole(6))); /* now all of it is known again */
+    assert_int_equal(stats_of(f).anonymous_bytes, 0);
+    for (unsigned i = 0; i < 4; i++)
+        other[i] = fuse(f, 9 + 3 * i);
+    use_in_turns(f, other, 4, 3);
+    expect_all(f, &m);
+    assert_int_equal(stats_of(f).dirty_bytes, 0);
+    for (unsigned i = 0; i < 4; i++)
+        drop(f, &other[i]);
+    drop(f, &m);
+    close_gpu(f);
+}
+
+/* Cuts inside of chunks, places that are no multiple of 16, odd sizes, what lies behind the end: copied. */
+static void test_what_does_not_bind(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct made m = make(f, 4 * MIB);
+    uint64_t begin = cws_store_tensor(store, 0)->begin;
+    assert_false(cws_gpu_bind(f->gpu, m.at, MIB, f->stream, store, begin + 4096));
+    assert_false(cws_gpu_bind(f->gpu, m.at, MIB + 4096, f->stream, store, begin));
+    assert_false(cws_gpu_bind(f->gpu, m.at + 8, MIB, f->stream, store, begin));
+    assert_false(cws_gpu_bind(f->gpu, m.at + 2 * MIB, 3 * MIB, f->stream, store, begin));
+    assert_false(
+        cws_gpu_bind(f->gpu, m.at, 3 * MIB + 256 * 1024, f->stream, store, begin)); /* and a part of the next */
+    assert_false(cws_gpu_bind(f->gpu, m.at, 256 * 1024 - 1, f->stream, store, begin));
+    assert_true(copy(f, &m, 0, rows(0, 11, 1)));
+    assert_true(copy(f, &m, 4 * MIB - 3 * 256 * 1024, rows(0, 9, 3)));
+    drop(f, &m); /* in the middle */
+    m = make(f, 4 * MIB);
+    assert_true(copy(f, &m, 0, rows(0, 0, 4)));
+    m.bytes = MIB; /* what is behind it is undefined */
+    expect_all(f, &m);
+    drop(f, &m);
+    close_gpu(f);
+}
+
+/* Freed while it is loaded, by a thread that does not wait. */
+static void test_freed_in_the_middle(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    for (unsigned round = 0; round < (SANITIZED ? 6 : 20); round++) {
+        struct made m[3];
+        for (unsigned i = 0; i < 3; i++)
+            m[i] = fuse(f, 3 * ((round + i) % 8));
+        use_in_turns(f, m, 3, 1);
+        struct made half = make(f, 5 * MIB);
+        copy(f, &half, 0, whole(0)); /* bound, or not where its memory was another one's */
+        if (round % 2)
+            write_word(f, &half, 64);
+        drop(f, &half);
+        for (unsigned i = 0; i < 3; i++)
+            drop(f, &m[(i + round) % 3]);
+    }
+    cws_gpu_settle(f->gpu);
+    close_gpu(f);
+}
+
+/* A kernel that writes to a piece is still queued when memory is wanted. */
+static void test_a_writer_in_flight(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    standin_delay(5, 300);
+    struct made m[4];
+    for (unsigned i = 0; i < 4; i++)
+        m[i] = fuse(f, 3 * i);
+    for (unsigned round = 0; round < (SANITIZED ? 4 : 12); round++) {
+        write_word(f, &m[0], 4 * MIB + 64 * round);
+        for (unsigned i = 1; i < 4; i++)
+            use_in_turns(f, &m[i], 1, 1);
+    }
+    expect_all(f, &m[0]);
+    for (unsigned i = 0; i < 4; i++)
+        drop(f, &m[i]);
+    standin_delay(0, 0);
+    close_gpu(f);
+}
+
+/* The N-th call fails, for every N: an error or the right bytes, never others. */
+static void test_every_call_fails_once(void **state)
+{
+    (void)state;
+    static const char *const CALLS[] = {"cuMemCreate",       "cuMemMap",      "cuMemSetAccess", "cuMemHostAlloc",
+                                        "cuMemcpyHtoDAsync", "cuEventRecord", "cuLaunchKernel", "cuMemUnmap"};
+    for (size_t c = 0; c < sizeof CALLS / sizeof *CALLS; c++) {
+        for (unsigned n = 1; n <= (SANITIZED ? 4 : 16); n *= SANITIZED ? 4 : 2) {
+            struct fixture *f = open_gpu(256 * MIB, 34 * MIB, n % 2);
+            struct made m[6];
+            for (unsigned i = 0; i < 6; i++)
+                m[i] = i % 2 ? take_rows(f, 3 * i) : fuse(f, 3 * i);
+            standin_fail(CALLS[c], n, CUDA_ERROR_OUT_OF_MEMORY);
+            unsigned errors = 0;
+            for (unsigned i = 0; i < 12; i++) {
+                uint64_t sum = 0;
+                if (sum_of(f, &m[i % 6], &sum) == CUDA_SUCCESS)
+                    assert_int_equal(sum, plain_sum(m[i % 6].shadow, m[i % 6].bytes));
+                else
+                    errors++;
+            }
+            assert_true(errors <= 4);
+            standin_fail_none();
+            for (unsigned i = 0; i < 6; i++)
+                drop(f, &m[i]);
+            cws_gpu_settle(f->gpu);
+            cws_gpu_close(f->gpu);
+            standin_reset(0);
+            free(f);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_paged),
+        cmocka_unit_test(test_prefetched),
+        cmocka_unit_test(test_many_pieces),
+        cmocka_unit_test(test_a_written_piece_is_kept),
+        cmocka_unit_test(test_exchanged_pieces_are_kept),
+        cmocka_unit_test(test_used_too_early),
+        cmocka_unit_test(test_copied_into_memory),
+        cmocka_unit_test(test_copied_again),
+        cmocka_unit_test(test_what_does_not_bind),
+        cmocka_unit_test(test_freed_in_the_middle),
+        cmocka_unit_test(test_a_writer_in_flight),
+        cmocka_unit_test(test_every_call_fails_once),
+    };
+    return cmocka_run_group_tests(tests, group_setup, group_teardown);
+}
