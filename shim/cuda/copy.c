@@ -1,5 +1,5 @@
 /* copy.c - copies of one run of bytes. The first copy into a range or a part of one, from a view of a store that nobody
- * wrote to, binds these bytes instead of copying. */
+ * wrote to, binds these bytes instead of copying; so does one from another range that is bound. */
 #include "capture.h"
 #include "copy.h"
 #include "uvm/cuda/file.h"
@@ -181,7 +181,10 @@ CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
 {
     struct cws_gpu *gpu = cws_cuda_owner(c->to);
     struct origin origin = {.store = NULL};
-    if (gpu && c->bytes && bind_copy(c, gpu, &origin)) {
+    bool in_device = gpu && c->bytes && cws_cuda_owner(c->from) == gpu && !cws_cuda_is_capturing(c->order);
+    if (in_device && cws_gpu_carry(gpu, c->to, c->from, c->bytes, c->order))
+        return CUDA_SUCCESS;
+    if (gpu && c->bytes && !in_device && bind_copy(c, gpu, &origin)) {
         cws_store_close(origin.store);
         return CUDA_SUCCESS;
     }
@@ -192,6 +195,8 @@ CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c)
     CUresult result = CWS_CUDA_AROUND(c->order, c->to, c->from, copy_all(c));
     if (origin.store && result == CUDA_SUCCESS)
         cws_gpu_copied(gpu, c->to, c->bytes, origin.store, origin.offset);
+    if (in_device && result == CUDA_SUCCESS)
+        cws_gpu_carried(gpu, c->to, c->from, c->bytes);
     cws_store_close(origin.store);
     return result;
 }

@@ -327,6 +327,94 @@ static void test_copied_again(void **state)
     close_gpu(f);
 }
 
+/* A copy on the device as the shim does it. Returns whether it was bound. */
+static bool move(struct fixture *f, struct made *to, size_t at, const struct made *from, size_t begin, size_t bytes)
+{
+    struct cws_gpu_use use;
+    CUdeviceptr both[] = {to->at, from->at};
+    memcpy(to->shadow + at, from->shadow + begin, bytes);
+    if (cws_gpu_carry(f->gpu, to->at + at, from->at + begin, bytes, f->stream))
+        return true;
+    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, both, 2, &use), 0);
+    assert_int_equal(driver.copy_async(to->at + at, from->at + begin, bytes, f->stream), 0);
+    cws_gpu_end(f->gpu, &use, true);
+    cws_gpu_carried(f->gpu, to->at + at, from->at + begin, bytes);
+    return false;
+}
+
+/* Copies between ranges that nobody used: whole ones, parts of several pieces, chunks; the source is freed. */
+static void test_carried(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct made m[6], source;
+    for (unsigned i = 0; i < 6; i++) {
+        source = fuse(f, 3 * i);
+        m[i] = make(f, i % 3 == 0 ? source.bytes : i % 3 == 1 ? 4 * MIB : 2 * MIB + 512);
+        size_t from = i % 3 == 0 ? 0 : i % 3 == 1 ? MIB : 5 * MIB - MIB, half = i % 3 == 1 ? 2 * MIB : m[i].bytes;
+        assert_true(move(f, &m[i], 0, &source, from, half));
+        if (half < m[i].bytes)
+            assert_true(move(f, &m[i], half, &source, 3 * MIB, 2 * MIB));
+        drop(f, &source);
+    }
+    assert_int_equal(stats_of(f).loads + stats_of(f).anonymous_bytes, 0);
+    use_in_turns(f, m, 6, 3);
+    for (unsigned i = 0; i < 6; i++)
+        expect_all(f, &m[i]);
+    assert_int_equal(stats_of(f).dirty_bytes + stats_of(f).anonymous_bytes, 0);
+    for (unsigned i = 0; i < 6; i++)
+        drop(f, &m[i]);
+    close_gpu(f);
+}
+
+/* The source was used: the copy is made. It is right if the source was written, and paged if it was not. */
+static void test_carried_after_use(void **state)
+{
+    (void)state;
+    for (unsigned written = 0; written < 2; written++) {
+        struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+        struct made source = fuse(f, 0), to = make(f, source.bytes), other[4];
+        expect_all(f, &source);
+        if (written)
+            write_word(f, &source, 4096);
+        assert_false(move(f, &to, 0, &source, 0, source.bytes));
+        drop(f, &source);
+        for (unsigned i = 0; i < 4; i++)
+            other[i] = fuse(f, 9 + 3 * i);
+        use_in_turns(f, other, 4, 3);
+        struct cws_gpu_stats stats = stats_of(f);
+        assert_int_equal(stats.dirty_bytes + stats.spilled_bytes + stats.anonymous_bytes > 0, written);
+        expect_all(f, &to);
+        for (unsigned i = 0; i < 4; i++)
+            drop(f, &other[i]);
+        drop(f, &to);
+        close_gpu(f);
+    }
+}
+
+/* What cannot be carried: to itself, from what has no source, over the end, a cut inside of a chunk. */
+static void test_what_is_not_carried(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    struct made source = fuse(f, 0), part = make(f, 6 * MIB), to = make(f, 6 * MIB);
+    assert_true(copy(f, &part, 0, whole(0)));
+    assert_false(cws_gpu_carry(f->gpu, part.at + 3 * MIB, part.at, 3 * MIB, f->stream));
+    assert_false(cws_gpu_carry(f->gpu, to.at, part.at, 4 * MIB, f->stream));
+    assert_false(cws_gpu_carry(f->gpu, to.at, source.at + 4096, MIB, f->stream));
+    assert_false(cws_gpu_carry(f->gpu, to.at, source.at, MIB + 4096, f->stream));
+    assert_false(cws_gpu_carry(f->gpu, to.at + 4 * MIB, source.at, 3 * MIB, f->stream));
+    assert_false(cws_gpu_carry(f->gpu, to.at + 8, source.at, 3 * MIB, f->stream));
+    assert_true(move(f, &to, 0, &part, 0, 3 * MIB)); /* what there is of it */
+    assert_true(move(f, &to, 3 * MIB, &source, 0, 3 * MIB));
+    expect_all(f, &to);
+    expect_all(f, &source);
+    drop(f, &part);
+    drop(f, &to);
+    drop(f, &source);
+    close_gpu(f);
+}
+
 /* Cuts inside of chunks, places that are no multiple of 16, odd sizes, what lies behind the end: copied. */
 static void test_what_does_not_bind(void **state)
 {
@@ -439,6 +527,9 @@ int main(void)
         cmocka_unit_test(test_used_too_early),
         cmocka_unit_test(test_copied_into_memory),
         cmocka_unit_test(test_copied_again),
+        cmocka_unit_test(test_carried),
+        cmocka_unit_test(test_carried_after_use),
+        cmocka_unit_test(test_what_is_not_carried),
         cmocka_unit_test(test_what_does_not_bind),
         cmocka_unit_test(test_freed_in_the_middle),
         cmocka_unit_test(test_a_writer_in_flight),

@@ -35,12 +35,11 @@ static bool unmap_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
     return unmapped;
 }
 
-/* The extent that [to, to + bytes) lies in, or NULL. */
-static struct cws_gpu_extent *around_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes)
+struct cws_gpu_extent *cws_gpu_bind_around_locked(const struct cws_gpu *gpu, CUdeviceptr address, size_t bytes)
 {
-    struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, to);
-    return r && r->extent_count == 1 && to - r->base < r->bytes && bytes <= r->bytes - (to - r->base) ? r->extents
-                                                                                                      : NULL;
+    struct cws_gpu_range *r = cws_gpu_range_at_locked(&gpu->ranges, address);
+    size_t at = r ? address - r->base : 0;
+    return r && r->extent_count == 1 && at < r->bytes && bytes <= r->bytes - at ? r->extents : NULL;
 }
 
 static bool can_fill(const struct cws_gpu_extent *x, CUdeviceptr to, size_t bytes)
@@ -49,16 +48,16 @@ static bool can_fill(const struct cws_gpu_extent *x, CUdeviceptr to, size_t byte
            cws_gpu_pieces_may_fill(&x->pieces, to - x->base, bytes);
 }
 
-/* The extent that the copy fills, or fills a part of, if that can be bound now; or NULL. One with memory loses it if
- * all of it is filled. One that is bound already is written to like any other. */
-static struct cws_gpu_extent *target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream)
+/* One that is bound already is written to like any other. */
+struct cws_gpu_extent *cws_gpu_bind_target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes,
+                                                      CUstream stream)
 {
-    struct cws_gpu_extent *x = around_locked(gpu, to, bytes);
+    struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
     if (!x || x->holds || !cws_gpu_stream_can_record(&gpu->streams, stream))
         return NULL;
     if (x->state == CWS_EXTENT_ANONYMOUS && (bytes != x->bytes || !unmap_drops_lock(gpu, x)))
         return NULL;
-    x = around_locked(gpu, to, bytes);
+    x = cws_gpu_bind_around_locked(gpu, to, bytes);
     return x && can_fill(x, to, bytes) ? x : NULL;
 }
 
@@ -70,8 +69,7 @@ static void bound_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, enum cws
     cws_gpu_extent_set_locked(gpu, x, to);
 }
 
-/* Takes over the piece's reference to its source, which may be NULL: there was no memory. */
-static bool bind_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
+bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
 {
     if (!piece->source)
         return false;
@@ -105,12 +103,12 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
     if (gpu->core.dead || !t)
         return false;
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_extent *x = target_drops_lock(gpu, to, bytes, stream);
+    struct cws_gpu_extent *x = cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream);
     if (x) {
         piece.at = to - x->base;
         piece.source = cws_gpu_source_get(&gpu->sources, store, t);
     }
-    bool bound = x && bind_locked(gpu, x, &piece);
+    bool bound = x && cws_gpu_bind_put_locked(gpu, x, &piece);
     cws_gpu_unlock(&gpu->core);
     return bound;
 }
@@ -125,12 +123,12 @@ bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstre
     if (!t)
         return false;
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_extent *x = target_drops_lock(gpu, to, bytes, stream);
+    struct cws_gpu_extent *x = cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream);
     bool bound = x && cws_gpu_piece_of(t, 0, bytes, to - x->base, &piece);
     if (bound) {
         piece.source = cws_gpu_source_of_file(&gpu->sources, file, t);
         bool owned = piece.source != NULL; /* then the source owns t */
-        bound = bind_locked(gpu, x, &piece);
+        bound = cws_gpu_bind_put_locked(gpu, x, &piece);
         t = owned ? NULL : t;
     }
     cws_gpu_unlock(&gpu->core);
@@ -140,10 +138,15 @@ bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstre
 
 /* --- copies that were made ---------------------------------------------------------------------------------- */
 
-/* All of it was copied from sources. Its frame stays as it is; whether nobody wrote there since is seen when it is to
- * be dropped. */
-static void claim_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+void cws_gpu_bind_note_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
 {
+    if (x->state != CWS_EXTENT_ANONYMOUS || !cws_gpu_pieces_put(&gpu->sources, &x->pieces, piece)) {
+        cws_gpu_source_put(&gpu->sources, piece->source);
+        return;
+    }
+    if (!cws_gpu_is_bound(x))
+        return;
+    /* Its frame stays as it is; whether nobody wrote there since is seen when it is to be dropped. */
     cws_gpu_spill_forget_locked(gpu, x);
     bound_locked(gpu, x, CWS_EXTENT_RESIDENT);
     cws_gpu_wake_locked(&gpu->core);
@@ -156,14 +159,12 @@ void cws_gpu_copied(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, struct cw
     if (gpu->core.dead || !t)
         return;
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_extent *x = around_locked(gpu, to, bytes);
+    struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
     if (x && x->state == CWS_EXTENT_ANONYMOUS) {
         piece.at = to - x->base;
         piece.source = cws_gpu_source_get(&gpu->sources, store, t);
-        if (piece.source && !cws_gpu_pieces_put(&gpu->sources, &x->pieces, &piece))
-            cws_gpu_source_put(&gpu->sources, piece.source);
-        if (cws_gpu_is_bound(x))
-            claim_locked(gpu, x);
+        if (piece.source)
+            cws_gpu_bind_note_locked(gpu, x, &piece);
     }
     cws_gpu_unlock(&gpu->core);
 }

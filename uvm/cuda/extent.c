@@ -8,9 +8,9 @@
 
 /* from -> to, with the function that does it. */
 static const uint32_t may[CWS_EXTENT_STATES] = {
-    [CWS_EXTENT_RESERVED] = BIT(BOUND) | BIT(PARTIAL)      /* bind.c bind_locked */
+    [CWS_EXTENT_RESERVED] = BIT(BOUND) | BIT(PARTIAL)      /* bind.c cws_gpu_bind_put_locked */
                             | BIT(MAKING),                 /* use.c make_drops_lock */
-    [CWS_EXTENT_PARTIAL] = BIT(BOUND)                      /* bind.c bind_locked */
+    [CWS_EXTENT_PARTIAL] = BIT(BOUND)                      /* bind.c cws_gpu_bind_put_locked */
                            | BIT(LOADING)                  /* load.c cws_gpu_load_start_locked */
                            | BIT(RESERVED),                /* range.c cws_gpu_extent_end_locked: freed */
     [CWS_EXTENT_BOUND] = BIT(LOADING)                      /* load.c cws_gpu_load_start_locked */
@@ -27,7 +27,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
     [CWS_EXTENT_UNMAKING] = BIT(RESERVED)                  /* bind.c unmap_drops_lock, reserve.c */
                             | BIT(ANONYMOUS),              /* the same: it could not be unmapped */
     [CWS_EXTENT_ANONYMOUS] = BIT(SPILLING)                 /* spill.c spill_drops_lock */
-                             | BIT(RESIDENT)               /* bind.c claim_locked: all was copied from sources */
+                             | BIT(RESIDENT)               /* bind.c cws_gpu_bind_note_locked: all was copied */
                              | BIT(UNMAKING)               /* bind.c unmap_drops_lock */
                              | BIT(CACHED),                /* range.c cache_locked: freed */
     [CWS_EXTENT_DIRTY] = BIT(SPILLING)                     /* spill.c spill_drops_lock */

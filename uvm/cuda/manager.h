@@ -136,6 +136,11 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
  * program writes there meanwhile is found out before anything is dropped. */
 void cws_gpu_copied(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, struct cws_store *store, uint64_t offset);
 
+/* A copy from one range to another is about to be queued. True: the target is bound to what the source is, do not copy;
+ * nobody had used the source since it was bound, or dropped. False: copy, and tell cws_gpu_carried. */
+bool cws_gpu_carry(struct cws_gpu *gpu, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream);
+void cws_gpu_carried(struct cws_gpu *gpu, CUdeviceptr to, CUdeviceptr from, size_t bytes);
+
 /* cws_gpu_bind for an ordinary file (file.h), whose tensor at `offset` the source is; `now`: these bytes as they are,
  * read here. Whether they can be bound is seen only after they were read: ask for large ones (CWS_GPU_RANGE_MIN). */
 struct cws_gpu_file;

@@ -27,6 +27,21 @@ void cws_gpu_range_unname_locked(struct cws_gpu *gpu, struct cws_gpu_range *r);
 /* An extent of a freed range that has no memory: nothing is left of it. The range may be gone then. */
 void cws_gpu_extent_end_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x);
 
+/* bind.c: what copies tell of the content of ranges. Pieces are bound instead of copied, or noted after they were
+ * copied. */
+/* The extent that [address, address + bytes) lies in, or NULL. */
+struct cws_gpu_extent *cws_gpu_bind_around_locked(const struct cws_gpu *gpu, CUdeviceptr address, size_t bytes);
+/* The extent that such a copy fills, or fills a part of, if that can be bound now; or NULL. One with memory loses it if
+ * all of it is filled. */
+struct cws_gpu_extent *cws_gpu_bind_target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes,
+                                                      CUstream stream);
+/* Binds the piece, and takes over its reference to its source, which may be NULL: there was no memory. False: it is not
+ * bound, for want of memory. x: a target. */
+bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece);
+/* A copy wrote the piece to x, or is about to; takes over its reference. An extent all of which was copied like this is
+ * RESIDENT. In other states than ANONYMOUS nothing is noted. */
+void cws_gpu_bind_note_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece);
+
 /* NULL, or what does not hold. */
 const char *cws_gpu_ranges_check(const struct cws_gpu *gpu);
 #endif

@@ -213,6 +213,8 @@ void cws_gpu_source_unneeded(struct cws_gpu_sources *sources, struct cws_gpu_sou
         give_host(sources, s);
 }
 
+void cws_gpu_source_retain(struct cws_gpu_source *s) { s->refs++; }
+
 void cws_gpu_source_put(struct cws_gpu_sources *sources, struct cws_gpu_source *s)
 {
     if (--s->refs || s->state == CWS_SOURCE_FETCHING) /* the fetcher looks again when it is done */

@@ -72,6 +72,7 @@ struct cws_gpu_source *cws_gpu_source_get(struct cws_gpu_sources *s, struct cws_
  * succeeds. */
 struct cws_gpu_source *cws_gpu_source_of_file(struct cws_gpu_sources *s, struct cws_gpu_file *file,
                                               struct cws_tensor_info *tensor);
+void cws_gpu_source_retain(struct cws_gpu_source *source); /* one more reference */
 void cws_gpu_source_put(struct cws_gpu_sources *s, struct cws_gpu_source *source);
 const char *cws_gpu_source_path(const struct cws_gpu_source *source);
 
