@@ -28,8 +28,8 @@ def test_paged_rounds_are_the_plain_ones(build, tmp_path):
     row = done.stdout.splitlines()[1].split()
     assert (row[0], row[-1]) == ("strict", "same")
     paged = json.loads((out / "strict-50.json").read_text())
-    assert len(paged["digests"]) == len(paged["ms"]) == 5 * 4
-    assert len(set(paged["digests"])) == 5 * 4
+    assert len(paged["digests"]) == len(paged["ms"]) == 5 * 6
+    assert len(set(paged["digests"])) == 5 * 6
     assert "evictions" in (out / "strict-50.log").read_text()  # it was under the shim
 
 
@@ -42,7 +42,7 @@ def test_other_bits_and_failures_are_found(build, tmp_path):
     shard.write_bytes(content)
     done = run(sys.executable, TOOL, tmp_path / "again", "--build", build, *arguments, check=False)
     assert done.returncode == 1
-    assert "4 ROUNDS OF OTHER BITS" in done.stdout
+    assert "6 ROUNDS OF OTHER BITS" in done.stdout
     # A build that is not there: without a shim nothing reads a packed model.
     done = run(sys.executable, TOOL, tmp_path / "third", "--build", tmp_path, *arguments, check=False)
     assert done.returncode == 1
@@ -73,18 +73,18 @@ def facts(loads, **more):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"loads": [100, 90, 55, 60]}, None),
-        ({"loads": [100, 55, 55, 61]}, "A ROUND LOADS 1.11 OF WHAT DOES NOT FIT"),
+        ({"loads": [100, 90, 80, 70, 55, 60]}, None),
+        ({"loads": [100, 90, 80, 70, 55, 61]}, "A ROUND LOADS 1.11 OF WHAT DOES NOT FIT"),
         ({"peak_mib": 470 + 70 + 101}, "OVER BUDGET"),
-        ({"after": [{"staging": 5 * MIB, "peak": 70 * MIB + 1}] * 4}, "OVER BUDGET"),
+        ({"after": [{"staging": 5 * MIB, "peak": 70 * MIB + 1}] * 6}, "OVER BUDGET"),
         ({"kept": 7 * MIB}, "empty_cache() KEPT 7 MiB"),
-        ({"span": [MIB, MIB, MIB, 3 << 30]}, "ADDRESSES OF 3.0 GiB LOST"),
-        ({"digests": list("aaba")}, "1 ROUNDS OF OTHER BITS"),
+        ({"span": [MIB, MIB, MIB, MIB, MIB, 3 << 30]}, "ADDRESSES OF 3.0 GiB LOST"),
+        ({"digests": list("aabaaa")}, "1 ROUNDS OF OTHER BITS"),
     ],
 )
 def test_what_is_judged(more, words):
     from rounds import judge
 
-    more = {"loads": [55] * 4, **more}
-    _, wrong = judge("images", facts(**more), facts([0] * 4), 70 * MIB)
+    more = {"loads": [55] * 6, **more}
+    _, wrong = judge("images", facts(**more), facts([0] * 6), 70 * MIB)
     assert wrong == ([words] if words else [])

@@ -15,7 +15,7 @@ does the budget hold, and does a round load more than what does not fit?
 Makes the model and packs it, runs each in a process of its own, and prints a row when a paged one ends. The budget is
 what the plain program's activations take at their peak, staging, and a share of the weights (--shares, percent). What
 does not fit in a round: the weights less what the budget leaves beside activations and staging, as often as they are
-used. A round has to load that much; `median` and `worst` are what the rounds after the second loaded, in parts of it.
+used. A round has to load that much; `median` and `worst` are what the rounds after the fourth loaded, in parts of it.
 Peak MiB is what nvidia-smi says of the device, sampled, less what the plain program takes beside its tensors: context
 and kernels. Inside: the peak as counted. Span: from the first to the last address that an activation had. Counters of
 each round are in OUTDIR/NAME.json. Exit status 1 if what was computed differs, the budget did not hold, a round loaded
@@ -38,6 +38,7 @@ import denoise
 import scenarios
 
 MIB = 1 << 20
+LEARNT = 4  # rounds until the program is known: what it repeats, what stays, where its memory has peaks
 MOST = 1.1  # what a round may load, in parts of what does not fit
 SPAN = 4  # by how many times the activations, and 1 GiB, the addresses that they lie at may grow after two rounds
 OUTSIDE_MIB = 100  # of the peak seen from outside: contexts are not the same to the MiB
@@ -45,12 +46,12 @@ NAMES = ["images", "models", "streams", "cache", "prefill"]
 SIZES = {
     "small": {
         "hidden": 1024, "inner": 2048, "first": 4, "second": 2, "vocabulary": 4096, "tokens": 64, "steps": 2,
-        "rounds": 4, "side": 8, "channels": 128, "stages": 2, "prompt": 64, "caches": 8, "cache_rounds": 4,
+        "rounds": 6, "side": 8, "channels": 128, "stages": 2, "prompt": 64, "caches": 8, "cache_rounds": 6,
         "cache_steps": 10, "cache_mib": 2,
     },
     "large": {
         "hidden": 2048, "inner": 8192, "first": 40, "second": 20, "vocabulary": 65536, "tokens": 1024, "steps": 4,
-        "rounds": 7, "side": 128, "channels": 1024, "stages": 4, "prompt": 4096, "caches": 64, "cache_rounds": 10,
+        "rounds": 9, "side": 128, "channels": 1024, "stages": 4, "prompt": 4096, "caches": 64, "cache_rounds": 10,
         "cache_steps": 1000, "cache_mib": 512,
     },
 }  # fmt: skip
@@ -359,11 +360,11 @@ def ratios(paged, plain, budget):
 
 def judge(name, paged, plain, budget):
     """(cells of the row after the name, what is wrong)"""
-    wrong, judged = [], ratios(paged, plain, budget)[2:]
+    wrong, judged = [], ratios(paged, plain, budget)[LEARNT:]
     others = sum(a != b for a, b in zip(paged["digests"], plain["digests"]))
-    cells = [budget // MIB] + [f"{statistics.median(run['ms'][2:]):.1f}" for run in (plain, paged)]
+    cells = [budget // MIB] + [f"{statistics.median(run['ms'][LEARNT:]):.1f}" for run in (plain, paged)]
     if judged:
-        steady = paged["told"][2:]
+        steady = paged["told"][LEARNT:]
         made, stolen = (statistics.mean(told[key] for told in steady) for key in ("frames_created", "stolen"))
         bound, loads = (statistics.mean(pair[i] for pair in judged) / 1e9 for i in range(2))
         parts = [loaded / least for least, loaded in judged if least > 0] if name != "strict" else []

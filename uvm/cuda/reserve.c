@@ -77,10 +77,11 @@ struct cws_gpu_extent *cws_gpu_reserve_take_locked(struct cws_gpu *gpu, uint32_t
 /* --- the profile ------------------------------------------------------------------------------------------- */
 
 /* Begins anew at this use, for rounds of so many. */
-static void restart(struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t round)
+static void restart(struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t round, bool known)
 {
     uint64_t now = p->now;
-    *p = (struct cws_gpu_reserve_profile){.round = round, .wide = round / CWS_RESERVE_PLACES + 1, .begin = at};
+    *p = (struct cws_gpu_reserve_profile){
+        .round = round, .wide = round / CWS_RESERVE_PLACES + 1, .begin = at, .seen_at = at, .known = known};
     p->most[0] = p->least[0] = p->now = now;
 }
 
@@ -90,12 +91,24 @@ static void next_place(struct cws_gpu_reserve_profile *p)
     p->most[p->place % CWS_RESERVE_KEPT] = p->least[p->place % CWS_RESERVE_KEPT] = p->now;
 }
 
-/* The program's own memory is `bytes` now, at the use `at`, of a round of `round` uses. */
-static void note(struct cws_gpu_reserve_profile *p, uint64_t bytes, uint64_t at, uint64_t round)
+/* Is that the round of the profile? A step of a denoiser is a round, too, within one that has a decoder: a shorter one
+ * is not believed before two of the longer one have passed without it. */
+static bool is_round(struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t round, bool known)
 {
-    bool same = p->round && (round > p->round ? round - p->round : p->round - round) <= p->round / ROUND_SHARE;
-    if (!same || at < p->begin || (at - p->begin) / p->wide > p->place + CWS_RESERVE_KEPT)
-        restart(p, at, round);
+    if (p->known != known)
+        return p->known;
+    bool alike = p->round && (round > p->round ? round - p->round : p->round - round) <= p->round / ROUND_SHARE;
+    if (alike)
+        p->seen_at = at;
+    return alike || (round < p->round && at - p->seen_at < 2 * p->round);
+}
+
+/* The program's own memory is `bytes` now, at the use `at`, of a round of `round` uses; known: the order has rounds. */
+static void note(struct cws_gpu_reserve_profile *p, uint64_t bytes, uint64_t at, uint64_t round, bool known)
+{
+    bool over = at < p->begin || (p->wide && (at - p->begin) / p->wide > p->place + CWS_RESERVE_KEPT);
+    if (over || !p->round || !is_round(p, at, round, known))
+        restart(p, at, round, known);
     while ((at - p->begin) / p->wide > p->place)
         next_place(p);
     uint64_t *most = &p->most[p->place % CWS_RESERVE_KEPT], *least = &p->least[p->place % CWS_RESERVE_KEPT];
@@ -118,17 +131,18 @@ static void look_at_uses(const struct cws_gpu_reserve_profile *p, uint64_t from,
     }
 }
 
-/* What the program had at most, and at least, from this place to `ahead` uses on in the last two rounds, and a few uses
- * before it: rounds are not alike to the use. Where these are not known yet, or there are no rounds: in all of two. */
-static struct span expect(const struct cws_gpu_reserve_profile *p, uint64_t at, bool rounds, uint64_t ahead)
+/* What the program had at most, and at least, from this place to `ahead` uses on in the last round and the one before,
+ * as far as they are known, and a few uses before it: rounds are not alike to the use. Where none is known, or there
+ * are no rounds: in all of two. */
+static struct span expect(const struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t ahead)
 {
     struct span span = {0, UINT64_MAX};
     uint64_t before = at - p->begin;
-    if (!rounds || before < 2 * p->round || ahead >= p->round) {
+    if (!p->known || before < p->round || ahead >= p->round) {
         look_at_uses(p, before < 2 * p->round ? p->begin : at - 2 * p->round, at, &span);
         return span;
     }
-    for (uint64_t k = 1; k <= 2; k++) {
+    for (uint64_t k = 1; k <= 2 && k * p->round <= before; k++) {
         uint64_t then = at - k * p->round;
         look_at_uses(p, then - (then - p->begin < p->wide ? then - p->begin : p->wide), then + ahead, &span);
     }
@@ -138,8 +152,8 @@ static struct span expect(const struct cws_gpu_reserve_profile *p, uint64_t at, 
 
 static void note_now(struct cws_gpu *gpu, uint64_t bytes)
 {
-    note(&gpu->reserve.profile, bytes, gpu->order.order.at,
-         cws_gpu_order_rounds(&gpu->order, 1, gpu->core.tuning->reserve_uses / 2));
+    uint64_t round = cws_gpu_order_rounds(&gpu->order, 1, 0), fallback = gpu->core.tuning->reserve_uses / 2;
+    note(&gpu->reserve.profile, bytes, gpu->order.order.at, round ? round : fallback, round > 0);
 }
 
 void cws_gpu_reserve_note_locked(struct cws_gpu *gpu, const struct cws_gpu_extent *x, bool has)
@@ -173,15 +187,14 @@ void cws_gpu_reserve_age_locked(struct cws_gpu *gpu)
     const struct cws_tuning *t = gpu->core.tuning;
     const uint64_t *bytes = gpu->budget.of_class;
     uint64_t at = gpu->order.order.at, keep = cws_gpu_order_rounds(&gpu->order, 2, t->reserve_uses);
-    bool rounds = cws_gpu_order_rounds(&gpu->order, 1, 0) > 0;
     note_now(gpu, gpu->reserve.profile.now);
-    struct span span = expect(&gpu->reserve.profile, at, rounds, t->reserve_ahead_uses);
+    struct span span = expect(&gpu->reserve.profile, at, t->reserve_ahead_uses);
     while (!cws_list_is_empty(&gpu->reserve.cached) &&
            (gpu->config.strict || bytes[CWS_CLASS_RESERVE] > hold(gpu, &span) ||
             at - AGED_OF(gpu->reserve.cached.next)->freed_at > keep))
         cool_locked(gpu);
     uint64_t there = gpu->reserve.profile.now + bytes[CWS_CLASS_RESERVE];
-    cws_gpu_budget_expect(&gpu->budget, rounds && span.most > there ? span.most - there : 0);
+    cws_gpu_budget_expect(&gpu->budget, gpu->reserve.profile.known && span.most > there ? span.most - there : 0);
 }
 
 bool cws_gpu_reserve_steal_locked(struct cws_gpu *gpu, uint64_t bytes)
@@ -222,7 +235,7 @@ uint32_t cws_gpu_reserve_unmap_drops_lock(struct cws_gpu *gpu)
 bool cws_gpu_reserve_trim_drops_lock(struct cws_gpu *gpu, uint64_t keep)
 {
     if (keep == 0)
-        restart(&gpu->reserve.profile, gpu->order.order.at, gpu->reserve.profile.round);
+        restart(&gpu->reserve.profile, gpu->order.order.at, gpu->reserve.profile.round, gpu->reserve.profile.known);
     while (gpu->budget.of_class[CWS_CLASS_RESERVE] > keep && cool_locked(gpu)) {
     }
     cws_gpu_streams_look_again(&gpu->streams);

@@ -22,11 +22,13 @@ enum {
 /* What the program's own memory came to, place by place, in the last rounds: its peak and its least. */
 struct cws_gpu_reserve_profile {
     uint64_t most[CWS_RESERVE_KEPT], least[CWS_RESERVE_KEPT]; /* place p at p % CWS_RESERVE_KEPT */
-    uint64_t round; /* uses of a round, for which the places are; 0: none was told yet */
-    uint64_t wide;  /* uses of a place */
-    uint64_t begin; /* the use that place 0 begins with */
-    uint64_t place; /* now: the last one */
-    uint64_t now;   /* bytes now */
+    uint64_t round;   /* uses of a round, for which the places are; 0: nothing was told yet */
+    bool known;       /* the order has rounds; else so many uses count as one */
+    uint64_t wide;    /* uses of a place */
+    uint64_t begin;   /* the use that place 0 begins with */
+    uint64_t seen_at; /* the use at which the order had such rounds last */
+    uint64_t place;   /* now: the last one */
+    uint64_t now;     /* bytes now */
 };
 
 struct cws_gpu_reserve {

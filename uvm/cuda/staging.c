@@ -187,16 +187,16 @@ static CUresult copy(struct cws_gpu_staging *st, struct cws_gpu_slot *slot, cons
     if (send->table)
         memcpy(slot->table, send->table, sizeof *send->table);
     note_moment(st, slot, CWS_MOMENT_COPY);
-    CUresult result = d->copy_in_async(slot->device, send->host, send->bytes, st->copy_stream);
+    /* On the same stream: on that of decodes it would wait in the copy engine behind the next batches' bytes. */
+    CUresult result = send->table
+                          ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, st->copy_stream)
+                          : d->copy_in_async(slot->device_results, slot->results, control, st->copy_stream);
+    if (result == CUDA_SUCCESS)
+        result = d->copy_in_async(slot->device, send->host, send->bytes, st->copy_stream);
     /* before `copied`: what decoding waits for is the last on the stream that it knows of */
     note_moment(st, slot, CWS_MOMENT_COPIED);
     if (result == CUDA_SUCCESS)
         result = d->event_record(slot->copied, st->copy_stream);
-    /* not on the stream of copies, whose link would stand still for it */
-    if (result == CUDA_SUCCESS)
-        result = send->table
-                     ? d->copy_in_async(slot->device_table, slot->table, TABLE_BYTES + control, st->decode_stream)
-                     : d->copy_in_async(slot->device_results, slot->results, control, st->decode_stream);
     return result == CUDA_SUCCESS ? d->stream_wait(st->decode_stream, slot->copied, 0) : result;
 }
 
