@@ -71,8 +71,6 @@ static void bound_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, enum cws
 
 bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
 {
-    if (!piece->source)
-        return false;
     if (!cws_gpu_pieces_put(&gpu->sources, &x->pieces, piece)) {
         cws_gpu_source_put(&gpu->sources, piece->source);
         return false;
@@ -84,6 +82,18 @@ bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, cons
         cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_PARTIAL);
     cws_gpu_source_want(&gpu->sources, piece->source, false);
     return true;
+}
+
+/* Binds what a copy to `to` brings. Takes over the piece's reference. */
+static bool bind_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, CUstream stream, struct cws_gpu_piece *piece)
+{
+    struct cws_gpu_extent *x = cws_gpu_bind_target_drops_lock(gpu, to, piece->bytes, stream);
+    if (!x) {
+        cws_gpu_source_put(&gpu->sources, piece->source);
+        return false;
+    }
+    piece->at = to - x->base;
+    return cws_gpu_bind_put_locked(gpu, x, piece);
 }
 
 /* The logical bytes of a store that a copy brings, as a piece of an extent. */
@@ -103,12 +113,8 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
     if (gpu->core.dead || !t)
         return false;
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_extent *x = cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream);
-    if (x) {
-        piece.at = to - x->base;
-        piece.source = cws_gpu_source_get(&gpu->sources, store, t);
-    }
-    bool bound = x && cws_gpu_bind_put_locked(gpu, x, &piece);
+    piece.source = cws_gpu_source_get(&gpu->sources, store, t); /* before the target loses its memory */
+    bool bound = piece.source && bind_drops_lock(gpu, to, stream, &piece);
     cws_gpu_unlock(&gpu->core);
     return bound;
 }
@@ -123,16 +129,14 @@ bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstre
     if (!t)
         return false;
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_extent *x = cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream);
-    bool bound = x && cws_gpu_piece_of(t, 0, bytes, to - x->base, &piece);
-    if (bound) {
-        piece.source = cws_gpu_source_of_file(&gpu->sources, file, t);
-        bool owned = piece.source != NULL; /* then the source owns t */
-        bound = cws_gpu_bind_put_locked(gpu, x, &piece);
-        t = owned ? NULL : t;
-    }
+    piece.source = cws_gpu_piece_of(t, 0, bytes, to % CWS_GPU_GRANULE, &piece)
+                       ? cws_gpu_source_of_file(&gpu->sources, file, t)
+                       : NULL;
+    bool known = piece.source != NULL; /* then the source owns t */
+    bool bound = known && bind_drops_lock(gpu, to, stream, &piece);
     cws_gpu_unlock(&gpu->core);
-    free(t);
+    if (!known)
+        free(t);
     return bound;
 }
 

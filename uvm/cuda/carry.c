@@ -40,27 +40,38 @@ static struct cws_gpu_piece *cut_locked(const struct cws_gpu_extent *x, uint64_t
 /* Does nothing but its sources have its content? */
 static bool is_untouched(const struct cws_gpu_extent *x)
 {
-    return !x->holds && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_PARTIAL);
+    return x && !x->holds && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_PARTIAL);
+}
+
+/* What the copy would bring, as pieces of its target; as cut_locked says. NULL, too: nothing can be carried. */
+static struct cws_gpu_piece *pieces_of_locked(struct cws_gpu *gpu, CUdeviceptr to, CUdeviceptr from, size_t bytes,
+                                              uint32_t *count)
+{
+    const struct cws_gpu_extent *source = cws_gpu_bind_around_locked(gpu, from, bytes);
+    const struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
+    *count = 0;
+    return x && x != source && is_untouched(source)
+               ? cut_locked(source, from - source->base, bytes, to - x->base, count)
+               : NULL;
 }
 
 bool cws_gpu_carry(struct cws_gpu *gpu, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
-    uint32_t count = 0;
-    bool bound = false;
+    uint32_t count;
     if (gpu->core.dead || bytes == 0)
         return false;
     cws_gpu_lock(&gpu->core);
-    struct cws_gpu_extent *source = cws_gpu_bind_around_locked(gpu, from, bytes), *x = NULL;
-    if (source && is_untouched(source))
-        x = cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream);
-    source = cws_gpu_bind_around_locked(gpu, from, bytes); /* the lock was free */
-    if (x && source && x != source && is_untouched(source)) {
-        struct cws_gpu_piece *list = cut_locked(source, from - source->base, bytes, to - x->base, &count);
-        bound = list != NULL;
-        for (uint32_t i = 0; i < count; i++) /* where one fails the copy is made, which brings the same bytes */
-            bound &= cws_gpu_bind_put_locked(gpu, x, &list[i]);
-        free(list);
+    /* before the target loses its memory, which is for nothing if there is no such list */
+    struct cws_gpu_piece *list = pieces_of_locked(gpu, to, from, bytes, &count);
+    struct cws_gpu_extent *x = list ? cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream) : NULL;
+    bool bound = x && is_untouched(cws_gpu_bind_around_locked(gpu, from, bytes)); /* the lock was free */
+    for (uint32_t i = 0; i < count; i++) {
+        if (bound) /* where one fails the copy is made, which brings the same bytes */
+            bound = cws_gpu_bind_put_locked(gpu, x, &list[i]);
+        else
+            cws_gpu_source_put(&gpu->sources, list[i].source);
     }
+    free(list);
     cws_gpu_unlock(&gpu->core);
     return bound;
 }

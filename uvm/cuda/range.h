@@ -35,8 +35,8 @@ struct cws_gpu_extent *cws_gpu_bind_around_locked(const struct cws_gpu *gpu, CUd
  * all of it is filled. */
 struct cws_gpu_extent *cws_gpu_bind_target_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes,
                                                       CUstream stream);
-/* Binds the piece, and takes over its reference to its source, which may be NULL: there was no memory. False: it is not
- * bound, for want of memory. x: a target. */
+/* Binds the piece, and takes over its reference to its source. False: it is not bound, for want of memory. x: a
+ * target. */
 bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece);
 /* A copy wrote the piece to x, or is about to; takes over its reference. An extent all of which was copied like this is
  * RESIDENT. In other states than ANONYMOUS nothing is noted. */
