@@ -33,6 +33,7 @@ OWNERS = {
     "loads": ("cws_gpu_loads", {"load.c"}),
     "drops": ("cws_gpu_drops", {"drop.c"}),
     "spills": ("cws_gpu_spills", {"spill.c"}),
+    "adopts": ("cws_gpu_adopts", {"adopt.c"}),
     "loader": ("cws_gpu_loader", {"loader.c"}),
     "trace": ("cws_gpu_trace", {"trace.c"}),
 }

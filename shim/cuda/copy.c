@@ -1,5 +1,6 @@
 /* copy.c - copies of one run of bytes. The first copy into a range or a part of one, from a view of a store that nobody
- * wrote to, binds these bytes instead of copying; so does one from another range that is bound. */
+ * wrote to, binds these bytes instead of copying; so does one from another range that is bound. From ordinary memory it
+ * may be adopted. */
 #include "capture.h"
 #include "copy.h"
 #include "uvm/cuda/file.h"
@@ -73,18 +74,50 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     return bound;
 }
 
-/* Is this host memory, and what is there now what the copy would bring? Work of the device may still have to write to
- * pinned memory: all that the copy comes after is awaited. */
-static bool is_settled(const struct cws_cuda_copy *c)
+enum memory { MEMORY_PAGEABLE, MEMORY_PINNED, MEMORY_OTHER };
+
+/* What the copy's source is. A view counts as other memory. */
+static enum memory memory_of(const struct cws_cuda_copy *c)
 {
     unsigned type = 0;
     if (cws_cuda_owner(c->from) || cws_view_overlaps((const void *)(uintptr_t)c->from, c->bytes))
-        return false;
+        return MEMORY_OTHER;
     CUresult result = CWS_CUDA_REAL(cuPointerGetAttribute)(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, c->from);
     if (result == CUDA_ERROR_INVALID_VALUE)
-        return true; /* pageable: nobody but processors writes there */
-    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST &&
-           cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS;
+        return MEMORY_PAGEABLE;
+    return result == CUDA_SUCCESS && type == CU_MEMORYTYPE_HOST ? MEMORY_PINNED : MEMORY_OTHER;
+}
+
+/* Is this host memory, and what is there now what the copy would bring? Work of the device may still have to write to
+ * pinned memory: all that the copy comes after is awaited. Nobody but processors writes to pageable memory. */
+static bool is_settled(const struct cws_cuda_copy *c)
+{
+    enum memory memory = memory_of(c);
+    return memory == MEMORY_PAGEABLE ||
+           (memory == MEMORY_PINNED && cws_driver_wait(cws_cuda_driver(), c->order) == CUDA_SUCCESS);
+}
+
+/* The same, but a program that copies from pinned memory does not wait for the stream, so nothing is awaited then. What
+ * pageable memory brings the driver has read when it returns, behind all that comes before: a host function on the
+ * stream may write to it. */
+static bool is_settled_now(const struct cws_cuda_copy *c)
+{
+    const struct cws_driver *d = cws_cuda_driver();
+    enum memory memory = memory_of(c);
+    bool exchanged;
+    if (memory != MEMORY_PINNED)
+        return memory == MEMORY_PAGEABLE && cws_driver_wait(d, c->order) == CUDA_SUCCESS;
+    CUstreamCaptureMode mode = cws_driver_relax(d, &exchanged);
+    CUresult result = d->stream_query(c->order);
+    cws_driver_restore(d, mode, exchanged);
+    return result == CUDA_SUCCESS;
+}
+
+/* The range gets the bytes as they are now. */
+static bool adopt(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
+{
+    return cws_gpu_adopt_wants(gpu, c->to, c->bytes, c->order, cws_stores_unbound_bytes()) && is_settled_now(c) &&
+           cws_gpu_adopt(gpu, c->to, c->bytes, c->order, (const void *)(uintptr_t)c->from);
 }
 
 /* What a copy brings, if that is known: bytes of a store, with a reference. */
@@ -121,7 +154,8 @@ static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct
 {
     if (bind_view(c, gpu, o))
         return true;
-    return !o->store && is_in_range(c, gpu) && (bind_file(c, gpu) || bind_content(c, gpu, o));
+    return !o->store && is_in_range(c, gpu) &&
+           (bind_file(c, gpu) || bind_content(c, gpu, o) || (!o->store && adopt(c, gpu)));
 }
 
 /* --- views as host memory ----------------------------------------------------------------------------- */

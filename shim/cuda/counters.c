@@ -27,6 +27,7 @@ static void say_device(int ordinal, const struct cws_gpu_stats *s)
     say_mib("peak", s->peak_bytes);
     say_mib("weights decoded", s->decoded_bytes);
     say_mib("weights in all", s->bound_bytes);
+    say_mib("adopted", s->adopted_bytes);
     say_mib("other ranges", s->anonymous_bytes);
     say_mib("kept for them", s->reserve_bytes);
     say_mib("staging", s->staging_bytes);
@@ -81,6 +82,7 @@ static const struct {
     FIELD("compressed", host_bytes),
     FIELD("staging", staging_bytes),
     FIELD("bound", bound_bytes),
+    FIELD("adopted", adopted_bytes),
     FIELD("anonymous", anonymous_bytes),
     FIELD("dirty", dirty_bytes),
     FIELD("reserve", reserve_bytes),

@@ -73,6 +73,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .policy = options->policy,
         .prefetch = options->prefetch,
         .strict = options->strict,
+        .adopt = options->adopt,
         .release = parts.release,
         .say = say,
     };

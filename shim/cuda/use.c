@@ -158,7 +158,7 @@ void cws_cuda_explain(CUresult result)
         if (!gpu)
             continue;
         cws_gpu_stats_get(gpu, &s);
-        if (s.bound_bytes > s.decoded_bytes && !atomic_flag_test_and_set(&said))
+        if (s.bound_bytes + s.adopted_bytes > s.decoded_bytes && !atomic_flag_test_and_set(&said))
             cws_shim_say("illegal memory access on the GPU while weights are paged out: probably a kernel reached one "
                          "through a pointer "
                          "that lies in device memory; CODEC_PIN=<tensor names, * allowed> keeps such weights resident");

@@ -176,6 +176,7 @@ static int parse_flag(const char *value, bool *out)
 
 static int parse_prefetch(struct cws_options *o, const char *value) { return parse_flag(value, &o->prefetch); }
 static int parse_strict(struct cws_options *o, const char *value) { return parse_flag(value, &o->strict); }
+static int parse_adopt(struct cws_options *o, const char *value) { return parse_flag(value, &o->adopt); }
 static int parse_stats(struct cws_options *o, const char *value) { return parse_flag(value, &o->stats); }
 
 static int parse_verbose(struct cws_options *o, const char *value)
@@ -218,6 +219,8 @@ static const struct option table[] = {
      "a size (8G, 512M)", parse_host_budget},
     {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},
     {"CODEC_PREFETCH", "1", "decode ahead of the program", "0 or 1", parse_prefetch},
+    {"CODEC_ADOPT", "1", "page on a GPU what was copied there from ordinary memory, too, where not all fits", "0 or 1",
+     parse_adopt},
     {"CODEC_PIN", "none", "weights never dropped from a GPU, for kernels that reach them through hidden pointers",
      "tensor names with * and ?, comma-separated, at most 255 bytes", parse_pin},
     {"CODEC_IO", "automatic", "how the store is read: uring (io_uring) or preadv", "uring or preadv", parse_io},
@@ -245,7 +248,8 @@ int cws_options_check_budget(const char *value, struct cws_error *err)
 
 int cws_options_from_env(struct cws_options *out, struct cws_error *err)
 {
-    static const struct cws_options defaults = {.policy = CWS_POLICY_NEXT, .prefetch = true, .io = CWS_IO_AUTO};
+    static const struct cws_options defaults = {
+        .policy = CWS_POLICY_NEXT, .prefetch = true, .adopt = true, .io = CWS_IO_AUTO};
     *out = defaults;
     for (size_t i = 0; i < ROW_COUNT; i++) {
         const char *value = getenv(table[i].name);

@@ -29,6 +29,7 @@ struct cws_options {
     enum cws_io_engine io;      /* CODEC_IO=uring|preadv */
     bool stats;                 /* CODEC_STATS=1 */
     bool strict;                /* CODEC_STRICT=1 */
+    bool adopt;                 /* CODEC_ADOPT=0|1, default 1 */
     int verbose;                /* CODEC_VERBOSE=0|1 */
     char pin[256];              /* CODEC_PIN: tensor names with * and ?, comma-separated; empty: none */
     char trace[1024];           /* CODEC_TRACE: where a trace is written (trace.h); empty: nowhere */

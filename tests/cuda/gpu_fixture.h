@@ -28,7 +28,7 @@ static struct cws_store *store;
 static struct bytes plain; /* the logical file */
 static char last_line[1024];
 static size_t host_budget = 64 * MIB; /* of the managers to be opened */
-static bool strict;
+static bool strict, adopt;
 static size_t staging_bytes = 8 * MIB; /* of these managers; 0: their choice */
 
 static inline void say(const char *line) { snprintf(last_line, sizeof last_line, "%s", line); }
@@ -127,6 +127,7 @@ static inline struct fixture *open_gpu_on(CUdevice device, uint64_t budget, bool
                                     .policy = CWS_POLICY_NEXT,
                                     .prefetch = prefetch,
                                     .strict = strict,
+                                    .adopt = adopt,
                                     .ring_bytes = staging_bytes,
                                     .kernels = image_of_kernels,
                                     .say = hear};

@@ -113,6 +113,27 @@ static const uint8_t *expected(const struct slot *s)
     return s->tensor != UINT32_MAX ? plain.data + cws_store_tensor(store, s->tensor)->begin : NULL;
 }
 
+/* Bytes of no store, from a buffer that is changed at once. */
+static bool adopt(struct worker *w, struct slot *s)
+{
+    uint8_t *buffer = malloc(s->bytes);
+    memset(buffer, (int)pick(w, 256), s->bytes);
+    for (unsigned i = 0; i < 64; i++)
+        buffer[pick(w, (unsigned)s->bytes)] = (uint8_t)pick(w, 256);
+    s->shadow = malloc(s->bytes);
+    memcpy(s->shadow, buffer, s->bytes);
+    bool adopted = cws_gpu_adopt_wants(gpu, s->at, s->bytes, w->stream, 256 * MIB) &&
+                   cws_gpu_adopt(gpu, s->at, s->bytes, w->stream, buffer);
+    memset(buffer, 0xee, s->bytes);
+    free(buffer);
+    if (!adopted) {
+        free(s->shadow);
+        s->shadow = NULL;
+    }
+    s->tensor = adopted ? UINT32_MAX : s->tensor;
+    return adopted;
+}
+
 static void get(struct worker *w, struct slot *s)
 {
     s->tensor = pick(w, TENSORS);
@@ -124,6 +145,8 @@ static void get(struct worker *w, struct slot *s)
         return;
     }
     atomic_store(&seen[pick(w, 8)], s->at);
+    if (pick(w, 3) == 0 && adopt(w, s))
+        return;
     if (pick(w, 4) == 0 ||
         !cws_gpu_bind(gpu, s->at, s->bytes, w->stream, store, cws_store_tensor(store, s->tensor)->begin))
         s->tensor = UINT32_MAX;
@@ -225,9 +248,10 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     CHECK(driver.init(0) == 0 && driver.primary_retain(&context, 0) == 0 && driver.context_set(context) == 0);
     struct cws_gpu_config config = {.driver = &driver,
                                     .budget_bytes = budget,
-                                    .host_budget_bytes = 6 * MIB,
+                                    .host_budget_bytes = 12 * MIB,
                                     .policy = policy,
                                     .prefetch = prefetch,
+                                    .adopt = true,
                                     .ring_bytes = 8 * MIB,
                                     .kernels = image,
                                     .say = say};
@@ -245,7 +269,9 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     printf("budget %zu MiB, prefetch %d, policy %d: %lu steps, %lu refused, %lu loads, %lu drops, peak %.1f MiB\n",
            (size_t)(budget >> 20), prefetch, policy, atomic_load(&steps), atomic_load(&refused),
            (unsigned long)stats.loads, (unsigned long)stats.drops, (double)stats.peak_bytes / (1 << 20));
+    printf("%lu spills, host memory %.1f MiB\n", (unsigned long)stats.spills, (double)stats.host_bytes / (1 << 20));
     CHECK(stats.peak_bytes <= budget);
+    CHECK(stats.adopted_bytes == 0);
     for (unsigned i = 0; i < THREADS; i++) {
         cws_gpu_stream_gone(gpu, workers[i].stream);
         CHECK(driver.stream_destroy(workers[i].stream) == 0);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 static const uint8_t *mapping; /* of an ordinary file, to be bound to instead of the store */
+static bool adopting;          /* the bytes are adopted instead */
 static uint8_t back[3 * MIB];
 
 static CUresult move(struct fixture *f, unsigned i, void *out, const void *in, size_t bytes)
@@ -28,6 +29,9 @@ static CUresult move(struct fixture *f, unsigned i, void *out, const void *in, s
 static bool bind(struct fixture *f, unsigned i)
 {
     uint64_t begin = cws_store_tensor(store, i)->begin, offset;
+    if (adopting)
+        return cws_gpu_adopt_wants(f->gpu, f->at[i], tensor_bytes(i), f->stream, 1024 * MIB) &&
+               cws_gpu_adopt(f->gpu, f->at[i], tensor_bytes(i), f->stream, content(i));
     if (!mapping)
         return cws_gpu_bind(f->gpu, f->at[i], tensor_bytes(i), f->stream, store, begin);
     struct cws_gpu_file *file = cws_gpu_file_of(mapping + begin, tensor_bytes(i), &offset);
@@ -81,11 +85,10 @@ static unsigned live_with_it(struct fixture *f)
     return refused;
 }
 
-static void test_allocations_fail(void **state)
+static void allocations_fail(unsigned step)
 {
-    (void)state;
     unsigned fired = 0, told = 0;
-    for (unsigned n = 1; n < 200; n += SANITIZED ? 1 + n / 3 : 3) {
+    for (unsigned n = 1; n < 200; n += SANITIZED ? 1 + n / 3 : step) {
         struct fixture *f = open_gpu(256 * MIB, 30 * MIB, n % 4 == 1);
         inject_arm(INJECT_ALLOC, n);
         told += live_with_it(f);
@@ -99,6 +102,15 @@ static void test_allocations_fail(void **state)
     }
     assert_true(fired > 5);
     assert_true(told > 0);
+}
+static void test_allocations_fail(void **state) { (void)state, allocations_fail(3); }
+
+static void test_adoptions_fail(void **state)
+{
+    (void)state;
+    adopting = adopt = true;
+    allocations_fail(1);
+    adopting = adopt = false;
 }
 
 /* As the manager opens: an error with a line, and nothing left behind. */
@@ -195,7 +207,7 @@ static void test_files_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations_fail), cmocka_unit_test(test_open_fails),
-                                       cmocka_unit_test(test_files_fail)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations_fail), cmocka_unit_test(test_adoptions_fail),
+                                       cmocka_unit_test(test_open_fails), cmocka_unit_test(test_files_fail)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -182,9 +182,10 @@ static void copies_from_a_store_bind_and_kernels_read_them_right(void **state)
 static void wait_for_frees(void)
 {
     OK(cu.cuCtxSynchronize());
-    for (unsigned i = 0; i < HANG_SECONDS * 1000 && stat_of("bound") != 0; i++)
+    for (unsigned i = 0; i < HANG_SECONDS * 1000 && stat_of("bound") + stat_of("adopted") != 0; i++)
         usleep(1000);
     assert_int_equal(stat_of("bound"), 0);
+    assert_int_equal(stat_of("adopted"), 0);
 }
 
 /* An unpacked file, mapped and closed as a loader does it: its tensors bind where nobody wrote to the mapping, and
@@ -299,6 +300,69 @@ static void tensors_that_are_put_together_bind(void **state)
         OK(cu.cuMemFreeAsync(at[i], stream));
     OK(cu.cuStreamSynchronize(stream));
     free(copy);
+}
+
+/* Bytes of no store come from ordinary memory: they are those of the time of the call, whatever becomes of the buffer.
+ * From pinned memory they are adopted only if nothing is to come before. */
+static void copies_of_other_bytes_are_adopted(void **state)
+{
+    (void)state;
+    enum { ROOM = 6 << 20 }; /* of a size that nothing here has */
+    const bool strict = getenv("CODEC_STRICT") != NULL;
+    CUdeviceptr late[2];
+    void (*hold)(CUstream) = (void (*)(CUstream))dlsym(driver_handle, "standin_hold");
+    void (*let_go)(CUstream) = (void (*)(CUstream))dlsym(driver_handle, "standin_let_go");
+    CUfunction sum = kernel("sum");
+    uint64_t sums[TENSORS];
+    uint8_t *buffer = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(buffer != MAP_FAILED);
+    wait_for_frees();
+    CUmemoryPool pool;
+    OK(cu.cuDeviceGetDefaultMemPool(&pool, 0));
+    OK(cu.cuMemPoolTrimTo(pool, 0)); /* no memory of what other tests freed */
+    for (unsigned i = 0; i < TENSORS; i++) {
+        memcpy(buffer, content(i), tensor_bytes(i));
+        for (size_t k = 0; k < tensor_bytes(i); k += 3)
+            buffer[k] ^= (uint8_t)(i + 1);
+        sums[i] = sum_of(buffer, tensor_bytes(i));
+        OK(cu.cuMemAllocAsync(&at[i], tensor_bytes(i), stream));
+        if (i % 2)
+            OK(cu.cuMemcpyHtoDAsync_v2(at[i], buffer, tensor_bytes(i), stream));
+        else
+            OK(cu.cuMemcpyHtoD_v2(at[i], buffer, tensor_bytes(i)));
+        memset(buffer, 0x55, ROOM);
+    }
+    assert_true(stat_of("adopted") >= 20 * MIB);
+    assert_true(stat_of("compressed") >= stat_of("adopted"));
+    for (unsigned pass = 0; pass < 2; pass++)
+        for (unsigned i = 0; i < TENSORS; i++)
+            assert_int_equal(device_sum(PLAIN, sum, at[i], tensor_bytes(i)), sums[i]);
+    assert_true(stat_of("peak") <= stat_of("budget"));
+
+    OK(cu.cuMemHostRegister_v2(buffer, ROOM, 0));
+    for (unsigned idle = 0; idle < 2; idle++) {
+        unsigned long long before = stat_of("adopted");
+        OK(cu.cuMemAllocAsync(&late[idle], ROOM, stream));
+        memset(buffer, 0x11, ROOM);
+        OK(cu.cuStreamSynchronize(stream));
+        if (!idle && !strict) /* in which each call waits for the stream */
+            hold(stream);
+        OK(cu.cuMemsetD8Async(scratch, 0, 8, stream));
+        if (idle)
+            OK(cu.cuStreamSynchronize(stream));
+        OK(cu.cuMemcpyHtoDAsync_v2(late[idle], buffer, ROOM, stream));
+        assert_true(stat_of("adopted") - before == (idle ? ROOM : 0) || strict);
+        if (!idle)
+            let_go(stream);
+        OK(cu.cuStreamSynchronize(stream));
+        memset(buffer, 0x22, ROOM);
+        assert_int_equal(device_sum(PLAIN, sum, late[idle], ROOM), 0x11 * (uint64_t)ROOM);
+    }
+    OK(cu.cuMemFreeAsync(late[0], stream));
+    OK(cu.cuMemFreeAsync(late[1], stream));
+    free_all();
+    wait_for_frees();
+    munmap(buffer, ROOM);
 }
 
 static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
@@ -1017,6 +1081,7 @@ int main(void)
         cmocka_unit_test(copies_from_an_ordinary_file_bind_too),
         cmocka_unit_test(a_tensors_bytes_bind_from_anywhere),
         cmocka_unit_test(tensors_that_are_put_together_bind),
+        cmocka_unit_test(copies_of_other_bytes_are_adopted),
         cmocka_unit_test(a_kernel_handle_in_the_functions_place_is_understood),
         cmocka_unit_test(pointers_inside_a_struct_are_found),
         cmocka_unit_test(pointers_in_a_small_copy_are_kept),

@@ -65,6 +65,11 @@ static void unset_budget_means_inactive(void **state)
     assert_int_equal(cws_options_from_env(&o, NULL), 0);
     assert_false(o.active);
     assert_true(o.prefetch);
+    assert_true(o.adopt);
+    setenv("CODEC_ADOPT", "0", 1);
+    assert_int_equal(cws_options_from_env(&o, NULL), 0);
+    assert_false(o.adopt);
+    unsetenv("CODEC_ADOPT");
     assert_int_equal(o.policy, CWS_POLICY_NEXT);
 }
 

@@ -17,6 +17,8 @@ static struct cws_gpu_piece *cut_locked(const struct cws_gpu_extent *x, uint64_t
     for (uint32_t i = 0; i < p->count && list && next < end; i++) {
         const struct cws_gpu_piece *piece = &p->list[i];
         const struct cws_tensor_info *t = piece->source->tensor;
+        if (cws_gpu_source_is_gone(piece->source))
+            continue;
         uint64_t begin = piece->at > from ? piece->at : from, stop = piece->at + piece->bytes;
         stop = stop < end ? stop : end;
         if (stop <= from)

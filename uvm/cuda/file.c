@@ -1,12 +1,12 @@
 /* file.c - ordinary safetensors files as sources: finds the file behind a mapping, and reads one tensor of it. */
 #include "file.h"
-#include "store/format/content_hash.h"
 #include "store/base/lock.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"
 #include "store/format/safetensors.h"
 #include "store/read/store.h"
 #include "mapping.h"
+#include "raw.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,8 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-
-#define CHUNK_BYTES ((uint64_t)256 << 10)
 
 struct cws_gpu_file {
     atomic_uint refs;
@@ -184,50 +182,18 @@ const char *cws_gpu_file_tensor(const struct cws_gpu_file *file, uint64_t offset
 
 /* --- as a source ------------------------------------------------------------------------------------------ */
 
-struct described {
-    struct cws_tensor_info info;
-    struct cws_tensor_record record;
-    struct cws_chunk_record chunks[];
-};
-
 struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes,
                                               const uint8_t *now)
 {
     const struct cws_header_tensor *t = tensor_at(file, offset);
-    uint64_t count = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
-    struct described *d = calloc(1, sizeof *d + count * sizeof *d->chunks);
-    struct cws_hash128 all = {0};
-    if (!d)
-        return NULL;
-    for (uint64_t i = 0; i < count; i++) {
-        uint64_t at = i * CHUNK_BYTES, size = bytes - at < CHUNK_BYTES ? bytes - at : CHUNK_BYTES;
-        struct cws_hash128 hash = {0};
-        cws_content_hash_add(&hash, cws_content_key, now + at, size, at);
-        cws_hash128_add(&all, hash);
-        d->chunks[i] = (struct cws_chunk_record){.offset = offset + at,
-                                                 .stored_bytes = (uint32_t)size,
-                                                 .logical_bytes = (uint32_t)size,
-                                                 .codec = CWS_CODEC_RAW,
-                                                 .content_hash = {hash.lo, hash.hi}};
-    }
-    d->record = (struct cws_tensor_record){.chunk_count = count,
-                                           .content_hash = {all.lo, all.hi},
-                                           .chunk_bytes = CHUNK_BYTES,
-                                           .table = UINT32_MAX,
-                                           .dtype = cws_dtype_code(t->dtype),
-                                           .codec = CWS_CODEC_RAW};
-    d->info = (struct cws_tensor_info){.name = t->name,
-                                       .dtype = t->dtype,
-                                       .dtype_name = t->dtype_name,
-                                       .shape = t->shape,
-                                       .ndim = t->ndim,
-                                       .begin = offset,
-                                       .end = offset + bytes,
-                                       .elems = t->elems,
-                                       .stored_bytes = bytes,
-                                       .record = &d->record,
-                                       .chunks = d->chunks};
-    return &d->info;
+    const struct cws_tensor_info like = {.name = t->name,
+                                         .dtype = t->dtype,
+                                         .dtype_name = t->dtype_name,
+                                         .shape = t->shape,
+                                         .ndim = t->ndim,
+                                         .begin = offset,
+                                         .elems = t->elems};
+    return cws_gpu_raw_describe(&like, bytes, now);
 }
 
 int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to,

@@ -111,6 +111,18 @@ void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_b
     *free_bytes = left;
 }
 
+/* Bytes of an extent that were adopted; host: those that host memory has, which are none once it was written to. */
+static uint64_t adopted_bytes(const struct cws_gpu_extent *x, bool host)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < x->pieces.count; i++) {
+        const struct cws_gpu_piece *piece = &x->pieces.list[i];
+        if (cws_gpu_source_is_adopted(piece->source) && (piece->source->host || !host))
+            bytes += piece->bytes;
+    }
+    return bytes;
+}
+
 static void get_bytes_locked(const struct cws_gpu *gpu, struct cws_gpu_stats *out)
 {
     const struct cws_gpu_budget *b = &gpu->budget;
@@ -130,7 +142,8 @@ static void get_bytes_locked(const struct cws_gpu *gpu, struct cws_gpu_stats *ou
     for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
          x = cws_gpu_extent_next(&gpu->ranges, x)) {
         bool away = x->state == CWS_EXTENT_SPILLED || x->state == CWS_EXTENT_RESTORING;
-        out->bound_bytes += cws_gpu_is_bound(x) ? x->bytes : 0;
+        out->bound_bytes += cws_gpu_is_bound(x) ? x->bytes - adopted_bytes(x, false) : 0;
+        out->adopted_bytes += cws_gpu_is_bound(x) ? adopted_bytes(x, true) : 0;
         out->spilled_bytes += away ? x->bytes : 0;
         out->dirty_bytes += x->state == CWS_EXTENT_DIRTY ? cws_gpu_span(x) : 0;
     }

@@ -7,6 +7,7 @@
  * thread that needs it. */
 #ifndef CWS_GPU_GPU_H
 #define CWS_GPU_GPU_H
+#include "adopt.h"
 #include "budget.h"
 #include "core.h"
 #include "frames.h"
@@ -41,6 +42,7 @@ struct cws_gpu {
     struct cws_gpu_loads loads;
     struct cws_gpu_drops drops;
     struct cws_gpu_spills spills;
+    struct cws_gpu_adopts adopts;
     struct cws_gpu_loader loader;
     struct cws_gpu_trace trace;
 };

@@ -39,6 +39,8 @@ struct cws_gpu_config {
     /* strict mode: one use at a time, each waited for, nothing prefetched. Only weights that the use names, pinned ones
      * and written ones are mapped while it runs, so kernels that reach others through hidden pointers fault */
     bool strict;
+    /* what the program copies to the device from ordinary memory is paged, too, where the budget may not hold all */
+    bool adopt;
     /* staging in device memory; 0: 64 MiB, or less where the budget is small */
     uint64_t ring_bytes;
     /* image of the decoding kernels; NULL: cws_gpu_decoder_create's choice (store/cuda/decoder.h) */
@@ -147,6 +149,15 @@ struct cws_gpu_file;
 bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_gpu_file *file,
                        uint64_t offset, const void *now);
 
+/* The same for ordinary host memory (adopt.h): the range gets a copy of its own of these bytes, in pinned memory inside
+ * the host budget. Only where the budget may not hold all that the program brings, config.adopt is set, and the copy
+ * fills CWS_GPU_RANGE_MIN bytes or more of a new range.
+ *   expected   logical bytes of opened stores that are not bound yet
+ * `wants` is cheap: is it worth making sure that the bytes at `from` are those that the copy would bring? Then the
+ * caller may change them as soon as cws_gpu_adopt returns. */
+bool cws_gpu_adopt_wants(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, uint64_t expected);
+bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, const void *from);
+
 /* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in
  * each thread that names it, here as in cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of
  * the driver mean that by NULL.) */
@@ -184,8 +195,9 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     uint64_t idle_bytes;      /* other frames that nobody needs */
     uint64_t staging_bytes;   /* the ring */
     uint64_t other_bytes;     /* pools, graphs, plain allocations */
-    uint64_t bound_bytes;     /* logical bytes of bound ranges, resident or not */
-    /* pinned host memory: compressed bytes, what is spilled, copies of it that are kept */
+    uint64_t bound_bytes;     /* logical bytes of ranges that are bound to stores and files, resident or not */
+    uint64_t adopted_bytes;   /* of those that were adopted; host memory has them, too, counted in host_bytes */
+    /* pinned host memory: compressed bytes, what is adopted or spilled, copies of it that are kept */
     uint64_t host_bytes;
     uint64_t ranges, loads, prefetched, demand, drops, spills, restores; /* counts since open */
     uint64_t loaded_bytes;                                               /* decoded, since open */

@@ -336,6 +336,13 @@ void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address)
 
 /* --- the check ---------------------------------------------------------------------------------------------- */
 
+/* May its pieces be all that has its content? */
+static bool rests_on_pieces(enum cws_extent_state s)
+{
+    return s == CWS_EXTENT_PARTIAL || s == CWS_EXTENT_BOUND || s == CWS_EXTENT_LOADING || s == CWS_EXTENT_RESIDENT ||
+           s == CWS_EXTENT_DROPPING;
+}
+
 static const char *check_extent(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
     bool moves = x->state == CWS_EXTENT_MAKING || x->state == CWS_EXTENT_UNMAKING;
@@ -352,6 +359,9 @@ static const char *check_extent(const struct cws_gpu *gpu, const struct cws_gpu_
         return "I5: each byte of an extent has a source, and it is not bound";
     if (!x->pieces.count && (x->state == CWS_EXTENT_PARTIAL || x->state == CWS_EXTENT_LOADING))
         return "I5: an extent that is filled in part has no source";
+    for (uint32_t i = 0; i < x->pieces.count && rests_on_pieces(x->state); i++)
+        if (cws_gpu_source_is_gone(x->pieces.list[i].source))
+            return "I5: the only bytes of an adopted piece are gone";
     if (cws_extent_is_freed(x->state) && (!x->range->freed || x->pieces.count || x->spill.host))
         return "a freed extent has something left";
     if (x->state == CWS_EXTENT_DROPPING && x->holds && !cws_gpu_is_demanded(x) && gpu->uses.waiting == 0)

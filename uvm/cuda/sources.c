@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <time.h>
+
+enum { SWEEP_TRIES = 20 }; /* to free what was given up, while a thread of the program waits */
 
 static uint64_t default_budget(void)
 {
@@ -39,13 +42,15 @@ static bool has_host_chunks(const struct cws_tensor_info *t)
     return false;
 }
 
+size_t cws_gpu_host_bytes_of(size_t bytes) { return (bytes + CWS_STREAM_PAD + 4095) / 4096 * 4096; }
+
 static size_t host_bytes_of(const struct cws_gpu_source *s)
 {
     /* The analyzer does not see that a source which was freed is in no list.
      * NOLINTNEXTLINE(clang-analyzer-unix.Malloc) */
     const struct cws_chunk_record *first = &s->tensor->chunks[0], *last = &s->tensor->chunks[chunk_count(s) - 1];
-    size_t bytes = s->plain ? s->tensor->end - s->tensor->begin : last->offset + last->stored_bytes - first->offset;
-    return (bytes + CWS_STREAM_PAD + 4095) / 4096 * 4096;
+    return cws_gpu_host_bytes_of(s->plain ? s->tensor->end - s->tensor->begin
+                                          : last->offset + last->stored_bytes - first->offset);
 }
 
 struct cws_gpu_source *cws_gpu_source_get(struct cws_gpu_sources *sources, struct cws_store *store,
@@ -101,8 +106,27 @@ struct cws_gpu_source *cws_gpu_source_of_file(struct cws_gpu_sources *sources, s
     return s;
 }
 
+struct cws_gpu_source *cws_gpu_source_of_memory(struct cws_gpu_sources *sources, struct cws_tensor_info *tensor,
+                                                uint8_t *host, size_t host_bytes)
+{
+    struct cws_gpu_source *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->tensor = tensor;
+    s->refs = 1;
+    s->state = CWS_SOURCE_READY;
+    s->keeps = true;
+    s->host = host;
+    s->host_bytes = host_bytes;
+    cws_list_init(&s->wanted);
+    cws_list_add_before(&sources->all, &s->link);
+    return s;
+}
+
 const char *cws_gpu_source_path(const struct cws_gpu_source *s)
 {
+    if (cws_gpu_source_is_adopted(s))
+        return "host memory";
     return s->file ? cws_gpu_file_path(s->file) : cws_store_path(s->store);
 }
 
@@ -150,9 +174,10 @@ static void unwant(struct cws_gpu_source *s, enum cws_source_state to)
 
 /* --- room for what no file gives back ---------------------------------------------------------------- */
 
+/* Can its bytes be had again, and does nobody read them now? */
 static bool is_spare(const struct cws_gpu_source *s)
 {
-    return s->host && s->state == CWS_SOURCE_READY && s->loading == 0;
+    return s->host && s->state == CWS_SOURCE_READY && s->loading == 0 && !cws_gpu_source_is_adopted(s);
 }
 
 uint64_t cws_gpu_host_left(const struct cws_gpu_sources *sources)
@@ -170,13 +195,39 @@ static bool will_fit(const struct cws_gpu_sources *sources, uint64_t bytes)
     return sources->host_bytes - sources->garbage_bytes + bytes <= sources->host_budget;
 }
 
-enum cws_host_room cws_gpu_host_claim(struct cws_gpu_sources *sources, uint64_t bytes)
+/* Those that were bound last first, as when they came. */
+static void give_spare(struct cws_gpu_sources *sources, uint64_t bytes)
 {
-    sources->claimed = bytes;
-    /* Those that were bound last first, as when they came. */
     for (struct cws_list *l = sources->all.prev; l != &sources->all && !will_fit(sources, bytes); l = l->prev)
         if (is_spare(CWS_LIST_OF(l, struct cws_gpu_source, link)))
             give_host(sources, CWS_LIST_OF(l, struct cws_gpu_source, link));
+}
+
+bool cws_gpu_host_reserve_drops_lock(struct cws_gpu_sources *sources, size_t bytes)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    uint64_t leave = sources->host_budget / sources->core->tuning->fetch_leave_share;
+    if (cws_gpu_host_left(sources) < sources->kept_bytes + leave + bytes)
+        return false;
+    give_spare(sources, sources->claimed + bytes);
+    for (unsigned i = 0; i < SWEEP_TRIES && sources->host_bytes + sources->claimed + bytes > sources->host_budget;
+         i++) {
+        if (sweep_drops_lock(sources))
+            continue;
+        cws_gpu_unlock(sources->core);
+        nanosleep(&pause, NULL);
+        cws_gpu_lock(sources->core);
+    }
+    if (sources->host_bytes + sources->claimed + bytes > sources->host_budget)
+        return false;
+    sources->host_bytes += bytes;
+    return true;
+}
+
+enum cws_host_room cws_gpu_host_claim(struct cws_gpu_sources *sources, uint64_t bytes)
+{
+    sources->claimed = bytes;
+    give_spare(sources, bytes);
     if (!will_fit(sources, bytes))
         return CWS_HOST_SHORT;
     if (sources->host_bytes + bytes > sources->host_budget)
@@ -209,7 +260,7 @@ void cws_gpu_source_unneeded(struct cws_gpu_sources *sources, struct cws_gpu_sou
         return;
     if (s->state == CWS_SOURCE_WANTED)
         unwant(s, CWS_SOURCE_READY);
-    if (is_spare(s))
+    if (s->state == CWS_SOURCE_READY && s->loading == 0)
         give_host(sources, s);
 }
 
@@ -224,11 +275,10 @@ void cws_gpu_source_put(struct cws_gpu_sources *sources, struct cws_gpu_source *
         cws_map_remove(&sources->by_tensor, (uintptr_t)s->tensor);
     cws_list_remove(&s->wanted);
     give_host(sources, s);
-    cws_store_close(s->store);
-    if (s->file) {
-        cws_gpu_file_release(s->file);
+    if (!s->store)
         free((void *)s->tensor);
-    }
+    cws_store_close(s->store);
+    cws_gpu_file_release(s->file);
     free(s->table);
     free(s);
 }

@@ -1,9 +1,11 @@
 /* sources.h - where the bytes of bound ranges come from, and the pinned host memory that they wait in. A source is one
  * tensor of one store or of one file, shared by all that is bound to it. Fetcher threads read its stored bytes into
- * host memory; what is spilled (spill.c) is counted here, too, and goes before them.
+ * host memory; what is spilled (spill.c) is counted here, too, and goes before them. A source that was adopted
+ * (adopt.h) has neither store nor file: its host memory is all that has the bytes, and lives as long as it.
  *
  *   READY, no host memory   nobody needs the bytes now
  *   WANTED --> FETCHING --> READY with host memory, or FAILED
+ *   adopted: READY with host memory, until the content on the device is another one (cws_gpu_source_unneeded)
  *
  * Threads: the caller of every function holds the manager's lock, but for open and close. */
 #ifndef CWS_GPU_SOURCES_H
@@ -20,7 +22,7 @@ enum { CWS_GPU_FETCHERS = 3 }; /* threads that read stores */
 enum cws_source_state { CWS_SOURCE_WANTED, CWS_SOURCE_FETCHING, CWS_SOURCE_READY, CWS_SOURCE_FAILED };
 struct cws_gpu_source {
     struct cws_store *store;   /* or, NULL: */
-    struct cws_gpu_file *file; /* then tensor is the source's own */
+    struct cws_gpu_file *file; /* or, both NULL, host; then tensor is the source's own */
     const struct cws_tensor_info *tensor;
     struct cws_list link; /* cws_gpu_sources.all */
     uint32_t refs;        /* extents, and loads under way */
@@ -73,6 +75,16 @@ struct cws_gpu_source *cws_gpu_source_get(struct cws_gpu_sources *s, struct cws_
 struct cws_gpu_source *cws_gpu_source_of_file(struct cws_gpu_sources *s, struct cws_gpu_file *file,
                                               struct cws_tensor_info *tensor);
 void cws_gpu_source_retain(struct cws_gpu_source *source); /* one more reference */
+/* The same of memory that was adopted: `host`, `host_bytes` of cws_gpu_host_reserve_drops_lock, is the source's where
+ * it succeeds, and so is `tensor` (cws_gpu_raw_describe). */
+struct cws_gpu_source *cws_gpu_source_of_memory(struct cws_gpu_sources *s, struct cws_tensor_info *tensor,
+                                                uint8_t *host, size_t host_bytes);
+static inline bool cws_gpu_source_is_adopted(const struct cws_gpu_source *s) { return !s->store && !s->file; }
+/* Its bytes cannot be had any more: what it was of was written to. */
+static inline bool cws_gpu_source_is_gone(const struct cws_gpu_source *s)
+{
+    return cws_gpu_source_is_adopted(s) && !s->host;
+}
 void cws_gpu_source_put(struct cws_gpu_sources *s, struct cws_gpu_source *source);
 const char *cws_gpu_source_path(const struct cws_gpu_source *source);
 
@@ -84,6 +96,15 @@ void cws_gpu_source_load_begin(struct cws_gpu_sources *s, struct cws_gpu_source 
 void cws_gpu_source_load_end(struct cws_gpu_sources *s, struct cws_gpu_source *source);
 /* All that is bound to it was written to, or is to be: if that is one, nobody will load from it any more. */
 void cws_gpu_source_unneeded(struct cws_gpu_sources *s, struct cws_gpu_source *source);
+
+/* --- host memory for what is adopted --- */
+
+/* Pinned bytes that a tensor of `bytes` bytes takes. */
+size_t cws_gpu_host_bytes_of(size_t bytes);
+/* Counts so many of them as taken, where the budget of host memory has them: compressed bytes, which can be read again,
+ * are given up for them, and a part of the budget stays for what comes and goes. May wait a moment until what was given
+ * up is free. False: it has not. */
+bool cws_gpu_host_reserve_drops_lock(struct cws_gpu_sources *s, size_t host_bytes);
 
 /* --- host memory for what is spilled --- */
 

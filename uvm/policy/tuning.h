@@ -167,6 +167,10 @@ struct cws_tuning {
     /* Launches since its last use, after which an allocation of the program may go to host memory. Less: what hidden
      * pointers reach goes and comes back. More: a launch fails though something could have gone. */
     uint64_t spill_unused_long;
+    /* Share of the budget that must be left for copies from ordinary memory not to be adopted. Less (a larger share): a
+     * program that fits pins host memory for what stays. More: what was copied before leaves little room for what
+     * pages. */
+    uint64_t adopt_free_share;
     /* Uses of weights since it was freed after which memory of the program leaves the reserve for its next allocations,
      * where the order has no rounds (else two of them). Less: activations take memory from weights again and again.
      * More: what is freed for good is late for weights. */

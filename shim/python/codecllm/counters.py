@@ -37,7 +37,8 @@ class MemoryStats(TypedDict):
     compressed: int  # in pinned host memory
     staging: int
     other: int  # anonymous, idle and driver: activations and all else
-    bound: int
+    bound: int  # weights of packed and of ordinary files, in device memory or not
+    adopted: int  # what the program copied from ordinary memory and is paged, too: pinned host memory has it
     anonymous: int
     dirty: int
     reserve: int  # freed a short while ago, kept for the next allocations of the program

@@ -1,0 +1,103 @@
+/* adopt.c - adoption of what the program copies to the device from ordinary host memory. */
+#include "gpu.h"
+#include "raw.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Does the copy fill an extent, or a part of one, that can be bound? One that has memory from the reserve takes part in
+ * a round already, unless weights are still to come (rest). */
+static bool is_target_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, uint64_t rest)
+{
+    const struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
+    if (!x || x->holds || x->range->pinned)
+        return false;
+    bool fresh = x->state == CWS_EXTENT_RESERVED || x->state == CWS_EXTENT_PARTIAL;
+    bool fits = fresh ? cws_gpu_pieces_may_fill(&x->pieces, to - x->base, bytes)
+                      : x->state == CWS_EXTENT_ANONYMOUS && rest && bytes == x->bytes;
+    return fits && cws_gpu_stream_can_record(&gpu->streams, stream);
+}
+
+/* May the budget be too small for all that the program brings? rest: of opened stores, what is still to come. */
+static bool is_short_locked(const struct cws_gpu *gpu, size_t bytes, uint64_t rest)
+{
+    const struct cws_gpu_budget *b = &gpu->budget;
+    uint64_t taken = cws_gpu_budget_undroppable(b) + b->bound + (bytes > rest ? bytes : rest);
+    return taken > b->bytes - b->bytes / gpu->core.tuning->adopt_free_share;
+}
+
+bool cws_gpu_adopt_wants(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, uint64_t expected)
+{
+    struct cws_gpu_adopts *adopts = &gpu->adopts;
+    if (gpu->core.dead || !gpu->config.adopt || bytes < CWS_GPU_RANGE_MIN || bytes % 2 != 0 || to % 16 != 0)
+        return false;
+    cws_gpu_lock(&gpu->core);
+    /* a store whose tensors come as copies has them unbound until the end */
+    uint64_t rest = expected > adopts->copied ? expected - adopts->copied : 0;
+    bool wants = is_target_locked(gpu, to, bytes, stream, rest);
+    if (wants) {
+        adopts->copied = expected ? adopts->copied + bytes : 0;
+        wants = is_short_locked(gpu, bytes, rest);
+    }
+    cws_gpu_unlock(&gpu->core);
+    return wants;
+}
+
+/* Pinned memory with these bytes, and what describes them. False: there is none; *host is the caller's where it is not
+ * NULL. */
+static bool copy(const struct cws_gpu *gpu, const void *from, size_t bytes, void **host,
+                 struct cws_tensor_info **tensor)
+{
+    static const struct cws_tensor_info like = {.name = "copied by the program", .dtype = CWS_U8, .dtype_name = "U8"};
+    const struct cws_driver *d = gpu->core.driver;
+    bool exchanged;
+    *host = NULL;
+    CUstreamCaptureMode mode = cws_driver_relax(d, &exchanged); /* another stream may capture */
+    CUresult result = d->host_alloc(host, cws_gpu_host_bytes_of(bytes), CU_MEMHOSTALLOC_PORTABLE);
+    cws_driver_restore(d, mode, exchanged);
+    if (result != CUDA_SUCCESS)
+        return false;
+    memcpy(*host, from, bytes);
+    *tensor = cws_gpu_raw_describe(&like, bytes, *host); /* of the copy: another thread may write to the source */
+    return *tensor != NULL;
+}
+
+/* *tensor and *host are NULL where the source owns them, or owned them. */
+static bool bind_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, void **host,
+                            struct cws_tensor_info **tensor)
+{
+    struct cws_gpu_piece piece;
+    struct cws_gpu_extent *x = cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream);
+    if (!x || !cws_gpu_piece_of(*tensor, 0, bytes, to - x->base, &piece))
+        return false;
+    piece.source = cws_gpu_source_of_memory(&gpu->sources, *tensor, *host, cws_gpu_host_bytes_of(bytes));
+    if (!piece.source)
+        return false;
+    *host = NULL;
+    *tensor = NULL;
+    return cws_gpu_bind_put_locked(gpu, x, &piece);
+}
+
+bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, const void *from)
+{
+    struct cws_tensor_info *tensor = NULL;
+    size_t host_bytes = cws_gpu_host_bytes_of(bytes);
+    void *host = NULL;
+    if (gpu->core.dead)
+        return false;
+    cws_gpu_lock(&gpu->core);
+    bool taken = cws_gpu_host_reserve_drops_lock(&gpu->sources, host_bytes);
+    cws_gpu_unlock(&gpu->core);
+    if (!taken)
+        return false;
+    bool copied = copy(gpu, from, bytes, &host, &tensor), pinned = host != NULL;
+    cws_gpu_lock(&gpu->core);
+    bool bound = copied && bind_drops_lock(gpu, to, bytes, stream, &host, &tensor);
+    if (!pinned)
+        cws_gpu_host_untake(&gpu->sources, host_bytes);
+    else if (host) /* a fetcher frees it */
+        cws_gpu_host_give(&gpu->sources, host, host_bytes);
+    cws_gpu_unlock(&gpu->core);
+    free(tensor);
+    return bound;
+}
