@@ -47,6 +47,7 @@ FIELDS = {
     "pinned": {"range.c"},
     "sets": {"sets.c"},
     "spill": {"spill.c"},
+    "adoptable": {"adopt.c", "range.c"},  # range.c: a new allocation
 }
 WRITE = r"(?:\s*(?:[-+|&^]|<<|>>)?=(?!=)|\+\+|--)"
 

@@ -3,7 +3,7 @@
  * takes one as argument. */
 #include "store/cuda/decoder.h"
 #include "store/pack/writer.h"
-#include "uvm/cuda/manager.h"
+#include "uvm/cuda/gpu.h"
 #include "tests/support/sample_model.h"
 #include "tests/standin/standin.h"
 #include "tests/support/sanitized.h"
@@ -248,7 +248,7 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     CHECK(driver.init(0) == 0 && driver.primary_retain(&context, 0) == 0 && driver.context_set(context) == 0);
     struct cws_gpu_config config = {.driver = &driver,
                                     .budget_bytes = budget,
-                                    .host_budget_bytes = 12 * MIB,
+                                    .host_budget_bytes = (budget > 24 * MIB ? 48 : 12) * MIB,
                                     .policy = policy,
                                     .prefetch = prefetch,
                                     .adopt = true,
@@ -256,6 +256,12 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
                                     .kernels = image,
                                     .say = say};
     CHECK(cws_gpu_open(&config, 0, &gpu, &err) == 0);
+    static struct cws_tuning tuning;
+    cws_gpu_lock(&gpu->core);
+    tuning = cws_tuning_default;
+    tuning.spill_unused_long = 12; /* so that what is old is adopted */
+    gpu->core.tuning = &tuning;
+    cws_gpu_unlock(&gpu->core);
     CHECK(driver.module_load(&kernels, &standin_test_image) == 0);
     for (unsigned i = 0; i < THREADS; i++) {
         workers[i].seed = seed + i;
@@ -269,7 +275,7 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     printf("budget %zu MiB, prefetch %d, policy %d: %lu steps, %lu refused, %lu loads, %lu drops, peak %.1f MiB\n",
            (size_t)(budget >> 20), prefetch, policy, atomic_load(&steps), atomic_load(&refused),
            (unsigned long)stats.loads, (unsigned long)stats.drops, (double)stats.peak_bytes / (1 << 20));
-    printf("%lu spills, host memory %.1f MiB\n", (unsigned long)stats.spills, (double)stats.host_bytes / (1 << 20));
+    printf("%lu spills, %lu adopted from the device\n", (unsigned long)stats.spills, (unsigned long)gpu->adopts.taken);
     CHECK(stats.peak_bytes <= budget);
     CHECK(stats.adopted_bytes == 0);
     for (unsigned i = 0; i < THREADS; i++) {

@@ -25,7 +25,7 @@ static const struct {
     {"DIRTY", "SPILLING"},   {"DIRTY", "CACHED"},       {"CACHED", "ANONYMOUS"},   {"CACHED", "COLD"},
     {"COLD", "ANONYMOUS"},   {"COLD", "UNMAKING"},      {"SPILLING", "SPILLED"},   {"SPILLING", "ANONYMOUS"},
     {"SPILLING", "DIRTY"},   {"SPILLED", "RESTORING"},  {"SPILLED", "RESERVED"},   {"RESTORING", "ANONYMOUS"},
-    {"RESTORING", "DIRTY"},  {"RESTORING", "SPILLED"},
+    {"RESTORING", "DIRTY"},  {"RESTORING", "SPILLED"},  {"SPILLING", "BOUND"},     {"RESIDENT", "DIRTY"},
 };
 
 static bool is_legal(enum cws_extent_state from, enum cws_extent_state to)

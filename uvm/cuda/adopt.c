@@ -1,17 +1,29 @@
-/* adopt.c - adoption of what the program copies to the device from ordinary host memory. */
+/* adopt.c - adoption of what the program copies to the device from ordinary host memory, and of what it has there when
+ * memory is short. */
 #include "gpu.h"
 #include "raw.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+enum { TRIES = 2, ROUNDS = 16 }; /* adopted so often, and changed since: it is left alone for so many rounds */
+
+static struct cws_tensor_info *describe(size_t bytes, const void *host, const char *name)
+{
+    const struct cws_tensor_info like = {.name = name, .dtype = CWS_U8, .dtype_name = "U8"};
+    return cws_gpu_raw_describe(&like, bytes, host);
+}
+
+/* --- at a copy ------------------------------------------------------------------------------------------------ */
+
 /* Does the copy fill an extent, or a part of one, that can be bound? One that has memory from the reserve takes part in
  * a round already, unless weights are still to come (rest). */
 static bool is_target_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, uint64_t rest)
 {
-    const struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
+    struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
     if (!x || x->holds || x->range->pinned)
         return false;
+    x->adoptable.brought |= x->state == CWS_EXTENT_RESERVED && bytes == x->bytes;
     bool fresh = x->state == CWS_EXTENT_RESERVED || x->state == CWS_EXTENT_PARTIAL;
     bool fits = fresh ? cws_gpu_pieces_may_fill(&x->pieces, to - x->base, bytes)
                       : x->state == CWS_EXTENT_ANONYMOUS && rest && bytes == x->bytes;
@@ -48,7 +60,6 @@ bool cws_gpu_adopt_wants(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUst
 static bool copy(const struct cws_gpu *gpu, const void *from, size_t bytes, void **host,
                  struct cws_tensor_info **tensor)
 {
-    static const struct cws_tensor_info like = {.name = "copied by the program", .dtype = CWS_U8, .dtype_name = "U8"};
     const struct cws_driver *d = gpu->core.driver;
     bool exchanged;
     *host = NULL;
@@ -58,7 +69,7 @@ static bool copy(const struct cws_gpu *gpu, const void *from, size_t bytes, void
     if (result != CUDA_SUCCESS)
         return false;
     memcpy(*host, from, bytes);
-    *tensor = cws_gpu_raw_describe(&like, bytes, *host); /* of the copy: another thread may write to the source */
+    *tensor = describe(bytes, *host, "copied by the program"); /* of the copy: another thread may write to the source */
     return *tensor != NULL;
 }
 
@@ -100,4 +111,91 @@ bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream s
     cws_gpu_unlock(&gpu->core);
     free(tensor);
     return bound;
+}
+
+/* --- from the device -------------------------------------------------------------------------------------------- */
+
+bool cws_gpu_adopt_may_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool *old)
+{
+    struct cws_gpu_adoptable *a = &x->adoptable;
+    *old = gpu->uses.begun - x->used >= gpu->core.tuning->spill_unused_long || cws_gpu_is_brought(x);
+    if (!gpu->config.adopt || x->bytes < CWS_GPU_RANGE_MIN || x->bytes % 2 != 0 || gpu->order.order.at < a->until)
+        return false;
+    if (a->count < TRIES)
+        return true;
+    a->count = 0;
+    a->until = gpu->order.order.at +
+               cws_gpu_order_rounds(&gpu->order, ROUNDS, ROUNDS * gpu->core.tuning->spill_unused_long);
+    return false;
+}
+
+struct cws_tensor_info *cws_gpu_adopt_describe(const struct cws_gpu_extent *x, const void *host,
+                                               struct cws_hash128 hash)
+{
+    struct cws_tensor_info *t = describe(x->bytes, host, "memory of the program");
+    if (t && (t->record->content_hash[0] != hash.lo || t->record->content_hash[1] != hash.hi)) {
+        free(t);
+        return NULL;
+    }
+    return t;
+}
+
+bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host,
+                                  struct cws_tensor_info *tensor)
+{
+    struct cws_gpu_adoptable *a = &x->adoptable;
+    struct cws_gpu_piece piece;
+    bool was_bound = cws_gpu_is_bound(x); /* to what it was before it was written to */
+    if (!cws_gpu_piece_of(tensor, 0, x->bytes, 0, &piece) || !cws_gpu_pieces_make_room(&x->pieces))
+        return false;
+    piece.source = cws_gpu_source_of_memory(&gpu->sources, tensor, host, cws_gpu_span(x));
+    if (!piece.source || !cws_gpu_pieces_put(&gpu->sources, &x->pieces, &piece))
+        return false; /* the latter cannot be */
+    a->own |= a->brought ? a->count > 0 : !was_bound;
+    a->count++;
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
+    if (!was_bound) {
+        x->granules = cws_gpu_granules_of(x->bytes);
+        cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
+        cws_gpu_order_add(&gpu->order, x);
+    }
+    gpu->adopts.taken++;
+    return true;
+}
+
+/* --- host memory for spills -------------------------------------------------------------------------------------- */
+
+/* Bytes of host memory that giving it up would free. */
+static uint64_t doubled_of(const struct cws_gpu_extent *x)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < x->pieces.count && x->state == CWS_EXTENT_RESIDENT; i++) {
+        const struct cws_gpu_source *s = x->pieces.list[i].source;
+        bytes += cws_gpu_source_is_adopted(s) && s->host && s->refs == 1 ? s->host_bytes : 0;
+    }
+    return bytes;
+}
+
+uint64_t cws_gpu_adopt_doubled_locked(const struct cws_gpu *gpu)
+{
+    uint64_t bytes = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        bytes += doubled_of(x);
+    return bytes;
+}
+
+bool cws_gpu_adopt_give_locked(struct cws_gpu *gpu)
+{
+    struct cws_gpu_extent *best = NULL;
+    for (struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        if (doubled_of(x) && (!best || x->used > best->used))
+            best = x;
+    if (!best)
+        return false;
+    cws_gpu_extent_set_locked(gpu, best, CWS_EXTENT_DIRTY);
+    cws_gpu_pieces_unneeded(&gpu->sources, &best->pieces);
+    cws_gpu_order_lost(&gpu->order);
+    return true;
 }

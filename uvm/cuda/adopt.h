@@ -9,12 +9,42 @@
  *   - into a new range, or 1 MiB of one that is put together (pieces.h). One whose memory comes from the reserve takes
  *     part in a round already: it is an input or an activation; but not while stores have something left to be loaded.
  *   - where the host budget has room. Else the copy is a copy.
+ *
+ * What kernels wrote, or copies below that share, is adopted by the loader when memory is short and it would be
+ * spilled: what such copies brought, content that nobody used for as long as an allocation must be unused to be
+ * spilled, and written weights whose bytes were the same at two attempts. It goes out once, and comes back as weights
+ * do: ahead of its use, many at a time. What changed after it was adopted, twice, is only spilled for the next rounds.
+ * Where host memory is short for a spill, what was adopted and is on the device is the device's alone again.
  * Threads: any. */
 #ifndef CWS_GPU_ADOPT_H
 #define CWS_GPU_ADOPT_H
+#include "store/format/content_hash.h"
+#include <stdbool.h>
 #include <stdint.h>
 
+struct cws_gpu;
+struct cws_gpu_extent;
+struct cws_tensor_info;
+
 struct cws_gpu_adopts {
+    uint64_t taken;  /* extents that were adopted from the device, since the manager was opened */
     uint64_t copied; /* bytes that filled new ranges from ordinary memory, since the stores last had nothing unbound */
 };
+
+/* In the loader, which spills an extent (spill.c). The lock is held. */
+/* May its content be adopted? `old`: at once, because it was not used for as long as an allocation has to be to be
+ * spilled, or a copy brought it. */
+bool cws_gpu_adopt_may_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool *old);
+/* What describes such content, `host`; NULL: no memory, or that is not its hash. Without the lock. */
+struct cws_tensor_info *cws_gpu_adopt_describe(const struct cws_gpu_extent *x, const void *host,
+                                               struct cws_hash128 hash);
+/* A SPILLING extent without a frame becomes BOUND: `host`, which is counted as the extent's span, and `tensor` are its
+ * source's. False: no memory, and nothing changed. */
+bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host,
+                                  struct cws_tensor_info *tensor);
+/* Bytes of host memory of what is on the device, too, and can be given up for something that is not. */
+uint64_t cws_gpu_adopt_doubled_locked(const struct cws_gpu *gpu);
+/* Gives up the memory of one such extent, the one that was used last. It is DIRTY then: the device alone has it. False:
+ * there is none. */
+bool cws_gpu_adopt_give_locked(struct cws_gpu *gpu);
 #endif

@@ -19,6 +19,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
                            | BIT(ANONYMOUS)                /* the same: a part has no source */
                            | BIT(BOUND) | BIT(PARTIAL),    /* the same: it failed, or was freed */
     [CWS_EXTENT_RESIDENT] = BIT(DROPPING)                  /* drop.c cws_gpu_drop_start_drops_lock */
+                            | BIT(DIRTY)                   /* adopt.c cws_gpu_adopt_give_locked */
                             | BIT(CACHED),                 /* range.c cache_locked: freed */
     [CWS_EXTENT_DROPPING] = BIT(BOUND)                     /* drop.c finish_drops_lock */
                             | BIT(DIRTY),                  /* the same: it was written, or cannot be hashed */
@@ -37,6 +38,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
     [CWS_EXTENT_COLD] = BIT(ANONYMOUS)                     /* reserve.c cws_gpu_reserve_take_locked */
                         | BIT(UNMAKING),                   /* reserve.c cws_gpu_reserve_unmap_drops_lock */
     [CWS_EXTENT_SPILLING] = BIT(SPILLED)                   /* spill.c spill_drops_lock */
+                            | BIT(BOUND)                   /* adopt.c cws_gpu_adopt_spilled_locked */
                             | BIT(ANONYMOUS) | BIT(DIRTY), /* the same: it failed */
     [CWS_EXTENT_SPILLED] = BIT(RESTORING)                  /* spill.c cws_gpu_spill_restore_drops_lock */
                            | BIT(RESERVED),                /* range.c cws_gpu_extent_end_locked: freed */

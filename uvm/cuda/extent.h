@@ -9,6 +9,8 @@
  *      |                 `--bind the rest--> BOUND
  *      `--first use--> MAKING --> ANONYMOUS --the rest was copied--> RESIDENT
  *   ANONYMOUS, DIRTY --spill--> SPILLING --> SPILLED (host memory has it) --> RESTORING --> as before
+ *                                  `--(it is adopted: adopt.h)--> BOUND
+ *   RESIDENT --(host memory of what was adopted is needed)--> DIRTY
  *   ANONYMOUS --bind--> UNMAKING --> RESERVED
  *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --a while later--> COLD --> UNMAKING --> RESERVED
  *                                                          `------`--the next allocation of this size--> ANONYMOUS
@@ -59,12 +61,20 @@ struct cws_gpu_spill {
     uint64_t failed;            /* extent.used + 1 when spilling it failed; not tried again before its next use */
 };
 
+/* What is known of adopting an extent's content from the device. Belongs to adopt.c. */
+struct cws_gpu_adoptable {
+    bool brought;   /* a copy from ordinary memory filled it when it was new: it is a weight, as far as can be known */
+    bool own;       /* it is none: a kernel wrote it, or the copy was not the last */
+    uint32_t count; /* times that it was adopted, since it was last left alone */
+    uint64_t until; /* place in the order before which it is left alone: it changed too often */
+};
+
 struct cws_gpu_extent { /* the names in [] are of those that write a field, beside who makes the range */
     struct cws_gpu_range *range;
     CUdeviceptr base;
     size_t bytes; /* of the allocation that lie in it */
     /* of its memory: what a weight takes and no more, or, for what has no source, its size class where there is room
-     * [range.c; bind.c] */
+     * [range.c; bind.c; adopt.c] */
     uint32_t granules;
     enum cws_extent_state state;  /* [extent.c] */
     uint32_t holds;               /* uses that keep its memory where it is [use.c] */
@@ -75,6 +85,7 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     uint32_t sets;                /* bit per remembered set that it is part of [sets.c] */
     CUresult failed;              /* of the last load that was demanded [loader; use.c as it demands one] */
     struct cws_gpu_spill spill;
+    struct cws_gpu_adoptable adoptable;
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
     CUstream stream;             /* that it was allocated for, or freed on [range.c] */
     struct cws_list cached;      /* cws_gpu_reserve.cached or .cold, when CACHED or COLD [reserve.c] */
@@ -118,6 +129,12 @@ static inline uint64_t cws_gpu_span(const struct cws_gpu_extent *x) { return (ui
 static inline bool cws_gpu_is_bound(const struct cws_gpu_extent *x)
 {
     return x->pieces.count && x->pieces.covered == x->bytes;
+}
+
+/* Did a copy bring its content, and nobody has changed it since, as far as is known? */
+static inline bool cws_gpu_is_brought(const struct cws_gpu_extent *x)
+{
+    return x->state == CWS_EXTENT_ANONYMOUS && x->adoptable.brought && !x->adoptable.own;
 }
 
 /* Did the program free it, and its memory is still there? */

@@ -41,17 +41,24 @@ bool cws_gpu_pieces_may_fill(const struct cws_gpu_pieces *p, uint64_t at, uint64
     return first == end || (p->list[first].at >= at && end_of(&p->list[end - 1]) <= at + bytes);
 }
 
+bool cws_gpu_pieces_make_room(struct cws_gpu_pieces *p)
+{
+    if (p->count < p->room)
+        return true;
+    uint32_t room = p->room ? 2 * p->room : 1; /* nearly all extents have one */
+    struct cws_gpu_piece *more = realloc(p->list, room * sizeof *more);
+    if (!more)
+        return false;
+    p->list = more;
+    p->room = room;
+    return true;
+}
+
 bool cws_gpu_pieces_put(struct cws_gpu_sources *sources, struct cws_gpu_pieces *p, const struct cws_gpu_piece *piece)
 {
     uint32_t first, end;
-    if (p->count == p->room) {
-        uint32_t room = p->room ? 2 * p->room : 1; /* nearly all extents have one */
-        struct cws_gpu_piece *more = realloc(p->list, room * sizeof *more);
-        if (!more)
-            return false;
-        p->list = more;
-        p->room = room;
-    }
+    if (!cws_gpu_pieces_make_room(p))
+        return false;
     touched(p, piece->at, piece->bytes, &first, &end);
     for (uint32_t i = first; i < end; i++) {
         p->covered -= p->list[i].bytes;

@@ -31,6 +31,8 @@ CWS_MUST_CHECK bool cws_gpu_piece_of(const struct cws_tensor_info *tensor, uint6
 
 /* May [at, at + bytes) be filled anew, without a part of another piece being left? */
 bool cws_gpu_pieces_may_fill(const struct cws_gpu_pieces *p, uint64_t at, uint64_t bytes);
+/* Room for one more, so that the next cws_gpu_pieces_put succeeds. False: no memory. */
+CWS_MUST_CHECK bool cws_gpu_pieces_make_room(struct cws_gpu_pieces *p);
 /* Adds a piece, and takes over its reference; removes those that it touches, also in part. False: no memory, and
  * nothing changed. */
 CWS_MUST_CHECK bool cws_gpu_pieces_put(struct cws_gpu_sources *sources, struct cws_gpu_pieces *p,

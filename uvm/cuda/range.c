@@ -206,6 +206,7 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
         r->freed = false;
         r->bytes = r->extents->bytes = bytes;
         r->extents->used = gpu->uses.begun;
+        r->extents->adoptable = (struct cws_gpu_adoptable){.count = 0};
         r->extents->stream = stream;
         *out = r->base;
     }

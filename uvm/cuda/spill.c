@@ -5,21 +5,31 @@
  * loader does all of this, one extent at a time. */
 #include "gpu.h"
 
+#include <stdlib.h>
+
 /* Could it go, if its uses are done and host memory has room? An allocation of the program that was used a while ago is
- * not worth the way out and back, nor is what hidden pointers reach. A written weight goes whenever nothing else can:
- * the launch would fail. */
+ * not worth the way out and back, nor is what hidden pointers reach. A weight that was written, or that a copy brought,
+ * goes whenever nothing else can: the launch would fail. */
 static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
     uint64_t age = gpu->uses.begun - x->used;
     if (x->holds || x->range->pinned || x->range->freed || cws_gpu_is_demanded(x) || x->spill.failed == x->used + 1)
         return false;
-    return (x->state == CWS_EXTENT_DIRTY && age >= 1) ||
-           (x->state == CWS_EXTENT_ANONYMOUS && age >= gpu->core.tuning->spill_unused_long);
+    if ((x->state == CWS_EXTENT_DIRTY && !x->adoptable.own) || cws_gpu_is_brought(x))
+        return age >= 1;
+    return (x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_ANONYMOUS) &&
+           age >= gpu->core.tuning->spill_unused_long;
+}
+
+/* Bytes of host memory that can be had: also what was adopted and is on the device, too. */
+static uint64_t left_locked(const struct cws_gpu *gpu)
+{
+    return cws_gpu_host_left(&gpu->sources) + cws_gpu_adopt_doubled_locked(gpu);
 }
 
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
 {
-    uint64_t bytes = 0, left = cws_gpu_host_left(&gpu->sources);
+    uint64_t bytes = 0, left = left_locked(gpu);
     for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
          x = cws_gpu_extent_next(&gpu->ranges, x)) {
         if (cws_gpu_span(x) <= left && is_candidate(gpu, x)) {
@@ -91,13 +101,33 @@ static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void *
     return good;
 }
 
-/* Spills x, whose uses are done. If anything fails it stays on the device. */
+/* x has its content in `host` and no frame: BOUND to it, or SPILLED. tensor: it is to be adopted, where it is not
+ * NULL. */
+static void out_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_spill *spill,
+                       struct cws_tensor_info *tensor)
+{
+    struct cws_gpu_frame *frame = x->frame;
+    x->frame = NULL;
+    cws_gpu_frame_put(&gpu->frames, frame);
+    if (tensor && cws_gpu_adopt_spilled_locked(gpu, x, spill->host, tensor)) {
+        x->spill = (struct cws_gpu_spill){.host = NULL};
+        return;
+    }
+    free(tensor);
+    x->spill = *spill;
+    gpu->spills.out++;
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_SPILLED);
+}
+
+/* Spills x, whose uses are done, or has it adopted. If anything fails it stays on the device. */
 static void spill_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     enum cws_extent_state before = x->state;
     struct cws_gpu_frame *frame = x->frame;
-    struct cws_hash128 hash = {0};
+    struct cws_hash128 hash = {0}, last = x->spill.hash;
+    struct cws_tensor_info *tensor = NULL;
     void *host = x->spill.host;
+    bool had = host != NULL, old, may = cws_gpu_adopt_may_locked(gpu, x, &old);
     if (host)
         cws_gpu_host_unkeep(&gpu->sources, cws_gpu_span(x));
     else
@@ -111,17 +141,17 @@ static void spill_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
         cws_gpu_frame_map_again(&gpu->frames, frame, x->base);
     if (!good && host)
         gpu->core.driver->host_free(host);
+    if (good && may && (old || (had && is_hash(hash, last))))
+        tensor = cws_gpu_adopt_describe(x, host, hash);
     cws_gpu_lock(&gpu->core);
     if (good) {
-        x->frame = NULL;
-        x->spill = (struct cws_gpu_spill){.host = host, .hash = hash, .from = before};
-        cws_gpu_frame_put(&gpu->frames, frame);
-        gpu->spills.out++;
+        const struct cws_gpu_spill spill = {.host = host, .hash = hash, .from = before};
+        out_locked(gpu, x, &spill, tensor);
     } else {
         cws_gpu_host_untake(&gpu->sources, cws_gpu_span(x));
         x->spill.failed = x->used + 1;
+        cws_gpu_extent_set_locked(gpu, x, before);
     }
-    cws_gpu_extent_set_locked(gpu, x, good ? CWS_EXTENT_SPILLED : before);
     cws_gpu_extent_settle_locked(gpu, x);
 }
 
@@ -138,7 +168,8 @@ static bool goes_before(const struct cws_gpu *gpu, const struct cws_gpu_extent *
     return a_at != b_at ? a_at > b_at : a->used < b->used;
 }
 
-/* Room in host memory for one more. Copies of what is on the device go after compressed bytes. */
+/* Room in host memory for one more. Copies of what is on the device go after compressed bytes, and at last the copies
+ * that make what was adopted a weight. */
 static bool claim_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     enum cws_host_room room = cws_gpu_host_claim(&gpu->sources, bytes);
@@ -149,13 +180,15 @@ static bool claim_locked(struct cws_gpu *gpu, uint64_t bytes)
         cws_gpu_spill_forget_locked(gpu, x);
         room = cws_gpu_host_claim(&gpu->sources, bytes);
     }
+    while (room == CWS_HOST_SHORT && cws_gpu_adopt_give_locked(gpu))
+        room = cws_gpu_host_claim(&gpu->sources, bytes);
     return room == CWS_HOST_FREE;
 }
 
 bool cws_gpu_spill_one_drops_lock(struct cws_gpu *gpu)
 {
     struct cws_gpu_extent *best = NULL;
-    uint64_t left = cws_gpu_host_left(&gpu->sources);
+    uint64_t left = left_locked(gpu);
     cws_gpu_order_walk(&gpu->order);
     for (struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
          x = cws_gpu_extent_next(&gpu->ranges, x))

@@ -67,7 +67,7 @@
     X(pool_step_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "that a pool is expected to grow by at first")                  \
     X(pool_step_share, 16, 1, 1024, "share", "of the budget that this is at most")                                     \
     X(spill_unused_long, 1024, 0, GIB, "launches", "after which an allocation may go to host memory")                  \
-    X(adopt_free_share, 2, 1, 1024, "share", "of the budget that is free while no copy is adopted")                    \
+    X(adopt_free_share, 4, 1, 1024, "share", "of the budget that is free while no copy is adopted")                    \
     X(reserve_uses, 1024, 0, GIB, "uses", "for which freed memory is kept, where there are no rounds")                 \
     X(reserve_ahead_uses, 32, 0, GIB, "uses", "ahead that the reserve holds memory for")                               \
     X(reserve_over, 2, 0, 64, "times", "what comes and goes that it holds beside the peak")                            \
