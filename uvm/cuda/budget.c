@@ -27,9 +27,17 @@ uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b)
     return cws_gpu_budget_left(b) + b->of_class[CWS_CLASS_IDLE];
 }
 
+/* What weights that nobody waits for leave alone: what is expected, and the margin. */
+static uint64_t left_alone(const struct cws_gpu_budget *b)
+{
+    const struct cws_tuning *t = b->core->tuning;
+    uint64_t part = b->bytes / t->pool_margin_share;
+    return b->expected + (b->pools ? part < t->pool_step_bytes ? part : t->pool_step_bytes : 0);
+}
+
 static uint64_t without_expected(const struct cws_gpu_budget *b, uint64_t bytes)
 {
-    return bytes > b->expected ? bytes - b->expected : 0;
+    return bytes > left_alone(b) ? bytes - left_alone(b) : 0;
 }
 
 uint64_t cws_gpu_budget_left_ahead(const struct cws_gpu_budget *b)
@@ -46,7 +54,7 @@ uint64_t cws_gpu_budget_for_weights(const struct cws_gpu_budget *b) { return res
 
 uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b)
 {
-    return rest(b, cws_gpu_budget_undroppable(b) + b->of_class[CWS_CLASS_RESERVE] + b->expected);
+    return rest(b, cws_gpu_budget_undroppable(b) + b->of_class[CWS_CLASS_RESERVE] + left_alone(b));
 }
 
 uint64_t cws_gpu_budget_weights(const struct cws_gpu_budget *b)

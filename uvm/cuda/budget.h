@@ -48,11 +48,12 @@ uint64_t cws_gpu_budget_left(const struct cws_gpu_budget *b);
 /* Bytes that can be had without evicting anything or taking from the reserve: those left, and those of idle frames and
  * of ranges freed long ago, which are given up for them. The one answer to "is there memory for this?" */
 uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b);
-/* Both without what is expected: for weights that are loaded ahead of their use. */
+/* Both without what is expected, and without a margin: for weights that are loaded ahead of their use. A pool of the
+ * driver may grow although what it has would do, and nobody can make room before. */
 uint64_t cws_gpu_budget_left_ahead(const struct cws_gpu_budget *b);
 uint64_t cws_gpu_budget_attainable_ahead(const struct cws_gpu_budget *b);
 /* What weights may take: not less what is granted, for most of that is for loads in flight. The same beside the
- * reserve and what is expected: what they may count on. */
+ * reserve, what is expected and the margin: what they may count on. */
 uint64_t cws_gpu_budget_for_weights(const struct cws_gpu_budget *b);
 uint64_t cws_gpu_budget_beside_reserve(const struct cws_gpu_budget *b);
 /* Bytes of weights, resident ones and those that come or go. */

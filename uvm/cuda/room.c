@@ -5,7 +5,7 @@
 #include <time.h>
 
 /* That a stream is done shows a moment after it was asked for the first time: a mark has to come through. */
-enum { TRIM_TRIES = 20 };
+enum { TRIM_TRIES = 100 };
 static const struct timespec trim_wait = {.tv_nsec = 50000};
 
 bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)

@@ -66,6 +66,7 @@
     X(trim_much_bytes, 24 * MIB, 0, 64 * GIB, "bytes", "unused in all pools for which it is tried")                    \
     X(pool_step_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "that a pool is expected to grow by at first")                  \
     X(pool_step_share, 16, 1, 1024, "share", "of the budget that this is at most")                                     \
+    X(pool_margin_share, 64, 1, MIB, "share", "of the budget that weights leave to pools that grow unasked")           \
     X(spill_unused_long, 1024, 0, GIB, "launches", "after which an allocation may go to host memory")                  \
     X(adopt_free_share, 4, 1, 1024, "share", "of the budget that is free while no copy is adopted")                    \
     X(reserve_uses, 1024, 0, GIB, "uses", "for which freed memory is kept, where there are no rounds")                 \

@@ -164,6 +164,9 @@ struct cws_tuning {
      * it does is learned. */
     uint64_t pool_step_bytes;
     uint64_t pool_step_share;
+    /* Share of the budget, a step at most, that weights leave alone where a pool has memory: it may grow although what
+     * it has would do. Less (a larger share): less room for weights. More: the budget is exceeded for a moment. */
+    uint64_t pool_margin_share;
     /* Launches since its last use, after which an allocation of the program may go to host memory. Less: what hidden
      * pointers reach goes and comes back. More: a launch fails though something could have gone. */
     uint64_t spill_unused_long;
