@@ -31,7 +31,14 @@ static size_t host_budget = 64 * MIB; /* of the managers to be opened */
 static bool strict, adopt;
 static size_t staging_bytes = 8 * MIB; /* of these managers; 0: their choice */
 
-static inline void say(const char *line) { snprintf(last_line, sizeof last_line, "%s", line); }
+static char explained[1024]; /* the last line that said why memory is not paged */
+
+static inline void say(const char *line)
+{
+    snprintf(last_line, sizeof last_line, "%s", line);
+    if (strstr(line, "so they are not paged"))
+        snprintf(explained, sizeof explained, "%s", line);
+}
 static void (*hear)(const char *line) = say; /* of the managers to be opened */
 
 static inline size_t tensor_bytes(unsigned i) { return i % 3 == 0 ? 3 * MIB : i % 3 == 1 ? 2 * MIB : MIB + 512; }

@@ -505,6 +505,45 @@ static void test_short_host_memory_for_what_is_old(void **state)
     close_gpu(f);
 }
 
+/* When memory is refused, one line says why what is there is not paged. */
+static void refused(bool switched_on, size_t host, const char *why)
+{
+    struct fixture *f;
+    CUdeviceptr at[TENSORS] = {0};
+    uint8_t *from = calloc(1, 3 * MIB);
+    host_budget = host;
+    adopt = switched_on;
+    f = open_gpu(256 * MIB, 24 * MIB, true);
+    adopt = false;
+    host_budget = 64 * MIB;
+    explained[0] = '\0';
+    for (unsigned i = 0; i < TENSORS; i++) {
+        if (cws_gpu_alloc(f->gpu, 3 * MIB, f->stream, &at[i]) != CUDA_SUCCESS)
+            break;
+        if (host < 64 * MIB && cws_gpu_adopt_wants(f->gpu, at[i], 3 * MIB, f->stream, 1024 * MIB) &&
+            cws_gpu_adopt(f->gpu, at[i], 3 * MIB, f->stream, from))
+            continue;
+        if (put(f, at[i], from, 3 * MIB) != CUDA_SUCCESS)
+            break;
+    }
+    assert_non_null(strstr(last_line, "least budget"));
+    if (!strstr(explained, why))
+        fail_msg("said: '%s'", explained);
+    for (unsigned i = 0; i < TENSORS; i++)
+        if (at[i])
+            assert_int_equal(cws_gpu_free(f->gpu, at[i], f->stream, true), 0);
+    free(from);
+    close_gpu(f);
+}
+
+static void test_refusals_are_explained(void **state)
+{
+    (void)state;
+    refused(false, 64 * MIB, "CODEC_ADOPT=0");
+    refused(true, 4 * MIB, "CODEC_HOST_BUDGET is used up");
+    refused(true, 64 * MIB, "kernels wrote it");
+}
+
 static void test_strict(void **state)
 {
     (void)state;
@@ -567,6 +606,7 @@ int main(void)
         cmocka_unit_test(test_written_weights_page),
         cmocka_unit_test(test_what_changes_is_left_alone),
         cmocka_unit_test(test_short_host_memory_for_what_is_old),
+        cmocka_unit_test(test_refusals_are_explained),
         cmocka_unit_test(test_strict),
         cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_calls_fail),

@@ -98,6 +98,7 @@ bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream s
         return false;
     cws_gpu_lock(&gpu->core);
     bool taken = cws_gpu_host_reserve_drops_lock(&gpu->sources, host_bytes);
+    gpu->adopts.refused += taken ? 0 : bytes;
     cws_gpu_unlock(&gpu->core);
     if (!taken)
         return false;
@@ -198,4 +199,23 @@ bool cws_gpu_adopt_give_locked(struct cws_gpu *gpu)
     cws_gpu_pieces_unneeded(&gpu->sources, &best->pieces);
     cws_gpu_order_lost(&gpu->order);
     return true;
+}
+
+/* --- for the user ------------------------------------------------------------------------------------------------ */
+
+void cws_gpu_adopt_explain_locked(struct cws_gpu *gpu)
+{
+    const struct cws_gpu_budget *b = &gpu->budget;
+    struct cws_gpu_adopts *adopts = &gpu->adopts;
+    uint64_t stays = b->of_class[CWS_CLASS_FIXED];
+    if (adopts->explained || stays <= b->bound || stays < b->bytes / 2)
+        return;
+    adopts->explained = true;
+    const char *why = !gpu->config.adopt ? "CODEC_ADOPT=0 is set"
+                      : adopts->refused  ? "CODEC_HOST_BUDGET is used up"
+                                         : "kernels wrote it: weights that a loader merges or converts on the GPU "
+                                           "(convert them on the CPU, or save the model as it is then), caches or "
+                                           "activations";
+    cws_gpu_say(&gpu->core, "%llu MiB on the GPU are no bytes of a file and not adopted, so they are not paged: %s",
+                (unsigned long long)(stays >> 20), why);
 }

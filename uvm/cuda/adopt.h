@@ -27,7 +27,9 @@ struct cws_gpu_extent;
 struct cws_tensor_info;
 
 struct cws_gpu_adopts {
-    uint64_t taken;  /* extents that were adopted from the device, since the manager was opened */
+    uint64_t taken;   /* extents that were adopted from the device, since the manager was opened */
+    uint64_t refused; /* bytes of copies that were not adopted for want of host memory */
+    bool explained;
     uint64_t copied; /* bytes that filled new ranges from ordinary memory, since the stores last had nothing unbound */
 };
 
@@ -47,4 +49,8 @@ uint64_t cws_gpu_adopt_doubled_locked(const struct cws_gpu *gpu);
 /* Gives up the memory of one such extent, the one that was used last. It is DIRTY then: the device alone has it. False:
  * there is none. */
 bool cws_gpu_adopt_give_locked(struct cws_gpu *gpu);
+
+/* Memory is refused: says, once, why most of what the program has on the device is not paged, if that is so. The lock
+ * is held. */
+void cws_gpu_adopt_explain_locked(struct cws_gpu *gpu);
 #endif

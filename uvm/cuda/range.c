@@ -153,8 +153,9 @@ static struct cws_gpu_range *create_locked(struct cws_gpu *gpu, uint32_t granule
     return r;
 }
 
-static void say_too_much(struct cws_gpu *gpu, size_t bytes, uint64_t least)
+static void say_too_much_locked(struct cws_gpu *gpu, size_t bytes, uint64_t least)
 {
+    cws_gpu_adopt_explain_locked(gpu);
     cws_gpu_say(&gpu->core,
                 "an allocation of %.1f MiB does not fit CODEC_VRAM_BUDGET (%llu MiB, %llu MiB of it in use for what "
                 "cannot be dropped); "
@@ -184,7 +185,7 @@ static bool fits_locked(struct cws_gpu *gpu, size_t bytes, uint32_t *granules, u
     bool warms_up = bytes <= expected && bytes > budget / 2;
     if (warms_up || cws_gpu_room_fits_locked(gpu, need))
         return true;
-    say_too_much(gpu, bytes, cws_gpu_room_least_locked(gpu, need, span));
+    say_too_much_locked(gpu, bytes, cws_gpu_room_least_locked(gpu, need, span));
     return false;
 }
 

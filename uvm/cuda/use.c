@@ -195,6 +195,7 @@ static void say_set_locked(struct cws_gpu *gpu, const struct cws_gpu_use *use, u
 {
     uint64_t least = cws_gpu_room_least_locked(gpu, need, 0);
     unsigned long long budget = gpu->budget.bytes >> 20;
+    cws_gpu_adopt_explain_locked(gpu);
     if (need <= gpu->budget.bytes && others) {
         cws_gpu_say(&gpu->core,
                     "a launch needs %llu MiB of device memory while %u calls around it hold what CODEC_VRAM_BUDGET "
