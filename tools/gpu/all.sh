@@ -3,7 +3,7 @@
 #   BUILD       default: build, made here if it is not there
 #   PART=both   right: only the first part; timed: only the second
 #   STRESS=120  seconds of random programs (stress), beside everything else of the first part; with 0 none
-#   LARGE=1     0 leaves out rounds.py, pipeline.py and the models of Llama-3.1-8B's and FLUX.1-dev's shapes (35, then 50 GB in WORK, and about ten minutes)
+#   LARGE=1     0 leaves out rounds.py, patterns.py, pipeline.py and the models of Llama-3.1-8B's and FLUX.1-dev's shapes (35, then 50 GB in WORK, and about ten minutes)
 #   WORK        where models are made; default: /tmp/codecllm-check
 out=${1:?usage: all.sh OUTDIR [BUILD]}
 build=${2:-build}
@@ -65,6 +65,8 @@ if [ "$part" != right ]; then
         rm -rf "$work/llama-3.1-8b" "$work/llama-3.1-8b.packed" "$work/pipeline-large" "$work/pipeline-large.packed"
         step denoise 400 python3 tools/gpu/denoise.py "$out/denoise" --build "$build" --work "$work" --budgets 8G,6G
         step rounds 400 python3 tools/gpu/rounds.py "$out/rounds" --build "$build" --work "$work"
+        rm -rf "$work"/rounds-* "$work"/denoise-*
+        step patterns 1200 python3 tools/gpu/patterns.py "$out/patterns" --build "$build" --work "$work"
     fi
 fi
 
@@ -74,6 +76,7 @@ done
 for name in waits speed turns prefill tinyllama pipeline 8b denoise rounds; do
     [ -e "$out/$name.txt" ] && { echo "== $name"; tail -n 16 "$out/$name.txt"; }
 done
+[ -e "$out/patterns.txt" ] && { echo "== patterns"; tail -n 40 "$out/patterns.txt"; }
 echo "== steps"
 cat "$out/steps.txt"
 ! grep -q FAILED "$out/steps.txt"
