@@ -34,6 +34,7 @@ OWNERS = {
     "drops": ("cws_gpu_drops", {"drop.c"}),
     "spills": ("cws_gpu_spills", {"spill.c"}),
     "adopts": ("cws_gpu_adopts", {"adopt.c"}),
+    "proofs": ("cws_gpu_proofs", {"prove.c"}),
     "loader": ("cws_gpu_loader", {"loader.c"}),
     "trace": ("cws_gpu_trace", {"trace.c"}),
 }
@@ -48,6 +49,7 @@ FIELDS = {
     "sets": {"sets.c"},
     "spill": {"spill.c"},
     "adoptable": {"adopt.c", "range.c"},  # range.c: a new allocation
+    "proof": {"prove.c"},
 }
 WRITE = r"(?:\s*(?:[-+|&^]|<<|>>)?=(?!=)|\+\+|--)"
 

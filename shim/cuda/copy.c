@@ -14,8 +14,7 @@
 
 /* --- binding --------------------------------------------------------------------------------------- */
 
-/* Does CODEC_PIN, a list of globs, name the tensor? */
-static bool is_pinned(const char *name)
+bool cws_cuda_is_pinned(const char *name)
 {
     const char *pin = cws_shim_options()->pin;
     char glob[256];
@@ -47,7 +46,7 @@ static void note_bound(struct cws_store *store, uint64_t offset, const struct cw
     const struct cws_tensor_info *tensor = cws_store_tensor_at(store, offset);
     cws_stores_note_bound(store, c->bytes);
     cws_cuda_content_keep(store);
-    if (tensor && is_pinned(tensor->name))
+    if (tensor && cws_cuda_is_pinned(tensor->name))
         pin(gpu, c);
 }
 
@@ -68,7 +67,7 @@ static bool bind_file(const struct cws_cuda_copy *c, struct cws_gpu *gpu)
     if (!file)
         return false;
     bool bound = cws_gpu_bind_file(gpu, c->to, c->bytes, c->order, file, offset, (const void *)(uintptr_t)c->from);
-    if (bound && is_pinned(cws_gpu_file_tensor(file, offset)))
+    if (bound && cws_cuda_is_pinned(cws_gpu_file_tensor(file, offset)))
         pin(gpu, c);
     cws_gpu_file_release(file);
     return bound;

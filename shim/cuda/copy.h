@@ -22,6 +22,9 @@ struct cws_cuda_copy {
  * seen. */
 CUresult cws_cuda_copy_run(const struct cws_cuda_copy *c);
 
+/* Does CODEC_PIN, a list of globs, name the tensor? */
+bool cws_cuda_is_pinned(const char *name);
+
 /* For copies of other shapes: runs `call` with the view memory [addr, addr + bytes) held; bytes <=
  * cws_view_hold_max(). */
 CUresult cws_cuda_with_view(const void *addr, size_t bytes, bool for_write, CUresult (*call)(void *arg), void *arg);

@@ -40,6 +40,8 @@ static void say_device(int ordinal, const struct cws_gpu_stats *s)
     if (s->spills > 0)
         cws_shim_say("  %-16s %12" PRIu64 " (%" PRIu64 " came back, %.1f MiB are away)", "to the host", s->spills,
                      s->restores, (double)s->spilled_bytes / (1 << 20));
+    if (s->proven > 0)
+        say_count("recognized", s->proven);
     say_mib("decoded in all", s->loaded_bytes);
     cws_shim_say("  %-16s %12.1f MiB in %.1f ms", "over the link", (double)s->link_bytes / (1 << 20),
                  (double)s->link_ns / 1e6);
@@ -97,6 +99,7 @@ static const struct {
     FIELD("spilled", spilled_bytes),
     FIELD("spills", spills),
     FIELD("restores", restores),
+    FIELD("proven", proven),
     FIELD("loaded_bytes", loaded_bytes),
     FIELD("link_bytes", link_bytes),
     FIELD("link_ns", link_ns),

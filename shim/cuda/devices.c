@@ -3,6 +3,7 @@
 #include "store/base/lock.h"
 #include "store/cuda/decoder.h"
 #include "uvm/host/view.h"
+#include "copy.h"
 #include "device.h"
 #include "shim/say.h"
 #include "shim/state.h"
@@ -75,6 +76,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .strict = options->strict,
         .adopt = options->adopt,
         .release = parts.release,
+        .pins = cws_cuda_is_pinned,
         .say = say,
     };
     if (!config.budget_bytes) {

@@ -40,6 +40,7 @@ static inline void say(const char *line)
         snprintf(explained, sizeof explained, "%s", line);
 }
 static void (*hear)(const char *line) = say; /* of the managers to be opened */
+static bool (*pins)(const char *tensor);     /* the same */
 
 static inline size_t tensor_bytes(unsigned i) { return i % 3 == 0 ? 3 * MIB : i % 3 == 1 ? 2 * MIB : MIB + 512; }
 
@@ -82,6 +83,9 @@ static inline void make_store(void)
     snprintf(json + len, sizeof json - len, "}");
     uint8_t *data = malloc(at);
     fill_weights(data, at, &seed);
+#ifdef GPU_PATCH
+    GPU_PATCH(data);
+#endif
     plain = sample_file(json, 1, data, at);
     free(data);
     const char *in = sample_path("gpu.safetensors"), *out = sample_path("gpu.store");
@@ -137,6 +141,7 @@ static inline struct fixture *open_gpu_on(CUdevice device, uint64_t budget, bool
                                     .adopt = adopt,
                                     .ring_bytes = staging_bytes,
                                     .kernels = image_of_kernels,
+                                    .pins = pins,
                                     .say = hear};
     last_line[0] = '\0';
     if (cws_gpu_open(&config, device, &f->gpu, &err))

@@ -16,16 +16,18 @@
 static const struct {
     const char *from, *to;
 } legal[] = {
-    {"RESERVED", "PARTIAL"}, {"PARTIAL", "BOUND"},      {"PARTIAL", "LOADING"},    {"PARTIAL", "RESERVED"},
-    {"LOADING", "PARTIAL"},  {"LOADING", "ANONYMOUS"},  {"ANONYMOUS", "RESIDENT"}, {"RESERVED", "BOUND"},
-    {"RESERVED", "MAKING"},  {"BOUND", "LOADING"},      {"BOUND", "RESERVED"},     {"LOADING", "RESIDENT"},
-    {"LOADING", "BOUND"},    {"RESIDENT", "DROPPING"},  {"RESIDENT", "CACHED"},    {"DROPPING", "BOUND"},
-    {"DROPPING", "DIRTY"},   {"MAKING", "ANONYMOUS"},   {"MAKING", "RESERVED"},    {"ANONYMOUS", "SPILLING"},
-    {"ANONYMOUS", "CACHED"}, {"ANONYMOUS", "UNMAKING"}, {"UNMAKING", "RESERVED"},  {"UNMAKING", "ANONYMOUS"},
-    {"DIRTY", "SPILLING"},   {"DIRTY", "CACHED"},       {"CACHED", "ANONYMOUS"},   {"CACHED", "COLD"},
-    {"COLD", "ANONYMOUS"},   {"COLD", "UNMAKING"},      {"SPILLING", "SPILLED"},   {"SPILLING", "ANONYMOUS"},
-    {"SPILLING", "DIRTY"},   {"SPILLED", "RESTORING"},  {"SPILLED", "RESERVED"},   {"RESTORING", "ANONYMOUS"},
-    {"RESTORING", "DIRTY"},  {"RESTORING", "SPILLED"},  {"SPILLING", "BOUND"},     {"RESIDENT", "DIRTY"},
+    {"RESERVED", "PARTIAL"},  {"PARTIAL", "BOUND"},      {"PARTIAL", "LOADING"},    {"PARTIAL", "RESERVED"},
+    {"LOADING", "PARTIAL"},   {"LOADING", "ANONYMOUS"},  {"ANONYMOUS", "RESIDENT"}, {"RESERVED", "BOUND"},
+    {"RESERVED", "MAKING"},   {"BOUND", "LOADING"},      {"BOUND", "RESERVED"},     {"LOADING", "RESIDENT"},
+    {"LOADING", "BOUND"},     {"RESIDENT", "DROPPING"},  {"RESIDENT", "CACHED"},    {"DROPPING", "BOUND"},
+    {"DROPPING", "DIRTY"},    {"MAKING", "ANONYMOUS"},   {"MAKING", "RESERVED"},    {"ANONYMOUS", "SPILLING"},
+    {"ANONYMOUS", "CACHED"},  {"ANONYMOUS", "UNMAKING"}, {"UNMAKING", "RESERVED"},  {"UNMAKING", "ANONYMOUS"},
+    {"DIRTY", "SPILLING"},    {"DIRTY", "CACHED"},       {"CACHED", "ANONYMOUS"},   {"CACHED", "COLD"},
+    {"COLD", "ANONYMOUS"},    {"COLD", "UNMAKING"},      {"SPILLING", "SPILLED"},   {"SPILLING", "ANONYMOUS"},
+    {"SPILLING", "DIRTY"},    {"SPILLED", "RESTORING"},  {"SPILLED", "RESERVED"},   {"RESTORING", "ANONYMOUS"},
+    {"RESTORING", "DIRTY"},   {"RESTORING", "SPILLED"},  {"SPILLING", "BOUND"},     {"RESIDENT", "DIRTY"},
+    {"ANONYMOUS", "PROVING"}, {"DIRTY", "PROVING"},      {"PROVING", "BOUND"},      {"PROVING", "ANONYMOUS"},
+    {"PROVING", "DIRTY"},
 };
 
 static bool is_legal(enum cws_extent_state from, enum cws_extent_state to)

@@ -1,150 +1,8 @@
 /* Ranges that are put together from tensors and from parts of tensors: bound piece by piece, loaded and dropped as a
  * whole, right whatever is written, freed, used too early or fails. */
-#define GPU_TENSORS 70
-#include "gpu_fixture.h"
+#include "gpu_pieces.h"
 
 enum { MOST = 64 };
-
-struct part { /* what a copy brings: bytes of the logical file */
-    uint64_t begin;
-    size_t bytes;
-};
-
-struct made { /* a range of parts, and what must be in it */
-    CUdeviceptr at;
-    size_t bytes;
-    uint8_t *shadow;
-};
-
-static struct part whole(unsigned i) { return (struct part){cws_store_tensor(store, i)->begin, tensor_bytes(i)}; }
-
-static struct part rows(unsigned i, uint64_t chunk, size_t chunks)
-{
-    size_t bytes = chunks * 256 * 1024;
-    return (struct part){cws_store_tensor(store, i)->begin + chunk * 256 * 1024,
-                         chunk * 256 * 1024 + bytes > tensor_bytes(i) ? tensor_bytes(i) - chunk * 256 * 1024 : bytes};
-}
-
-static const uint8_t *bytes_of(struct part p) { return plain.data + p.begin; }
-
-static struct made make(struct fixture *f, size_t bytes)
-{
-    struct made m = {.bytes = bytes, .shadow = calloc(1, bytes)};
-    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &m.at), 0);
-    return m;
-}
-
-static void drop(struct fixture *f, struct made *m)
-{
-    assert_int_equal(cws_gpu_free(f->gpu, m->at, f->stream, true), 0);
-    free(m->shadow);
-    *m = (struct made){0};
-}
-
-/* A copy as the shim does it. Returns whether it was bound. */
-static bool copy(struct fixture *f, struct made *m, size_t at, struct part p)
-{
-    memcpy(m->shadow + at, bytes_of(p), p.bytes);
-    if (cws_gpu_bind(f->gpu, m->at + at, p.bytes, f->stream, store, p.begin))
-        return true;
-    struct cws_gpu_use use;
-    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &m->at, 1, &use), 0);
-    assert_int_equal(driver.copy_in_async(m->at + at, bytes_of(p), p.bytes, f->stream), 0);
-    cws_gpu_end(f->gpu, &use, true);
-    cws_gpu_copied(f->gpu, m->at + at, p.bytes, store, p.begin);
-    return false;
-}
-
-static CUresult sum_of(struct fixture *f, const struct made *m, uint64_t *out)
-{
-    CUdeviceptr to = f->scratch, from = m->at;
-    uint64_t bytes = m->bytes;
-    void *params[] = {&to, &from, &bytes};
-    CUresult result = launch(f, "sum", &from, 1, params);
-    if (result == CUDA_SUCCESS)
-        result = driver.copy_out_async(out, f->scratch, 8, f->stream);
-    return result == CUDA_SUCCESS ? driver.stream_sync(f->stream) : result;
-}
-
-static void expect_all(struct fixture *f, const struct made *m)
-{
-    struct cws_gpu_use use;
-    uint8_t *back = malloc(m->bytes);
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &m->at, 1, &use);
-    if (result != CUDA_SUCCESS)
-        fail_msg("error %d: %s", result, last_line);
-    assert_int_equal(driver.copy_out_async(back, m->at, m->bytes, f->stream), 0);
-    cws_gpu_end(f->gpu, &use, true);
-    assert_int_equal(driver.stream_sync(f->stream), 0);
-    assert_memory_equal(back, m->shadow, m->bytes);
-    free(back);
-    const char *wrong = cws_gpu_check(f->gpu);
-    if (wrong)
-        fail_msg("%s", wrong);
-}
-
-static void write_word(struct fixture *f, struct made *m, size_t at)
-{
-    uint64_t words = 1;
-    uint32_t value = 0x10203, word;
-    CUdeviceptr to = m->at + at;
-    void *params[] = {&to, &words, &value};
-    assert_int_equal(launch(f, "add", &to, 1, params), 0);
-    memcpy(&word, m->shadow + at, 4);
-    word += value;
-    memcpy(m->shadow + at, &word, 4);
-}
-
-static void fill_bytes(struct fixture *f, struct made *m, size_t at, size_t bytes, uint32_t value)
-{
-    uint64_t count = bytes;
-    CUdeviceptr to = m->at + at;
-    void *params[] = {&to, &count, &value};
-    assert_int_equal(launch(f, "fill", &to, 1, params), 0);
-    memset(m->shadow + at, (int)value, bytes);
-}
-
-static struct cws_gpu_stats stats_of(struct fixture *f)
-{
-    struct cws_gpu_stats stats;
-    cws_gpu_settle(f->gpu);
-    cws_gpu_stats_get(f->gpu, &stats);
-    return stats;
-}
-
-/* As a fused projection: tensors i, i + 1 and i + 2 after each other. */
-static struct made fuse(struct fixture *f, unsigned i)
-{
-    size_t at = 0;
-    struct made m = make(f, tensor_bytes(i) + tensor_bytes(i + 1) + tensor_bytes(i + 2));
-    for (unsigned k = 0; k < 3; k++) {
-        copy(f, &m, at, whole(i + k));
-        at += tensor_bytes(i + k);
-    }
-    return m;
-}
-
-/* Half of a tensor's rows, and of another one's, which ends it. */
-static struct made take_rows(struct fixture *f, unsigned i)
-{
-    struct part a = rows(i, 2, 3), b = rows(i + 2, 3, 2);
-    struct made m = make(f, a.bytes + b.bytes);
-    assert_true(copy(f, &m, 0, a));
-    assert_true(copy(f, &m, a.bytes, b));
-    return m;
-}
-
-static void use_in_turns(struct fixture *f, const struct made *m, unsigned count, unsigned rounds)
-{
-    for (unsigned pass = 0; pass < rounds; pass++)
-        for (unsigned i = 0; i < count; i++) {
-            uint64_t sum = 0;
-            CUresult result = sum_of(f, &m[i], &sum);
-            if (result != CUDA_SUCCESS)
-                fail_msg("error %d: %s", result, last_line);
-            assert_int_equal(sum, plain_sum(m[i].shadow, m[i].bytes));
-        }
-}
 
 /* --- tests ---------------------------------------------------------------------------------------------- */
 
@@ -327,21 +185,6 @@ static void test_copied_again(void **state)
     close_gpu(f);
 }
 
-/* A copy on the device as the shim does it. Returns whether it was bound. */
-static bool move(struct fixture *f, struct made *to, size_t at, const struct made *from, size_t begin, size_t bytes)
-{
-    struct cws_gpu_use use;
-    CUdeviceptr both[] = {to->at, from->at};
-    memcpy(to->shadow + at, from->shadow + begin, bytes);
-    if (cws_gpu_carry(f->gpu, to->at + at, from->at + begin, bytes, f->stream))
-        return true;
-    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, both, 2, &use), 0);
-    assert_int_equal(driver.copy_async(to->at + at, from->at + begin, bytes, f->stream), 0);
-    cws_gpu_end(f->gpu, &use, true);
-    cws_gpu_carried(f->gpu, to->at + at, from->at + begin, bytes);
-    return false;
-}
-
 /* Copies between ranges that nobody used: whole ones, parts of several pieces, chunks; the source is freed. */
 static void test_carried(void **state)
 {
@@ -466,8 +309,9 @@ static void test_freed_in_the_middle(void **state)
 static void test_a_writer_in_flight(void **state)
 {
     (void)state;
-    struct fixture *f = open_gpu(256 * MIB, 34 * MIB, true);
+    start_driver(256 * MIB, 1);
     standin_delay(5, 300);
+    struct fixture *f = open_gpu_on(0, 34 * MIB, true);
     struct made m[4];
     for (unsigned i = 0; i < 4; i++)
         m[i] = fuse(f, 3 * i);
@@ -479,7 +323,6 @@ static void test_a_writer_in_flight(void **state)
     expect_all(f, &m[0]);
     for (unsigned i = 0; i < 4; i++)
         drop(f, &m[i]);
-    standin_delay(0, 0);
     close_gpu(f);
 }
 

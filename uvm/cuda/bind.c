@@ -84,6 +84,18 @@ bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, cons
     return true;
 }
 
+void cws_gpu_bind_proven_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound)
+{
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
+    if (was_bound) {
+        cws_gpu_order_lost(&gpu->order);
+        return;
+    }
+    x->granules = cws_gpu_granules_of(x->bytes);
+    cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
+    cws_gpu_order_add(&gpu->order, x);
+}
+
 /* Binds what a copy to `to` brings. Takes over the piece's reference. */
 static bool bind_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, CUstream stream, struct cws_gpu_piece *piece)
 {
@@ -113,6 +125,7 @@ bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream st
     if (gpu->core.dead || !t)
         return false;
     cws_gpu_lock(&gpu->core);
+    cws_gpu_known_add(&gpu->proofs.known, store);
     piece.source = cws_gpu_source_get(&gpu->sources, store, t); /* before the target loses its memory */
     bool bound = piece.source && bind_drops_lock(gpu, to, stream, &piece);
     cws_gpu_unlock(&gpu->core);

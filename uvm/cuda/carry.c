@@ -24,7 +24,8 @@ static struct cws_gpu_piece *cut_locked(const struct cws_gpu_extent *x, uint64_t
         if (stop <= from)
             continue;
         uint64_t offset = piece->first_chunk * t->record->chunk_bytes + (begin - piece->at);
-        if (begin != next || !cws_gpu_piece_of(t, offset, stop - begin, at + (begin - from), &list[*count]))
+        if (begin != next || cws_gpu_source_is_gone(piece->source) ||
+            !cws_gpu_piece_of(t, offset, stop - begin, at + (begin - from), &list[*count]))
             break;
         list[(*count)++].source = piece->source;
         next = stop;
@@ -39,10 +40,10 @@ static struct cws_gpu_piece *cut_locked(const struct cws_gpu_extent *x, uint64_t
     return list;
 }
 
-/* Does nothing but its sources have its content? */
+/* Does nothing but its sources have its content? What is pinned stays in memory, and so does a copy of it. */
 static bool is_untouched(const struct cws_gpu_extent *x)
 {
-    return x && !x->holds && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_PARTIAL);
+    return x && !x->holds && !x->range->pinned && (x->state == CWS_EXTENT_BOUND || x->state == CWS_EXTENT_PARTIAL);
 }
 
 /* What the copy would bring, as pieces of its target; as cut_locked says. NULL, too: nothing can be carried. */
@@ -86,7 +87,8 @@ void cws_gpu_carried(struct cws_gpu *gpu, CUdeviceptr to, CUdeviceptr from, size
     cws_gpu_lock(&gpu->core);
     const struct cws_gpu_extent *source = cws_gpu_bind_around_locked(gpu, from, bytes);
     struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
-    if (x && source && x != source && x->state == CWS_EXTENT_ANONYMOUS && source->state != CWS_EXTENT_DIRTY) {
+    if (x && source && x != source && x->state == CWS_EXTENT_ANONYMOUS && source->state != CWS_EXTENT_DIRTY &&
+        !source->range->pinned) {
         struct cws_gpu_piece *list = cut_locked(source, from - source->base, bytes, to - x->base, &count);
         for (uint32_t i = 0; i < count; i++)
             cws_gpu_bind_note_locked(gpu, x, &list[i]);

@@ -35,7 +35,7 @@ static CUresult start(struct cws_gpu *gpu, const struct cws_gpu_drop *drop)
     uint32_t count = pieces_of_check(drop);
     for (uint32_t i = 0; i < count; i++)
         check->jobs[i] = cws_gpu_piece_job(&x->pieces.list[drop->checked + i], x->frame->alias);
-    CUresult result = cws_gpu_check_start(&gpu->staging, check, count);
+    CUresult result = cws_gpu_check_start(&gpu->staging, check, count, cws_content_key);
     return result == CUDA_SUCCESS ? gpu->core.driver->event_record(check->done, gpu->staging.check_stream) : result;
 }
 

@@ -11,12 +11,13 @@
  *   ANONYMOUS, DIRTY --spill--> SPILLING --> SPILLED (host memory has it) --> RESTORING --> as before
  *                                  `--(it is adopted: adopt.h)--> BOUND
  *   RESIDENT --(host memory of what was adopted is needed)--> DIRTY
+ *   ANONYMOUS, DIRTY --memory is short--> PROVING --it is tensors--> BOUND, or as before
  *   ANONYMOUS --bind--> UNMAKING --> RESERVED
  *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --a while later--> COLD --> UNMAKING --> RESERVED
  *                                                          `------`--the next allocation of this size--> ANONYMOUS
  *
- * LOADING, DROPPING, MAKING, UNMAKING, SPILLING and RESTORING belong to the thread that made the change, which works on
- * the extent without the lock.
+ * LOADING, DROPPING, MAKING, UNMAKING, SPILLING, RESTORING and PROVING belong to the thread that made the change, which
+ * works on the extent without the lock.
  *
  * Invariants (cws_gpu_check)
  *   I1  An extent is mapped exactly in RESIDENT, ANONYMOUS, DIRTY, CACHED and COLD.
@@ -50,6 +51,7 @@ enum cws_extent_state {
     CWS_EXTENT_SPILLING,
     CWS_EXTENT_SPILLED,
     CWS_EXTENT_RESTORING,
+    CWS_EXTENT_PROVING,
     CWS_EXTENT_STATES
 };
 
@@ -69,6 +71,12 @@ struct cws_gpu_adoptable {
     uint64_t until; /* place in the order before which it is left alone: it changed too often */
 };
 
+/* Of an extent that was looked at by prove.c, in vain. */
+struct cws_gpu_proof {
+    uint64_t failed; /* extent.used + 1 then; not looked at again before its next use */
+    uint32_t times;
+};
+
 struct cws_gpu_extent { /* the names in [] are of those that write a field, beside who makes the range */
     struct cws_gpu_range *range;
     CUdeviceptr base;
@@ -86,6 +94,7 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     CUresult failed;              /* of the last load that was demanded [loader; use.c as it demands one] */
     struct cws_gpu_spill spill;
     struct cws_gpu_adoptable adoptable;
+    struct cws_gpu_proof proof;  /* [prove.c] */
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
     CUstream stream;             /* that it was allocated for, or freed on [range.c] */
     struct cws_list cached;      /* cws_gpu_reserve.cached or .cold, when CACHED or COLD [reserve.c] */
@@ -149,13 +158,14 @@ static inline bool cws_extent_is_mapped(enum cws_extent_state s)
 /* Does a thread work on it without the lock, which ends it where the program has freed it? */
 static inline bool cws_extent_has_owner(enum cws_extent_state s)
 {
-    return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_DROPPING || s == CWS_EXTENT_SPILLING || s == CWS_EXTENT_RESTORING;
+    return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_DROPPING || s == CWS_EXTENT_SPILLING ||
+           s == CWS_EXTENT_RESTORING || s == CWS_EXTENT_PROVING;
 }
 /* Has it memory, or is it getting some, whose content the program alone has? */
 static inline bool cws_extent_is_programs(enum cws_extent_state s)
 {
     return s == CWS_EXTENT_MAKING || s == CWS_EXTENT_ANONYMOUS || s == CWS_EXTENT_DIRTY || s == CWS_EXTENT_SPILLING ||
-           s == CWS_EXTENT_RESTORING;
+           s == CWS_EXTENT_RESTORING || s == CWS_EXTENT_PROVING;
 }
 /* Has it memory with a weight that can be dropped, or is it getting it or giving it back? */
 static inline bool cws_extent_holds_weight(enum cws_extent_state s)

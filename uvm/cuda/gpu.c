@@ -63,6 +63,7 @@ int cws_gpu_open(const struct cws_gpu_config *config, CUdevice device, struct cw
     gpu->sets.ranges = &gpu->ranges;
     cws_gpu_order_init(&gpu->order, &gpu->core, &gpu->budget, &gpu->streams, config->policy);
     cws_gpu_uses_init(&gpu->uses, &gpu->strict);
+    cws_gpu_proofs_init(&gpu->proofs);
     CUresult result = config->driver->context_get(&gpu->core.context);
     int code = result == CUDA_SUCCESS ? set_up(gpu, err)
                                       : cws_driver_fail(config->driver, err, result, "asking for the current context");
@@ -86,6 +87,7 @@ void cws_gpu_close(struct cws_gpu *gpu)
     cws_gpu_ranges_close(gpu);
     cws_gpu_frames_close(&gpu->frames);
     cws_gpu_sources_close(&gpu->sources);
+    cws_gpu_proofs_close(&gpu->proofs);
     cws_gpu_streams_close(&gpu->streams);
     cws_gpu_trace_close(gpu);
     cws_gpu_staging_close(&gpu->staging);
@@ -160,6 +162,7 @@ void cws_gpu_stats_get(struct cws_gpu *gpu, struct cws_gpu_stats *out)
     out->drops = gpu->drops.dropped;
     out->spills = gpu->spills.out;
     out->restores = gpu->spills.in;
+    out->proven = gpu->proofs.proven;
     out->loaded_bytes = gpu->loads.bytes;
     out->link_bytes = gpu->staging.link_bytes;
     out->link_ns = gpu->staging.link_ns;
@@ -216,7 +219,7 @@ void cws_gpu_settle(struct cws_gpu *gpu)
     const struct timespec pause = {.tv_nsec = 200000};
     for (unsigned quiet = 0; quiet < 5;) {
         cws_gpu_lock(&gpu->core);
-        bool busy = gpu->loads.count || gpu->drops.count || gpu->budget.rooms || gpu->uses.waiting;
+        bool busy = gpu->loads.count || gpu->drops.count || gpu->budget.rooms || gpu->uses.waiting || gpu->proofs.asked;
         cws_gpu_unlock(&gpu->core);
         quiet = busy ? 0 : quiet + 1;
         nanosleep(&pause, NULL);

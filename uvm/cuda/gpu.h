@@ -15,6 +15,7 @@
 #include "manager.h"
 #include "order_use.h"
 #include "pools.h"
+#include "prove.h"
 #include "range.h"
 #include "reserve.h"
 #include "sets.h"
@@ -43,6 +44,7 @@ struct cws_gpu {
     struct cws_gpu_drops drops;
     struct cws_gpu_spills spills;
     struct cws_gpu_adopts adopts;
+    struct cws_gpu_proofs proofs;
     struct cws_gpu_loader loader;
     struct cws_gpu_trace trace;
 };

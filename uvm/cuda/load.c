@@ -75,29 +75,30 @@ static uint32_t host_bytes(const struct cws_gpu_source *s, uint64_t i)
     return s->plain ? chunk(s, i)->logical_bytes : chunk(s, i)->stored_bytes;
 }
 
-static int plan_slot(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_load *load,
-                     struct cws_gpu_send *send, struct cws_error *err)
+int cws_gpu_slot_plan(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, const struct cws_gpu_batch_of *of,
+                      struct cws_gpu_send *send, struct cws_error *err)
 {
-    const struct cws_gpu_piece *piece = piece_at(load, load->piece);
+    const struct cws_gpu_piece *piece = of->piece;
     const struct cws_gpu_source *s = piece->source;
-    CUdeviceptr to = load->extent->frame->alias + piece->at;
-    slot->first_chunk = piece->first_chunk + load->next_chunk;
+    uint64_t chunk_bytes = s->tensor->record->chunk_bytes;
+    slot->first_chunk = piece->first_chunk + of->next_chunk;
     slot->chunks = 0;
     uint64_t base = host_at(s, slot->first_chunk), end = base;
-    while (slot->chunks < CWS_GPU_SLOT_CHUNKS && load->next_chunk + slot->chunks < piece->chunk_count) {
+    while (slot->chunks < of->chunks_most && of->next_chunk + slot->chunks < piece->chunk_count) {
         uint64_t i = slot->first_chunk + slot->chunks;
-        if (host_at(s, i) + host_bytes(s, i) + CWS_STREAM_PAD - base > gpu->staging.slot_bytes)
+        if (host_at(s, i) + host_bytes(s, i) + CWS_STREAM_PAD - base > gpu->staging.slot_bytes ||
+            slot->chunks * chunk_bytes + chunk(s, i)->logical_bytes > of->bytes_most)
             break;
         end = host_at(s, i) + host_bytes(s, i);
         const struct cws_gpu_chunk what = {
             .dtype = s->tensor->dtype,
             .codec = s->plain ? CWS_CODEC_RAW : (enum cws_codec_id)chunk(s, i)->codec,
             .row_elems = s->tensor->record->row_elems,
-            .first_byte = i * s->tensor->record->chunk_bytes,
+            .first_byte = i * chunk_bytes,
             .stored_bytes = host_bytes(s, i),
             .logical_bytes = chunk(s, i)->logical_bytes,
             .stored = slot->device + (host_at(s, i) - base),
-            .dst = to + (i - piece->first_chunk) * s->tensor->record->chunk_bytes,
+            .dst = of->to + slot->chunks * chunk_bytes,
             .table = slot->device_table,
         };
         int code = cws_gpu_job_init(&slot->jobs[slot->chunks], &what, s->host + host_at(s, i), err);
@@ -108,6 +109,7 @@ static int plan_slot(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, const
     send->host = s->host + base;
     send->bytes = end - base;
     send->table = s->table;
+    send->key = cws_content_key;
     return cws_gpu_batch_plan(slot->jobs, (uint32_t)slot->chunks, &send->batch, err);
 }
 
@@ -130,17 +132,24 @@ static void send_drops_lock(struct cws_gpu *gpu, struct cws_gpu_load *load, stru
     struct cws_error err = {0};
     struct cws_gpu_send send;
     cws_gpu_unlock(&gpu->core);
-    int code = plan_slot(gpu, slot, load, &send, &err);
+    const struct cws_gpu_piece *piece = piece_at(load, load->piece);
+    uint64_t begin = piece->at + load->next_chunk * piece->source->tensor->record->chunk_bytes;
+    const struct cws_gpu_batch_of of = {.piece = piece,
+                                        .next_chunk = load->next_chunk,
+                                        .to = load->extent->frame->alias + begin,
+                                        .bytes_most = UINT64_MAX,
+                                        .chunks_most = CWS_GPU_SLOT_CHUNKS};
+    int code = cws_gpu_slot_plan(gpu, slot, &of, &send, &err);
     if (!code) {
         code = cws_gpu_slot_send(&gpu->staging, slot, &send, &err);
         if (code) /* a part of it may be under way: the slot is used again only when that is over */
-            cws_gpu_slot_abandon(&gpu->staging);
+            cws_gpu_slot_wait(&gpu->staging);
     }
     cws_gpu_lock(&gpu->core);
     if (code) {
-        const struct cws_gpu_source *s = piece_at(load, load->piece)->source;
         char line[640];
-        snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(s), s->tensor->name, err.message);
+        snprintf(line, sizeof line, "%s: tensor \"%s\": %s", cws_gpu_source_path(piece->source),
+                 piece->source->tensor->name, err.message);
         fail_load(gpu, load, line);
         return;
     }
@@ -149,7 +158,7 @@ static void send_drops_lock(struct cws_gpu *gpu, struct cws_gpu_load *load, stru
     cws_gpu_slot_sent(&gpu->staging, &send);
     load->slots_pending++;
     load->next_chunk += slot->chunks;
-    if (load->next_chunk == piece_at(load, load->piece)->chunk_count) {
+    if (load->next_chunk == piece->chunk_count) {
         load->next_chunk = 0;
         load->piece++;
     }

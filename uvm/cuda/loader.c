@@ -25,8 +25,8 @@ static void trim_pools_drops_lock(struct cws_gpu *gpu)
 }
 
 /* Evicts one extent if `have`, the bytes of evictions in flight that no load has claimed, is less than `need`, for
- * something that a thread waits for. What has to be copied goes last, and the reserve before that: when nothing else is
- * left. Whether something moved. */
+ * something that a thread waits for. Where none is clean, what kernels put together of weights is looked for; then the
+ * reserve goes, and last what has to be copied. Whether something moved. */
 static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t need)
 {
     if (have >= need)
@@ -36,7 +36,8 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
         return cws_gpu_drop_start_drops_lock(gpu, victim);
     if (gpu->drops.count || gpu->loads.count || cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}))
         return false;
-    return cws_gpu_reserve_steal_locked(gpu, need - have) || cws_gpu_spill_one_drops_lock(gpu);
+    return cws_gpu_prove_one_drops_lock(gpu) || cws_gpu_reserve_steal_locked(gpu, need - have) ||
+           cws_gpu_spill_one_drops_lock(gpu);
 }
 
 /* A frame that can be had without an eviction, put where idle ones lie. False: there is none now. */
@@ -61,6 +62,7 @@ static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
 {
     return gpu->uses.running <= gpu->uses.stuck && gpu->drops.count == 0 && gpu->loads.count == 0 &&
            !cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && cws_gpu_spillable_locked(gpu) == 0 &&
+           cws_gpu_provable_locked(gpu) == 0 &&
            cws_gpu_budget_attainable(&gpu->budget) + gpu->budget.of_class[CWS_CLASS_RESERVE] < bytes;
 }
 
@@ -336,7 +338,7 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
     }
     p->waits = at == p->at ? p->waits + 1 : 0;
     p->at = at;
-    bool waited_for = gpu->budget.rooms || gpu->uses.waiting || gpu->strict.due;
+    bool waited_for = gpu->budget.rooms || gpu->uses.waiting || gpu->strict.due || gpu->proofs.asked;
     if (waited_for || gpu->core.stop || (pending && p->waits < t->patience_waits)) {
         p->ns = p->ns == 0                    ? t->patience_first_ns
                 : p->ns < t->patience_most_ns ? p->ns + p->ns / 2
@@ -365,7 +367,8 @@ static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
     cws_gpu_pools_trim_slack_drops_lock(&gpu->pools);
     moved |= serve_room_drops_lock(gpu);
     moved |= serve_demand_drops_lock(gpu, &unmet);
-    if (!gpu->budget.rooms && !unmet)
+    moved |= cws_gpu_prove_asked_drops_lock(gpu);
+    if (!gpu->budget.rooms && !unmet && !gpu->proofs.asked)
         moved |= make_ready_drops_lock(gpu) || serve_ahead_drops_lock(gpu, pending);
     return moved;
 }

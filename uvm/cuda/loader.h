@@ -64,6 +64,17 @@ CWS_MUST_CHECK int cws_gpu_loader_start(struct cws_gpu *gpu, struct cws_error *e
 void cws_gpu_loader_join(struct cws_gpu *gpu); /* the core was stopped */
 
 /* load.c */
+struct cws_gpu_batch_of { /* chunks of a piece that are to be decoded */
+    const struct cws_gpu_piece *piece;
+    uint64_t next_chunk;              /* the first of them, counted from the piece's first */
+    CUdeviceptr to;                   /* where it is to be */
+    uint64_t bytes_most, chunks_most; /* room there; chunks_most: at most CWS_GPU_SLOT_CHUNKS */
+};
+/* Fills the slot's jobs with as many of these chunks as it has room for, and says what is to be sent; the source's
+ * bytes are in host memory. Without the lock. */
+CWS_MUST_CHECK int cws_gpu_slot_plan(const struct cws_gpu *gpu, struct cws_gpu_slot *slot,
+                                     const struct cws_gpu_batch_of *of, struct cws_gpu_send *send,
+                                     struct cws_error *err);
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_frame *frame,
                                bool for_launch);
 bool cws_gpu_loads_issue_drops_lock(struct cws_gpu *gpu);

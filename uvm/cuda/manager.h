@@ -48,6 +48,8 @@ struct cws_gpu_config {
     /* before pools are trimmed, from a thread of the manager's: the owner gives back pool memory that it keeps
      * unused; NULL: nobody keeps any */
     void (*release)(const struct cws_gpu *gpu);
+    /* does the user want a tensor of this name to stay on the device (CODEC_PIN)? NULL: none. With the lock held */
+    bool (*pins)(const char *tensor);
     void (*say)(const char *line); /* one line for the user; any thread */
 };
 
@@ -210,6 +212,7 @@ struct cws_gpu_stats { /* bytes now, unless it says otherwise */
     /* since open: pieces of physical memory taken from the driver and given back; calls of the driver for that and to
      * map them */
     uint64_t frames_created, frames_released, vmm_calls;
+    uint64_t proven;             /* since open: ranges whose content was found to be that of weights */
     uint64_t stolen_bytes;       /* since open: of the reserve, taken for something else */
     uint64_t least_budget_bytes; /* that would have held what was asked so far */
 };

@@ -171,20 +171,26 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
 }
 
 /* Does it fit, beside what cannot be dropped and the largest set that a launch named? Says so if not. *granules: those
- * of its class, or what it takes and no more where these do not fit. */
-static bool fits_locked(struct cws_gpu *gpu, size_t bytes, uint32_t *granules, uint64_t expected)
+ * of its class, or what it takes and no more where these do not fit. Before it says no, what kernels put together of
+ * weights is given up. */
+static bool fits_drops_lock(struct cws_gpu *gpu, size_t bytes, uint32_t *granules, uint64_t expected)
 {
-    uint64_t budget = gpu->budget.bytes, set = gpu->sets.largest, span = (uint64_t)*granules * CWS_GPU_GRANULE;
+    uint64_t budget = gpu->budget.bytes, span = (uint64_t)*granules * CWS_GPU_GRANULE, need;
     uint64_t wide = (uint64_t)cws_size_class_round(*granules) * CWS_GPU_GRANULE;
-    if (cws_gpu_budget_undroppable(&gpu->budget) + wide + set <= budget) {
-        *granules = cws_size_class_round(*granules);
-        return true;
+    bool again = true, warms_up = bytes <= expected && bytes > budget / 2;
+    while (again) {
+        if (cws_gpu_budget_undroppable(&gpu->budget) + wide + gpu->sets.largest <= budget) {
+            *granules = cws_size_class_round(*granules);
+            return true;
+        }
+        cws_gpu_pools_count(&gpu->pools);
+        need = cws_gpu_budget_undroppable(&gpu->budget) + span + gpu->sets.largest;
+        if (warms_up || cws_gpu_room_fits_locked(gpu, need))
+            return true;
+        cws_gpu_uses_stuck_locked(gpu, true);
+        again = cws_gpu_prove_wait_drops_lock(gpu, need);
+        cws_gpu_uses_stuck_locked(gpu, false);
     }
-    cws_gpu_pools_count(&gpu->pools);
-    uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + span + set;
-    bool warms_up = bytes <= expected && bytes > budget / 2;
-    if (warms_up || cws_gpu_room_fits_locked(gpu, need))
-        return true;
     say_too_much_locked(gpu, bytes, cws_gpu_room_least_locked(gpu, need, span));
     return false;
 }
@@ -201,13 +207,14 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
     cws_gpu_lock(&gpu->core);
     struct cws_gpu_extent *x = cws_gpu_reserve_take_locked(gpu, granules, stream);
     struct cws_gpu_range *r = x ? x->range : NULL;
-    if (!r && fits_locked(gpu, bytes, &granules, expected))
+    if (!r && fits_drops_lock(gpu, bytes, &granules, expected))
         r = create_locked(gpu, granules);
     if (r) {
         r->freed = false;
         r->bytes = r->extents->bytes = bytes;
         r->extents->used = gpu->uses.begun;
         r->extents->adoptable = (struct cws_gpu_adoptable){.count = 0};
+        cws_gpu_proof_forget_locked(r->extents);
         r->extents->stream = stream;
         *out = r->base;
     }

@@ -41,9 +41,14 @@ CUresult cws_gpu_room_make_drops_lock(struct cws_gpu *gpu, uint64_t bytes, bool 
         cws_gpu_budget_grant(b, bytes, to_pool);
         return CUDA_SUCCESS;
     }
-    uint64_t need = cws_gpu_budget_undroppable(b) + b->granted + bytes + gpu->sets.largest;
+    uint64_t need;
+    bool fits;
     cws_gpu_uses_stuck_locked(gpu, true);
-    bool granted = cws_gpu_room_fits_locked(gpu, need) && cws_gpu_budget_grant_drops_lock(b, bytes, to_pool);
+    do {
+        need = cws_gpu_budget_undroppable(b) + b->granted + bytes + gpu->sets.largest;
+        fits = cws_gpu_room_fits_locked(gpu, need);
+    } while (!fits && cws_gpu_prove_wait_drops_lock(gpu, need));
+    bool granted = fits && cws_gpu_budget_grant_drops_lock(b, bytes, to_pool);
     cws_gpu_uses_stuck_locked(gpu, false);
     if (granted)
         return CUDA_SUCCESS;

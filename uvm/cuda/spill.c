@@ -55,7 +55,7 @@ static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_extent *
     *check->jobs = (struct cws_gpu_hash_job){.address = alias, .bytes = x->bytes};
     CUresult result = in ? d->copy_in_async(alias, in, x->bytes, stream) : CUDA_SUCCESS;
     if (result == CUDA_SUCCESS)
-        result = cws_gpu_check_start(&gpu->staging, check, 1);
+        result = cws_gpu_check_start(&gpu->staging, check, 1, cws_content_key);
     if (result == CUDA_SUCCESS && out)
         result = d->copy_out_async(out, alias, x->bytes, stream);
     /* also after an error: what was queued uses this memory */

@@ -209,7 +209,7 @@ int cws_gpu_slot_send(struct cws_gpu_staging *st, struct cws_gpu_slot *slot, con
         return cws_driver_fail(d, err, result, "copying compressed weights");
     note_moment(st, slot, CWS_MOMENT_DECODE);
     int code = cws_gpu_decode(st->decoder, st->decode_stream, slot->device_jobs, &send->batch, slot->device_results,
-                              cws_content_key, err);
+                              send->key, err);
     if (code)
         return code;
     note_moment(st, slot, CWS_MOMENT_DECODED);
@@ -220,10 +220,15 @@ int cws_gpu_slot_send(struct cws_gpu_staging *st, struct cws_gpu_slot *slot, con
     return result == CUDA_SUCCESS ? 0 : cws_driver_fail(d, err, result, "decoding weights");
 }
 
-void cws_gpu_slot_abandon(struct cws_gpu_staging *st)
+CUresult cws_gpu_slot_wait(struct cws_gpu_staging *st)
 {
-    st->core->driver->stream_sync(st->copy_stream);
-    st->core->driver->stream_sync(st->decode_stream);
+    CUresult copied = st->core->driver->stream_sync(st->copy_stream);
+    CUresult decoded = st->core->driver->stream_sync(st->decode_stream);
+    if (copied != CUDA_SUCCESS || decoded != CUDA_SUCCESS) { /* what was queued uses this memory, also after an error */
+        st->core->driver->stream_sync(st->copy_stream);
+        st->core->driver->stream_sync(st->decode_stream);
+    }
+    return copied == CUDA_SUCCESS ? decoded : copied;
 }
 
 void cws_gpu_slot_sent(struct cws_gpu_staging *st, const struct cws_gpu_send *send)
@@ -258,7 +263,8 @@ void cws_gpu_slot_done(struct cws_gpu_staging *st)
 
 /* Hashing has a stream of its own, and its job is read from host memory: on the stream of decodes or of copies an
  * eviction would wait for them. */
-CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, uint32_t count)
+CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, uint32_t count,
+                             const uint64_t key[2])
 {
     const struct cws_driver *d = st->core->driver;
     struct cws_gpu_batch batch;
@@ -269,7 +275,7 @@ CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *c
     /* the kernel adds to it */
     CUresult result = d->set8_async(check->device_results, 0, bytes, st->check_stream);
     if (result == CUDA_SUCCESS && cws_gpu_hash(st->decoder, st->check_stream, (CUdeviceptr)(uintptr_t)check->jobs,
-                                               &batch, check->device_results, cws_content_key, &err))
+                                               &batch, check->device_results, key, &err))
         result = CUDA_ERROR_UNKNOWN;
     return result == CUDA_SUCCESS ? d->copy_out_async(check->results, check->device_results, bytes, st->check_stream)
                                   : result;

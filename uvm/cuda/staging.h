@@ -65,16 +65,18 @@ bool cws_gpu_staging_time_all(struct cws_gpu_staging *st, bool all);
 /* The slot for the next batch, or NULL: all are under way. */
 struct cws_gpu_slot *cws_gpu_slot_free(struct cws_gpu_staging *st);
 /* What a slot has to be sent: stored bytes at `host`, its jobs, `table` or NULL. Asynchronous. Where this fails a part
- * may be under way: cws_gpu_slot_abandon. Without the lock. */
+ * may be under way: cws_gpu_slot_wait. Without the lock. */
 struct cws_gpu_send {
     const uint8_t *host;
     uint64_t bytes;
     const struct cws_gpu_table *table;
+    const uint64_t *key; /* of the hash of what the jobs decode to */
     struct cws_gpu_batch batch;
 };
 CWS_MUST_CHECK int cws_gpu_slot_send(struct cws_gpu_staging *st, struct cws_gpu_slot *slot,
                                      const struct cws_gpu_send *send, struct cws_error *err);
-void cws_gpu_slot_abandon(struct cws_gpu_staging *st);
+/* Waits for all that was sent. Without the lock. */
+CUresult cws_gpu_slot_wait(struct cws_gpu_staging *st);
 /* It was sent: the next slot is another one. */
 void cws_gpu_slot_sent(struct cws_gpu_staging *st, const struct cws_gpu_send *send);
 /* The oldest batch: CUDA_ERROR_NOT_READY, or what came of it. *out: its slot; NULL: nothing is under way. */
@@ -82,9 +84,10 @@ CUresult cws_gpu_slot_oldest(struct cws_gpu_staging *st, struct cws_gpu_slot **o
 /* It was looked at, and is free. */
 void cws_gpu_slot_done(struct cws_gpu_staging *st);
 
-/* Hashes of memory of the device, `count` of check->jobs into check->results: asynchronous, on check_stream. Without
- * the lock. */
-CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, uint32_t count);
+/* Hashes of memory of the device, `count` of check->jobs into check->results, under `key`: asynchronous, on
+ * check_stream. Without the lock. */
+CUresult cws_gpu_check_start(struct cws_gpu_staging *st, struct cws_gpu_check *check, uint32_t count,
+                             const uint64_t key[2]);
 
 /* NULL, or what does not hold. */
 const char *cws_gpu_staging_check(const struct cws_gpu_staging *st);

@@ -88,7 +88,8 @@ static uint64_t needed(const struct cws_gpu *gpu, const struct cws_gpu_use *use)
     uint64_t bytes = cws_gpu_budget_undroppable(&gpu->budget);
     for (unsigned i = 0; i < use->count; i++) {
         const struct cws_gpu_extent *x = use->extents[i];
-        if (x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY && !x->range->freed)
+        if (x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY && x->state != CWS_EXTENT_PROVING &&
+            !x->range->freed)
             bytes += cws_gpu_span(x);
     }
     return bytes;
@@ -215,8 +216,9 @@ static CUresult get_all_drops_lock(struct cws_gpu *gpu, struct cws_gpu_use *use)
     CUresult result = CUDA_SUCCESS;
     if (needed(gpu, use) > gpu->budget.bytes) {
         cws_gpu_pools_count(&gpu->pools);
-        if (!cws_gpu_room_fits_locked(gpu, needed(gpu, use)))
-            result = CUDA_ERROR_OUT_OF_MEMORY;
+        while (!cws_gpu_room_fits_locked(gpu, needed(gpu, use)) && result == CUDA_SUCCESS)
+            if (!cws_gpu_prove_wait_drops_lock(gpu, needed(gpu, use)))
+                result = CUDA_ERROR_OUT_OF_MEMORY;
     }
     /* all of them at once: the loader takes them in turn */
     for (unsigned i = 0; i < use->count && result == CUDA_SUCCESS; i++)

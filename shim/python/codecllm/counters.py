@@ -53,6 +53,7 @@ class MemoryStats(TypedDict):
     spilled: int  # written weights and idle allocations that are in host memory for now
     spills: int  # a count
     restores: int  # a count
+    proven: int  # a count: allocations whose content was found to be weights that a kernel put together
     loaded_bytes: int
     link_bytes: int
     link_ns: int  # nanoseconds that the link was busy with these, by the device's clock

@@ -1,0 +1,279 @@
+/* prove.c - provenance by content. The bytes of an extent that only the program knows are hashed at each offset in each
+ * of the sizes that tensors of the known stores have. Where the hashes are those of tensors, one after the other to the
+ * end, it is unmapped, so that nobody can write to it any more, at least not silently; the tensors are decoded into
+ * staging memory, and both are hashed again, chunk by chunk, under a random key: the file's key is known to everybody,
+ * so that what it finds proves nothing. If all chunks are equal the extent is bound, and its memory is free. If not it
+ * is mapped again, and not looked at before it was used again; the more often that happens, the longer it is left
+ * alone. What is not tensors is never unmapped: kernels may reach it by pointers that nobody sees. */
+#include "gpu.h"
+
+#include <stdio.h>
+#include <sys/random.h>
+
+enum {
+    TIMES_MOST = 10,  /* an extent that was looked at in vain so often is looked at again after 2^10 uses of others */
+    PIECES_AHEAD = 3, /* whose bytes are fetched meanwhile */
+    /* as long as a launch waits for a better victim, so often: while uses do not end; then memory is refused */
+    WAITS = 500,
+};
+
+void cws_gpu_proofs_init(struct cws_gpu_proofs *proofs)
+{
+    *proofs = (struct cws_gpu_proofs){.asked = false};
+    cws_gpu_known_init(&proofs->known);
+    if (getrandom(proofs->key, sizeof proofs->key, GRND_NONBLOCK) != (ssize_t)sizeof proofs->key)
+        proofs->key[0] = proofs->key[1] = 0;
+}
+
+void cws_gpu_proofs_close(struct cws_gpu_proofs *proofs) { cws_gpu_known_close(&proofs->known); }
+
+void cws_gpu_proof_forget_locked(struct cws_gpu_extent *x) { x->proof = (struct cws_gpu_proof){.failed = 0}; }
+
+/* --- which ------------------------------------------------------------------------------------------------ */
+
+/* One that was spilled was looked at before that; while the copy is kept it is hardly anything new. */
+static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
+{
+    const struct cws_gpu_known *known = &gpu->proofs.known;
+    uint64_t age = gpu->uses.begun - x->used;
+    return (x->state == CWS_EXTENT_ANONYMOUS || x->state == CWS_EXTENT_DIRTY) && !x->holds && !x->range->pinned &&
+           !x->range->freed && !cws_gpu_is_demanded(x) && !x->spill.host && x->proof.failed != x->used + 1 &&
+           x->bytes >= known->sizes[known->size_count - 1] && age + 1 >= (uint64_t)1 << x->proof.times;
+}
+
+static bool is_possible(const struct cws_gpu *gpu)
+{
+    return gpu->proofs.known.size_count && (gpu->proofs.key[0] || gpu->proofs.key[1]);
+}
+
+uint64_t cws_gpu_provable_locked(const struct cws_gpu *gpu)
+{
+    uint64_t bytes = 0;
+    for (const struct cws_gpu_extent *x = is_possible(gpu) ? cws_gpu_extent_next(&gpu->ranges, NULL) : NULL; x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        bytes += is_candidate(gpu, x) ? cws_gpu_span(x) : 0;
+    return bytes;
+}
+
+/* The one that was used longest ago, of those whose uses are done. */
+static struct cws_gpu_extent *choose_locked(struct cws_gpu *gpu)
+{
+    struct cws_gpu_extent *best = NULL;
+    for (struct cws_gpu_extent *x = is_possible(gpu) ? cws_gpu_extent_next(&gpu->ranges, NULL) : NULL; x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        if (is_candidate(gpu, x) && (!best || x->used < best->used) &&
+            cws_gpu_users_done(&gpu->streams, &x->users, true))
+            best = x;
+    return best;
+}
+
+/* --- what it may be ---------------------------------------------------------------------------------------- */
+
+static struct cws_gpu_check *check_of(struct cws_gpu *gpu) { return &gpu->staging.checks[CWS_GPU_DROPS]; }
+
+/* Waits for hashes that were started, or not: what was queued uses the check's memory, also after an error. */
+static CUresult finish_check(struct cws_gpu *gpu, CUresult started)
+{
+    CUresult waited = gpu->core.driver->stream_sync(gpu->staging.check_stream);
+    if (waited != CUDA_SUCCESS)
+        gpu->core.driver->stream_sync(gpu->staging.check_stream);
+    return started == CUDA_SUCCESS ? waited : started;
+}
+
+/* Adds the tensor that begins at `at`, the largest of those that may. False: there is none, or this failed. */
+static bool add_next_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, struct cws_gpu_pieces *found)
+{
+    const struct cws_gpu_known *known = &gpu->proofs.known;
+    struct cws_gpu_check *check = check_of(gpu);
+    uint64_t at = found->covered;
+    uint32_t count = 0;
+    for (unsigned i = 0; i < known->size_count && at % 16 == 0; i++)
+        if (known->sizes[i] <= x->bytes - at)
+            check->jobs[count++] = (struct cws_gpu_hash_job){.address = x->frame->alias + at, .bytes = known->sizes[i]};
+    if (count == 0)
+        return false;
+    cws_gpu_unlock(&gpu->core);
+    CUresult result = finish_check(gpu, cws_gpu_check_start(&gpu->staging, check, count, cws_content_key));
+    cws_gpu_lock(&gpu->core);
+    for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        struct cws_gpu_piece piece;
+        struct cws_store *store;
+        uint64_t bytes = check->jobs[i].bytes;
+        const struct cws_tensor_info *t = cws_gpu_known_find(known, bytes, cws_gpu_result_hash(&check->results[i]),
+                                                             &store);
+        if (!t || !cws_gpu_piece_of(t, 0, bytes, at, &piece))
+            continue;
+        if (gpu->config.pins && gpu->config.pins(t->name))
+            return false;
+        piece.source = cws_gpu_source_get(&gpu->sources, store, t);
+        if (piece.source && cws_gpu_pieces_put(&gpu->sources, found, &piece))
+            return true;
+        if (piece.source)
+            cws_gpu_source_put(&gpu->sources, piece.source);
+        return false;
+    }
+    return false;
+}
+
+/* --- whether it is ------------------------------------------------------------------------------------------- */
+
+/* Are the next chunks of the piece what lies in the extent's frame? *done: how many were looked at. No load is under
+ * way: the slots are free. The lock is not held. */
+static bool is_same_batch(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const struct cws_gpu_piece *piece,
+                          uint64_t next, uint64_t *done)
+{
+    struct cws_gpu_staging *st = &gpu->staging;
+    struct cws_gpu_slot *slot = cws_gpu_slot_free(st);
+    const struct cws_gpu_slot *scratch = &st->slots[(st->next + 1) % st->slot_count];
+    const struct cws_chunk_record *chunks = piece->source->tensor->chunks;
+    struct cws_gpu_check *check = check_of(gpu);
+    struct cws_gpu_send send;
+    struct cws_error err = {0};
+    const struct cws_gpu_batch_of what = {.piece = piece,
+                                          .next_chunk = next,
+                                          .to = scratch->device,
+                                          .bytes_most = st->slot_bytes,
+                                          .chunks_most = CWS_GPU_CHECK_JOBS};
+    if (cws_gpu_slot_plan(gpu, slot, &what, &send, &err) || slot->chunks == 0)
+        return false;
+    uint64_t chunk_bytes = piece->source->tensor->record->chunk_bytes;
+    for (uint64_t i = 0; i < slot->chunks; i++)
+        check->jobs[i] = (struct cws_gpu_hash_job){.address = x->frame->alias + piece->at + (next + i) * chunk_bytes,
+                                                   .bytes = chunks[slot->first_chunk + i].logical_bytes,
+                                                   .first_word = (slot->first_chunk + i) * chunk_bytes / 16};
+    send.key = gpu->proofs.key;
+    bool good = !cws_gpu_slot_send(st, slot, &send, &err);
+    CUresult result = cws_gpu_check_start(st, check, (uint32_t)slot->chunks, gpu->proofs.key);
+    good &= cws_gpu_slot_wait(st) == CUDA_SUCCESS;
+    good &= finish_check(gpu, result) == CUDA_SUCCESS;
+    for (uint64_t i = 0; i < slot->chunks && good; i++) {
+        struct cws_hash128 theirs = cws_gpu_result_hash(&slot->results[i]);
+        struct cws_hash128 ours = cws_gpu_result_hash(&check->results[i]);
+        good = slot->results[i].status == CWS_GPU_OK && theirs.lo == ours.lo && theirs.hi == ours.hi;
+    }
+    *done = slot->chunks;
+    return good;
+}
+
+static bool is_same_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
+{
+    struct cws_gpu_source *s = piece->source;
+    cws_gpu_source_load_begin(&gpu->sources, s);
+    while ((s->state == CWS_SOURCE_WANTED || s->state == CWS_SOURCE_FETCHING) && !gpu->core.stop) {
+        cws_gpu_work_begin_locked(&gpu->core);
+        cws_gpu_work_wait_drops_lock(&gpu->core, gpu->core.tuning->patience_most_ns);
+    }
+    bool same = s->state == CWS_SOURCE_READY && s->host;
+    cws_gpu_unlock(&gpu->core);
+    uint64_t done = 0;
+    for (uint64_t next = 0; same && next < piece->chunk_count; next += done)
+        same = is_same_batch(gpu, x, piece, next, &done);
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_source_load_end(&gpu->sources, s);
+    return same;
+}
+
+/* --- the proof ------------------------------------------------------------------------------------------------ */
+
+/* Its tensors were found, and are what it holds: it is bound to them, and its memory is free. */
+static void take_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_pieces *found)
+{
+    bool was_bound = cws_gpu_is_bound(x);
+    struct cws_gpu_frame *frame = x->frame;
+    cws_gpu_pieces_clear(&gpu->sources, &x->pieces);
+    x->pieces = *found;
+    cws_gpu_spill_forget_locked(gpu, x);
+    cws_gpu_proof_forget_locked(x);
+    x->frame = NULL;
+    cws_gpu_frame_put(&gpu->frames, frame);
+    cws_gpu_bind_proven_locked(gpu, x, was_bound);
+    gpu->proofs.proven++;
+}
+
+static void prove_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    enum cws_extent_state before = x->state;
+    uint64_t used = x->used; /* a launch may name it meanwhile, and wait */
+    struct cws_gpu_pieces found = {.list = NULL};
+    bool same = true;
+    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_PROVING);
+    while (same && found.covered < x->bytes)
+        same = add_next_drops_lock(gpu, x, &found);
+    cws_gpu_unlock(&gpu->core);
+    bool unmapped = same && cws_gpu_frame_unmap(&gpu->frames, x->frame, x->base) == CUDA_SUCCESS;
+    cws_gpu_lock(&gpu->core);
+    same = unmapped;
+    for (uint32_t i = 0; i < found.count && same && !x->range->freed; i++) {
+        for (uint32_t k = i + 1; k < found.count && k <= i + PIECES_AHEAD; k++)
+            cws_gpu_source_want(&gpu->sources, found.list[k].source, true);
+        same = is_same_drops_lock(gpu, x, &found.list[i]);
+    }
+    if (same && !x->range->freed) {
+        take_locked(gpu, x, &found);
+    } else {
+        cws_gpu_pieces_clear(&gpu->sources, &found);
+        cws_gpu_unlock(&gpu->core);
+        if (unmapped)
+            cws_gpu_frame_map_again(&gpu->frames, x->frame, x->base);
+        cws_gpu_lock(&gpu->core);
+        x->proof.failed = used + 1;
+        x->proof.times += x->proof.times < TIMES_MOST;
+        gpu->proofs.refuted++;
+        cws_gpu_extent_set_locked(gpu, x, before);
+    }
+    cws_gpu_extent_settle_locked(gpu, x);
+}
+
+bool cws_gpu_prove_one_drops_lock(struct cws_gpu *gpu)
+{
+    struct cws_gpu_extent *x = gpu->loads.count || gpu->staging.busy ? NULL : choose_locked(gpu);
+    if (!x)
+        return false;
+    prove_drops_lock(gpu, x);
+    return true;
+}
+
+/* --- for who waits --------------------------------------------------------------------------------------------- */
+
+/* Nothing can be looked at now: is it no use to wait any longer? */
+static bool is_over(struct cws_gpu *gpu)
+{
+    struct cws_gpu_proofs *p = &gpu->proofs;
+    uint64_t now = cws_gpu_now_ns();
+    if (cws_gpu_provable_locked(gpu) == 0 || gpu->core.stop)
+        return true;
+    if (p->since_ns == 0 || p->progress != gpu->streams.progress || gpu->loads.count)
+        p->since_ns = now;
+    p->progress = gpu->streams.progress;
+    return now - p->since_ns > WAITS * gpu->core.tuning->victim_wait_ns;
+}
+
+bool cws_gpu_prove_asked_drops_lock(struct cws_gpu *gpu)
+{
+    struct cws_gpu_proofs *p = &gpu->proofs;
+    if (!p->asked)
+        return false;
+    uint64_t proven = p->proven;
+    bool moved = cws_gpu_prove_one_drops_lock(gpu);
+    if (p->proven != proven || (!moved && is_over(gpu))) {
+        p->asked = false;
+        p->answered++;
+        p->since_ns = 0;
+        cws_gpu_changed_locked(&gpu->core);
+    }
+    return moved;
+}
+
+bool cws_gpu_prove_wait_drops_lock(struct cws_gpu *gpu, uint64_t need)
+{
+    struct cws_gpu_proofs *p = &gpu->proofs;
+    uint64_t answered = p->answered, proven = p->proven, most = cws_gpu_provable_locked(gpu);
+    if (most == 0 || need > gpu->budget.bytes + most + cws_gpu_spillable_locked(gpu))
+        return false;
+    while (p->answered == answered && !gpu->core.stop) {
+        p->asked = true;
+        cws_gpu_wake_locked(&gpu->core);
+        cws_gpu_changed_wait_drops_lock(&gpu->core);
+    }
+    return p->proven != proven;
+}
