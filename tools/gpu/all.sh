@@ -65,7 +65,7 @@ if [ "$part" != right ]; then
         rm -rf "$work/llama-3.1-8b" "$work/llama-3.1-8b.packed" "$work/pipeline-large" "$work/pipeline-large.packed"
         step denoise 400 python3 tools/gpu/denoise.py "$out/denoise" --build "$build" --work "$work" --budgets 8G,6G
         step rounds 400 python3 tools/gpu/rounds.py "$out/rounds" --build "$build" --work "$work"
-        rm -rf "$work"/rounds-* "$work"/denoise-*
+        rm -rf "$work"/rounds-* "$work"/flux-* # 40 GB of room, of which it takes 12
         step patterns 1200 python3 tools/gpu/patterns.py "$out/patterns" --build "$build" --work "$work"
     fi
 fi

@@ -547,6 +547,19 @@ def asks(s):
 
 
 @pattern
+def benchmark(s):
+    """torch.backends.cudnn.benchmark: PyTorch compares what it has allocated with the memory that there is"""
+    import torch
+
+    weights = whole(s)
+    if s.cuda:
+        torch.backends.cudnn.benchmark = True  # its choice may change bits: what is computed here is not compared
+        picture = torch.ones(1, 64, 32, 32, device=s.device)
+        torch.nn.functional.conv2d(picture, torch.ones(64, 64, 3, 3, device=s.device), padding=1)
+    return weights
+
+
+@pattern
 def memory_pool(s):
     """a pool of the program's own (torch.cuda.MemPool), where PyTorch has one, for something beside the weights"""
     import torch
