@@ -153,10 +153,73 @@ static void test_memory_that_is_waited_for(void **state)
     close_gpu(f);
 }
 
+struct answer {
+    size_t left, total;
+};
+static struct answer ask(struct fixture *f, uint64_t opened_bytes)
+{
+    struct answer a;
+    cws_gpu_mem_info(f->gpu, opened_bytes, &a.left, &a.total);
+    return a;
+}
+
+/* Once a model is loaded, half of the budget is its weights', and what is free besides can be had. */
+static void test_free_memory_can_be_planned_with(void **state)
+{
+    (void)state;
+    uint64_t budget = 34 * MIB, all = 0, least = 1288490189; /* 1.2 GiB, which transformers subtracts */
+    struct fixture *f = open_gpu(256 * MIB, budget, false);
+    CUdeviceptr taken;
+    for (unsigned i = 0; i < TENSORS; i++)
+        all += tensor_bytes(i);
+    struct answer empty = ask(f, 0), opened = ask(f, all);
+    assert_true(empty.left > budget / 2 && empty.left < budget);
+    assert_true(empty.total >= least && empty.total < least + MIB);
+    assert_int_equal(opened.left, empty.left + all);
+    assert_int_equal(ask(f, least).total, budget + least);
+    bind_all(f);
+    struct answer loaded = ask(f, 0), small_left = ask(f, all / 16), loading = ask(f, all / 2);
+    assert_int_equal(loaded.left, empty.left - budget / 2);
+    assert_int_equal(loaded.total, empty.total);
+    assert_memory_equal(&small_left, &loaded, sizeof loaded);
+    assert_int_equal(loading.left, empty.left + all / 2);
+    assert_int_equal(cws_gpu_alloc(f->gpu, loaded.left / (2 * MIB) * 2 * MIB, f->stream, &taken), CUDA_SUCCESS);
+    for (unsigned i = 0; i < 2 * TENSORS; i++)
+        expect_right(f, i % TENSORS);
+    assert_null(cws_gpu_check(f->gpu));
+    assert_int_equal(cws_gpu_free(f->gpu, taken, f->stream, false), CUDA_SUCCESS);
+    free_all(f);
+    cws_gpu_settle(f->gpu);
+    assert_int_equal(ask(f, 0).left, empty.left);
+    close_gpu(f);
+}
+
+/* What cannot be dropped may leave nothing for a program to plan with; a small model keeps what it takes and no more. */
+static void test_free_memory_is_never_below_nothing(void **state)
+{
+    (void)state;
+    struct fixture *f = open_gpu(256 * MIB, 200 * MIB, false);
+    struct cws_gpu_stats stats;
+    struct answer empty = ask(f, 0);
+    bind_all(f);
+    cws_gpu_stats_get(f->gpu, &stats);
+    size_t bound = empty.left - ask(f, 0).left;
+    assert_in_range(bound, stats.bound_bytes, 2 * stats.bound_bytes); /* whole pieces of memory */
+    assert_int_equal(cws_gpu_make_room(f->gpu, 120 * MIB), CUDA_SUCCESS);
+    cws_gpu_room_used(f->gpu, 120 * MIB, 120 * MIB);
+    assert_in_range(ask(f, 0).left, 0, 80 * MIB - bound);
+    cws_gpu_plain_freed(f->gpu, 120 * MIB);
+    free_all(f);
+    close_gpu(f);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_memory_is_counted), cmocka_unit_test(test_waits_have_causes),
-        cmocka_unit_test(test_staging_that_is_full), cmocka_unit_test(test_memory_that_is_waited_for)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_is_counted),
+                                       cmocka_unit_test(test_waits_have_causes),
+                                       cmocka_unit_test(test_staging_that_is_full),
+                                       cmocka_unit_test(test_memory_that_is_waited_for),
+                                       cmocka_unit_test(test_free_memory_can_be_planned_with),
+                                       cmocka_unit_test(test_free_memory_is_never_below_nothing)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -762,8 +762,8 @@ static void free_memory_is_the_budgets(void **state)
     (void)state;
     size_t free_bytes, total;
     OK(cu.cuMemGetInfo_v2(&free_bytes, &total));
-    assert_int_equal(total, stat_of("budget"));
-    assert_true(free_bytes <= total && free_bytes > 0);
+    assert_true(total >= 1.2 * (1 << 30)); /* transformers subtracts so much */
+    assert_true(free_bytes <= stat_of("budget") && free_bytes > 0);
 }
 
 /* More weights are written to than the budget holds: some go to host memory, and come back as they were written. */
@@ -855,7 +855,7 @@ static void an_allocation_for_what_is_about_to_be_loaded_is_granted(void **state
     int fd = open(path, O_RDONLY);
     assert_true(fd >= 0 && fstat(fd, &st) == 0 && (size_t)st.st_size == logical_bytes);
     OK(cu.cuMemGetInfo_v2(&free_bytes, &total));
-    assert_int_equal(total, stat_of("budget") + logical_bytes);
+    assert_in_range(free_bytes, logical_bytes, logical_bytes + stat_of("budget"));
     OK(cu.cuMemAllocAsync(&all, model, stream));
     /* it is not for use */
     assert_int_equal(cu.cuMemsetD8Async(all, 1, model, stream), CUDA_ERROR_OUT_OF_MEMORY);

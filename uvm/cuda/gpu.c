@@ -103,14 +103,34 @@ void cws_gpu_fork_child(struct cws_gpu *gpu)
 
 /* --- numbers ---------------------------------------------------------------------------------------- */
 
+/* What stays unbound of a store that was loaded is less than this part of what is bound. */
+enum { MEM_INFO_REST = 8 };
+
+/* Is the program loading? Some bytes of a store stay unbound: small tensors, what was copied from ordinary memory. */
+static bool is_loading_locked(const struct cws_gpu *gpu, uint64_t opened_bytes)
+{
+    uint64_t copied = gpu->adopts.copied;
+    return opened_bytes > copied && opened_bytes - copied > gpu->budget.bound / MEM_INFO_REST;
+}
+
+/* Of the budget, what weights are to have beside all that a program plans once it has loaded. */
+static uint64_t weights_share_locked(const struct cws_gpu *gpu)
+{
+    const struct cws_gpu_budget *b = &gpu->budget;
+    uint64_t share = gpu->sets.largest > b->bytes / 2 ? gpu->sets.largest : b->bytes / 2;
+    return b->bound < share ? b->bound : share;
+}
+
 void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_bytes, size_t *total_bytes)
 {
     cws_gpu_lock(&gpu->core);
     cws_gpu_pools_count(&gpu->pools);
-    uint64_t left = cws_gpu_budget_for_weights(&gpu->budget) + opened_bytes;
+    bool loading = is_loading_locked(gpu, opened_bytes);
+    uint64_t left = cws_gpu_budget_for_weights(&gpu->budget), share = loading ? 0 : weights_share_locked(gpu);
     cws_gpu_unlock(&gpu->core);
-    *total_bytes = gpu->budget.bytes + opened_bytes;
-    *free_bytes = left;
+    uint64_t more = loading ? opened_bytes : 0, total = gpu->budget.bytes + more;
+    *total_bytes = total > CWS_GPU_TOTAL_MIN ? total : CWS_GPU_TOTAL_MIN;
+    *free_bytes = (left > share ? left - share : 0) + more;
 }
 
 /* Bytes of an extent that were adopted; host: those that host memory has, which are none once it was written to. */

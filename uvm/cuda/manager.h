@@ -181,10 +181,15 @@ void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
 
 /* --- what is said to the program and the user ------------------------------------------------------ */
 
-/* What cuMemGetInfo answers: total = budget + opened_bytes, free = the budget that is not taken by memory which cannot
- * be evicted + opened_bytes. Weights that are resident count as free.
- *   opened_bytes  logical bytes of opened stores that are not bound yet: the program plans with what is free,
- *                 and they will take only what the budget gives */
+/* What cuMemGetInfo answers, for programs that calculate with it (docs/limits.md).
+ *   opened_bytes  logical bytes of opened stores that are not bound yet
+ * While these are more than a small part of what is bound, the program loads: total = budget + opened_bytes, free = the
+ * budget that is not taken by memory which cannot be evicted + opened_bytes. It plans with what is free, and weights
+ * will take only what the budget gives.
+ * Else: total = budget, free = the budget less what cannot be evicted and less what weights are to have: all that are
+ * bound, half of the budget at most, or the largest set that a launch named where that is more.
+ * total is CWS_GPU_TOTAL_MIN at least. */
+#define CWS_GPU_TOTAL_MIN ((uint64_t)1229 << 20) /* transformers subtracts 1.2 GiB from it */
 void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_bytes, size_t *total_bytes);
 
 struct cws_gpu_stats { /* bytes now, unless it says otherwise */
