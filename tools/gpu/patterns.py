@@ -116,7 +116,8 @@ def prepare(arguments, kind):
     directory = os.path.join(arguments.work, f"patterns-{kind}-{arguments.scale}")
     if not os.path.isdir(directory):
         command = [sys.executable, os.path.abspath(__file__), arguments.out, *passed(arguments), "--make", kind]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with open(os.path.join(arguments.out, f"make-{kind}.log"), "w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=log)
     if not os.path.isdir(directory + ".packed"):
         pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", directory, directory + ".packed"]
         subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
