@@ -61,12 +61,8 @@ static bool copy(const struct cws_gpu *gpu, const void *from, size_t bytes, void
                  struct cws_tensor_info **tensor)
 {
     const struct cws_driver *d = gpu->core.driver;
-    bool exchanged;
     *host = NULL;
-    CUstreamCaptureMode mode = cws_driver_relax(d, &exchanged); /* another stream may capture */
-    CUresult result = d->host_alloc(host, cws_gpu_host_bytes_of(bytes), CU_MEMHOSTALLOC_PORTABLE);
-    cws_driver_restore(d, mode, exchanged);
-    if (result != CUDA_SUCCESS)
+    if (d->host_alloc(host, cws_gpu_host_bytes_of(bytes), CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
         return false;
     memcpy(*host, from, bytes);
     *tensor = describe(bytes, *host, "copied by the program"); /* of the copy: another thread may write to the source */
@@ -89,13 +85,11 @@ static bool bind_drops_lock(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, C
     return cws_gpu_bind_put_locked(gpu, x, &piece);
 }
 
-bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, const void *from)
+static bool adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, const void *from)
 {
     struct cws_tensor_info *tensor = NULL;
     size_t host_bytes = cws_gpu_host_bytes_of(bytes);
     void *host = NULL;
-    if (gpu->core.dead)
-        return false;
     cws_gpu_lock(&gpu->core);
     bool taken = cws_gpu_host_reserve_drops_lock(&gpu->sources, host_bytes);
     gpu->adopts.refused += taken ? 0 : bytes;
@@ -111,6 +105,18 @@ bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream s
         cws_gpu_host_give(&gpu->sources, host, host_bytes);
     cws_gpu_unlock(&gpu->core);
     free(tensor);
+    return bound;
+}
+
+bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, const void *from)
+{
+    bool exchanged;
+    if (gpu->core.dead)
+        return false;
+    /* host memory is pinned and freed, and another stream may capture */
+    CUstreamCaptureMode mode = cws_driver_relax(gpu->core.driver, &exchanged);
+    bool bound = adopt(gpu, to, bytes, stream, from);
+    cws_driver_restore(gpu->core.driver, mode, exchanged);
     return bound;
 }
 
