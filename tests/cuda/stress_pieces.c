@@ -34,7 +34,7 @@ struct worker {
     struct slot slots[SLOTS];
 };
 
-static unsigned rounds = SANITIZED ? 60 : 250;
+static unsigned rounds = SANITIZED ? 30 : 250;
 static atomic_ulong bound, copied, carried, refused;
 
 static size_t pick(struct worker *w, size_t n) { return (size_t)(sample_random(&w->seed) % n); }
