@@ -360,18 +360,20 @@ static bool take_option(int c, const char **trace)
 /* False, with a line: it cannot be. */
 static bool take_tuned(int c)
 {
+    const char *name = c == OPT_COST ? "--cost" : c == OPT_SWEEP ? "--sweep" : "--set";
     struct cws_error err = {0};
-    if (c == OPT_COST && replay_cost_set(&device.costs, optarg, &err))
-        cws_say_line("--cost %s", err.message);
-    else if (c == OPT_COST)
-        return true;
-    else if (c == OPT_SWEEP && sweep.count)
+    int code;
+    if (c == OPT_SWEEP && sweep.count) {
         cws_say_line("--sweep: one number at a time");
-    else if (c == OPT_SWEEP ? replay_sweep_of(&sweep, optarg, &err) : replay_set(&tuning, optarg, &err))
-        cws_say_line("%s %s", c == OPT_SWEEP ? "--sweep" : "--set", err.message);
+        return false;
+    }
+    if (c == OPT_COST)
+        code = replay_cost_set(&device.costs, optarg, &err);
     else
-        return true;
-    return false;
+        code = c == OPT_SWEEP ? replay_sweep_of(&sweep, optarg, &err) : replay_set(&tuning, optarg, &err);
+    if (code)
+        cws_say_line("%s %s", name, err.message);
+    return code == 0;
 }
 
 static int list_tuning(void)

@@ -155,7 +155,7 @@ static void after(struct replay_program *p, struct stream *s, int layer)
 
 static void double_block(struct replay_program *p, struct stream *image, struct stream *text, int layer)
 {
-    struct tensor both[3];
+    struct tensor both[3] = {{REPLAY_NONE, 0}};
     before(p, image, layer);
     before(p, text, layer);
     for (unsigned i = 0; i < 3; i++)
@@ -175,7 +175,7 @@ static void double_block(struct replay_program *p, struct stream *image, struct 
 static void single_block(struct replay_program *p, struct tensor *x, int layer)
 {
     const uint64_t rows = IMAGES + WORDS;
-    struct tensor qkv[3];
+    struct tensor qkv[3] = {{REPLAY_NONE, 0}};
     linear(p, 1, 3ull * HIDDEN, HIDDEN, "single.modulation", layer);
     struct tensor y = normed(p, *x), up = linear(p, rows, 4ull * HIDDEN, HIDDEN, "single.up", layer);
     struct tensor inner = mapped(p, up);
@@ -265,7 +265,7 @@ static void make_llama(struct replay_program *p, const struct replay_shape *s, u
 {
     struct tensor x = launch(p, add_weight(p, s->vocabulary, s->hidden, "embed", -1), 2 * rows * s->hidden, 0,
                              2 * rows * s->hidden);
-    struct tensor cache[2 * LAYERS_MOST];
+    struct tensor cache[2 * LAYERS_MOST] = {{REPLAY_NONE, 0}};
     for (int i = 0; i < (int)s->layers; i++) {
         llama_attention(p, s, rows, context, &x, i, cache + 2 * (size_t)i);
         llama_expansion(p, s, rows, &x, i);

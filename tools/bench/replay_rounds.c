@@ -73,6 +73,7 @@ static int print_budget(struct cws_table *t, const struct replay_rounds *what, s
         cws_say_line("%s", err.message);
         status = 1;
     }
+    p->tuning = what->tuning; /* the loop's own is gone */
     return status;
 }
 

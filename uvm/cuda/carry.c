@@ -68,7 +68,7 @@ bool cws_gpu_carry(struct cws_gpu *gpu, CUdeviceptr to, CUdeviceptr from, size_t
     struct cws_gpu_piece *list = pieces_of_locked(gpu, to, from, bytes, &count);
     struct cws_gpu_extent *x = list ? cws_gpu_bind_target_drops_lock(gpu, to, bytes, stream) : NULL;
     bool bound = x && is_untouched(cws_gpu_bind_around_locked(gpu, from, bytes)); /* the lock was free */
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; list && i < count; i++) {
         if (bound) /* where one fails the copy is made, which brings the same bytes */
             bound = cws_gpu_bind_put_locked(gpu, x, &list[i]);
         else

@@ -76,6 +76,11 @@ struct cws_gpu_extent *cws_gpu_reserve_take_locked(struct cws_gpu *gpu, uint32_t
 
 /* --- the profile ------------------------------------------------------------------------------------------- */
 
+static uint64_t place_of(const struct cws_gpu_reserve_profile *p, uint64_t at)
+{
+    return (at - p->begin) / (p->wide ? p->wide : 1);
+}
+
 /* Begins anew at this use, for rounds of so many. */
 static void restart(struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t round, bool known)
 {
@@ -106,10 +111,10 @@ static bool is_round(struct cws_gpu_reserve_profile *p, uint64_t at, uint64_t ro
 /* The program's own memory is `bytes` now, at the use `at`, of a round of `round` uses; known: the order has rounds. */
 static void note(struct cws_gpu_reserve_profile *p, uint64_t bytes, uint64_t at, uint64_t round, bool known)
 {
-    bool over = at < p->begin || (p->wide && (at - p->begin) / p->wide > p->place + CWS_RESERVE_KEPT);
-    if (over || !p->round || !is_round(p, at, round, known))
+    bool over = !p->wide || at < p->begin || place_of(p, at) > p->place + CWS_RESERVE_KEPT;
+    if (over || !is_round(p, at, round, known))
         restart(p, at, round, known);
-    while ((at - p->begin) / p->wide > p->place)
+    for (uint64_t now = place_of(p, at); now > p->place;)
         next_place(p);
     uint64_t *most = &p->most[p->place % CWS_RESERVE_KEPT], *least = &p->least[p->place % CWS_RESERVE_KEPT];
     *most = bytes > *most ? bytes : *most;
@@ -123,7 +128,7 @@ struct span {
 
 static void look_at_uses(const struct cws_gpu_reserve_profile *p, uint64_t from, uint64_t to, struct span *out)
 {
-    uint64_t first = (from - p->begin) / p->wide, last = (to - p->begin) / p->wide;
+    uint64_t first = place_of(p, from), last = place_of(p, to);
     uint64_t kept = p->place < CWS_RESERVE_KEPT ? 0 : p->place - CWS_RESERVE_KEPT + 1;
     for (uint64_t i = first > kept ? first : kept; i <= last && i <= p->place; i++) {
         out->most = p->most[i % CWS_RESERVE_KEPT] > out->most ? p->most[i % CWS_RESERVE_KEPT] : out->most;
