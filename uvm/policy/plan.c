@@ -124,7 +124,7 @@ static uint64_t count_quotas(const struct plan *p)
         const struct cws_order_node *n = node_at(p, i), *left = i >= wide ? node_at(p, i - wide) : NULL;
         if (left && left->size && !left->keeper)
             now[left->size - 1]--;
-        if (!n->size || n->keeper)
+        if (!n || !n->size || n->keeper)
             continue;
         uint32_t k = n->size - 1u;
         now[k]++;
