@@ -13,19 +13,17 @@ computed differs, or a program fails. --device cpu with small sizes tries it eve
 memory)."""
 
 import argparse
-import contextlib
-import ctypes
 import glob
 import hashlib
 import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 
 import scenarios
+import workers
 
 WHEN = {"time": 256, "guidance": 256, "pooled": 768}  # what the modulation comes from, elements
 # Of codecllm.memory_stats(), where the build has them.
@@ -193,18 +191,6 @@ def load(arguments):
     return parts
 
 
-def counters():
-    """Of the shim's first GPU; {}: there is no shim, or no GPU."""
-    with contextlib.suppress(AttributeError):
-        tell = ctypes.CDLL(None).codecllm_gpu_stats_json
-        tell.restype, tell.argtypes = ctypes.c_size_t, (ctypes.c_char_p, ctypes.c_size_t)
-        text = ctypes.create_string_buffer(1 << 16)
-        tell(text, len(text))
-        devices = json.loads(text.value)
-        return devices[0] if devices else {}
-    return {}
-
-
 def rotary(arguments):
     """Cosines and sines for each text and each latent token: an eighth of a head does not turn, the rest by the row and
     by the column of a square of latents."""
@@ -242,7 +228,7 @@ def work(arguments):
     ms, digests, told, finite = [], [], [], True
     with torch.no_grad():
         for _ in range(arguments.steps + 2):
-            told.append(counters())
+            told.append(workers.counters())
             begin = time.perf_counter()
             image, text = parts["image"](image_in), parts["text"](text_in)
             when = sum(parts[name](x) for name, x in when_in.items())
@@ -256,7 +242,7 @@ def work(arguments):
             ms.append((time.perf_counter() - begin) * 1e3)
             digests.append(hashlib.sha256(out.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:20])
             finite &= bool(out.isfinite().all())
-    told.append(counters())
+    told.append(workers.counters())
     steps = [{k: after[k] - before[k] for k in RATES if k in before} for before, after in zip(told, told[1:])]
     rates = {k: statistics.mean(step[k] for step in steps[2:]) for k in steps[-1]}
     facts = {"load_s": loaded, "ms": ms, "digests": digests, "finite": finite, "a_step": rates, "steps": steps}
@@ -265,23 +251,14 @@ def work(arguments):
 
 def run(arguments, name, model, budget, build=None):
     """What work() printed, and the peak; {"failed": words}: the program did not end well."""
-    import check
-
     command = [sys.executable, os.path.abspath(__file__), arguments.out, "--model", model, "--device", arguments.device]
     for option in ("blocks", "tokens"):
         command += [f"--{option}", ",".join(map(str, getattr(arguments, option)))]
     for option in ("steps", "hidden", "heads", "dtype"):
         command += [f"--{option}", str(getattr(arguments, option))]
     environment = scenarios.environment(arguments, budget, build=build)
-    watch = check.DeviceMemory() if arguments.device == "cuda" else contextlib.nullcontext()
-    with watch, open(os.path.join(arguments.out, f"{name.replace(' ', '-')}.log"), "w") as log:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    if done.returncode:
-        return {"failed": f"FAILED with {done.returncode}; what it said is in {log.name}"}
-    with open(os.path.join(arguments.out, f"{name.replace(' ', '-')}.json"), "w") as file:
-        file.write(done.stdout)
-    result = json.loads(done.stdout.splitlines()[-1])
-    result["peak_mib"] = watch.peak if arguments.device == "cuda" else 0
+    result = workers.run(arguments, name.replace(" ", "-"), command, environment)
+    result.setdefault("peak_mib", 0)
     return result
 
 
@@ -348,19 +325,9 @@ def main():
     plain_dir = os.path.join(arguments.work, "flux-" + "-".join(map(str, shape)))
     if not os.path.isdir(plain_dir):
         make_model(arguments, plain_dir)
-    if not os.path.isdir(plain_dir + ".packed"):
-        pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain_dir, plain_dir + ".packed"]
-        subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
-    with open(os.path.join(arguments.out, "table.txt"), "w") as table:
-
-        def say(words):
-            print(words, flush=True)
-            print(words, file=table, flush=True)
-
-        if arguments.device == "cuda":
-            import check
-
-            say(f"link, pinned memory to the device: {check.link_speed()} GB/s")
+    packed_dir = workers.packed(arguments, plain_dir)
+    with workers.table(arguments) as say:
+        workers.say_link(arguments, say)
         say(line(["a step", *COLUMNS]))
         plain = run(arguments, "plain", plain_dir, None)
         say(row("plain", plain, plain))
@@ -371,7 +338,7 @@ def main():
         wrong = differs(plain, plain) > 0 or not plain["finite"]
         for budget in arguments.budgets.split(","):
             for name, build in ((budget, None), (f"{budget} beside", arguments.beside))[: 2 if arguments.beside else 1]:
-                result = run(arguments, name, plain_dir + ".packed", budget, build)
+                result = run(arguments, name, packed_dir, budget, build)
                 say(row(name, result, plain))
                 wrong |= "failed" in result or differs(result, plain) > 0
     sys.exit(1 if wrong else 0)

@@ -19,7 +19,6 @@ alone are judged."""
 
 import argparse
 import collections
-import contextlib
 import functools
 import hashlib
 import json
@@ -29,8 +28,8 @@ import subprocess
 import sys
 import time
 
-import denoise
 import scenarios
+import workers
 from loads import ATTENTION, EMBEDDINGS, MLP, PATTERNS, SIZES, Source, name_of, use
 
 MIB = 1 << 20
@@ -118,9 +117,7 @@ def prepare(arguments, kind):
         command = [sys.executable, os.path.abspath(__file__), arguments.out, *passed(arguments), "--make", kind]
         with open(os.path.join(arguments.out, f"make-{kind}.log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
-    if not os.path.isdir(directory + ".packed"):
-        pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", directory, directory + ".packed"]
-        subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
+    workers.packed(arguments, directory)
     return directory
 
 
@@ -161,12 +158,12 @@ def play_rounds(s, play, facts):
     """Returns what was computed first; adds to facts."""
     finite = True
     for round_ in range(ROUNDS):
-        x, before = inputs(s, round_), denoise.counters()
+        x, before = inputs(s, round_), workers.counters()
         begin = time.perf_counter()
         results = list(play(x))
         s.sync()
         facts["ms"].append((time.perf_counter() - begin) * 1e3)
-        facts["told"].append({key: value - before[key] for key, value in denoise.counters().items()})
+        facts["told"].append({key: value - before[key] for key, value in workers.counters().items()})
         facts["digests"].append(digest(results))
         finite &= all(bool(result.isfinite().all()) for result in results)
     facts["finite"] = finite
@@ -183,7 +180,7 @@ def work(arguments):
     with torch.no_grad():
         weights, play = load(name, s, facts)
         play_rounds(s, play, facts)
-    facts["after"] = denoise.counters()
+    facts["after"] = workers.counters()
     facts["activations"] = torch.cuda.max_memory_allocated() - facts["weights"] if plain else 0
     if plain:
         import check
@@ -210,30 +207,10 @@ def why(log):
 
 def run(arguments, name, model, budget):
     """What work() printed, and what was seen from outside; {"failed": words}: the program did not end well."""
-    stem = os.path.join(arguments.out, f"{name}-{'paged' if budget else 'plain'}")
+    stem = f"{name}-{'paged' if budget else 'plain'}"
     command = [sys.executable, os.path.abspath(__file__), arguments.out, *passed(arguments)]
     command += ["--model", model, "--only", name]
-    watch = contextlib.nullcontext()
-    if arguments.device == "cuda":
-        import check
-
-        watch = check.DeviceMemory()
-    with watch, open(stem + ".log", "w") as log:
-        try:
-            done = subprocess.run(
-                command, env=scenarios.environment(arguments, budget), stdout=subprocess.PIPE, stderr=log, text=True,
-                timeout=arguments.limit,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"failed": f"FAILED: not done in {arguments.limit:.0f} s; {why(stem + '.log')}"}
-    if done.returncode:
-        return {"failed": f"FAILED with {done.returncode}: {why(stem + '.log')}"}
-    with open(stem + ".json", "w") as file:
-        file.write(done.stdout)
-    result = json.loads(done.stdout.splitlines()[-1])
-    if arguments.device == "cuda":
-        result["peak_mib"], result["before_mib"] = watch.peak, watch.before
-    return result
+    return workers.run(arguments, stem, command, scenarios.environment(arguments, budget), why, arguments.limit)
 
 
 def budget_of(arguments, plain):
@@ -327,12 +304,7 @@ def main():
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
     bad, left_out = [], missing(arguments.only)
-    with open(os.path.join(arguments.out, "table.txt"), "w") as table:
-
-        def say(words):
-            print(words, flush=True)
-            print(words, file=table, flush=True)
-
+    with workers.table(arguments) as say:
         say(line([f"MiB, {arguments.share} % of weights", *COLUMNS]))
         for name in arguments.only:
             if name not in left_out:

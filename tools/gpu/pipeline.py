@@ -13,18 +13,17 @@ image. Exit status 1 if an image differs, or a program fails; 77 where diffusers
 small tries it everywhere (there the budget bounds host memory)."""
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import statistics
 import string
-import subprocess
 import sys
 import time
 
 import denoise
 import scenarios
+import workers
 
 GIB = 1 << 30
 SIZES = {
@@ -121,7 +120,7 @@ def work(arguments):
     loaded = time.perf_counter() - begin
     seconds, digests, told, finite = [], [], [], True
     for i in range(arguments.images):
-        told.append(denoise.counters())
+        told.append(workers.counters())
         begin = time.perf_counter()
         image = pipeline(
             f"a picture of {string.ascii_lowercase[i % 26]}",
@@ -135,28 +134,18 @@ def work(arguments):
         seconds.append(time.perf_counter() - begin)
         digests.append(hashlib.sha256(image.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:20])
         finite &= bool(image.isfinite().all())
-    told.append(denoise.counters())
+    told.append(workers.counters())
     rates = [{k: b[k] - a[k] for k in denoise.RATES if k in a} for a, b in zip(told, told[1:])]
     print(json.dumps({"load_s": loaded, "s": seconds, "digests": digests, "finite": finite, "rates": rates}))
 
 
 def run(arguments, name, model, budget):
     """What work() printed, and the peak; {"failed": words}: the program did not end well."""
-    import check
-
     command = [sys.executable, os.path.abspath(__file__), arguments.out, "--model", model]
     for option in ("device", "scale", "images", "steps"):
         command += [f"--{option}", str(getattr(arguments, option))]
-    watch = check.DeviceMemory() if arguments.device == "cuda" else contextlib.nullcontext()
-    with watch, open(os.path.join(arguments.out, f"{name}.log"), "w") as log:
-        environment = scenarios.environment(arguments, budget)
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    if done.returncode:
-        return {"failed": f"FAILED with {done.returncode}; what it said is in {log.name}"}
-    with open(os.path.join(arguments.out, f"{name}.json"), "w") as file:
-        file.write(done.stdout)
-    result = json.loads(done.stdout.splitlines()[-1])
-    result["peak_mib"] = watch.peak if arguments.device == "cuda" else "-"
+    result = workers.run(arguments, name, command, scenarios.environment(arguments, budget))
+    result.setdefault("peak_mib", "-")
     return result
 
 
@@ -235,19 +224,9 @@ def main():
     plain_dir = os.path.join(arguments.work, f"pipeline-{arguments.scale}")
     if not os.path.isdir(plain_dir):
         make_pipeline(arguments, plain_dir)
-    if not os.path.isdir(plain_dir + ".packed"):
-        pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain_dir, plain_dir + ".packed"]
-        subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
-    with open(os.path.join(arguments.out, "table.txt"), "w") as table:
-
-        def say(words):
-            print(words, flush=True)
-            print(words, file=table, flush=True)
-
-        if arguments.device == "cuda":
-            import check
-
-            say(f"link, pinned memory to the device: {check.link_speed()} GB/s")
+    workers.packed(arguments, plain_dir)
+    with workers.table(arguments) as say:
+        workers.say_link(arguments, say)
         bad = compare(arguments, plain_dir, say)
     sys.exit(1 if bad else 0)
 

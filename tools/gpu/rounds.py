@@ -25,17 +25,15 @@ programs everywhere; there the budget bounds host memory, and bits alone are jud
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 
-import denoise
 import scenarios
+import workers
 
 MIB = 1 << 20
 LEARNT = 4  # rounds until the program is known: what it repeats, what stays, where its memory has peaks
@@ -260,7 +258,7 @@ def prefill(model):
         del logits
         if model.device == "cuda":
             torch.cuda.empty_cache()
-            model.kept = max(model.kept, denoise.counters().get("reserve", 0))
+            model.kept = max(model.kept, workers.counters().get("reserve", 0))
         x = x[:, -1:]
         for _ in range(sizes["steps"]):
             x = model.walk("first", x)
@@ -287,7 +285,7 @@ def play(name, model, sync, facts):
     """One program, from its first round to its last; adds to facts."""
     import torch
 
-    before = denoise.counters()
+    before = workers.counters()
     plain = model.device == "cuda" and not before  # its allocator tells what activations take
     program, count = globals()[name](model), model.sizes["cache_rounds" if name == "cache" else "rounds"]
     for _ in range(count):
@@ -303,7 +301,7 @@ def play(name, model, sync, facts):
         facts["digests"].append(digest(results))
         facts["finite"] &= all(bool(result.isfinite().all()) for result in results)
         facts["uses"].append(dict(model.uses))
-        after = denoise.counters()
+        after = workers.counters()
         facts["told"].append({key: after[key] - before[key] for key in after if key not in ("device", "peak")})
         facts["after"].append(after)
         facts["span"].append(model.span[1] - model.span[0] if model.span else 0)
@@ -322,12 +320,12 @@ def work(arguments):
     sync()
     lists = ("ms", "activations", "digests", "uses", "told", "after", "span")
     facts = {"parts": model.part_bytes(), "finite": True, **{key: [] for key in lists}}
-    facts["weights"] = torch.cuda.memory_allocated() if cuda and not denoise.counters() else 0
+    facts["weights"] = torch.cuda.memory_allocated() if cuda and not workers.counters() else 0
     with torch.no_grad():
         for name in names:
             play(name, model, sync, facts)
     facts["kept"] = model.kept
-    if cuda and not denoise.counters():
+    if cuda and not workers.counters():
         import check
 
         facts["outside"], facts["reserved"] = check.DeviceMemory.now(), torch.cuda.memory_reserved() / MIB
@@ -399,28 +397,12 @@ def line(cells):
 
 def run(arguments, name, case, scale, model, budget):
     """What work() printed, and what was seen from outside; {"failed": words}: the program did not end well."""
-    stem = os.path.join(arguments.out, name.replace(" ", "-"))
     command = [sys.executable, os.path.abspath(__file__), arguments.out, "--model", model, "--only", case]
     command += ["--scale", scale, "--device", arguments.device]
     environment = scenarios.environment(arguments, budget)
     if budget and case == "strict":
         environment["CODEC_STRICT"] = "1"
-    if arguments.device == "cuda":
-        import check
-
-        watch = check.DeviceMemory()
-    else:
-        watch = contextlib.nullcontext()
-    with watch, open(stem + ".log", "w") as log:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    if done.returncode:
-        return {"failed": f"FAILED with {done.returncode}; what it said is in {stem}.log"}
-    with open(stem + ".json", "w") as file:
-        file.write(done.stdout)
-    result = json.loads(done.stdout.splitlines()[-1])
-    if arguments.device == "cuda":
-        result["peak_mib"], result["before_mib"] = watch.peak, watch.before
-    return result
+    return workers.run(arguments, name.replace(" ", "-"), command, environment)
 
 
 def budget_of(arguments, scale, plain, share):
@@ -439,9 +421,7 @@ def prepare(arguments, scale):
     directory = os.path.join(arguments.work, f"rounds-{scale}")
     if not os.path.isdir(directory):
         make_model(made, directory)
-    if not os.path.isdir(directory + ".packed"):
-        pack = [os.path.join(arguments.build, "bin", "codecllm"), "pack", directory, directory + ".packed"]
-        subprocess.run(pack, check=True, stderr=subprocess.DEVNULL)
+    workers.packed(arguments, directory)
     return directory
 
 
@@ -464,12 +444,7 @@ def main():
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
     bad = False
-    with open(os.path.join(arguments.out, "table.txt"), "w") as table:
-
-        def say(words):
-            print(words, flush=True)
-            print(words, file=table, flush=True)
-
+    with workers.table(arguments) as say:
         say(line(["rounds", *COLUMNS]))
         for case in arguments.only:
             scale = "small" if case == "strict" else arguments.scale

@@ -21,6 +21,8 @@ import sys
 import threading
 import time
 
+import workers
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.join(ROOT, "tools", "gpu", "program.py")
 MIB = 2**20
@@ -143,11 +145,7 @@ def make_model(arguments, shape):
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
-        subprocess.run(
-            [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed],
-            check=True,
-            stderr=subprocess.DEVNULL,
-        )
+        workers.packed(arguments, plain)
     return (
         plain,
         packed,

@@ -1,0 +1,75 @@
+"""What tools that run a program plain and paged, each in a process of its own, have in common: the packed model, the
+process, the counters that it reads of the shim, and the table of what it said."""
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+
+
+def packed(arguments, directory):
+    """The packed form of a model, beside it; made if it is not there."""
+    if not os.path.isdir(directory + ".packed"):
+        command = [os.path.join(arguments.build, "bin", "codecllm"), "pack", directory, directory + ".packed"]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return directory + ".packed"
+
+
+def counters():
+    """In the process of a program. Of the shim's first GPU; {}: there is no shim, or no GPU."""
+    with contextlib.suppress(AttributeError):
+        tell = ctypes.CDLL(None).codecllm_gpu_stats_json
+        tell.restype, tell.argtypes = ctypes.c_size_t, (ctypes.c_char_p, ctypes.c_size_t)
+        text = ctypes.create_string_buffer(1 << 16)
+        tell(text, len(text))
+        devices = json.loads(text.value)
+        return devices[0] if devices else {}
+    return {}
+
+
+def run(arguments, stem, command, environment, why="what it said is in {log}".format, timeout=None):
+    """What the program printed in its last line, JSON, and on a GPU the peak that was seen from outside, in MiB, and
+    what was taken before; {"failed": words}: it did not end well, and why(log=PATH). Its output is in STEM.json and
+    STEM.log, in OUTDIR."""
+    stem = os.path.join(arguments.out, stem)
+    log, watch = stem + ".log", contextlib.nullcontext()
+    if arguments.device == "cuda":
+        import check
+
+        watch = check.DeviceMemory()
+    with watch, open(log, "w") as said:
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, stderr=said, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            return {"failed": f"FAILED: not done in {timeout:.0f} s; {why(log=log)}"}
+    if done.returncode:
+        return {"failed": f"FAILED with {done.returncode}; {why(log=log)}"}
+    with open(stem + ".json", "w") as file:
+        file.write(done.stdout)
+    result = json.loads(done.stdout.splitlines()[-1])
+    if arguments.device == "cuda":
+        result["peak_mib"], result["before_mib"] = watch.peak, watch.before
+    return result
+
+
+@contextlib.contextmanager
+def table(arguments):
+    """A function that prints a line, and writes it to OUTDIR/table.txt."""
+    with open(os.path.join(arguments.out, "table.txt"), "w") as file:
+
+        def say(words):
+            print(words, flush=True)
+            print(words, file=file, flush=True)
+
+        yield say
+
+
+def say_link(arguments, say):
+    """The speed of the link, which what is paged is to be compared with."""
+    if arguments.device == "cuda":
+        import check
+
+        say(f"link, pinned memory to the device: {check.link_speed()} GB/s")
