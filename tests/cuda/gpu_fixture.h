@@ -224,16 +224,20 @@ __attribute__((no_sanitize("thread"))) static inline uint64_t plain_sum(const ui
     return sum;
 }
 
-/* What a kernel sees of tensor i. */
-static inline CUresult device_sum(struct fixture *f, unsigned i, uint64_t *out)
+/* The sum that a kernel sees of so many bytes. */
+static inline CUresult sum_at(struct fixture *f, CUdeviceptr from, uint64_t bytes, uint64_t *out)
 {
-    CUdeviceptr to = f->scratch, from = f->at[i];
-    uint64_t bytes = tensor_bytes(i);
+    CUdeviceptr to = f->scratch;
     void *params[] = {&to, &from, &bytes};
     CUresult result = launch(f, "sum", &from, 1, params);
     if (result == CUDA_SUCCESS)
         result = driver.copy_out_async(out, f->scratch, 8, f->stream);
     return result == CUDA_SUCCESS ? driver.stream_sync(f->stream) : result;
+}
+
+static inline CUresult device_sum(struct fixture *f, unsigned i, uint64_t *out)
+{
+    return sum_at(f, f->at[i], tensor_bytes(i), out);
 }
 
 static inline void expect_right(struct fixture *f, unsigned i)
@@ -245,14 +249,33 @@ static inline void expect_right(struct fixture *f, unsigned i)
     assert_int_equal(sum, plain_sum(content(i), tensor_bytes(i)));
 }
 
-static inline void expect_bytes(struct fixture *f, unsigned i, const uint8_t *expected)
+/* Copies of the program, from `in` or to `out`, waited for. */
+static inline CUresult copy_and_wait(struct fixture *f, CUdeviceptr at, const void *in, void *out, size_t bytes)
 {
     struct cws_gpu_use use;
-    uint8_t *copy = malloc(tensor_bytes(i));
-    assert_int_equal(cws_gpu_begin(f->gpu, f->stream, &f->at[i], 1, &use), 0);
-    assert_int_equal(driver.copy_out_async(copy, f->at[i], tensor_bytes(i), f->stream), 0);
+    CUresult result = cws_gpu_begin(f->gpu, f->stream, &at, 1, &use);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = out ? driver.copy_out_async(out, at, bytes, f->stream) : driver.copy_in_async(at, in, bytes, f->stream);
     cws_gpu_end(f->gpu, &use, true);
-    assert_int_equal(driver.stream_sync(f->stream), 0);
+    CUresult waited = driver.stream_sync(f->stream);
+    return result ? result : waited;
+}
+
+static inline CUresult copy_to(struct fixture *f, CUdeviceptr to, const void *from, size_t bytes)
+{
+    return copy_and_wait(f, to, from, NULL, bytes);
+}
+
+static inline CUresult copy_from(struct fixture *f, CUdeviceptr from, void *to, size_t bytes)
+{
+    return copy_and_wait(f, from, NULL, to, bytes);
+}
+
+static inline void expect_bytes(struct fixture *f, unsigned i, const uint8_t *expected)
+{
+    uint8_t *copy = malloc(tensor_bytes(i));
+    assert_int_equal(copy_from(f, f->at[i], copy, tensor_bytes(i)), 0);
     assert_memory_equal(copy, expected, tensor_bytes(i));
     free(copy);
 }

@@ -60,25 +60,15 @@ static inline bool copy(struct fixture *f, struct made *m, size_t at, struct par
 
 static inline CUresult sum_of(struct fixture *f, const struct made *m, uint64_t *out)
 {
-    CUdeviceptr to = f->scratch, from = m->at;
-    uint64_t bytes = m->bytes;
-    void *params[] = {&to, &from, &bytes};
-    CUresult result = launch(f, "sum", &from, 1, params);
-    if (result == CUDA_SUCCESS)
-        result = driver.copy_out_async(out, f->scratch, 8, f->stream);
-    return result == CUDA_SUCCESS ? driver.stream_sync(f->stream) : result;
+    return sum_at(f, m->at, m->bytes, out);
 }
 
 static inline void expect_all(struct fixture *f, const struct made *m)
 {
-    struct cws_gpu_use use;
     uint8_t *back = malloc(m->bytes);
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &m->at, 1, &use);
+    CUresult result = copy_from(f, m->at, back, m->bytes);
     if (result != CUDA_SUCCESS)
         fail_msg("error %d: %s", result, last_line);
-    assert_int_equal(driver.copy_out_async(back, m->at, m->bytes, f->stream), 0);
-    cws_gpu_end(f->gpu, &use, true);
-    assert_int_equal(driver.stream_sync(f->stream), 0);
     assert_memory_equal(back, m->shadow, m->bytes);
     free(back);
     const char *wrong = cws_gpu_check(f->gpu);

@@ -18,30 +18,6 @@ static struct fixture *open_adopting(uint64_t budget, size_t host)
     return f;
 }
 
-static CUresult put(struct fixture *f, CUdeviceptr to, const void *from, size_t bytes)
-{
-    struct cws_gpu_use use;
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &to, 1, &use);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = driver.copy_in_async(to, from, bytes, f->stream);
-    cws_gpu_end(f->gpu, &use, true);
-    CUresult waited = driver.stream_sync(f->stream);
-    return result ? result : waited;
-}
-
-static CUresult get(struct fixture *f, CUdeviceptr from, void *to, size_t bytes)
-{
-    struct cws_gpu_use use;
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &from, 1, &use);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = driver.copy_out_async(to, from, bytes, f->stream);
-    cws_gpu_end(f->gpu, &use, true);
-    CUresult waited = driver.stream_sync(f->stream);
-    return result ? result : waited;
-}
-
 static bool adopted(struct fixture *f, unsigned i, const void *from, uint64_t unbound)
 {
     return cws_gpu_adopt_wants(f->gpu, f->at[i], tensor_bytes(i), f->stream, unbound) &&
@@ -62,7 +38,7 @@ static bool bring(struct fixture *f, unsigned i, uint64_t unbound)
     assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &f->at[i]), 0);
     bool is = unbound != BY_A_KERNEL && adopted(f, i, buffer, unbound);
     if (!is)
-        assert_int_equal(put(f, f->at[i], buffer, bytes), 0);
+        assert_int_equal(copy_to(f, f->at[i], buffer, bytes), 0);
     memset(buffer, 0xee, bytes);
     free(buffer);
     return is;
@@ -163,7 +139,7 @@ static void test_a_part_stays_first(void **state)
     uint64_t adopted_then = stats_of(f).adopted_bytes;
     CUdeviceptr large;
     assert_int_equal(cws_gpu_alloc(f->gpu, 12 * MIB, f->stream, &large), 0);
-    assert_int_equal(put(f, large, expected[0], tensor_bytes(0)), 0);
+    assert_int_equal(copy_to(f, large, expected[0], tensor_bytes(0)), 0);
     expect_all(f, 3);
     assert_true(stats_of(f).adopted_bytes > adopted_then && f->gpu->adopts.taken > 0);
     assert_int_equal(stats_of(f).spills, 0);
@@ -211,7 +187,7 @@ static void test_what_is_not_adopted(void **state)
     assert_false(cws_gpu_adopt_wants(f->gpu, at, 2 * MIB, f->stream, much));
     assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
     assert_int_equal(cws_gpu_alloc(f->gpu, 2 * MIB, f->stream, &at), 0);
-    assert_int_equal(put(f, at, from, 100), 0);
+    assert_int_equal(copy_to(f, at, from, 100), 0);
     assert_false(cws_gpu_adopt_wants(f->gpu, at, 2 * MIB, f->stream, 0));
     assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
     /* in the memory that was just freed: an input that comes in each round, unless a store is being loaded */
@@ -271,7 +247,7 @@ static void test_beside_compressed_weights(void **state)
     expect_all(f, 3);
     for (unsigned i = 0; i < TENSORS; i += 4) { /* written: to be spilled */
         expected[i][5] ^= 1;
-        assert_int_equal(put(f, f->at[i] + 5, expected[i] + 5, 1), 0);
+        assert_int_equal(copy_to(f, f->at[i] + 5, expected[i] + 5, 1), 0);
     }
     expect_all(f, 3);
     end(f);
@@ -285,7 +261,7 @@ static void test_written(void **state)
     assert_int_equal(bring_all(f, 64 * MIB), TENSORS);
     for (unsigned i = 1; i < TENSORS; i += 3) {
         expected[i][77] ^= 4;
-        assert_int_equal(put(f, f->at[i] + 77, expected[i] + 77, 1), 0);
+        assert_int_equal(copy_to(f, f->at[i] + 77, expected[i] + 77, 1), 0);
     }
     expect_all(f, 4);
     struct cws_gpu_stats stats = stats_of(f);
@@ -340,23 +316,23 @@ static void test_pieces(void **state)
     assert_int_equal(cws_gpu_alloc(f->gpu, 3 * MIB, f->stream, &c), 0);
     assert_true(cws_gpu_carry(f->gpu, c, a + 4 * MIB, 3 * MIB, f->stream));
     for (unsigned pass = 0; pass < 3; pass++) {
-        assert_int_equal(get(f, a, back, bytes), 0);
+        assert_int_equal(copy_from(f, a, back, bytes), 0);
         assert_memory_equal(back, whole, bytes);
-        assert_int_equal(get(f, b, back, bytes), 0);
+        assert_int_equal(copy_from(f, b, back, bytes), 0);
         assert_memory_equal(back, whole, 5 * MIB);
-        assert_int_equal(get(f, c, back, 3 * MIB), 0);
+        assert_int_equal(copy_from(f, c, back, 3 * MIB), 0);
         assert_memory_equal(back, whole + 4 * MIB, 3 * MIB);
         expect_all(f, 1);
         whole[6 * MIB] ^= pass == 0; /* the first is written to, the copy is not */
-        assert_int_equal(put(f, a + 6 * MIB, whole + 6 * MIB, 1), 0);
+        assert_int_equal(copy_to(f, a + 6 * MIB, whole + 6 * MIB, 1), 0);
         whole[6 * MIB] ^= pass == 0;
         expect_all(f, 1);
-        assert_int_equal(get(f, c, back, 3 * MIB), 0);
+        assert_int_equal(copy_from(f, c, back, 3 * MIB), 0);
         assert_memory_equal(back, whole + 4 * MIB, 3 * MIB);
-        assert_int_equal(put(f, a + 6 * MIB, whole + 6 * MIB, 1), 0);
+        assert_int_equal(copy_to(f, a + 6 * MIB, whole + 6 * MIB, 1), 0);
     }
     assert_int_equal(cws_gpu_free(f->gpu, a, f->stream, true), 0);
-    assert_int_equal(get(f, c, back, 3 * MIB), 0);
+    assert_int_equal(copy_from(f, c, back, 3 * MIB), 0);
     assert_memory_equal(back, whole + 4 * MIB, 3 * MIB);
     assert_int_equal(cws_gpu_free(f->gpu, b, f->stream, true), 0);
     assert_int_equal(cws_gpu_free(f->gpu, c, f->stream, true), 0);
@@ -427,7 +403,7 @@ static void test_written_weights_page(void **state)
         expected[i] = malloc(tensor_bytes(i));
         memcpy(expected[i], content(i), tensor_bytes(i));
         expected[i][i] ^= 1;
-        assert_int_equal(put(f, f->at[i] + i, expected[i] + i, 1), 0);
+        assert_int_equal(copy_to(f, f->at[i] + i, expected[i] + i, 1), 0);
     }
     expect_all(f, 4);
     uint64_t spills = stats_of(f).spills;
@@ -455,7 +431,7 @@ static void test_what_changes_is_left_alone(void **state)
     for (unsigned pass = 0; pass < PASSES; pass++) {
         for (unsigned i = 0; i < TENSORS; i++) {
             expected[i][pass] ^= 2;
-            assert_int_equal(put(f, f->at[i] + pass, expected[i] + pass, 1), 0);
+            assert_int_equal(copy_to(f, f->at[i] + pass, expected[i] + pass, 1), 0);
             expect_bytes(f, i, expected[i]);
             grow_old(f, other);
             assert_null(cws_gpu_check(f->gpu));
@@ -484,7 +460,7 @@ static void test_short_host_memory_for_what_is_old(void **state)
         size_t bytes = tensor_bytes(made);
         if (cws_gpu_alloc(f->gpu, bytes, f->stream, &f->at[made]) != CUDA_SUCCESS)
             break;
-        if (put(f, f->at[made], content(made), bytes) != CUDA_SUCCESS) {
+        if (copy_to(f, f->at[made], content(made), bytes) != CUDA_SUCCESS) {
             assert_int_equal(cws_gpu_free(f->gpu, f->at[made], f->stream, true), 0);
             break;
         }
@@ -492,7 +468,7 @@ static void test_short_host_memory_for_what_is_old(void **state)
     }
     assert_true(made > 4 && f->gpu->adopts.taken > 0);
     for (unsigned i = 0; i < 2 * made; i++)
-        if (get(f, f->at[i % made], back, tensor_bytes(i % made)) == CUDA_SUCCESS)
+        if (copy_from(f, f->at[i % made], back, tensor_bytes(i % made)) == CUDA_SUCCESS)
             assert_memory_equal(back, content(i % made), tensor_bytes(i % made));
     assert_true(stats_of(f).host_bytes <= 8 * MIB);
     for (unsigned i = 0; i < made; i++)
@@ -521,7 +497,7 @@ static void refused(bool switched_on, size_t host, const char *why)
         if (host < 64 * MIB && cws_gpu_adopt_wants(f->gpu, at[i], 3 * MIB, f->stream, 1024 * MIB) &&
             cws_gpu_adopt(f->gpu, at[i], 3 * MIB, f->stream, from))
             continue;
-        if (put(f, at[i], from, 3 * MIB) != CUDA_SUCCESS)
+        if (copy_to(f, at[i], from, 3 * MIB) != CUDA_SUCCESS)
             break;
     }
     assert_non_null(strstr(last_line, "least budget"));
@@ -569,7 +545,7 @@ static void test_calls_fail(void **state)
             assert_true(count >= TENSORS - 1);
             for (unsigned i = 0; i < 2 * TENSORS; i++) {
                 unsigned k = i % TENSORS;
-                if (get(f, f->at[k], back, tensor_bytes(k)) == CUDA_SUCCESS)
+                if (copy_from(f, f->at[k], back, tensor_bytes(k)) == CUDA_SUCCESS)
                     assert_memory_equal(back, expected[k], tensor_bytes(k));
                 else
                     errors++;

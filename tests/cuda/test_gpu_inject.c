@@ -13,19 +13,6 @@ static const uint8_t *mapping; /* of an ordinary file, to be bound to instead of
 static bool adopting;          /* the bytes are adopted instead */
 static uint8_t back[3 * MIB];
 
-static CUresult move(struct fixture *f, unsigned i, void *out, const void *in, size_t bytes)
-{
-    struct cws_gpu_use use;
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &f->at[i], 1, &use);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = out ? driver.copy_out_async(out, f->at[i], bytes, f->stream)
-                 : driver.copy_in_async(f->at[i], in, bytes, f->stream);
-    cws_gpu_end(f->gpu, &use, true);
-    CUresult waited = driver.stream_sync(f->stream);
-    return result ? result : waited;
-}
-
 static bool bind(struct fixture *f, unsigned i)
 {
     uint64_t begin = cws_store_tensor(store, i)->begin, offset;
@@ -56,7 +43,7 @@ static unsigned live_with_it(struct fixture *f)
         }
         if (!bind(f, i)) {
             refused++;
-            if (move(f, i, NULL, content(i), tensor_bytes(i)) != CUDA_SUCCESS) {
+            if (copy_to(f, f->at[i], content(i), tensor_bytes(i)) != CUDA_SUCCESS) {
                 assert_int_equal(cws_gpu_free(f->gpu, f->at[i], f->stream, true), 0);
                 f->at[i] = 0;
             }
@@ -66,7 +53,7 @@ static unsigned live_with_it(struct fixture *f)
         for (unsigned i = 0; i < TENSORS; i++) {
             if (!f->at[i])
                 continue;
-            if (move(f, i, back, NULL, tensor_bytes(i)) != CUDA_SUCCESS) {
+            if (copy_from(f, f->at[i], back, tensor_bytes(i)) != CUDA_SUCCESS) {
                 refused++;
                 continue;
             }
@@ -74,7 +61,7 @@ static unsigned live_with_it(struct fixture *f)
             assert_memory_equal(back + 1, content(i) + 1, tensor_bytes(i) - 1);
             if (i % 3 == 0 && !changed[i]) {
                 uint8_t byte = content(i)[0] ^ 1;
-                changed[i] = move(f, i, NULL, &byte, 1) == CUDA_SUCCESS;
+                changed[i] = copy_to(f, f->at[i], &byte, 1) == CUDA_SUCCESS;
                 refused += !changed[i];
             }
         }

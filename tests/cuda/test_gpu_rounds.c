@@ -80,12 +80,8 @@ static CUdeviceptr take(struct fixture *f, size_t bytes, uint32_t value)
 
 static void give(struct fixture *f, CUdeviceptr at, size_t bytes, uint32_t value)
 {
-    uint64_t count = bytes, sum = 0;
-    CUdeviceptr to = f->scratch;
-    void *params[] = {&to, &at, &count};
-    assert_int_equal(launch(f, "sum", &at, 1, params), 0);
-    assert_int_equal(driver.copy_out_async(&sum, f->scratch, 8, f->stream), 0);
-    assert_int_equal(driver.stream_sync(f->stream), 0);
+    uint64_t sum = 0;
+    assert_int_equal(sum_at(f, at, bytes, &sum), 0);
     assert_int_equal(sum, bytes * value); /* it is still what was written */
     assert_int_equal(cws_gpu_free(f->gpu, at, f->stream, true), 0);
 }

@@ -5,30 +5,6 @@
 
 static uint8_t *expected[TENSORS];
 
-static CUresult put(struct fixture *f, CUdeviceptr to, const void *from, size_t bytes)
-{
-    struct cws_gpu_use use;
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &to, 1, &use);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = driver.copy_in_async(to, from, bytes, f->stream);
-    cws_gpu_end(f->gpu, &use, true);
-    CUresult waited = driver.stream_sync(f->stream);
-    return result ? result : waited;
-}
-
-static CUresult get(struct fixture *f, CUdeviceptr from, void *to, size_t bytes)
-{
-    struct cws_gpu_use use;
-    CUresult result = cws_gpu_begin(f->gpu, f->stream, &from, 1, &use);
-    if (result != CUDA_SUCCESS)
-        return result;
-    result = driver.copy_out_async(to, from, bytes, f->stream);
-    cws_gpu_end(f->gpu, &use, true);
-    CUresult waited = driver.stream_sync(f->stream);
-    return result ? result : waited;
-}
-
 /* Odd tensors: one bf16 is changed. Even ones: two rows of 256 bytes are swapped. */
 static void edit(struct fixture *f, unsigned i)
 {
@@ -39,14 +15,14 @@ static void edit(struct fixture *f, unsigned i)
     memcpy(expected[i], content(i), bytes);
     if (i % 2) {
         expected[i][bytes - 2] ^= 1;
-        assert_int_equal(put(f, f->at[i] + bytes - 2, expected[i] + bytes - 2, 2), 0);
+        assert_int_equal(copy_to(f, f->at[i] + bytes - 2, expected[i] + bytes - 2, 2), 0);
         return;
     }
     memcpy(row, expected[i], ROW);
     memcpy(expected[i], expected[i] + at, ROW);
     memcpy(expected[i] + at, row, ROW);
-    assert_int_equal(put(f, f->at[i], expected[i], ROW), 0);
-    assert_int_equal(put(f, f->at[i] + at, expected[i] + at, ROW), 0);
+    assert_int_equal(copy_to(f, f->at[i], expected[i], ROW), 0);
+    assert_int_equal(copy_to(f, f->at[i] + at, expected[i] + at, ROW), 0);
 }
 
 static void forget_expected(void)
@@ -131,7 +107,7 @@ static void test_old_allocations_go(void **state)
         bytes[k] = malloc(SIZES[k] + 1);
         fill_weights(bytes[k], SIZES[k], &seed);
         assert_int_equal(cws_gpu_alloc(f->gpu, SIZES[k], f->stream, &made[k]), 0);
-        assert_int_equal(put(f, made[k], bytes[k], SIZES[k]), 0);
+        assert_int_equal(copy_to(f, made[k], bytes[k], SIZES[k]), 0);
     }
     /* they are in use, as far as can be known */
     assert_int_equal(cws_gpu_alloc(f->gpu, 14 * MIB, f->stream, &large), CUDA_ERROR_OUT_OF_MEMORY);
@@ -141,13 +117,13 @@ static void test_old_allocations_go(void **state)
         cws_gpu_end(f->gpu, &use, true);
     }
     assert_int_equal(cws_gpu_alloc(f->gpu, 14 * MIB, f->stream, &large), 0);
-    assert_int_equal(put(f, large, bytes[0], SIZES[0]), 0);
+    assert_int_equal(copy_to(f, large, bytes[0], SIZES[0]), 0);
     expect_right(f, 0);
     cws_gpu_stats_get(f->gpu, &stats);
     assert_true(stats.spills >= 1);
     assert_int_equal(cws_gpu_free(f->gpu, large, f->stream, true), 0);
     for (unsigned k = 0; k < MADE; k++) {
-        assert_int_equal(get(f, made[k], back, SIZES[k]), 0);
+        assert_int_equal(copy_from(f, made[k], back, SIZES[k]), 0);
         assert_memory_equal(back, bytes[k], SIZES[k]);
         assert_int_equal(cws_gpu_free(f->gpu, made[k], f->stream, true), 0);
         free(bytes[k]);
@@ -198,7 +174,7 @@ static void test_a_changed_copy_is_refused(void **state)
     assert_non_null(copy);
     copy[12345] ^= 4;
     cws_gpu_unlock(&f->gpu->core);
-    assert_int_equal(get(f, f->at[which], back, tensor_bytes(which)), 304);
+    assert_int_equal(copy_from(f, f->at[which], back, tensor_bytes(which)), 304);
     assert_non_null(strstr(last_line, "other bytes"));
     cws_gpu_lock(&f->gpu->core);
     copy[12345] ^= 4;
@@ -246,7 +222,7 @@ static void test_copies_are_kept(void **state)
     assert_null(cws_gpu_check(f->gpu));
     for (unsigned i = 0; i < TENSORS; i += 3) {
         expected[i][77] ^= 1;
-        assert_int_equal(put(f, f->at[i] + 77, expected[i] + 77, 1), 0);
+        assert_int_equal(copy_to(f, f->at[i] + 77, expected[i] + 77, 1), 0);
     }
     for (unsigned i = 0; i < 3 * TENSORS; i++)
         expect_bytes(f, i % TENSORS, expected[i % TENSORS]);
@@ -281,14 +257,14 @@ static void test_host_memory_is_short(void **state)
     CUresult result = CUDA_SUCCESS;
     for (; written < TENSORS && result == CUDA_SUCCESS; written += result == CUDA_SUCCESS) {
         uint8_t byte = (uint8_t)(content(written)[0] ^ 1);
-        result = put(f, f->at[written], &byte, 1);
+        result = copy_to(f, f->at[written], &byte, 1);
     }
     assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY);
     assert_non_null(strstr(last_line, "least budget"));
     assert_true(written >= 2);
     for (unsigned i = 0; i < written; i++) {
         uint8_t *back = malloc(tensor_bytes(i));
-        if (get(f, f->at[i], back, tensor_bytes(i)) == CUDA_SUCCESS) {
+        if (copy_from(f, f->at[i], back, tensor_bytes(i)) == CUDA_SUCCESS) {
             assert_int_equal(back[0], content(i)[0] ^ 1);
             assert_memory_equal(back + 1, content(i) + 1, tensor_bytes(i) - 1);
         }
@@ -316,7 +292,7 @@ static void test_calls_fail(void **state)
             standin_fail(CALLS[c], n, CUDA_ERROR_OUT_OF_MEMORY);
             unsigned errors = 0;
             for (unsigned i = 0; i < TENSORS; i++) {
-                if (get(f, f->at[i], back, tensor_bytes(i)) == CUDA_SUCCESS)
+                if (copy_from(f, f->at[i], back, tensor_bytes(i)) == CUDA_SUCCESS)
                     assert_memory_equal(back, expected[i], tensor_bytes(i));
                 else
                     errors++;

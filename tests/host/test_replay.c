@@ -5,13 +5,13 @@
 #include "tests/support/sample_model.h"
 #include "store/base/trace.h"
 #include "tools/bench/replay.h"
+#include "replay_tool.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -403,19 +403,6 @@ static void numbers_are_read_or_refused(void **state)
         if (replay_sweep_of(&s, bad_sweeps[i], &err) != CWS_E_USAGE || !err.message[0] || s.count)
             fail_msg("%s: taken", bad_sweeps[i]);
     }
-}
-
-/* Runs the tool. Returns its exit status; *out is what it said, on both. */
-static int tool(const char *arguments, char *out, size_t room)
-{
-    char command[1024];
-    snprintf(command, sizeof command, "'%s/bin/replay_policy' %s 2>&1", CWS_BIN_DIR, arguments);
-    FILE *pipe = popen(command, "r");
-    assert_non_null(pipe);
-    size_t n = fread(out, 1, room - 1, pipe);
-    out[n] = '\0';
-    int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 static unsigned lines_with(const char *text, const char *what)

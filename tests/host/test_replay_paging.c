@@ -2,6 +2,7 @@
  * out, a steady round loads what does not fit and evicts nothing for activations, more budget and a faster link never
  * cost much, nothing depends on chance; its device, its memory and its costs, each alone; replay_policy prints it. */
 #include "tools/bench/replay_sim.h"
+#include "replay_tool.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -9,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -317,19 +317,6 @@ static void costs_are_read_or_refused(void **state)
         assert_int_equal(replay_cost_set(&c, text, &err), 0);
         assert_true(replay_cost_get(&c, &row) == 2.5);
     }
-}
-
-/* Runs the tool. Returns its exit status; *out is what it said, on both. */
-static int tool(const char *arguments, char *out, size_t room)
-{
-    char command[1024];
-    snprintf(command, sizeof command, "'%s/bin/replay_policy' %s 2>&1", CWS_BIN_DIR, arguments);
-    FILE *pipe = popen(command, "r");
-    assert_non_null(pipe);
-    size_t n = fread(out, 1, room - 1, pipe);
-    out[n] = '\0';
-    int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 static unsigned lines_with(const char *text, const char *what)

@@ -160,12 +160,7 @@ bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x,
         return false; /* the latter cannot be */
     a->own |= a->brought ? a->count > 0 : !was_bound;
     a->count++;
-    cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
-    if (!was_bound) {
-        x->granules = cws_gpu_granules_of(x->bytes);
-        cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
-        cws_gpu_order_add(&gpu->order, x);
-    }
+    cws_gpu_bind_found_locked(gpu, x, was_bound);
     gpu->adopts.taken++;
     return true;
 }

@@ -84,13 +84,11 @@ bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, cons
     return true;
 }
 
-void cws_gpu_bind_proven_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound)
+void cws_gpu_bind_found_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound)
 {
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_BOUND);
-    if (was_bound) {
-        cws_gpu_order_lost(&gpu->order);
+    if (was_bound)
         return;
-    }
     x->granules = cws_gpu_granules_of(x->bytes);
     cws_gpu_budget_bind(&gpu->budget, cws_gpu_span(x));
     cws_gpu_order_add(&gpu->order, x);

@@ -186,7 +186,9 @@ static void take_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const str
     cws_gpu_proof_forget_locked(x);
     x->frame = NULL;
     cws_gpu_frame_put(&gpu->frames, frame);
-    cws_gpu_bind_proven_locked(gpu, x, was_bound);
+    cws_gpu_bind_found_locked(gpu, x, was_bound);
+    if (was_bound)
+        cws_gpu_order_lost(&gpu->order);
     gpu->proofs.proven++;
 }
 

@@ -40,7 +40,7 @@ void cws_gpu_extent_set_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, en
     cws_extent_go(x, to);
     cws_gpu_budget_move(&gpu->budget, cws_extent_class(from), cws_extent_class(to), cws_gpu_span(x));
     if (cws_extent_is_freed(from))
-        cws_gpu_reserve_leave(&gpu->reserve, x);
+        cws_gpu_reserve_leave(x);
     if (cws_extent_is_freed(to))
         cws_gpu_reserve_enter(&gpu->reserve, x, to == CWS_EXTENT_COLD);
     if (cws_extent_is_programs(from) != cws_extent_is_programs(to))

@@ -29,9 +29,8 @@ void cws_gpu_reserve_enter(struct cws_gpu_reserve *reserve, struct cws_gpu_exten
     cws_list_add_before(cold ? &reserve->cold : &reserve->cached, &x->cached);
 }
 
-void cws_gpu_reserve_leave(struct cws_gpu_reserve *reserve, struct cws_gpu_extent *x)
+void cws_gpu_reserve_leave(struct cws_gpu_extent *x)
 {
-    (void)reserve;
     cws_list_remove(&x->cached);
     cws_list_remove(&x->freed_link);
 }

@@ -44,7 +44,7 @@ void cws_gpu_reserve_init(struct cws_gpu_reserve *reserve);
 
 /* An extent becomes CACHED or COLD, or is so no more. By cws_gpu_extent_set_locked only. */
 void cws_gpu_reserve_enter(struct cws_gpu_reserve *reserve, struct cws_gpu_extent *x, bool cold);
-void cws_gpu_reserve_leave(struct cws_gpu_reserve *reserve, struct cws_gpu_extent *x);
+void cws_gpu_reserve_leave(struct cws_gpu_extent *x);
 /* An extent of a freed range with at least this memory, ANONYMOUS now, whose last uses come before new ones on the
  * stream; or NULL. */
 struct cws_gpu_extent *cws_gpu_reserve_take_locked(struct cws_gpu *gpu, uint32_t granules, CUstream stream);
