@@ -1,6 +1,7 @@
 /* Description: caches that grow by concatenation, as torch.cat makes them: in each step every cache goes into a new
  * allocation that is a bit larger, and the old one is freed. Their sizes pass through many counts of granules, so that
- * what was freed does not fit what comes next as it is. Addresses do not run out, and memory does not. */
+ * what was freed does not fit what comes next as it is. Addresses do not run out, and memory does not. The small ones
+ * lie in the driver's pool, whose free memory is in pieces. */
 #define GPU_TENSORS 18
 #include "gpu_fixture.h"
 
@@ -136,9 +137,79 @@ static void test_weights_stay_where_all_fits(void **state)
     close_gpu(f);
 }
 
+/* --- the driver's pool ------------------------------------------------------------------------------------ */
+
+/* The driver's pool is in holes of HOLE bytes, nothing that is larger fits any, and it grows by 2 MiB each time that
+ * STEP bytes more are in use. */
+enum { HOLE = 64 << 10, LARGER = 2 * HOLE, STEP = 2 << 20, HOLES = (32 << 20) / HOLE, MORE = 10 * STEP / LARGER };
+
+static CUdeviceptr small(struct fixture *f, size_t bytes)
+{
+    CUdeviceptr at;
+    size_t room;
+    CUresult result = cws_gpu_pool_room(f->gpu, NULL, bytes, &room);
+    if (result != CUDA_SUCCESS)
+        fail_msg("error %d: %s", result, last_line);
+    assert_int_equal(driver.mem_alloc_async(&at, bytes, f->stream), 0);
+    cws_gpu_pool_used(f->gpu, room);
+    return at;
+}
+
+static CUdeviceptr fresh(struct fixture *f, size_t bytes)
+{
+    CUdeviceptr at;
+    assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &at), 0);
+    assert_int_equal(launch(f, "nothing", &at, 1, NULL), 0);
+    return at;
+}
+
+/* What the pool has would do for each allocation, by its bytes, and it grows: neither weights that launches wait for
+ * nor the program's own memory have taken the room by then. */
+static void test_a_pool_in_pieces_grows_inside_the_budget(void **state)
+{
+    (void)state;
+    enum { BUDGET = 160 };
+    struct fixture *f = open_gpu(512 * MIB, BUDGET * MIB, true);
+    struct cws_gpu_stats stats;
+    static CUdeviceptr holes[HOLES], more[MORE], own[1 + MORE / 32];
+    unsigned owns = 0;
+    for (unsigned i = 0; i < HOLES; i++)
+        holes[i] = small(f, HOLE);
+    for (unsigned i = 0; i < HOLES; i += 2)
+        assert_int_equal(driver.mem_free_async(holes[i], f->stream), 0);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    bind_all(f);
+    own[owns++] = fresh(f, 80 * MIB);
+    for (unsigned i = 0; i < 2 * TENSORS; i++)
+        expect_right(f, i % TENSORS);
+    cws_gpu_stats_get(f->gpu, &stats);
+    uint64_t before = stats.other_bytes;
+    for (unsigned i = 0; i < MORE; i++) {
+        expect_right(f, i % TENSORS);
+        more[i] = small(f, LARGER);
+        if (i % 32 == 31)
+            own[owns++] = fresh(f, 2 * MIB);
+        cws_gpu_pools_changed(f->gpu);
+        cws_gpu_stats_get(f->gpu, &stats);
+        if (stats.peak_bytes > BUDGET * MIB)
+            fail_msg("%lu KiB over the budget after %u more", (unsigned long)((stats.peak_bytes - BUDGET * MIB) >> 10),
+                     i + 1);
+    }
+    assert_true(stats.other_bytes >= before + MORE * LARGER);
+    for (unsigned i = 0; i < HOLES; i++)
+        assert_int_equal(i % 2 ? driver.mem_free_async(holes[i], f->stream) : 0, 0);
+    for (unsigned i = 0; i < MORE; i++)
+        assert_int_equal(driver.mem_free_async(more[i], f->stream), 0);
+    for (unsigned i = 0; i < owns; i++)
+        assert_int_equal(cws_gpu_free(f->gpu, own[i], f->stream, true), 0);
+    free_all(f);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_addresses_do_not_run_out),
-                                       cmocka_unit_test(test_weights_stay_where_all_fits)};
+                                       cmocka_unit_test(test_weights_stay_where_all_fits),
+                                       cmocka_unit_test(test_a_pool_in_pieces_grows_inside_the_budget)};
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

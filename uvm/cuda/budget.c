@@ -27,13 +27,17 @@ uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b)
     return cws_gpu_budget_left(b) + b->of_class[CWS_CLASS_IDLE];
 }
 
-/* What weights that nobody waits for leave alone: what is expected, and the margin. */
-static uint64_t left_alone(const struct cws_gpu_budget *b)
+uint64_t cws_gpu_budget_margin(const struct cws_gpu_budget *b)
 {
     const struct cws_tuning *t = b->core->tuning;
     uint64_t part = b->bytes / t->pool_margin_share;
-    return b->expected + (b->pools ? part < t->pool_step_bytes ? part : t->pool_step_bytes : 0);
+    if (b->pools == 0)
+        return 0;
+    return part < t->pool_step_bytes ? part : t->pool_step_bytes;
 }
+
+/* What weights that nobody waits for leave alone. */
+static uint64_t left_alone(const struct cws_gpu_budget *b) { return b->expected + cws_gpu_budget_margin(b); }
 
 static uint64_t without_expected(const struct cws_gpu_budget *b, uint64_t bytes)
 {
@@ -77,14 +81,13 @@ void cws_gpu_budget_grant(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool
     note_peak(b);
 }
 
-bool cws_gpu_budget_grant_drops_lock(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool)
+static bool grant_drops_lock(struct cws_gpu_budget *b, struct cws_gpu_room room)
 {
-    struct cws_gpu_room room = {.bytes = bytes}, **link = &b->rooms;
-    if (!b->rooms && cws_gpu_budget_left(b) >= bytes) {
-        cws_gpu_budget_grant(b, bytes, to_pool);
+    struct cws_gpu_room **link = &b->rooms;
+    if (!b->rooms && cws_gpu_budget_left(b) >= room.bytes + (room.to_pool ? 0 : cws_gpu_budget_margin(b))) {
+        cws_gpu_budget_grant(b, room.bytes, room.to_pool);
         return true;
     }
-    room.to_pool = to_pool;
     while (*link)
         link = &(*link)->next;
     *link = &room;
@@ -92,6 +95,16 @@ bool cws_gpu_budget_grant_drops_lock(struct cws_gpu_budget *b, uint64_t bytes, b
     while (!room.granted && !room.refused)
         cws_gpu_changed_wait_drops_lock(b->core);
     return room.granted; /* the loader took it off the list and counted it */
+}
+
+bool cws_gpu_budget_grant_drops_lock(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool)
+{
+    return grant_drops_lock(b, (struct cws_gpu_room){.bytes = bytes, .to_pool = to_pool});
+}
+
+bool cws_gpu_budget_grant_easily_drops_lock(struct cws_gpu_budget *b, uint64_t bytes)
+{
+    return grant_drops_lock(b, (struct cws_gpu_room){.bytes = bytes, .to_pool = true, .easy = true});
 }
 
 void cws_gpu_budget_ungrant(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool)
@@ -135,11 +148,11 @@ void cws_gpu_budget_move(struct cws_gpu_budget *b, enum cws_gpu_class from, enum
 void cws_gpu_budget_bind(struct cws_gpu_budget *b, uint64_t bytes) { b->bound += bytes; }
 void cws_gpu_budget_unbind(struct cws_gpu_budget *b, uint64_t bytes) { b->bound -= bytes; }
 
-/* Wakes the loader if memory that nobody made room for has outgrown the budget. */
+/* Wakes the loader if memory that nobody made room for has outgrown the budget, or taken of the margin. */
 static void look(struct cws_gpu_budget *b)
 {
     note_peak(b);
-    if (taken(b) > b->bytes)
+    if (taken(b) + cws_gpu_budget_margin(b) > b->bytes)
         cws_gpu_wake_locked(b->core);
 }
 

@@ -1,7 +1,7 @@
 /* budget.h - the account of a device's memory: what the process has taken from the driver, what of it can be dropped,
  * and who waits for a part of it. Bytes only: it calls no driver.
  *
- * Invariant I4: used <= bytes, except after `pools` grew by itself.
+ * Invariant I4: used <= bytes, except after `pools` grew by itself by more than the margin.
  * Threads: the caller of every function holds the manager's lock (core.h). */
 #ifndef CWS_GPU_BUDGET_H
 #define CWS_GPU_BUDGET_H
@@ -19,7 +19,9 @@ enum cws_gpu_class {
 
 struct cws_gpu_room { /* a thread waits until so many bytes are granted to it; on its stack */
     uint64_t bytes;
-    bool to_pool, granted, refused;
+    bool to_pool;
+    bool easy; /* refused rather than that anything but weights goes for it */
+    bool granted, refused;
     struct cws_gpu_room *next;
 };
 
@@ -48,8 +50,11 @@ uint64_t cws_gpu_budget_left(const struct cws_gpu_budget *b);
 /* Bytes that can be had without evicting anything or taking from the reserve: those left, and those of idle frames and
  * of ranges freed long ago, which are given up for them. The one answer to "is there memory for this?" */
 uint64_t cws_gpu_budget_attainable(const struct cws_gpu_budget *b);
-/* Both without what is expected, and without a margin: for weights that are loaded ahead of their use. A pool of the
- * driver may grow although what it has would do, and nobody can make room before. */
+/* What is left free for pools of the driver, one of which may grow although what it has would do. Whoever wants memory
+ * leaves it alone as long as weights can be dropped in its place. */
+uint64_t cws_gpu_budget_margin(const struct cws_gpu_budget *b);
+/* Left and attainable without the margin, and without what is expected: for weights that are loaded ahead of their
+ * use. */
 uint64_t cws_gpu_budget_left_ahead(const struct cws_gpu_budget *b);
 uint64_t cws_gpu_budget_attainable_ahead(const struct cws_gpu_budget *b);
 /* What weights may take: not less what is granted, for most of that is for loads in flight. The same beside the
@@ -65,8 +70,11 @@ static inline bool cws_gpu_budget_pages(const struct cws_gpu_budget *b) /* are s
 
 /* The caller has seen that they are left. */
 void cws_gpu_budget_grant(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool);
-/* The same as soon as the loader has made room, in turn. False: they cannot be had. */
+/* The same as soon as the loader has made room, in turn; beside the margin, but for pools. False: they cannot be
+ * had. */
 bool cws_gpu_budget_grant_drops_lock(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool);
+/* The same for a pool, if no more than weights has to go for it. */
+bool cws_gpu_budget_grant_easily_drops_lock(struct cws_gpu_budget *b, uint64_t bytes);
 void cws_gpu_budget_ungrant(struct cws_gpu_budget *b, uint64_t bytes, bool to_pool);
 /* In the loader: the first that waits gets what it waits for, or is refused. */
 void cws_gpu_budget_serve(struct cws_gpu_budget *b, bool granted);
@@ -80,7 +88,7 @@ void cws_gpu_budget_unbind(struct cws_gpu_budget *b, uint64_t bytes);
 /* The program took `taken` bytes of `granted` ones, or more; it gave some back. */
 void cws_gpu_budget_plain_taken(struct cws_gpu_budget *b, uint64_t granted, uint64_t taken);
 void cws_gpu_budget_plain_freed(struct cws_gpu_budget *b, uint64_t bytes);
-/* Wakes the loader if it has outgrown the budget. */
+/* Wakes the loader if they have outgrown the budget, or taken of the margin. */
 void cws_gpu_budget_set_pools(struct cws_gpu_budget *b, uint64_t bytes);
 void cws_gpu_budget_set_ring(struct cws_gpu_budget *b, uint64_t bytes);
 void cws_gpu_budget_expect(struct cws_gpu_budget *b, uint64_t bytes);

@@ -40,15 +40,28 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
            cws_gpu_spill_one_drops_lock(gpu);
 }
 
-/* A frame that can be had without an eviction, put where idle ones lie. False: there is none now. */
-static bool find_frame_drops_lock(struct cws_gpu *gpu, uint32_t granules)
+/* What somebody who waits leaves free for pools: the margin, if weights can go in its place. It gives way where these
+ * are in use and the streams have come to a stand. */
+static uint64_t margin_locked(struct cws_gpu *gpu)
 {
-    uint64_t bytes = (uint64_t)granules * CWS_GPU_GRANULE;
-    if (cws_gpu_budget_attainable(&gpu->budget) < bytes)
+    uint64_t margin = cws_gpu_budget_margin(&gpu->budget);
+    if (margin == 0 || gpu->drops.count)
+        return margin;
+    return cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && !cws_gpu_order_has_waited(&gpu->order)
+               ? margin
+               : 0;
+}
+
+/* A frame that can be had without an eviction, put where idle ones lie; `margin` bytes stay free. False: there is none
+ * now. */
+static bool find_frame_drops_lock(struct cws_gpu *gpu, uint32_t granules, uint64_t margin)
+{
+    uint64_t bytes = (uint64_t)granules * CWS_GPU_GRANULE, need = bytes + margin;
+    if (cws_gpu_budget_attainable(&gpu->budget) < need)
         return false;
-    if (cws_gpu_budget_left(&gpu->budget) < bytes)
-        cws_gpu_release_idle_drops_lock(gpu, bytes);
-    if (cws_gpu_budget_left(&gpu->budget) < bytes)
+    if (cws_gpu_budget_left(&gpu->budget) < need)
+        cws_gpu_release_idle_drops_lock(gpu, need);
+    if (cws_gpu_budget_left(&gpu->budget) < need)
         return false;
     cws_gpu_budget_grant(&gpu->budget, bytes, false);
     struct cws_gpu_frame *frame = cws_gpu_frame_create_drops_lock(&gpu->frames, granules);
@@ -64,6 +77,14 @@ static bool is_hopeless_locked(struct cws_gpu *gpu, uint64_t bytes)
            !cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && cws_gpu_spillable_locked(gpu) == 0 &&
            cws_gpu_provable_locked(gpu) == 0 &&
            cws_gpu_budget_attainable(&gpu->budget) + gpu->budget.of_class[CWS_CLASS_RESERVE] < bytes;
+}
+
+/* Evicts a weight that is not needed soon, for what nobody waits for. */
+static bool drop_unhurried_drops_lock(struct cws_gpu *gpu)
+{
+    struct cws_gpu_price price = {.until = gpu->order.order.at + gpu->core.tuning->reserve_ahead_uses, .done = true};
+    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, price);
+    return victim && cws_gpu_drop_start_drops_lock(gpu, victim);
 }
 
 /* --- memory for weights ------------------------------------------------------------------------------------- */
@@ -114,6 +135,8 @@ static enum supply supply_of_size_drops_lock(struct cws_gpu *gpu, const struct c
     return SUPPLY_NONE;
 }
 
+static uint64_t without(uint64_t bytes, uint64_t margin) { return bytes > margin ? bytes - margin : 0; }
+
 /* One step towards memory for x, the last of w, whose next use is at the place `until` (0: a launch waits for it); no
  * frame of its size lies idle. A weight of the same size goes before any other, and ahead of its use nothing else does
  * if as many of its size have memory as the plan wants: a program whose rounds are alike makes no frames. */
@@ -121,8 +144,9 @@ static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent 
                                      const struct wants *w)
 {
     struct cws_gpu_budget *b = &gpu->budget;
-    if ((until ? cws_gpu_budget_left_ahead(b) : cws_gpu_budget_left(b)) >= cws_gpu_span(x))
-        return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
+    uint64_t margin = until ? cws_gpu_budget_margin(b) : margin_locked(gpu);
+    if ((until ? cws_gpu_budget_left_ahead(b) : without(cws_gpu_budget_left(b), margin)) >= cws_gpu_span(x))
+        return find_frame_drops_lock(gpu, x->granules, margin) ? SUPPLY_MOVED : SUPPLY_NONE;
     if (is_coming(gpu, w, x))
         return SUPPLY_COMES;
     enum supply same = supply_of_size_drops_lock(gpu, x, until);
@@ -130,9 +154,9 @@ static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent 
         return same;
     if (until && !cws_gpu_order_may_grow(&gpu->order, x))
         return SUPPLY_FULL;
-    uint64_t attainable = until ? cws_gpu_budget_attainable_ahead(b) : cws_gpu_budget_attainable(b);
+    uint64_t attainable = until ? cws_gpu_budget_attainable_ahead(b) : without(cws_gpu_budget_attainable(b), margin);
     if (attainable >= w->bytes)
-        return find_frame_drops_lock(gpu, x->granules) ? SUPPLY_MOVED : SUPPLY_NONE;
+        return find_frame_drops_lock(gpu, x->granules, margin) ? SUPPLY_MOVED : SUPPLY_NONE;
     if (attainable + gpu->drops.bytes >= w->bytes)
         return SUPPLY_COMES;
     struct cws_gpu_price price = {.until = until, .spare = true, .done = true};
@@ -148,6 +172,18 @@ static enum supply supply_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent 
 
 /* --- what others wait for --------------------------------------------------------------------------------- */
 
+/* The first that waits for room, which is an easy one: no more than weights go for it. */
+static bool serve_easy_drops_lock(struct cws_gpu *gpu, uint64_t bytes)
+{
+    struct cws_gpu_budget *b = &gpu->budget;
+    if (cws_gpu_budget_left(b) < bytes && cws_gpu_release_idle_drops_lock(gpu, bytes))
+        return true;
+    if (cws_gpu_budget_left(b) < bytes && margin_locked(gpu) > 0)
+        return drop_for_drops_lock(gpu, cws_gpu_budget_left(b) + gpu->drops.bytes, bytes);
+    cws_gpu_budget_serve(b, cws_gpu_budget_left(b) >= bytes);
+    return true;
+}
+
 /* The first that waits for room. Whether something moved, and may move again. */
 static bool serve_room_drops_lock(struct cws_gpu *gpu)
 {
@@ -155,11 +191,13 @@ static bool serve_room_drops_lock(struct cws_gpu *gpu)
     const struct cws_gpu_room *room = b->rooms;
     if (!room)
         return false;
-    uint64_t bytes = room->bytes;
-    bool moved = cws_gpu_budget_left(b) < bytes && cws_gpu_release_idle_drops_lock(gpu, bytes);
-    if (cws_gpu_budget_left(b) < bytes)
-        moved |= drop_for_drops_lock(gpu, cws_gpu_budget_left(b) + gpu->drops.bytes, bytes);
-    if (cws_gpu_budget_left(b) < bytes) {
+    if (room->easy)
+        return serve_easy_drops_lock(gpu, room->bytes);
+    uint64_t bytes = room->bytes, need = bytes + (room->to_pool ? 0 : margin_locked(gpu));
+    bool moved = cws_gpu_budget_left(b) < need && cws_gpu_release_idle_drops_lock(gpu, need);
+    if (cws_gpu_budget_left(b) < need)
+        moved |= drop_for_drops_lock(gpu, cws_gpu_budget_left(b) + gpu->drops.bytes, need);
+    if (cws_gpu_budget_left(b) < need) {
         if (!is_hopeless_locked(gpu, bytes))
             return moved;
         trim_pools_drops_lock(gpu);
@@ -188,7 +226,7 @@ static void refuse_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 /* There is room, and the driver gives no memory. True: a launch fails for that. */
 static bool is_refused_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    if (cws_gpu_budget_left(&gpu->budget) < cws_gpu_span(x) ||
+    if (cws_gpu_budget_left(&gpu->budget) < cws_gpu_span(x) + margin_locked(gpu) ||
         ++gpu->loader.refusals <= gpu->core.tuning->refusals_most)
         return false;
     cws_gpu_say(&gpu->core,
@@ -210,7 +248,8 @@ static bool room_for_demand_drops_lock(struct cws_gpu *gpu, struct cws_gpu_exten
         return true;
     if (supply == SUPPLY_COMES)
         return false;
-    if (drop_for_drops_lock(gpu, cws_gpu_budget_attainable(&gpu->budget) + gpu->drops.bytes, w->bytes))
+    uint64_t need = w->bytes + margin_locked(gpu);
+    if (drop_for_drops_lock(gpu, cws_gpu_budget_attainable(&gpu->budget) + gpu->drops.bytes, need))
         return true;
     if (!is_hopeless_locked(gpu, bytes))
         return false;
@@ -245,7 +284,7 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
         if (again)
             return true;
     }
-    if (!*unmet)
+    if (!*unmet && !gpu->budget.rooms)
         cws_gpu_order_waits_end(&gpu->order);
     return false;
 }
@@ -294,11 +333,19 @@ static bool serve_ahead_drops_lock(struct cws_gpu *gpu, bool *pending)
 static bool make_ready_drops_lock(struct cws_gpu *gpu)
 {
     const struct cws_gpu_budget *b = &gpu->budget;
-    if (cws_gpu_budget_attainable(b) + gpu->drops.bytes >= b->expected || !gpu->config.prefetch)
+    return cws_gpu_budget_attainable(b) + gpu->drops.bytes < b->expected && gpu->config.prefetch &&
+           drop_unhurried_drops_lock(gpu);
+}
+
+/* A pool took of the margin: it is made anew. */
+static bool restore_margin_drops_lock(struct cws_gpu *gpu)
+{
+    const struct cws_gpu_budget *b = &gpu->budget;
+    uint64_t margin = cws_gpu_budget_margin(b);
+    if (cws_gpu_budget_left(b) >= margin)
         return false;
-    struct cws_gpu_price price = {.until = gpu->order.order.at + gpu->core.tuning->reserve_ahead_uses, .done = true};
-    struct cws_gpu_extent *victim = cws_gpu_order_victim(&gpu->order, price);
-    return victim && cws_gpu_drop_start_drops_lock(gpu, victim);
+    return cws_gpu_release_idle_drops_lock(gpu, margin) ||
+           (cws_gpu_budget_left(b) + gpu->drops.bytes < margin && drop_unhurried_drops_lock(gpu));
 }
 
 /* --- waiting --------------------------------------------------------------------------------------------------- */
@@ -369,7 +416,7 @@ static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
     moved |= serve_demand_drops_lock(gpu, &unmet);
     moved |= cws_gpu_prove_asked_drops_lock(gpu);
     if (!gpu->budget.rooms && !unmet && !gpu->proofs.asked)
-        moved |= make_ready_drops_lock(gpu) || serve_ahead_drops_lock(gpu, pending);
+        moved |= restore_margin_drops_lock(gpu) || make_ready_drops_lock(gpu) || serve_ahead_drops_lock(gpu, pending);
     return moved;
 }
 

@@ -63,7 +63,8 @@ void cws_gpu_pools_count(struct cws_gpu_pools *pools)
 
 /* Takes the bytes out of what the pool has and nobody uses, if they fit: each piece that it grew by may end in a rest
  * that is too small for any allocation. What is freed meanwhile is not counted, so this errs to the safe side, mostly:
- * a pool can be in more pieces than that, which shows when it is asked again. */
+ * a pool can be in more pieces than that, and grow. What was taken since it was asked fits one step, so that it has not
+ * grown by more, which the budget's margin is for. */
 static bool take_slack(struct cws_gpu_pools *pools, CUmemoryPool pool, uint64_t bytes)
 {
     for (unsigned i = 0; i < pools->count; i++) {
@@ -71,8 +72,8 @@ static bool take_slack(struct cws_gpu_pools *pools, CUmemoryPool pool, uint64_t 
         if (pool ? p->handle != pool : i != 0)
             continue;
         p->largest = bytes > p->largest ? bytes : p->largest;
-        uint64_t rests = p->step ? p->reserved / p->step * p->largest : 0;
-        if (p->slack < bytes + rests)
+        uint64_t rests = p->step ? p->reserved / p->step * p->largest : 0, since = p->unused - p->slack;
+        if (p->slack < bytes + rests || (since && since + bytes > p->step))
             return false;
         p->slack -= bytes;
         return true;

@@ -35,9 +35,10 @@ uint64_t cws_gpu_room_least_locked(struct cws_gpu *gpu, uint64_t need, uint64_t 
 CUresult cws_gpu_room_make_drops_lock(struct cws_gpu *gpu, uint64_t bytes, bool to_pool)
 {
     struct cws_gpu_budget *b = &gpu->budget;
-    if (cws_gpu_budget_left(b) < bytes)
+    uint64_t margin = to_pool ? 0 : cws_gpu_budget_margin(b);
+    if (cws_gpu_budget_left(b) < bytes + margin)
         cws_gpu_pools_count(&gpu->pools);
-    if (cws_gpu_budget_left(b) >= bytes) {
+    if (cws_gpu_budget_left(b) >= bytes + margin) {
         cws_gpu_budget_grant(b, bytes, to_pool);
         return CUDA_SUCCESS;
     }
@@ -46,7 +47,7 @@ CUresult cws_gpu_room_make_drops_lock(struct cws_gpu *gpu, uint64_t bytes, bool 
     cws_gpu_uses_stuck_locked(gpu, true);
     do {
         need = cws_gpu_budget_undroppable(b) + b->granted + bytes + gpu->sets.largest;
-        fits = cws_gpu_room_fits_locked(gpu, need);
+        fits = cws_gpu_budget_left(b) >= bytes || cws_gpu_room_fits_locked(gpu, need);
     } while (!fits && cws_gpu_prove_wait_drops_lock(gpu, need));
     bool granted = fits && cws_gpu_budget_grant_drops_lock(b, bytes, to_pool);
     cws_gpu_uses_stuck_locked(gpu, false);
@@ -93,6 +94,24 @@ void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes)
 
 /* --- pools ----------------------------------------------------------------------------------------- */
 
+/* A pool whose own memory should do may grow all the same, because that is in pieces. Where the margin for this is not
+ * there, it is had of weights, or not at all. Returns what was granted. */
+static uint64_t margin_drops_lock(struct cws_gpu *gpu)
+{
+    struct cws_gpu_budget *b = &gpu->budget;
+    uint64_t margin = cws_gpu_budget_margin(b);
+    if (cws_gpu_budget_left(b) >= margin || b->of_class[CWS_CLASS_RESIDENT] == 0)
+        return 0;
+    cws_gpu_pools_count(&gpu->pools);
+    uint64_t need = cws_gpu_budget_undroppable(b) + b->granted + margin + gpu->sets.largest;
+    if (cws_gpu_budget_left(b) >= margin || need > b->bytes)
+        return 0;
+    cws_gpu_uses_stuck_locked(gpu, true);
+    bool granted = cws_gpu_budget_grant_easily_drops_lock(b, margin);
+    cws_gpu_uses_stuck_locked(gpu, false);
+    return granted ? margin : 0;
+}
+
 CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room)
 {
     CUresult result = CUDA_SUCCESS;
@@ -100,7 +119,9 @@ CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes,
     if (gpu->core.dead)
         return CUDA_ERROR_NOT_INITIALIZED;
     cws_gpu_lock(&gpu->core);
-    if (!cws_gpu_pools_take(&gpu->pools, pool, bytes)) {
+    if (cws_gpu_pools_take(&gpu->pools, pool, bytes)) {
+        *room = margin_drops_lock(gpu);
+    } else {
         uint64_t least, step = cws_gpu_pools_growth(&gpu->pools, bytes, &least);
         uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + gpu->budget.granted + step + gpu->sets.largest;
         *room = need <= gpu->budget.bytes ? step : least;
