@@ -16,7 +16,7 @@
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 #define OTHER (80 * MIB)
-enum { ROUNDS = 16 };
+enum { ROUNDS = 32 }; /* of which half counts: what stays is decided before */
 
 struct replayed {
     const char *program;
@@ -32,7 +32,8 @@ static double weight_bytes(const struct replay_program *p)
     return bytes;
 }
 
-static struct replay_paged page(const struct replayed *what, const struct replay_costs *costs)
+static struct replay_paged page_tuned(const struct replayed *what, const struct replay_costs *costs,
+                                      const struct cws_tuning *tuning)
 {
     struct replay_program program;
     struct replay_paged r;
@@ -40,7 +41,7 @@ static struct replay_paged page(const struct replayed *what, const struct replay
     assert_true(replay_program_make(&program, what->program));
     const struct replay_paging p = {.program = &program,
                                     .costs = costs,
-                                    .tuning = &cws_tuning_default,
+                                    .tuning = tuning,
                                     .budget = what->budget,
                                     .other = OTHER,
                                     .kernels_ms = what->kernels_ms,
@@ -50,6 +51,11 @@ static struct replay_paged page(const struct replayed *what, const struct replay
         fail_msg("%s", err.message);
     replay_program_free(&program);
     return r;
+}
+
+static struct replay_paged page(const struct replayed *what, const struct replay_costs *costs)
+{
+    return page_tuned(what, costs, &cws_tuning_default);
 }
 
 /* --- the whole --- */
@@ -174,6 +180,29 @@ static void more_of_anything_never_costs_much(void **state)
                          faster.ms);
             before = r.ms;
         }
+    }
+}
+
+/* Plans by time (uvm/policy/pace.h) cost nothing where they gain nothing, and gain where the link rests in a part of a
+ * step and is behind in another. */
+static void plans_by_time_gain(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        uint64_t mib;
+        double most; /* of the time with plans by uses alone */
+    } rows[] = {{"flux", 13312, 0.97}, {"flux", 12288, 0.95},    {"flux", 11264, 1.01},  {"flux", 10240, 0.95},
+                {"flux", 9216, 0.95},  {"flux", 8192, 1.01},     {"flux", 6144, 1.01},   {"8b", 8192, 1.01},
+                {"8b", 3072, 1.01},    {"tinyllama", 600, 1.01}, {"prefill", 8192, 1.01}};
+    struct cws_tuning by_uses = cws_tuning_default;
+    by_uses.order_pace_tries = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct replayed what = {rows[i].name, 0, 0, rows[i].mib * MIB};
+        double ms = page(&what, &replay_costs_default).ms,
+               before = page_tuned(&what, &replay_costs_default, &by_uses).ms;
+        if (ms > rows[i].most * before)
+            fail_msg("%s, %d MiB: %.1f ms, by uses %.1f", rows[i].name, (int)rows[i].mib, ms, before);
     }
 }
 
@@ -361,6 +390,7 @@ int main(void)
         cmocka_unit_test(what_fits_takes_as_long_as_without),
         cmocka_unit_test(a_steady_round_loads_what_does_not_fit),
         cmocka_unit_test(more_of_anything_never_costs_much),
+        cmocka_unit_test(plans_by_time_gain),
         cmocka_unit_test(nothing_depends_on_chance),
         cmocka_unit_test(what_cannot_fit_is_an_error),
         cmocka_unit_test(kernels_wait_and_are_slowed),

@@ -65,7 +65,7 @@ static const char help[] =
     "the link. belady, timed: that rule with the trace's\n"
     "order, in the machine in which the policies run. x belady: time over that of `belady, timed`.\n"
     "\n"
-    "With --device, of a round, the mean of the second half of --rounds (16): ms: its time; of plain: over that with "
+    "With --device, of a round, the mean of the second half of --rounds (32): ms: its time; of plain: over that with "
     "everything resident. busy: of the link.\n"
     "wait, memory ms: the launching thread waits for weights, for memory of activations. frames: memory made anew in "
     "another size. calls: of the driver, for memory.\n"

@@ -28,11 +28,11 @@ void sim_program_wake(struct sim *s, double at)
 {
     struct sim_program *p = &s->program;
     double waited = fmax(0, at + s->costs->wake_us - p->since) / 1e3;
-    if (p->state == SIM_WAITS_WEIGHT)
-        s->sum.weight_wait_ms += waited;
-    else
-        s->sum.fresh_wait_ms += waited;
+    bool weight = p->state == SIM_WAITS_WEIGHT;
+    *(weight ? &s->sum.weight_wait_ms : &s->sum.fresh_wait_ms) += waited;
     p->clock = fmax(p->clock, at + s->costs->wake_us);
+    s->waited_us += weight ? waited * 1e3 : 0;
+    s->stalled_us += weight && !sim_gpu_is_busy(&s->gpu) ? waited * 1e3 : 0;
     p->state = SIM_RUNS;
 }
 
@@ -57,6 +57,8 @@ static bool use_weight(struct sim *s, uint32_t index)
     if (!p->begun) {
         p->begun = true;
         p->weight = w;
+        cws_order_tell(&s->order, (uint64_t)(p->clock * 1e3), (uint64_t)(s->waited_us * 1e3),
+                       (uint64_t)(s->stalled_us * 1e3));
         cws_order_use(&s->order, &w->node);
         if (s->order.at >= s->loader.wake_at)
             sim_loader_wake(s, p->clock);

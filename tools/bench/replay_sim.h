@@ -155,7 +155,8 @@ struct sim {
     struct sim_memory memory;
     struct sim_loader loader;
     struct sim_program program;
-    struct replay_paged sum; /* since the rounds that count began */
+    double waited_us, stalled_us; /* launches waited for weights; and the device had come to its end */
+    struct replay_paged sum;      /* since the rounds that count began */
 };
 
 /* A call of the driver in the loader: counted, and it holds the program's thread up. Returns its time. */

@@ -4,7 +4,8 @@
  *
  * On a cyclic scan that rule alone keeps a prefix of the cycle and streams the rest in one stretch, in which the link
  * is busy and before which it is idle. So keepers are chosen: what comes most often in a period first, else evenly over
- * it, as many bytes as fit beside the window through which the others stream (plan.h). */
+ * it, as many bytes as fit beside the window through which the others stream (plan.h); over its uses, or over its time
+ * where rounds are shorter so (pace.h). */
 #include "plan.h"
 
 #include <stdlib.h>
@@ -227,6 +228,14 @@ static uint64_t strayed_bytes(const struct cws_order *o)
     return bytes;
 }
 
+/* Before the next use: the work since the last one. */
+static void note_pace(struct cws_order *o)
+{
+    uint64_t took = cws_pace_note(&o->pace, o->tuning, o->at, o->periodic ? o->plan_period : 0);
+    if (o->last)
+        o->last->pace = o->last->pace ? (o->last->pace + took + 1) / 2 : took;
+}
+
 static void note_use(struct cws_order *o, struct cws_order_node *n)
 {
     const struct cws_order_place place = o->window_room ? o->window[(o->at + 1) % o->window_room]
@@ -234,6 +243,7 @@ static void note_use(struct cws_order *o, struct cws_order_node *n)
     bool expected = o->foreseen && o->at + 1 < o->end && place.node == n;
     cws_history_reserve(&o->history, o->tuning->history_walks * o->count + o->tuning->history_uses_more);
     cws_history_push(&o->history, n);
+    note_pace(o);
     o->before_last = o->last;
     o->last = n;
     o->at++;
@@ -309,13 +319,14 @@ static void foresee(struct cws_order *o)
 
 /* --- the plan ---------------------------------------------------------------------------------------- */
 
-static void plan(struct cws_order *o, uint64_t room)
+static void plan(struct cws_order *o, uint64_t room, enum cws_pace_verdict why)
 {
-    cws_order_plan(o, room);
+    bool by_time = cws_order_plan(o, room, why == CWS_PACE_BY_TIME);
     o->plan_room = room;
     o->plan_count = o->coming_count;
     o->plan_period = cws_history_look(&o->history);
     o->plan_due = false;
+    cws_pace_planned(&o->pace, o->tuning, why, by_time, o->at);
     lines_make(o);
 }
 
@@ -336,8 +347,12 @@ void cws_order_walk(struct cws_order *o, uint64_t room)
      * is. (Else one use out of order can make a short circuit.) */
     bool cycle = o->last && o->last->next_at != UINT64_MAX &&
                  (o->periodic || o->coming_bytes >= o->bytes / 8 * o->tuning->order_cycle_eighths);
-    if (cycle && o->ops->has_keepers && plan_is_stale(o, room, cws_history_look(&o->history)))
-        plan(o, room);
+    if (!cycle || !o->ops->has_keepers)
+        return;
+    enum cws_pace_verdict verdict = CWS_PACE_STAY;
+    if (plan_is_stale(o, room, cws_history_look(&o->history)) ||
+        (verdict = cws_pace_judge(&o->pace, o->tuning)) != CWS_PACE_STAY)
+        plan(o, room, verdict);
 }
 
 uint64_t cws_order_period(struct cws_order *o) { return cws_history_look(&o->history); }

@@ -1,5 +1,6 @@
 /* order.h - the replacement policies of the CUDA manager: which range is needed next, which are kept, and which is
- * evicted (policy.h has those of views). No driver, no clock: uvm/cuda/order_use.c drives it with ranges of a device,
+ * evicted (policy.h has those of views). No driver, and no clock but what it is told: uvm/cuda/order_use.c drives it
+ * with ranges of a device,
  * tools/bench/replay_device.c and replay_loader.c with recorded and made-up uses.
  * Threads: the caller serialises (the manager by its `lock`).
  *
@@ -18,6 +19,7 @@
 #include "store/base/list.h"
 #include "store/base/options.h"
 #include "history.h"
+#include "pace.h"
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -40,6 +42,7 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     uint64_t history_at; /* history.h */
     uint64_t stray_at;   /* place + 1 of its last use out of order; 0: none */
     uint64_t stray_tick;
+    uint64_t pace;  /* ns of work from its use to the next one of any, averaged over rounds; 0: not known */
     uint32_t comes; /* in one period of the window that keepers were chosen from */
     struct cws_list all, coming, line;
 };
@@ -81,6 +84,7 @@ struct cws_order {
     uint64_t plan_period; /* and the period */
     uint64_t plan_most;   /* what is larger stays */
     bool plan_due;
+    struct cws_pace pace;
     unsigned size_count;
     struct cws_order_size sizes[CWS_ORDER_SIZES]; /* of the plan, the largest first */
 };
@@ -105,6 +109,14 @@ void cws_order_deinit(struct cws_order *o); /* nodes are the caller's */
 void cws_order_add(struct cws_order *o, struct cws_order_node *n);
 /* n ends: nothing points to it any more. */
 void cws_order_forget(struct cws_order *o, struct cws_order_node *n);
+/* Of the next use: what the caller's clock says; for how long so far launches waited for nodes; and the sum of those
+ * waits at whose end the device had nothing to do (pace.h). A caller that never tells gets plans by uses alone. */
+static inline void cws_order_tell(struct cws_order *o, uint64_t now_ns, uint64_t waited_ns, uint64_t stalled_ns)
+{
+    o->pace.now = now_ns;
+    o->pace.waited = waited_ns;
+    o->pace.stalled = stalled_ns;
+}
 /* n is used, now. O(1) where it was foreseen. */
 void cws_order_use(struct cws_order *o, struct cws_order_node *n);
 /* n can be dropped from now on, or not any more. */

@@ -186,6 +186,136 @@ static void choose(const struct plan *p)
     }
 }
 
+/* --- by time -------------------------------------------------------------------------------------------- */
+
+/* What streams is loaded once a round, and is spread over the round's time. */
+struct spread {
+    const struct plan *plan;
+    uint64_t first; /* the place of the node that was added first: all is counted from there, whenever it is planned */
+    double *times;  /* before each place from there; the last one is the round's */
+    uint64_t most, small; /* what is larger stays, and what is no larger than that */
+};
+
+static struct cws_order_node *node_from_first(const struct spread *s, uint64_t i)
+{
+    return node_at(s->plan, s->first + i);
+}
+
+/* Does each node come once in a period? Else what comes more often has to stay first. */
+static bool comes_once(const struct plan *p)
+{
+    for (size_t i = 0; i < p->count; i++)
+        if (p->sorted[i]->comes != 1)
+            return false;
+    return p->order->periodic && p->places == p->count;
+}
+
+/* Averaged over a stretch of the round around each place: a launch that waited says little of its own work. */
+static bool make_times(struct spread *s)
+{
+    const struct plan *p = s->plan;
+    uint64_t wide = p->places / p->order->tuning->order_pace_places + 1, back = p->places - wide / 2 % p->places;
+    double sum = 0;
+    s->times = malloc((p->places + 1) * sizeof *s->times);
+    if (!s->times)
+        return false;
+    for (uint64_t i = 1; i < p->places; i++)
+        s->first = node_at(p, i)->id < node_at(p, s->first)->id ? i : s->first;
+    for (uint64_t i = 0; i < wide; i++)
+        sum += (double)node_from_first(s, i + back)->pace;
+    s->times[0] = 0;
+    for (uint64_t i = 0; i < p->places; i++) {
+        s->times[i + 1] = s->times[i] + sum / (double)wide;
+        sum += (double)node_from_first(s, i + back + wide)->pace - (double)node_from_first(s, i + back)->pace;
+    }
+    return s->times[p->places] > 0;
+}
+
+/* Keepers and quotas where `rate` bytes of each unit of time stream. False: there is no room for that. */
+static bool try_rate(const struct spread *s, double rate)
+{
+    const struct plan *p = s->plan;
+    uint64_t kept = 0;
+    double may = 0;
+    for (uint64_t i = 0; i < p->places; i++) {
+        struct cws_order_node *n = node_from_first(s, i);
+        may += (s->times[i + 1] - s->times[i]) * rate;
+        n->keeper = n->bytes > s->most || n->bytes <= s->small || may < (double)n->bytes / 2;
+        if (n->keeper)
+            kept += n->bytes;
+        else
+            may -= (double)n->bytes;
+    }
+    return kept + count_quotas(p) + p->order->tuning->order_in_flight_bytes <= p->room;
+}
+
+/* The least rate for which there is room; 0: there is none. */
+static double least_rate(const struct spread *s)
+{
+    enum { STEPS = 20 };
+    double low = 0, high = 4 * (double)s->plan->order->coming_bytes / s->times[s->plan->places];
+    if (!try_rate(s, high))
+        return 0;
+    for (unsigned i = 0; i < STEPS; i++) {
+        double middle = (low + high) / 2;
+        *(try_rate(s, middle) ? &high : &low) = middle;
+    }
+    return high;
+}
+
+/* The bound for what streams with which the link has least to do at a time. Returns that rate; 0: there is none. */
+static double find_most(struct spread *s)
+{
+    const struct cws_order *o = s->plan->order;
+    double best = 0;
+    uint64_t most = UINT64_MAX;
+    for (uint64_t i = 0; i <= o->tuning->order_tries && i <= o->size_count; i++) {
+        s->most = i == 0 ? UINT64_MAX : o->sizes[i - 1].bytes;
+        double rate = least_rate(s);
+        if (rate > 0 && (best == 0 || rate < best)) {
+            best = rate;
+            most = s->most;
+        }
+    }
+    s->most = most;
+    return best;
+}
+
+/* Of small nodes as many sizes stay as make the rate, `best` without them, but little more: each of their loads has its
+ * calls. Returns the rate with them. */
+static double find_small(struct spread *s, double best)
+{
+    const struct cws_order *o = s->plan->order;
+    double may = best * (1 + 1 / (double)o->tuning->order_pace_slack), found = best;
+    uint64_t small = 0;
+    unsigned from = 0, to = o->size_count; /* the first size, of those from here, for which it is little */
+    while (from < to) {
+        unsigned middle = (from + to) / 2;
+        s->small = o->sizes[middle].bytes;
+        double rate = s->small < s->most ? least_rate(s) : 0;
+        if (rate > 0 && rate <= may) {
+            small = s->small;
+            found = rate;
+            to = middle;
+        } else {
+            from = middle + 1;
+        }
+    }
+    s->small = small;
+    return found;
+}
+
+/* False: it cannot be planned so. */
+static bool choose_by_time(const struct plan *p)
+{
+    struct spread s = {.plan = p};
+    double rate = comes_once(p) && make_times(&s) ? find_most(&s) : 0;
+    if (rate > 0)
+        try_rate(&s, find_small(&s, rate));
+    free(s.times);
+    return rate > 0;
+}
+
 static void keep_all(const struct plan *p)
 {
     for (size_t i = 0; i < p->count; i++)
@@ -193,7 +323,7 @@ static void keep_all(const struct plan *p)
     count_quotas(p);
 }
 
-void cws_order_plan(struct cws_order *o, uint64_t room)
+bool cws_order_plan(struct cws_order *o, uint64_t room, bool by_time)
 {
     uint64_t period = cws_history_look(&o->history), begin = o->at + 1, walk = o->end - begin;
     struct plan p = {.order = o, .room = room, .begin = begin, .places = period && period < walk ? period : walk};
@@ -204,21 +334,23 @@ void cws_order_plan(struct cws_order *o, uint64_t room)
     o->size_count = 0;
     p.sorted = p.places ? malloc(o->coming_count * sizeof *p.sorted) : NULL;
     if (!p.sorted)
-        return;
+        return false;
     for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
         p.sorted[p.count++] = NODE_OF(l, coming);
     count_uses(&p);
     list_sizes(&p);
     qsort(p.sorted, p.count, sizeof *p.sorted, by_worth);
+    by_time = by_time && o->coming_bytes > room && choose_by_time(&p);
     if (o->coming_bytes <= room)
         keep_all(&p);
-    else
+    else if (!by_time)
         choose(&p);
     free(p.sorted);
     for (unsigned i = 0; i < o->size_count; i++)
         o->sizes[i].held = 0;
     for (struct cws_list *l = o->all.next; l != &o->all; l = l->next)
         count_held(o, NODE_OF(l, all), 1);
+    return by_time;
 }
 
 const char *cws_order_plan_check(const struct cws_order *o)

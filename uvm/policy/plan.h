@@ -6,6 +6,9 @@
  * Keepers: what comes most often in a period first; of what comes equally often small nodes first, because each costs
  * its calls; of equally large ones as many as fit, evenly over the period. A model's few nodes of one or more of the
  * largest sizes all stay, where more can stay that way.
+ * By time, where each node comes once in a period: what streams is spread over the time of the period instead, so that
+ * the link has as much to do everywhere; what is larger than a bound stays, with the bound for which that is least, and
+ * as many sizes of small nodes as make it but little more.
  * Quotas: the most nodes of a size that stream within order_quota_uses consecutive uses, wherever in the round.
  * Threads: the caller of order.h serialises. */
 #ifndef CWS_ORDER_PLAN_H
@@ -13,8 +16,9 @@
 #include "order.h"
 
 /* Makes a plan for `room` bytes from the window, which has a whole period or walk: sets `keeper` of every node, and the
- * sizes with their quotas. Without memory for it nothing stays, and there are no quotas. */
-void cws_order_plan(struct cws_order *o, uint64_t room);
+ * sizes with their quotas. Without memory for it nothing stays, and there are no quotas.
+ * by_time: over the time of the round, where that can be done. Returns whether it was. */
+bool cws_order_plan(struct cws_order *o, uint64_t room, bool by_time);
 
 /* n has memory, or is getting it or giving it back, or not any more. */
 void cws_order_set_held(struct cws_order *o, struct cws_order_node *n, bool held);

@@ -28,6 +28,12 @@
     X(order_in_flight_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "beside them, for loads and evictions in flight")         \
     X(order_tries, 4, 0, 1024, "", "smaller sizes tried for the largest that streams")                                 \
     X(order_better_share, 32, 1, 65536, "share", "of what stays that another largest size must gain")                  \
+    X(order_pace_waits, 16, 1, 65536, "share", "of a round that launches wait, for plans by time")                     \
+    X(order_pace_rounds, 2, 1, 65536, "rounds", "after which a plan is judged")                                        \
+    X(order_pace_tries, 2, 0, 1024, "", "plans by time before they are judged against the one by uses")                \
+    X(order_pace_places, 16, 1, 65536, "", "of a round, whose times are averaged")                                     \
+    X(order_pace_longest, 4, 1, 65536, "share", "of a round that work between two uses takes at most")                 \
+    X(order_pace_slack, 20, 1, 65536, "share", "by which the link may have more to do for smaller nodes to stay")      \
     X(order_reach_walks, 2, 1, 64, "walks", "over all nodes that the window foresees")                                 \
     X(order_reach_most, 4096, 16, 4 * MIB, "uses", "that it foresees for these at most")                               \
     X(order_reach_more, 8, 1, 65536, "uses", "that it foresees on top")                                                \

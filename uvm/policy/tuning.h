@@ -66,6 +66,24 @@ struct cws_tuning {
     /* Share of what stays by which another bound for what streams must be better than the last plan's. Less (a larger
      * share): the plan is not that of the room. More: a little room more or less exchanges what stays. */
     uint64_t order_better_share;
+    /* Share of a round's time that must be stalls for plans by time to be tried (pace.h). Less (a larger share): rounds
+     * stall. More: plans are tried that gain nothing, and nodes move for them. */
+    uint64_t order_pace_waits;
+    /* Rounds after which a plan is judged, without the one in which nodes moved for it. Less: a round that was slow by
+     * chance decides. More: what is better comes late. */
+    uint64_t order_pace_rounds;
+    /* Plans by time one after the other, before the last is judged; 0: none is made. Less: the pace is not known well.
+     * More: nodes move more often. */
+    uint64_t order_pace_tries;
+    /* Parts of a round over which times are averaged. Less: the link rests in one part and is behind in another. More:
+     * what one launch waited is taken for work. */
+    uint64_t order_pace_places;
+    /* Share of a round that the work between two uses takes at most. Less (a larger share): a pause of the program is
+     * work. More: a long kernel is cut. */
+    uint64_t order_pace_longest;
+    /* Share of what the link has to do a unit of time by which that may be more, for small nodes to stay. Less (a
+     * larger share): fewer, larger loads, less evenly. More: loads of small nodes, with their calls. */
+    uint64_t order_pace_slack;
     /* The window foresees a period, or so many walks over all nodes, but not more uses than reach_most for these; and
      * reach_more on top. Less: nothing is known of what is needed late, so the wrong node goes. More: memory, and time
      * when the window is made anew. */
