@@ -61,6 +61,7 @@ static void test_waits_have_causes(void **state)
     assert_int_equal(stats.weight_waits, 4);
     assert_int_equal(stats.fresh_waits, 0);
     assert_true(stats.weight_wait_ns > 0 && stats.weight_wait_ns <= stats.stall_ns);
+    assert_true(f->gpu->uses.weights_stalled_ns == stats.weight_wait_ns); /* nothing else ran meanwhile */
     assert_int_equal(cws_gpu_alloc(f->gpu, bytes, f->stream, &fresh), 0);
     for (unsigned i = 0; i < 3; i++) /* it waits once: then it has memory */
         assert_int_equal(launch(f, "fill", &fresh, 1, params), 0);

@@ -19,6 +19,11 @@ void cws_gpu_order_add(struct cws_gpu_order *o, struct cws_gpu_extent *x)
     cws_order_add(&o->order, &x->order);
 }
 
+void cws_gpu_order_tell(struct cws_gpu_order *o, uint64_t waited_ns, uint64_t stalled_ns)
+{
+    cws_order_tell(&o->order, cws_gpu_now_ns(), waited_ns, stalled_ns);
+}
+
 void cws_gpu_order_use(struct cws_gpu_order *o, struct cws_gpu_extent *x)
 {
     bool again = o->order.last == &x->order;

@@ -21,6 +21,8 @@ void cws_gpu_order_init(struct cws_gpu_order *o, struct cws_gpu_core *core, stru
 void cws_gpu_order_close(struct cws_gpu_order *o);
 
 void cws_gpu_order_add(struct cws_gpu_order *o, struct cws_gpu_extent *x); /* it got a source */
+/* Of the next use: for how long launches have waited for weights, and of that until the device had come to its end. */
+void cws_gpu_order_tell(struct cws_gpu_order *o, uint64_t waited_ns, uint64_t stalled_ns);
 void cws_gpu_order_use(struct cws_gpu_order *o, struct cws_gpu_extent *x);
 /* It can be dropped from now on, or not any more. */
 void cws_gpu_order_set_in(struct cws_gpu_order *o, struct cws_gpu_extent *x, bool in);

@@ -212,6 +212,16 @@ void cws_gpu_stream_mark(struct cws_gpu_streams *streams, CUstream handle)
         mark(streams, s);
 }
 
+bool cws_gpu_stream_is_done(struct cws_gpu_streams *streams, CUstream handle)
+{
+    struct cws_gpu_stream *s = find(streams, handle);
+    if (!s)
+        return false;
+    streams->round++;
+    look(streams, s, false);
+    return s->done == s->issued;
+}
+
 void cws_gpu_stream_mark_own(struct cws_gpu_streams *streams, CUstream handle)
 {
     struct cws_gpu_stream *s = handle == CU_STREAM_PER_THREAD ? find(streams, handle) : NULL;

@@ -68,6 +68,8 @@ bool cws_gpu_stream_can_record(struct cws_gpu_streams *s, CUstream handle);
 void cws_gpu_stream_mark_own(struct cws_gpu_streams *s, CUstream handle);
 /* Puts a mark behind what was noted, if that can be done. */
 void cws_gpu_stream_mark(struct cws_gpu_streams *s, CUstream handle);
+/* Has it come to the end of what was noted and marked? A stream that is not followed has not. */
+bool cws_gpu_stream_is_done(struct cws_gpu_streams *s, CUstream handle);
 /* The program destroys it. */
 void cws_gpu_stream_end(struct cws_gpu_streams *s, CUstream handle);
 /* A context ends, with its streams and events; what was queued there is done. */

@@ -246,7 +246,12 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     cws_gpu_lock(&gpu->core);
     hold_locked(gpu, use, true);
     gpu->uses.waiting++;
+    uint64_t before = gpu->uses.wait_ns[CWS_WAIT_WEIGHT];
+    cws_gpu_stream_mark(&gpu->streams, use->stream);
     CUresult result = get_all_drops_lock(gpu, use);
+    uint64_t waited = gpu->uses.wait_ns[CWS_WAIT_WEIGHT] - before;
+    if (waited && cws_gpu_stream_is_done(&gpu->streams, use->stream))
+        gpu->uses.weights_stalled_ns += waited;
     gpu->uses.waiting--;
     if (result == CUDA_ERROR_OUT_OF_MEMORY)
         say_set_locked(gpu, use, needed(gpu, use), gpu->uses.running);
@@ -298,6 +303,7 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
     text[0] = '\0';
     cws_gpu_lock(&gpu->core);
     gpu->uses.begun++;
+    cws_gpu_order_tell(&gpu->order, gpu->uses.wait_ns[CWS_WAIT_WEIGHT], gpu->uses.weights_stalled_ns);
     for (size_t i = 0; i < count && room; i++)
         room = name_locked(gpu, use, addresses[i], &all);
     cws_gpu_sets_note(&gpu->sets, use->extents, use->count, cws_gpu_budget_for_weights(&gpu->budget));

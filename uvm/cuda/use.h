@@ -17,6 +17,7 @@ struct cws_gpu_uses {
     uint64_t demanded; /* extents that had to be loaded for a launch */
     uint64_t stall_ns; /* that launches waited, for their turn, too */
     uint64_t waits[CWS_GPU_WAITS], wait_ns[CWS_GPU_WAITS];
+    uint64_t weights_stalled_ns; /* of wait_ns for weights: waits at whose end the launch's stream had nothing to do */
 };
 
 struct cws_gpu_strict {
