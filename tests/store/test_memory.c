@@ -1,6 +1,7 @@
 /* Stores in memory: what is packed from memory is what a file would be, one tensor of every dtype, shape and mode comes
  * back, a damaged byte anywhere is found, and a packed tensor goes into another store as it is. */
 #include "tests/support/inject.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/sample_model.h"
 #include "store/read/reader.h"
 #include "store/read/store.h"
@@ -92,6 +93,8 @@ static void every_dtype_shape_and_mode_comes_back(void **state)
             uint8_t *data = noise(++seed, (enum cws_dtype)dtype, (size_t)bytes / cws_dtype_unit((enum cws_dtype)dtype));
             uint8_t *back = malloc(bytes + 1);
             for (int mode = CWS_MODE_LOSSLESS; mode <= CWS_MODE_Q6; mode++) {
+                if (SANITIZED && (dtype + i + (unsigned)mode) % 2) /* each dtype meets each shape and mode */
+                    continue;
                 /* the same elements, seen as one, two or three dimensions */
                 size_t ndim = i % 3 + 1, first = 0;
                 uint64_t shape[3] = {elems, 1, 1};
@@ -185,7 +188,7 @@ static void a_damaged_byte_anywhere_is_found(void **state)
         struct blob b = blob_of(&t, (enum cws_mode)mode);
         uint8_t *bad = malloc(b.bytes); /* of its exact size, for AddressSanitizer */
         uint64_t gap_only = 0;
-        for (uint64_t at = (uint64_t)mode; at < b.bytes; at += 7) { /* the fuzz target does the rest */
+        for (uint64_t at = (uint64_t)mode; at < b.bytes; at += SANITIZED ? 37 : 7) { /* the fuzz target does the rest */
             struct cws_store *s;
             struct cws_error err = {0};
             memcpy(bad, b.data, b.bytes);
