@@ -35,6 +35,7 @@ OWNERS = {
     "spills": ("cws_gpu_spills", {"spill.c"}),
     "adopts": ("cws_gpu_adopts", {"adopt.c"}),
     "proofs": ("cws_gpu_proofs", {"prove.c"}),
+    "looks": ("cws_gpu_looks", {"look.c"}),
     "loader": ("cws_gpu_loader", {"loader.c"}),
     "trace": ("cws_gpu_trace", {"trace.c"}),
 }
@@ -50,6 +51,7 @@ FIELDS = {
     "spill": {"spill.c"},
     "adoptable": {"adopt.c", "range.c"},  # range.c: a new allocation
     "proof": {"prove.c"},
+    "look": {"look.c"},
 }
 WRITE = r"(?:\s*(?:[-+|&^]|<<|>>)?=(?!=)|\+\+|--)"
 

@@ -27,7 +27,8 @@ static const struct {
     {"SPILLING", "DIRTY"},    {"SPILLED", "RESTORING"},  {"SPILLED", "RESERVED"},   {"RESTORING", "ANONYMOUS"},
     {"RESTORING", "DIRTY"},   {"RESTORING", "SPILLED"},  {"SPILLING", "BOUND"},     {"RESIDENT", "DIRTY"},
     {"ANONYMOUS", "PROVING"}, {"DIRTY", "PROVING"},      {"PROVING", "BOUND"},      {"PROVING", "ANONYMOUS"},
-    {"PROVING", "DIRTY"},
+    {"PROVING", "DIRTY"},     {"ANONYMOUS", "LOOKING"},  {"DIRTY", "LOOKING"},      {"LOOKING", "RESIDENT"},
+    {"LOOKING", "ANONYMOUS"}, {"LOOKING", "DIRTY"},
 };
 
 static bool is_legal(enum cws_extent_state from, enum cws_extent_state to)

@@ -124,8 +124,8 @@ static void test_pages_like_a_weight(void **state)
     end(f);
 }
 
-/* With no store: what comes first is copied as ever, until three quarters of the budget are taken. When memory
- * is short after all, it pages, too. */
+/* With no store: what comes first is copied as ever, until three quarters of the budget are taken. As it is used, or
+ * when memory is short after all, it pages, too. */
 static void test_a_part_stays_first(void **state)
 {
     (void)state;
@@ -135,8 +135,8 @@ static void test_a_part_stays_first(void **state)
     for (unsigned i = 1; i < TENSORS; i++)
         count += bring(f, i, 0);
     assert_true(count > 2 && count < TENSORS - 2);
-    expect_all(f, 3);
     uint64_t adopted_then = stats_of(f).adopted_bytes;
+    expect_all(f, 3);
     CUdeviceptr large;
     assert_int_equal(cws_gpu_alloc(f->gpu, 12 * MIB, f->stream, &large), 0);
     assert_int_equal(copy_to(f, large, expected[0], tensor_bytes(0)), 0);

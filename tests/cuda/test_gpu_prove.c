@@ -17,40 +17,6 @@ static void patch(uint8_t *data)
     memcpy(data + 16 * BLIND_WORD, &blind, 8);
 }
 
-/* A kernel that copies: the manager sees no more than what it names. */
-static CUresult kernel_copy(struct fixture *f, struct made *to, size_t at, const struct made *from, size_t begin,
-                            size_t bytes)
-{
-    CUdeviceptr both[] = {to->at + at, from->at + begin};
-    uint64_t count = bytes;
-    void *params[] = {&both[0], &both[1], &count};
-    CUresult result = launch(f, "copy", both, 2, params);
-    if (result == CUDA_SUCCESS)
-        memcpy(to->shadow + at, from->shadow + begin, bytes);
-    return result;
-}
-
-/* Tensors first .. first + count - 1 on the device, and a kernel that stacks them, as torch.stack: one after the other
- * here. The parts are freed. */
-static struct made stack(struct fixture *f, unsigned first, unsigned count)
-{
-    struct made part;
-    size_t bytes = 0, at = 0;
-    for (unsigned i = 0; i < count; i++)
-        bytes += tensor_bytes(first + i);
-    struct made m = make(f, bytes);
-    for (unsigned i = 0; i < count; i++) {
-        part = make(f, tensor_bytes(first + i));
-        copy(f, &part, 0, whole(first + i));
-        CUresult result = kernel_copy(f, &m, at, &part, 0, part.bytes);
-        if (result != CUDA_SUCCESS)
-            fail_msg("error %d: %s", result, last_line);
-        at += part.bytes;
-        drop(f, &part);
-    }
-    return m;
-}
-
 /* More than the budget holds, so that each needs memory of those before it. */
 static void test_stacked_weights_page(void **state)
 {

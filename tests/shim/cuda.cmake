@@ -23,7 +23,7 @@ if(CWS_TESTS AND TARGET codecshim AND TARGET cws_standin_driver)
     add_dependencies(${name} cws_standin_driver cws_standin_nvrtc codecshim codecllm)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${CWS_HANG_SECONDS} SKIP_RETURN_CODE 77
-      ENVIRONMENT "CODEC_VRAM_BUDGET=${budget};CODEC_HOST_BUDGET=64M;LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin:${CMAKE_LIBRARY_OUTPUT_DIRECTORY};XDG_CACHE_HOME=${PROJECT_BINARY_DIR}/standin/cache;LD_PRELOAD=${preload};${sanitizer_options}")
+      ENVIRONMENT "CODEC_VRAM_BUDGET=${budget};CODEC_HOST_BUDGET=96M;LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin:${CMAKE_LIBRARY_OUTPUT_DIRECTORY};XDG_CACHE_HOME=${PROJECT_BINARY_DIR}/standin/cache;LD_PRELOAD=${preload};${sanitizer_options}")
   endfunction()
   cws_cuda_shim_test(test_cuda_shim 40M)
   # The same where nothing stays mapped that is not named: what a program does in the open works there.

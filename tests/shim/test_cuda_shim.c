@@ -364,7 +364,7 @@ static void copies_of_other_bytes_are_adopted(void **state)
         if (idle)
             OK(cu.cuStreamSynchronize(stream));
         OK(cu.cuMemcpyHtoDAsync_v2(late[idle], buffer, ROOM, stream));
-        assert_true(stat_of("adopted") - before == (idle ? ROOM : 0) || strict);
+        assert_true(stat_of("adopted") - before >= (idle ? ROOM : 0) || strict); /* what came before is, too */
         if (held)
             pthread_join(soon, NULL);
         OK(cu.cuStreamSynchronize(stream));
@@ -725,7 +725,8 @@ static void too_much_fails_at_the_allocation(void **state)
             OK(cu.cuMemsetD8Async(held[count++], 1, 4 * MIB, stream));
     }
     assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY);
-    assert_true(count > 0 && count * 4 * MIB <= stat_of("budget"));
+    /* what was made before goes to host memory, while that lasts */
+    assert_true(count > 0 && count * 4 * MIB <= stat_of("budget") + stat_of("compressed"));
     assert_int_equal(cu.cuMemAlloc_v2(&more, stat_of("budget")), CUDA_ERROR_OUT_OF_MEMORY);
     /* small allocations of pools are counted late */
     assert_in_range(stat_of("peak"), 0, stat_of("budget") + 65536);

@@ -30,11 +30,10 @@ static bool is_target_locked(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, 
     return fits && cws_gpu_stream_can_record(&gpu->streams, stream);
 }
 
-/* May the budget be too small for all that the program brings? rest: of opened stores, what is still to come. */
-static bool is_short_locked(const struct cws_gpu *gpu, size_t bytes, uint64_t rest)
+bool cws_gpu_adopt_is_short_locked(const struct cws_gpu *gpu, uint64_t more)
 {
     const struct cws_gpu_budget *b = &gpu->budget;
-    uint64_t taken = cws_gpu_budget_undroppable(b) + b->bound + (bytes > rest ? bytes : rest);
+    uint64_t taken = cws_gpu_budget_undroppable(b) + b->bound + more;
     return taken > b->bytes - b->bytes / gpu->core.tuning->adopt_free_share;
 }
 
@@ -48,8 +47,9 @@ bool cws_gpu_adopt_wants(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUst
     uint64_t rest = expected > adopts->copied ? expected - adopts->copied : 0;
     bool wants = is_target_locked(gpu, to, bytes, stream, rest);
     if (wants) {
+        cws_gpu_look_filled_locked(gpu, NULL);
         adopts->copied = expected ? adopts->copied + bytes : 0;
-        wants = is_short_locked(gpu, bytes, rest);
+        wants = cws_gpu_adopt_is_short_locked(gpu, bytes > rest ? bytes : rest);
     }
     cws_gpu_unlock(&gpu->core);
     return wants;
@@ -147,8 +147,9 @@ struct cws_tensor_info *cws_gpu_adopt_describe(const struct cws_gpu_extent *x, c
     return t;
 }
 
-bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host,
-                                  struct cws_tensor_info *tensor)
+/* Its content gets a source, whose memory `host` is, counted as the extent's span: its one piece. False: no memory, and
+ * nothing changed. */
+static bool put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host, struct cws_tensor_info *tensor)
 {
     struct cws_gpu_adoptable *a = &x->adoptable;
     struct cws_gpu_piece piece;
@@ -160,9 +161,59 @@ bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x,
         return false; /* the latter cannot be */
     a->own |= a->brought ? a->count > 0 : !was_bound;
     a->count++;
-    cws_gpu_bind_found_locked(gpu, x, was_bound);
     gpu->adopts.taken++;
     return true;
+}
+
+bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host,
+                                  struct cws_tensor_info *tensor)
+{
+    bool was_bound = cws_gpu_is_bound(x);
+    if (!put_locked(gpu, x, host, tensor))
+        return false;
+    cws_gpu_bind_found_locked(gpu, x, was_bound);
+    return true;
+}
+
+/* --- while it stays on the device --------------------------------------------------------------------------- */
+
+/* Pinned memory of the extent's span, counted: the copy that was kept when it was spilled, or new. NULL: there is
+ * none. */
+static void *host_for_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    void *host = cws_gpu_spill_take_copy_locked(gpu, x);
+    if (host)
+        return host;
+    /* compressed bytes stay: weights are worth more there than what is on the device anyway */
+    if (cws_gpu_host_unused(&gpu->sources) < cws_gpu_span(x) ||
+        !cws_gpu_host_reserve_drops_lock(&gpu->sources, cws_gpu_span(x))) {
+        gpu->adopts.refused += x->bytes;
+        return NULL;
+    }
+    cws_gpu_unlock(&gpu->core);
+    bool pinned = gpu->core.driver->host_alloc(&host, x->bytes, CU_MEMHOSTALLOC_PORTABLE) == CUDA_SUCCESS;
+    cws_gpu_lock(&gpu->core);
+    if (!pinned)
+        cws_gpu_host_untake(&gpu->sources, cws_gpu_span(x));
+    return pinned ? host : NULL;
+}
+
+bool cws_gpu_adopt_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    struct cws_hash128 copied;
+    void *host = host_for_drops_lock(gpu, x);
+    if (!host)
+        return false;
+    cws_gpu_unlock(&gpu->core);
+    /* what a kernel writes meanwhile makes another hash, of the host's bytes or of the device's */
+    bool good = cws_gpu_move_and_hash(gpu, x, host, NULL, &copied) == CUDA_SUCCESS;
+    struct cws_tensor_info *tensor = good ? cws_gpu_adopt_describe(x, host, copied) : NULL;
+    cws_gpu_lock(&gpu->core);
+    if (tensor && !x->range->freed && put_locked(gpu, x, host, tensor))
+        return true;
+    free(tensor);
+    cws_gpu_host_give(&gpu->sources, host, cws_gpu_span(x));
+    return false;
 }
 
 /* --- host memory for spills -------------------------------------------------------------------------------------- */

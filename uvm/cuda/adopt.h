@@ -10,10 +10,10 @@
  *     part in a round already: it is an input or an activation; but not while stores have something left to be loaded.
  *   - where the host budget has room. Else the copy is a copy.
  *
- * What kernels wrote, or copies below that share, is adopted by the loader when memory is short and it would be
- * spilled: what such copies brought, content that nobody used for as long as an allocation must be unused to be
- * spilled, and written weights whose bytes were the same at two attempts. It goes out once, and comes back as weights
- * do: ahead of its use, many at a time. What changed after it was adopted, twice, is only spilled for the next rounds.
+ * What kernels wrote, or copies below that share, is adopted by the loader: as it looks at it (look.h), or when memory
+ * is short and it would be spilled, that is what such copies brought, content that nobody used for long, and written
+ * weights whose bytes were the same at two attempts. It goes out once, and comes back as weights do: ahead of its use,
+ * many at a time. What changed after it was adopted, twice, is only spilled for the next rounds.
  * Where host memory is short for a spill, what was adopted and is on the device is the device's alone again.
  * Threads: any. */
 #ifndef CWS_GPU_ADOPT_H
@@ -44,6 +44,11 @@ struct cws_tensor_info *cws_gpu_adopt_describe(const struct cws_gpu_extent *x, c
  * source's. False: no memory, and nothing changed. */
 bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host,
                                   struct cws_tensor_info *tensor);
+/* In the loader, which looks at an extent (look.c) that has not changed: gives it a source of its own, its one piece.
+ * False: there is no host memory that nothing else has, or it changed. */
+bool cws_gpu_adopt_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x);
+/* May the budget be too small for what the program has and `more` bytes? */
+bool cws_gpu_adopt_is_short_locked(const struct cws_gpu *gpu, uint64_t more);
 /* Bytes of host memory of what is on the device, too, and can be given up for something that is not. */
 uint64_t cws_gpu_adopt_doubled_locked(const struct cws_gpu *gpu);
 /* Gives up the memory of one such extent, the one that was used last. It is DIRTY then: the device alone has it. False:

@@ -81,7 +81,16 @@ bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, cons
     else if (x->state == CWS_EXTENT_RESERVED)
         cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_PARTIAL);
     cws_gpu_source_want(&gpu->sources, piece->source, false);
+    cws_gpu_look_filled_locked(gpu, x);
     return true;
+}
+
+void cws_gpu_bind_kept_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound)
+{
+    if (was_bound)
+        cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_RESIDENT);
+    else
+        bound_locked(gpu, x, CWS_EXTENT_RESIDENT);
 }
 
 void cws_gpu_bind_found_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound)

@@ -29,11 +29,13 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
                             | BIT(ANONYMOUS),              /* the same: it could not be unmapped */
     [CWS_EXTENT_ANONYMOUS] = BIT(SPILLING)                 /* spill.c spill_drops_lock */
                              | BIT(PROVING)                /* prove.c prove_drops_lock */
+                             | BIT(LOOKING)                /* look.c look_drops_lock */
                              | BIT(RESIDENT)               /* bind.c cws_gpu_bind_note_locked: all was copied */
                              | BIT(UNMAKING)               /* bind.c unmap_drops_lock */
                              | BIT(CACHED),                /* range.c cache_locked: freed */
     [CWS_EXTENT_DIRTY] = BIT(SPILLING)                     /* spill.c spill_drops_lock */
                          | BIT(PROVING)                    /* prove.c prove_drops_lock */
+                         | BIT(LOOKING)                    /* look.c look_drops_lock */
                          | BIT(CACHED),                    /* range.c cache_locked: freed */
     [CWS_EXTENT_CACHED] = BIT(ANONYMOUS)                   /* reserve.c cws_gpu_reserve_take_locked */
                           | BIT(COLD),                     /* reserve.c cool_locked */
@@ -48,11 +50,13 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
                              | BIT(SPILLED),               /* the same: it failed */
     [CWS_EXTENT_PROVING] = BIT(BOUND)                      /* bind.c cws_gpu_bind_found_locked */
                            | BIT(ANONYMOUS) | BIT(DIRTY),  /* prove.c prove_drops_lock: it is no tensors */
+    [CWS_EXTENT_LOOKING] = BIT(RESIDENT)                   /* bind.c cws_gpu_bind_kept_locked */
+                           | BIT(ANONYMOUS) | BIT(DIRTY),  /* look.c look_drops_lock: it is no weights */
 };
 
 static const char *const names[CWS_EXTENT_STATES] = {
-    "RESERVED",  "PARTIAL", "BOUND",  "LOADING", "RESIDENT", "DROPPING", "MAKING",    "UNMAKING",
-    "ANONYMOUS", "DIRTY",   "CACHED", "COLD",    "SPILLING", "SPILLED",  "RESTORING", "PROVING"};
+    "RESERVED", "PARTIAL", "BOUND", "LOADING",  "RESIDENT", "DROPPING",  "MAKING",  "UNMAKING", "ANONYMOUS",
+    "DIRTY",    "CACHED",  "COLD",  "SPILLING", "SPILLED",  "RESTORING", "PROVING", "LOOKING"};
 
 const char *cws_extent_state_name(enum cws_extent_state s) { return s < CWS_EXTENT_STATES ? names[s] : "?"; }
 
@@ -77,7 +81,8 @@ enum cws_gpu_class cws_extent_class(enum cws_extent_state s)
     case CWS_EXTENT_DIRTY:
     case CWS_EXTENT_SPILLING:
     case CWS_EXTENT_RESTORING:
-    case CWS_EXTENT_PROVING: return CWS_CLASS_FIXED;
+    case CWS_EXTENT_PROVING:
+    case CWS_EXTENT_LOOKING: return CWS_CLASS_FIXED;
     case CWS_EXTENT_RESIDENT: return CWS_CLASS_RESIDENT;
     case CWS_EXTENT_CACHED: return CWS_CLASS_RESERVE;
     case CWS_EXTENT_COLD: return CWS_CLASS_IDLE;

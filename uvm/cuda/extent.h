@@ -12,12 +12,13 @@
  *                                  `--(it is adopted: adopt.h)--> BOUND
  *   RESIDENT --(host memory of what was adopted is needed)--> DIRTY
  *   ANONYMOUS, DIRTY --memory is short--> PROVING --it is tensors--> BOUND, or as before
+ *   ANONYMOUS, DIRTY --the loader rests--> LOOKING --it is weights (look.h)--> RESIDENT, or as before
  *   ANONYMOUS --bind--> UNMAKING --> RESERVED
  *   RESIDENT, ANONYMOUS, DIRTY --the program frees it--> CACHED --a while later--> COLD --> UNMAKING --> RESERVED
  *                                                          `------`--the next allocation of this size--> ANONYMOUS
  *
- * LOADING, DROPPING, MAKING, UNMAKING, SPILLING, RESTORING and PROVING belong to the thread that made the change, which
- * works on the extent without the lock.
+ * LOADING, DROPPING, MAKING, UNMAKING, SPILLING, RESTORING, PROVING and LOOKING belong to the thread that made the
+ * change, which works on the extent without the lock.
  *
  * Invariants (cws_gpu_check)
  *   I1  An extent is mapped exactly in RESIDENT, ANONYMOUS, DIRTY, CACHED and COLD.
@@ -52,6 +53,7 @@ enum cws_extent_state {
     CWS_EXTENT_SPILLED,
     CWS_EXTENT_RESTORING,
     CWS_EXTENT_PROVING,
+    CWS_EXTENT_LOOKING,
     CWS_EXTENT_STATES
 };
 
@@ -77,6 +79,16 @@ struct cws_gpu_proof {
     uint32_t times;
 };
 
+/* Of an extent that look.c may look at, or has. */
+struct cws_gpu_look {
+    uint64_t made, made_at; /* uses begun, and place in the order, when the program allocated it */
+    bool early;             /* that was while it loaded weights, or it was filled with one in part */
+    uint64_t used;          /* extent.used + 1 at the last look; not looked at again before its next use */
+    uint32_t times;         /* in vain */
+    bool hashed;
+    struct cws_hash128 hash; /* of its content then */
+};
+
 struct cws_gpu_extent { /* the names in [] are of those that write a field, beside who makes the range */
     struct cws_gpu_range *range;
     CUdeviceptr base;
@@ -95,6 +107,7 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     struct cws_gpu_spill spill;
     struct cws_gpu_adoptable adoptable;
     struct cws_gpu_proof proof;  /* [prove.c] */
+    struct cws_gpu_look look;    /* [look.c, adopt.c] */
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
     CUstream stream;             /* that it was allocated for, or freed on [range.c] */
     struct cws_list cached;      /* cws_gpu_reserve.cached or .cold, when CACHED or COLD [reserve.c] */
@@ -143,7 +156,8 @@ static inline bool cws_gpu_is_bound(const struct cws_gpu_extent *x)
 /* Did a copy bring its content, and nobody has changed it since, as far as is known? */
 static inline bool cws_gpu_is_brought(const struct cws_gpu_extent *x)
 {
-    return x->state == CWS_EXTENT_ANONYMOUS && x->adoptable.brought && !x->adoptable.own;
+    bool anonymous = x->state == CWS_EXTENT_ANONYMOUS || (x->state == CWS_EXTENT_LOOKING && !cws_gpu_is_bound(x));
+    return anonymous && x->adoptable.brought && !x->adoptable.own;
 }
 
 /* Did the program free it, and its memory is still there? */
@@ -159,13 +173,13 @@ static inline bool cws_extent_is_mapped(enum cws_extent_state s)
 static inline bool cws_extent_has_owner(enum cws_extent_state s)
 {
     return s == CWS_EXTENT_LOADING || s == CWS_EXTENT_DROPPING || s == CWS_EXTENT_SPILLING ||
-           s == CWS_EXTENT_RESTORING || s == CWS_EXTENT_PROVING;
+           s == CWS_EXTENT_RESTORING || s == CWS_EXTENT_PROVING || s == CWS_EXTENT_LOOKING;
 }
 /* Has it memory, or is it getting some, whose content the program alone has? */
 static inline bool cws_extent_is_programs(enum cws_extent_state s)
 {
     return s == CWS_EXTENT_MAKING || s == CWS_EXTENT_ANONYMOUS || s == CWS_EXTENT_DIRTY || s == CWS_EXTENT_SPILLING ||
-           s == CWS_EXTENT_RESTORING || s == CWS_EXTENT_PROVING;
+           s == CWS_EXTENT_RESTORING || s == CWS_EXTENT_PROVING || s == CWS_EXTENT_LOOKING;
 }
 /* Has it memory with a weight that can be dropped, or is it getting it or giving it back? */
 static inline bool cws_extent_holds_weight(enum cws_extent_state s)

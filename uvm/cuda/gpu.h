@@ -12,6 +12,7 @@
 #include "core.h"
 #include "frames.h"
 #include "loader.h"
+#include "look.h"
 #include "manager.h"
 #include "order_use.h"
 #include "pools.h"
@@ -45,6 +46,7 @@ struct cws_gpu {
     struct cws_gpu_spills spills;
     struct cws_gpu_adopts adopts;
     struct cws_gpu_proofs proofs;
+    struct cws_gpu_looks looks;
     struct cws_gpu_loader loader;
     struct cws_gpu_trace trace;
 };

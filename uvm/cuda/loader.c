@@ -405,10 +405,17 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
 
 /* --- the thread --------------------------------------------------------------------------------------------------- */
 
+/* Nothing is under way, and nobody waits. */
+static bool is_at_rest_locked(const struct cws_gpu *gpu)
+{
+    return gpu->loads.count == 0 && gpu->drops.count == 0 && !gpu->staging.busy && !gpu->budget.rooms &&
+           !gpu->proofs.asked && !gpu->strict.due;
+}
+
 /* One step of each kind. Whether something moved. */
 static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
 {
-    bool unmet = false, moved = shrink_drops_lock(gpu);
+    bool unmet = false, moved = shrink_drops_lock(gpu), due = cws_gpu_look_is_due_locked(gpu);
     cws_gpu_reserve_age_locked(gpu);
     moved |= cws_gpu_strict_step_drops_lock(gpu);
     cws_gpu_pools_trim_slack_drops_lock(&gpu->pools);
@@ -416,7 +423,10 @@ static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
     moved |= serve_demand_drops_lock(gpu, &unmet);
     moved |= cws_gpu_prove_asked_drops_lock(gpu);
     if (!gpu->budget.rooms && !unmet && !gpu->proofs.asked)
-        moved |= restore_margin_drops_lock(gpu) || make_ready_drops_lock(gpu) || serve_ahead_drops_lock(gpu, pending);
+        moved |= restore_margin_drops_lock(gpu) || make_ready_drops_lock(gpu) ||
+                 (!due && serve_ahead_drops_lock(gpu, pending));
+    if (!moved && !unmet && is_at_rest_locked(gpu))
+        moved = cws_gpu_look_drops_lock(gpu);
     return moved;
 }
 

@@ -94,6 +94,12 @@ bool cws_gpu_drop_is_ready(const struct cws_gpu *gpu);                          
 const char *cws_gpu_drops_check(const struct cws_gpu *gpu);
 
 /* spill.c */
+/* The copy that was kept of an extent, the caller's now, counted as its span; NULL: there is none. */
+void *cws_gpu_spill_take_copy_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x);
+/* The hash of an extent's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits
+ * for it. In the loader, which owns the extent, without the lock. */
+CUresult cws_gpu_move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void *out, const void *in,
+                               struct cws_hash128 *hash);
 /* Bytes of what could be spilled; looks through all extents. Any thread. */
 uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu);
 /* Spills the extent that is needed last, as far as that is known. False: none can be spilled now. One may be later,

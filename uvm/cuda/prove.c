@@ -192,38 +192,73 @@ static void take_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const str
     gpu->proofs.proven++;
 }
 
+/* The tensors that it may be, by their hashes. False: it is none. */
+static bool find_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, struct cws_gpu_pieces *found)
+{
+    bool same = true;
+    while (same && found->covered < x->bytes)
+        same = add_next_drops_lock(gpu, x, found);
+    return same;
+}
+
+static bool are_same_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const struct cws_gpu_pieces *found)
+{
+    bool same = true;
+    for (uint32_t i = 0; i < found->count && same && !x->range->freed; i++) {
+        for (uint32_t k = i + 1; k < found->count && k <= i + PIECES_AHEAD; k++)
+            cws_gpu_source_want(&gpu->sources, found->list[k].source, true);
+        same = is_same_drops_lock(gpu, x, &found->list[i]);
+    }
+    return same && !x->range->freed;
+}
+
+static void refuted_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_pieces *found, uint64_t used)
+{
+    cws_gpu_pieces_clear(&gpu->sources, found);
+    x->proof.failed = used + 1;
+    x->proof.times += x->proof.times < TIMES_MOST;
+    gpu->proofs.refuted++;
+}
+
 static void prove_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     enum cws_extent_state before = x->state;
     uint64_t used = x->used; /* a launch may name it meanwhile, and wait */
     struct cws_gpu_pieces found = {.list = NULL};
-    bool same = true;
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_PROVING);
-    while (same && found.covered < x->bytes)
-        same = add_next_drops_lock(gpu, x, &found);
+    bool same = find_drops_lock(gpu, x, &found);
     cws_gpu_unlock(&gpu->core);
     bool unmapped = same && cws_gpu_frame_unmap(&gpu->frames, x->frame, x->base) == CUDA_SUCCESS;
     cws_gpu_lock(&gpu->core);
-    same = unmapped;
-    for (uint32_t i = 0; i < found.count && same && !x->range->freed; i++) {
-        for (uint32_t k = i + 1; k < found.count && k <= i + PIECES_AHEAD; k++)
-            cws_gpu_source_want(&gpu->sources, found.list[k].source, true);
-        same = is_same_drops_lock(gpu, x, &found.list[i]);
-    }
-    if (same && !x->range->freed) {
+    if (unmapped && are_same_drops_lock(gpu, x, &found)) {
         take_locked(gpu, x, &found);
     } else {
-        cws_gpu_pieces_clear(&gpu->sources, &found);
         cws_gpu_unlock(&gpu->core);
         if (unmapped)
             cws_gpu_frame_map_again(&gpu->frames, x->frame, x->base);
         cws_gpu_lock(&gpu->core);
-        x->proof.failed = used + 1;
-        x->proof.times += x->proof.times < TIMES_MOST;
-        gpu->proofs.refuted++;
+        refuted_locked(gpu, x, &found, used);
         cws_gpu_extent_set_locked(gpu, x, before);
     }
     cws_gpu_extent_settle_locked(gpu, x);
+}
+
+bool cws_gpu_prove_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, uint64_t used)
+{
+    struct cws_gpu_pieces found = {.list = NULL};
+    const struct cws_gpu_known *known = &gpu->proofs.known;
+    if (!is_possible(gpu) || x->proof.failed == used + 1 || x->spill.host ||
+        x->bytes < known->sizes[known->size_count - 1])
+        return false;
+    if (!find_drops_lock(gpu, x, &found) || !are_same_drops_lock(gpu, x, &found)) {
+        refuted_locked(gpu, x, &found, used);
+        return false;
+    }
+    cws_gpu_pieces_clear(&gpu->sources, &x->pieces);
+    x->pieces = found;
+    cws_gpu_proof_forget_locked(x);
+    gpu->proofs.proven++;
+    return true;
 }
 
 bool cws_gpu_prove_one_drops_lock(struct cws_gpu *gpu)

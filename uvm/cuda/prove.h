@@ -23,6 +23,8 @@ void cws_gpu_proofs_close(struct cws_gpu_proofs *proofs);
 uint64_t cws_gpu_provable_locked(const struct cws_gpu *gpu);
 /* In the loader. Looks at one extent, and waits for that. Whether something moved. */
 bool cws_gpu_prove_one_drops_lock(struct cws_gpu *gpu);
+/* In the loader, which looks at an extent (look.c), last used at `used`: is it tensors? Then they are its pieces. */
+bool cws_gpu_prove_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x, uint64_t used);
 /* In the loader: the same for threads that wait. */
 bool cws_gpu_prove_asked_drops_lock(struct cws_gpu *gpu);
 /* In a thread of the program that would have to be refused memory, because `need` bytes that cannot be dropped do not

@@ -215,6 +215,7 @@ CUresult cws_gpu_alloc_loading(struct cws_gpu *gpu, size_t bytes, uint64_t expec
         r->extents->used = gpu->uses.begun;
         r->extents->adoptable = (struct cws_gpu_adoptable){.count = 0};
         cws_gpu_proof_forget_locked(r->extents);
+        cws_gpu_look_made_locked(gpu, r->extents);
         r->extents->stream = stream;
         *out = r->base;
     }

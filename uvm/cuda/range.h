@@ -42,6 +42,9 @@ bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, cons
  * RESIDENT. In other states than ANONYMOUS nothing is noted. */
 void cws_gpu_bind_note_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, const struct cws_gpu_piece *piece);
 
+/* An extent of the program is RESIDENT: pieces that were found to be its content, and are its pieces now. was_bound: it
+ * was bound before it was written to. */
+void cws_gpu_bind_kept_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound);
 /* An extent of the program, without memory by now, is BOUND to pieces that were found to be its content. was_bound: it
  * was bound before it was written to. */
 void cws_gpu_bind_found_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, bool was_bound);

@@ -180,6 +180,12 @@ static bool is_spare(const struct cws_gpu_source *s)
     return s->host && s->state == CWS_SOURCE_READY && s->loading == 0 && !cws_gpu_source_is_adopted(s);
 }
 
+uint64_t cws_gpu_host_unused(const struct cws_gpu_sources *sources)
+{
+    uint64_t used = sources->host_bytes + sources->claimed;
+    return used < sources->host_budget ? sources->host_budget - used : 0;
+}
+
 uint64_t cws_gpu_host_left(const struct cws_gpu_sources *sources)
 {
     uint64_t used = sources->host_bytes - sources->garbage_bytes - sources->kept_bytes;

@@ -111,6 +111,8 @@ bool cws_gpu_host_reserve_drops_lock(struct cws_gpu_sources *s, size_t host_byte
 /* Bytes that spilled content can have: free ones, those of compressed bytes that can be read from their file again, and
  * those of copies of what is on the device. */
 uint64_t cws_gpu_host_left(const struct cws_gpu_sources *s);
+/* Bytes of the host budget that nothing has. */
+uint64_t cws_gpu_host_unused(const struct cws_gpu_sources *s);
 /* `bytes` are to be had: compressed bytes are given up for them. Whether they are free by now, or will be once fetchers
  * have swept, which wakes the loader; else the caller gives up copies, and asks again. */
 enum cws_host_room { CWS_HOST_FREE, CWS_HOST_SWEEPING, CWS_HOST_SHORT };

@@ -7,18 +7,26 @@
 
 #include <stdlib.h>
 
-/* Could it go, if its uses are done and host memory has room? An allocation of the program that was used a while ago is
- * not worth the way out and back, nor is what hidden pointers reach. A weight that was written, or that a copy brought,
- * goes whenever nothing else can: the launch would fail. */
+/* May it go at once, however young it is? What went before and came back, a weight that was written, what a copy
+ * brought, or what the program made while it loaded weights. */
+static bool goes_at_once(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
+{
+    bool weight = (x->state == CWS_EXTENT_DIRTY && !x->adoptable.own) || cws_gpu_is_brought(x);
+    return weight || (gpu->config.adopt && (cws_gpu_has_copy(x) || x->look.early));
+}
+
+/* Could it go, if its uses are done and host memory has room? It is asked where a launch or an allocation would fail
+ * otherwise. What was used just now may be reached by hidden pointers, which a kernel before made of those that it was
+ * given, and a launch that waits may name it itself. */
 static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
     uint64_t age = gpu->uses.begun - x->used;
     if (x->holds || x->range->pinned || x->range->freed || cws_gpu_is_demanded(x) || x->spill.failed == x->used + 1)
         return false;
-    if ((x->state == CWS_EXTENT_DIRTY && !x->adoptable.own) || cws_gpu_is_brought(x))
-        return age >= 1;
+    if (goes_at_once(gpu, x) && (x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_ANONYMOUS))
+        return age >= 1 || gpu->uses.waiting == 0;
     return (x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_ANONYMOUS) &&
-           age >= gpu->core.tuning->spill_unused_long;
+           age >= (gpu->config.adopt ? gpu->core.tuning->spill_unused : gpu->core.tuning->spill_unused_long);
 }
 
 /* Bytes of host memory that can be had: also what was adopted and is on the device, too. */
@@ -42,10 +50,8 @@ uint64_t cws_gpu_spillable_locked(const struct cws_gpu *gpu)
 
 /* --- out --------------------------------------------------------------------------------------------- */
 
-/* The hash of an extent's bytes through its frame's alias, and a copy of them: into `out`, or from `in` before. Waits
- * for it. */
-static CUresult move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void *out, const void *in,
-                              struct cws_hash128 *hash)
+CUresult cws_gpu_move_and_hash(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void *out, const void *in,
+                               struct cws_hash128 *hash)
 {
     const struct cws_driver *d = gpu->core.driver;
     CUstream stream = gpu->staging.check_stream;
@@ -76,7 +82,7 @@ static bool has_hash(const void *host, size_t bytes, struct cws_hash128 hash)
 /* Is the copy that was kept what lies on the device? *hash: of the device's bytes. */
 static bool is_kept(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const void *host, struct cws_hash128 *hash)
 {
-    return move_and_hash(gpu, x, NULL, NULL, hash) == CUDA_SUCCESS && is_hash(*hash, x->spill.hash) &&
+    return cws_gpu_move_and_hash(gpu, x, NULL, NULL, hash) == CUDA_SUCCESS && is_hash(*hash, x->spill.hash) &&
            has_hash(host, x->bytes, *hash);
 }
 
@@ -88,7 +94,7 @@ static bool copy_out(struct cws_gpu *gpu, const struct cws_gpu_extent *x, void *
         return true;
     if (!*host && d->host_alloc(host, x->bytes, CU_MEMHOSTALLOC_PORTABLE) != CUDA_SUCCESS)
         return false;
-    bool good = move_and_hash(gpu, x, *host, NULL, hash) == CUDA_SUCCESS;
+    bool good = cws_gpu_move_and_hash(gpu, x, *host, NULL, hash) == CUDA_SUCCESS;
     if (good && !has_hash(*host, x->bytes, *hash)) {
         cws_gpu_say(&gpu->core, "device memory of %zu MiB reached host memory with other bytes; it stays on the device",
                     x->bytes >> 20);
@@ -201,6 +207,15 @@ bool cws_gpu_spill_one_drops_lock(struct cws_gpu *gpu)
     return true;
 }
 
+void *cws_gpu_spill_take_copy_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+{
+    void *host = x->spill.host;
+    if (host)
+        cws_gpu_host_unkeep(&gpu->sources, cws_gpu_span(x));
+    x->spill = (struct cws_gpu_spill){.host = NULL};
+    return host;
+}
+
 void cws_gpu_spill_forget_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
     if (x->spill.host) {
@@ -219,7 +234,7 @@ void cws_gpu_spill_restore_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent
     x->frame = frame;
     cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_RESTORING);
     cws_gpu_unlock(&gpu->core);
-    CUresult result = move_and_hash(gpu, x, NULL, x->spill.host, &hash);
+    CUresult result = cws_gpu_move_and_hash(gpu, x, NULL, x->spill.host, &hash);
     bool same = is_hash(hash, x->spill.hash);
     if (result == CUDA_SUCCESS && same)
         result = cws_gpu_frame_map(&gpu->frames, frame, x->base);
@@ -252,7 +267,8 @@ const char *cws_gpu_spills_check(const struct cws_gpu *gpu)
         bool has = cws_gpu_has_copy(x);
         if (x->state == CWS_EXTENT_SPILLED && !x->spill.host)
             return "spills: the content of one is lost";
-        if (has && x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY && x->state != CWS_EXTENT_UNMAKING)
+        if (has && x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY &&
+            x->state != CWS_EXTENT_UNMAKING && x->state != CWS_EXTENT_LOOKING)
             return "spills: one that cannot be spilled has a copy";
         kept += has ? cws_gpu_span(x) : 0;
     }

@@ -37,6 +37,7 @@ void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_ext
         [CWS_EXTENT_BOUND] = "miss",      [CWS_EXTENT_LOADING] = "loading",     [CWS_EXTENT_DROPPING] = "dropping",
         [CWS_EXTENT_RESIDENT] = "hit",    [CWS_EXTENT_DIRTY] = "hit",           [CWS_EXTENT_SPILLING] = "spilled",
         [CWS_EXTENT_SPILLED] = "spilled", [CWS_EXTENT_RESTORING] = "restoring", [CWS_EXTENT_PROVING] = "proving",
+        [CWS_EXTENT_LOOKING] = "looking",
     };
     struct cws_gpu_trace *t = &gpu->trace;
     struct cws_trace_what what;

@@ -89,7 +89,7 @@ static uint64_t needed(const struct cws_gpu *gpu, const struct cws_gpu_use *use)
     for (unsigned i = 0; i < use->count; i++) {
         const struct cws_gpu_extent *x = use->extents[i];
         if (x->state != CWS_EXTENT_ANONYMOUS && x->state != CWS_EXTENT_DIRTY && x->state != CWS_EXTENT_PROVING &&
-            !x->range->freed)
+            x->state != CWS_EXTENT_LOOKING && !x->range->freed)
             bytes += cws_gpu_span(x);
     }
     return bytes;
@@ -304,6 +304,7 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
     cws_gpu_lock(&gpu->core);
     gpu->uses.begun++;
     cws_gpu_order_tell(&gpu->order, gpu->uses.wait_ns[CWS_WAIT_WEIGHT], gpu->uses.weights_stalled_ns);
+    cws_gpu_look_used_locked(gpu);
     for (size_t i = 0; i < count && room; i++)
         room = name_locked(gpu, use, addresses[i], &all);
     cws_gpu_sets_note(&gpu->sets, use->extents, use->count, cws_gpu_budget_for_weights(&gpu->budget));

@@ -73,7 +73,12 @@
     X(pool_step_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "that a pool is expected to grow by at first")                  \
     X(pool_step_share, 16, 1, 1024, "share", "of the budget that this is at most")                                     \
     X(pool_margin_share, 64, 1, MIB, "share", "of the budget that weights leave to pools that grow unasked")           \
-    X(spill_unused_long, 1024, 0, GIB, "launches", "after which an allocation may go to host memory")                  \
+    X(spill_unused, 8, 0, GIB, "launches", "after which an allocation may go to host memory, before a launch fails")   \
+    X(spill_unused_long, 1024, 0, GIB, "launches", "the same with CODEC_ADOPT=0; else it is adopted as it goes")       \
+    X(look_uses, 32, 1, GIB, "launches", "between searches for weights among what the program made")                   \
+    X(look_new_uses, 64, 0, GIB, "launches", "since a copy of weights, in which what is made may be weights")          \
+    X(look_rounds, 2, 0, 64, "rounds", "after which other allocations that are still used may be weights")             \
+    X(look_every_ns, 50 * MS, 0, 3600 * SECOND, "ns", "between looks for which loads ahead stop")                      \
     X(adopt_free_share, 4, 1, 1024, "share", "of the budget that is free while no copy is adopted")                    \
     X(reserve_uses, 1024, 0, GIB, "uses", "for which freed memory is kept, where there are no rounds")                 \
     X(reserve_ahead_uses, 32, 0, GIB, "uses", "ahead that the reserve holds memory for")                               \

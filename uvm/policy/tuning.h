@@ -185,9 +185,25 @@ struct cws_tuning {
     /* Share of the budget, a step at most, that weights leave alone where a pool has memory: it may grow although what
      * it has would do. Less (a larger share): less room for weights. More: the budget is exceeded for a moment. */
     uint64_t pool_margin_share;
-    /* Launches since its last use, after which an allocation of the program may go to host memory. Less: what hidden
-     * pointers reach goes and comes back. More: a launch fails though something could have gone. */
+    /* Launches since its last use, after which an allocation of the program may go to host memory, where a launch or an
+     * allocation would fail otherwise. Less: what hidden pointers reach goes, which they do not survive. More: memory
+     * is refused though something could have gone. */
+    uint64_t spill_unused;
+    /* The same where nothing is adopted. Where it is, what goes to host memory after so many is adopted at once. Less:
+     * activations are taken for weights. More: weights that kernels wrote go out twice before they page. */
     uint64_t spill_unused_long;
+    /* What the program made is searched for weights (look.h) after so many launches. Less: searches take time from the
+     * loader. More: weights are found late. */
+    uint64_t look_uses;
+    /* Launches after a copy of weights in which an allocation is looked at as soon as it was used. Less: weights that a
+     * program makes while it loads are found in its rounds. More: so are activations of the first round, in vain. */
+    uint64_t look_new_uses;
+    /* Rounds after which any other allocation is. Less: activations that live long are. More: weights are found late.
+     */
+    uint64_t look_rounds;
+    /* How often loads ahead stop for a moment for a look, where the loader never rests. Less: the link is idle. More:
+     * weights are found late. */
+    uint64_t look_every_ns;
     /* Share of the budget that must be left for copies from ordinary memory not to be adopted. Less (a larger share): a
      * program that fits pins host memory for what stays. More: what was copied before leaves little room for what
      * pages. */

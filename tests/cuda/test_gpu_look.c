@@ -1,0 +1,411 @@
+/* What a program makes of weights on the device, or writes there and does not change, is recognized while the loader
+ * rests, before memory is short; activations, what fits, and what changes are left alone, and no byte is lost. */
+#include "uvm/cuda/gpu.h"
+#include "gpu_pieces.h"
+#include "tests/support/hang.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+static struct made other; /* named by launches in which time passes */
+
+static struct fixture *open_looking(uint64_t budget, bool adopts)
+{
+    host_budget = 128 * MIB;
+    adopt = adopts;
+    struct fixture *f = open_gpu(256 * MIB, budget, true);
+    adopt = false;
+    host_budget = 64 * MIB;
+    other = make(f, MIB);
+    fill_bytes(f, &other, 0, MIB, 0);
+    return f;
+}
+
+static void end(struct fixture *f)
+{
+    drop(f, &other);
+    close_gpu(f);
+}
+
+/* Launches go on until so many extents were recognized since the manager was opened, or for long in vain. */
+static void wait_found(struct fixture *f, uint64_t found)
+{
+    for (unsigned i = 0; i < 800 && f->gpu->looks.found < found; i++) {
+        uint64_t sum;
+        assert_int_equal(sum_of(f, &other, &sum), 0);
+        if (i % 40 == 39)
+            usleep(2000);
+    }
+    cws_gpu_settle(f->gpu);
+    assert_null(cws_gpu_check(f->gpu));
+}
+
+static void pass_time(struct fixture *f) { wait_found(f, UINT64_MAX); }
+
+/* No memory is short, and they are weights all the same, which lost nothing: they stay where they are. */
+static void test_stacks_are_found(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(48 * MIB, false);
+    struct made m[4];
+    for (unsigned i = 0; i < 4; i++)
+        m[i] = stack(f, 3 * i, 3);
+    uint64_t loads = stats_of(f).loads;
+    wait_found(f, 3);
+    struct cws_gpu_stats stats = stats_of(f);
+    assert_true(stats.proven >= 3);
+    assert_true(stats.anonymous_bytes <= 14 * MIB);
+    assert_true(stats.loads <= loads);
+    use_in_turns(f, m, 4, 3);
+    struct made more = make(f, 20 * MIB); /* now it is short, and they go */
+    fill_bytes(f, &more, 0, more.bytes, 3);
+    use_in_turns(f, m, 4, 2);
+    assert_true(stats_of(f).drops > 0);
+    assert_int_equal(stats_of(f).spills, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+    expect_all(f, &more);
+    drop(f, &more);
+    end(f);
+}
+
+/* A cast: kernels write other bytes of each weight, which is given up. */
+static struct made cast(struct fixture *f, unsigned i)
+{
+    struct made part = make(f, tensor_bytes(i)), m = make(f, tensor_bytes(i));
+    copy(f, &part, 0, whole(i));
+    assert_int_equal(kernel_copy(f, &m, 0, &part, 0, part.bytes), 0);
+    for (size_t at = 0; at < m.bytes; at += MIB / 2)
+        write_word(f, &m, at);
+    drop(f, &part);
+    return m;
+}
+
+/* Twice as much as the budget holds; most of it pages ahead of its use in the end. */
+static void test_casts_page(void **state)
+{
+    (void)state;
+    enum { COUNT = 24 };
+    struct fixture *f = open_looking(26 * MIB, true);
+    struct made m[COUNT];
+    for (unsigned i = 0; i < COUNT; i++)
+        m[i] = cast(f, i);
+    for (unsigned round = 0; round < 6; round++) {
+        use_in_turns(f, m, COUNT, 1);
+        wait_found(f, f->gpu->looks.found + 4);
+    }
+    struct cws_gpu_stats stats = stats_of(f);
+    uint64_t all = 0;
+    for (unsigned i = 0; i < COUNT; i++)
+        all += m[i].bytes;
+    assert_true(all > 44 * MIB && stats.adopted_bytes >= all - 8 * MIB);
+    assert_true(stats.anonymous_bytes <= 12 * MIB);
+    assert_true(stats.peak_bytes <= 26 * MIB);
+    uint64_t spills = stats.spills;
+    use_in_turns(f, m, COUNT, 2);
+    assert_true(stats_of(f).spills <= spills + 2);
+    for (unsigned i = 0; i < COUNT; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+    end(f);
+}
+
+/* Rows of zeros behind a tensor, and then another such: the first one, just used, gives way at once. */
+static void test_padded_ones_give_way(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(34 * MIB, true);
+    struct made m[4];
+    for (unsigned i = 0; i < 4; i++) {
+        size_t bytes = 0;
+        for (unsigned k = 0; k < 5; k++)
+            bytes += tensor_bytes(5 * i + k);
+        m[i] = make(f, bytes + MIB);
+        assert_true(bytes >= 9 * MIB);
+        for (unsigned k = 0, at = 0; k < 5; at += tensor_bytes(5 * i + k), k++)
+            copy(f, &m[i], at, whole(5 * i + k));
+        fill_bytes(f, &m[i], bytes, MIB, 0);
+    }
+    use_in_turns(f, m, 4, 3);
+    assert_true(stats_of(f).peak_bytes <= 34 * MIB);
+    for (unsigned i = 0; i < 4; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+    end(f);
+}
+
+/* It all fits: nothing is looked at. */
+static void test_what_fits_is_left_alone(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(96 * MIB, true);
+    struct made m = stack(f, 0, 3);
+    use_in_turns(f, &m, 1, 2);
+    pass_time(f);
+    assert_int_equal(f->gpu->looks.found, 0);
+    assert_int_equal(f->gpu->proofs.proven + f->gpu->proofs.refuted, 0);
+    drop(f, &m);
+    end(f);
+}
+
+/* Activations of a program that loaded a while ago: made, used and freed. */
+static void test_activations_are_left_alone(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(40 * MIB, true);
+    struct made m[8];
+    for (unsigned i = 0; i < 8; i++) {
+        m[i] = make(f, tensor_bytes(i));
+        copy(f, &m[i], 0, whole(i));
+    }
+    use_in_turns(f, m, 8, 3);
+    pass_time(f);
+    uint64_t found = f->gpu->looks.found, refuted = f->gpu->proofs.refuted, taken = f->gpu->adopts.taken;
+    for (unsigned i = 0; i < 60; i++) {
+        struct made a = make(f, 6 * MIB);
+        fill_bytes(f, &a, 0, a.bytes, i);
+        uint64_t sum;
+        assert_int_equal(sum_of(f, &m[i % 8], &sum), 0);
+        fill_bytes(f, &a, MIB, MIB, i + 1);
+        if (i % 16 == 0)
+            expect_all(f, &a);
+        drop(f, &a);
+    }
+    assert_int_equal(f->gpu->looks.found, found);
+    assert_int_equal(f->gpu->proofs.refuted, refuted);
+    assert_int_equal(f->gpu->adopts.taken, taken);
+    for (unsigned i = 0; i < 8; i++)
+        drop(f, &m[i]);
+    end(f);
+}
+
+/* A cache: the program writes to it between any two looks. */
+static void test_what_changes_is_not_adopted(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(40 * MIB, true);
+    struct made m[6], cache = make(f, 8 * MIB);
+    fill_bytes(f, &cache, 0, cache.bytes, 0);
+    for (unsigned i = 0; i < 6; i++)
+        m[i] = cast(f, i);
+    for (unsigned i = 0; i < 40; i++) {
+        write_word(f, &cache, i * 4096);
+        use_in_turns(f, m, 6, 1);
+    }
+    wait_found(f, 6);
+    assert_true(cache.shadow && stats_of(f).adopted_bytes <= 20 * MIB);
+    uint64_t taken = f->gpu->adopts.taken;
+    for (unsigned i = 0; i < 200; i++)
+        write_word(f, &cache, i * 4096);
+    assert_true(f->gpu->adopts.taken <= taken + 1);
+    expect_all(f, &cache);
+    drop(f, &cache);
+    for (unsigned i = 0; i < 6; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+    end(f);
+}
+
+/* A kernel that nobody sees writes to it after it was recognized: the device has the only bytes, and they stay. */
+static void test_written_by_a_hidden_kernel(void **state)
+{
+    (void)state;
+    for (unsigned how = 0; how < 2; how++) {
+        struct fixture *f = open_looking(40 * MIB, true);
+        struct made m[3];
+        for (unsigned i = 0; i < 3; i++)
+            m[i] = how ? cast(f, 4 * i) : stack(f, 3 * i, 3);
+        for (unsigned i = 0; i < 3; i++)
+            use_in_turns(f, m, 3, 1);
+        wait_found(f, 3);
+        use_in_turns(f, m, 3, 1);
+        wait_found(f, 3);
+        struct made more = make(f, 14 * MIB); /* the budget is used up, but nothing has to go */
+        fill_bytes(f, &more, 0, MIB, 3);
+        struct cws_gpu_extent *x;
+        cws_gpu_lock(&f->gpu->core);
+        x = cws_gpu_bind_around_locked(f->gpu, m[2].at, 1);
+        bool resident = x->state == CWS_EXTENT_RESIDENT;
+        cws_gpu_unlock(&f->gpu->core);
+        if (resident) {
+            uint8_t byte = 0x5a;
+            assert_int_equal(driver.copy_in_async(m[2].at + 77, &byte, 1, f->stream), 0);
+            assert_int_equal(driver.stream_sync(f->stream), 0);
+            m[2].shadow[77] = byte;
+        }
+        fill_bytes(f, &more, 0, more.bytes, 3);
+        use_in_turns(f, m, 3, 3);
+        for (unsigned i = 0; i < 3; i++) {
+            expect_all(f, &m[i]);
+            drop(f, &m[i]);
+        }
+        drop(f, &more);
+        end(f);
+    }
+}
+
+static void test_switched_off(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(40 * MIB, false);
+    struct made m[8];
+    for (unsigned i = 0; i < 6; i++)
+        m[i] = cast(f, i);
+    use_in_turns(f, m, 6, 3);
+    pass_time(f);
+    assert_int_equal(f->gpu->adopts.taken, 0);
+    assert_int_equal(stats_of(f).adopted_bytes, 0);
+    for (unsigned i = 0; i < 6; i++)
+        drop(f, &m[i]);
+    end(f);
+}
+
+/* Without room for it in host memory it stays the program's. */
+static void test_host_memory_is_short(void **state)
+{
+    (void)state;
+    host_budget = 8 * MIB;
+    adopt = true;
+    struct fixture *f = open_gpu(256 * MIB, 40 * MIB, true);
+    adopt = false;
+    host_budget = 64 * MIB;
+    other = make(f, MIB);
+    fill_bytes(f, &other, 0, MIB, 0);
+    struct made m[6];
+    for (unsigned i = 0; i < 6; i++)
+        m[i] = cast(f, i);
+    for (unsigned i = 0; i < 3; i++) {
+        use_in_turns(f, m, 6, 1);
+        pass_time(f);
+    }
+    assert_true(stats_of(f).host_bytes <= 8 * MIB);
+    for (unsigned i = 0; i < 6; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+    end(f);
+}
+
+/* Another thread writes to, frees and allocates what is looked at. */
+struct worker {
+    struct fixture *f;
+    CUstream stream;
+    unsigned rounds;
+    bool wrong;
+};
+
+static void *change_it(void *arg)
+{
+    struct worker *w = arg;
+    driver.context_set(w->f->context);
+    for (unsigned i = 0; i < w->rounds; i++) {
+        struct cws_gpu_use use;
+        CUdeviceptr at;
+        uint8_t bytes[2] = {(uint8_t)i, (uint8_t)(i >> 8)}, back[2] = {0};
+        if (cws_gpu_alloc(w->f->gpu, 2 * MIB, w->stream, &at) != CUDA_SUCCESS)
+            continue;
+        for (unsigned k = 0; k < 8; k++) {
+            if (cws_gpu_begin(w->f->gpu, w->stream, &at, 1, &use) != CUDA_SUCCESS)
+                break;
+            if (k % 4 == 0)
+                driver.copy_in_async(at + k * MIB / 8, bytes, 2, w->stream);
+            driver.copy_out_async(back, at + k / 4 * 4 * MIB / 8, 2, w->stream);
+            cws_gpu_end(w->f->gpu, &use, true);
+            driver.stream_sync(w->stream);
+            w->wrong |= memcmp(bytes, back, 2) != 0;
+        }
+        w->wrong |= cws_gpu_free(w->f->gpu, at, w->stream, true) != CUDA_SUCCESS;
+    }
+    return NULL;
+}
+
+static void test_changed_meanwhile(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(40 * MIB, true);
+    struct worker w = {.f = f, .rounds = SANITIZED ? 60 : 400};
+    pthread_t thread;
+    struct made m[12];
+    assert_int_equal(driver.stream_create(&w.stream, CU_STREAM_NON_BLOCKING), 0);
+    assert_int_equal(pthread_create(&thread, NULL, change_it, &w), 0);
+    for (unsigned i = 0; i < 12; i++)
+        m[i] = i % 2 ? cast(f, i) : stack(f, 3 * i, 1);
+    for (unsigned round = 0; round < 6; round++) {
+        use_in_turns(f, m, 12, 1);
+        wait_found(f, f->gpu->looks.found + 2);
+    }
+    pthread_join(thread, NULL);
+    assert_false(w.wrong);
+    for (unsigned i = 0; i < 12; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+    cws_gpu_stream_gone(f->gpu, w.stream);
+    assert_int_equal(driver.stream_destroy(w.stream), 0);
+    end(f);
+}
+
+/* The N-th call fails: an error or the right bytes, never others. */
+static void test_calls_fail(void **state)
+{
+    (void)state;
+    static const char *const CALLS[] = {"cuMemHostAlloc",    "cuMemcpyDtoHAsync", "cuLaunchKernel",
+                                        "cuMemcpyHtoDAsync", "cuMemsetD8Async",   "cuStreamSynchronize"};
+    for (size_t c = 0; c < sizeof CALLS / sizeof *CALLS; c++) {
+        for (unsigned n = 1; n <= (SANITIZED ? 1 : 4); n++) {
+            struct fixture *f = open_looking(36 * MIB, true);
+            struct made m[5];
+            for (unsigned i = 0; i < 5; i++)
+                m[i] = i % 2 ? cast(f, i) : stack(f, 3 * i, 2);
+            for (unsigned i = 0; i < 5; i++) {
+                uint64_t sum;
+                assert_int_equal(sum_of(f, &m[i], &sum), 0);
+            }
+            standin_fail(CALLS[c], n, CUDA_ERROR_OUT_OF_MEMORY);
+            unsigned errors = 0;
+            for (unsigned i = 0; i < 200; i++) {
+                uint64_t sum = 0;
+                const struct made *x = i % 10 ? &other : &m[i / 10 % 5];
+                if (sum_of(f, x, &sum) == CUDA_SUCCESS)
+                    assert_int_equal(sum, plain_sum(x->shadow, x->bytes));
+                else
+                    errors++;
+                if (i % 32 == 31)
+                    usleep(1000);
+            }
+            assert_true(errors <= 4);
+            standin_fail_none();
+            for (unsigned i = 0; i < 5; i++)
+                drop(f, &m[i]);
+            drop(f, &other);
+            cws_gpu_settle(f->gpu);
+            assert_null(cws_gpu_check(f->gpu));
+            cws_gpu_close(f->gpu);
+            standin_reset(0);
+            free(f);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_stacks_are_found),
+        cmocka_unit_test(test_casts_page),
+        cmocka_unit_test(test_padded_ones_give_way),
+        cmocka_unit_test(test_what_fits_is_left_alone),
+        cmocka_unit_test(test_activations_are_left_alone),
+        cmocka_unit_test(test_what_changes_is_not_adopted),
+        cmocka_unit_test(test_written_by_a_hidden_kernel),
+        cmocka_unit_test(test_switched_off),
+        cmocka_unit_test(test_host_memory_is_short),
+        cmocka_unit_test(test_changed_meanwhile),
+        cmocka_unit_test(test_calls_fail),
+    };
+    return cmocka_run_group_tests(tests, group_setup, group_teardown);
+}
