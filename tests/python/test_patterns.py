@@ -96,4 +96,36 @@ def test_what_is_judged(more, words):
     cells, wrong = judge(facts(**more), facts(), 60 * MIB)
     assert wrong == ([words] if words else [])
     assert len(cells) == len(COLUMNS)
-    assert cells[6] == "-"  # a build that counts no adopted bytes
+    assert cells[7] == "-"  # a build that counts no adopted bytes
+
+
+@pytest.mark.parametrize(
+    ("names", "tried", "words"),
+    [
+        ([], [10], []),  # a tenth will do
+        ([30], [10, 30], []),
+        ([30, 40], [10, 30, 40], ["NAMED TOO LITTLE: 30 MiB"]),
+        ([5], [10], ["NO LEAST BUDGET IS NAMED, or one that was too little"]),
+        ([None], [10], ["NO LEAST BUDGET IS NAMED, or one that was too little"]),
+    ],
+)
+def test_the_least_budget_is_tried(names, tried, words, tmp_path, monkeypatch):
+    import patterns
+
+    left, budgets = list(names), []
+
+    def fake(arguments, name, model, budget):
+        budgets.append(budget // MIB)
+        line = ""
+        if left:
+            least = left.pop(0)
+            line = f"codecllm: ...; the least budget that would have done is {least} MiB\n" if least else "no\n"
+        (tmp_path / f"{name}-paged.log").write_text(line)
+        return {"failed": "x"} if line else {}
+
+    monkeypatch.setattr(patterns, "run", fake)
+    monkeypatch.setattr(patterns, "budget_of", lambda arguments, plain: 10 * MIB)
+    arguments = argparse.Namespace(out=str(tmp_path), share="least")
+    _, budget, wrong = patterns.run_paged(arguments, "whole", "model", {})
+    assert (budgets, wrong) == (tried, words)
+    assert budget == tried[-1] * MIB

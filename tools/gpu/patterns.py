@@ -9,7 +9,9 @@ same, is what was loaded paged, does the budget hold?
 Makes a model of Llama's shape, and two mixtures of experts for transformers (left out where it is not installed), and
 packs them. Each pattern runs in a process of its own, plain and, from the packed directory, under the shim. It loads,
 then uses all weights in several rounds. The budget is what the plain program's activations take at their peak, staging,
-64 MiB, and a share of the weights (--share, percent). A row for each: seconds to load, median time of a round, weights
+64 MiB, and a share of the weights (--share, percent); or the least that the shim names (--share least): it runs with a
+tenth of the weights, and, where that is too little, with what the last line names. A row for each: seconds to load,
+plain and paged, median time of a round, weights
 that are bound, adopted, and memory that nothing can give back (anonymous) in the end, pinned host memory, the peak that
 nvidia-smi shows less what the plain program takes beside its tensors, loads a round. Counters of each are in
 OUTDIR/NAME.json, what it said in OUTDIR/NAME.log. Exit status 1 if the bits differ, a program fails (no memory is a
@@ -23,6 +25,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -36,9 +39,10 @@ MIB = 1 << 20
 SLACK_MIB = 64  # of anonymous memory, beside the plain program's activations
 OUTSIDE_MIB = 100  # of the peak seen from outside: contexts are not the same to the MiB
 ROUNDS = 4
+LEAST_SHARE, LEAST_TRIES = 10, 3  # percent that --share least begins with; times that what is named may be too little
 COLUMNS = {  # after the name: what it is, how wide
-    "weights": 7, "budget": 6, "load s": 6, "plain ms": 8, "paged ms": 8, "bound": 6, "adopted": 7, "anon": 6,
-    "pinned": 6, "peak": 6, "loads": 6, "bits": 5,
+    "weights": 7, "budget": 6, "load s": 6, "paged s": 7, "plain ms": 8, "paged ms": 8, "bound": 6, "adopted": 7,
+    "anon": 6, "pinned": 6, "peak": 6, "loads": 6, "bits": 5,
 }  # fmt: skip
 
 
@@ -216,11 +220,33 @@ def run(arguments, name, model, budget):
 def budget_of(arguments, plain):
     """Bytes, whole MiB: the activations, a share of the weights, and what paging takes: staging, which is a 32nd and 64
     MiB at most, and steps of the driver's pools."""
-    weights = plain["weights"] * arguments.share // 100
+    weights = plain["weights"] * (LEAST_SHARE if arguments.share == "least" else arguments.share) // 100
     if arguments.device == "cpu":
         return weights // MIB * MIB + 2 * MIB
     rest = max(0, plain["activations"]) + weights + 64 * MIB
     return max((rest + min(64 * MIB, rest // 31)) // MIB + 1, SIZES[arguments.scale]["least"]) * MIB
+
+
+def named(log):
+    """Bytes of the budget that the last line which names one says would do; None: none does."""
+    with open(log, errors="replace") as file:
+        found = re.findall(r"least (?:budget )?that would (?:do|have done) is (\d+) MiB", file.read())
+    return int(found[-1]) * MIB if found else None
+
+
+def run_paged(arguments, name, model, plain):
+    """(what run() gives, the budget, what is wrong beside that)"""
+    budget, wrong = budget_of(arguments, plain), []
+    paged, tried = run(arguments, name, model, budget), []
+    while arguments.share == "least" and "failed" in paged and len(tried) < LEAST_TRIES:
+        least = named(os.path.join(arguments.out, f"{name}-paged.log"))
+        if not least or least <= budget:
+            return paged, budget, ["NO LEAST BUDGET IS NAMED, or one that was too little"]
+        tried, budget = [*tried, least // MIB], least
+        paged = run(arguments, name, model, budget)
+    if len(tried) > 1:
+        wrong.append(f"NAMED TOO LITTLE: {', '.join(str(least) for least in tried[:-1])} MiB")
+    return paged, budget, wrong
 
 
 def median(values):
@@ -230,7 +256,7 @@ def median(values):
 def judge(paged, plain, budget):
     """(cells of the row after the name, what is wrong)"""
     others = sum(a != b for a, b in zip(paged["digests"], plain["digests"]))
-    cells = [plain["weights"] // MIB, budget // MIB, f"{paged['load_s']:.1f}"]
+    cells = [plain["weights"] // MIB, budget // MIB, *(f"{run['load_s']:.1f}" for run in (plain, paged))]
     cells += [f"{median(run['ms']):.1f}" for run in (plain, paged)]
     after, wrong = paged["after"], []
     if after:
@@ -253,6 +279,12 @@ def judge(paged, plain, budget):
     return cells, wrong
 
 
+def percent(text):
+    if text != "least" and not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"{text}: use a number of percent, or least")
+    return text if text == "least" else int(text)
+
+
 def line(cells):
     return f"{cells[0]:<23}" + "".join(f" {cell:>{width}}" for cell, width in zip(cells[1:], COLUMNS.values()))
 
@@ -263,11 +295,12 @@ def row(arguments, name):
     plain = run(arguments, name, model, None)
     if "failed" in plain:
         return f"{name:<23} FAIL: the plain program {plain['failed']}", True
-    budget = budget_of(arguments, plain)
-    paged = run(arguments, name, model + ".packed", budget)
+    paged, budget, wrong = run_paged(arguments, name, model + ".packed", plain)
     if "failed" in paged:
-        return f"{line([name, plain['weights'] // MIB, budget // MIB])} FAIL: {paged['failed']}", True
-    cells, wrong = judge(paged, plain, budget)
+        why_not = ", ".join([paged["failed"], *wrong])
+        return f"{line([name, plain['weights'] // MIB, budget // MIB])} FAIL: {why_not}", True
+    cells, more = judge(paged, plain, budget)
+    wrong += more
     return line([name, *cells]) + (f" FAIL: {', '.join(wrong)}" if wrong else ""), bool(wrong)
 
 
@@ -289,7 +322,7 @@ def main():
     parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
     parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--only", default=",".join(PATTERNS), type=lambda text: text.split(","))
-    parser.add_argument("--share", type=int, default=50, help="percent of the weights")
+    parser.add_argument("--share", type=percent, default=50, help="percent of the weights, or least")
     parser.add_argument("--scale", default="large", choices=SIZES)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--limit", type=float, default=180, help="seconds that a program may take (%(default)s)")
@@ -304,8 +337,9 @@ def main():
     os.makedirs(arguments.out, exist_ok=True)
     os.makedirs(arguments.work, exist_ok=True)
     bad, left_out = [], missing(arguments.only)
+    what = "MiB, least budgets" if arguments.share == "least" else f"MiB, {arguments.share} % of weights"
     with workers.table(arguments) as say:
-        say(line([f"MiB, {arguments.share} % of weights", *COLUMNS]))
+        say(line([what, *COLUMNS]))
         for name in arguments.only:
             if name not in left_out:
                 words, wrong = row(arguments, name)

@@ -14,14 +14,15 @@ does the budget hold, and does a round load more than what does not fit?
 
 Makes the model and packs it, runs each in a process of its own, and prints a row when a paged one ends. The budget is
 what the plain program's activations take at their peak, staging, and a share of the weights (--shares, percent). What
-does not fit in a round: the weights less what the budget leaves beside activations and staging, as often as they are
-used. A round has to load that much; `median` and `worst` are what the rounds after the fourth loaded, in parts of it.
-Peak MiB is what nvidia-smi says of the device, sampled, less what the plain program takes beside its tensors: context
-and kernels. Inside: the peak as counted. Span: from the first to the last address that an activation had. Counters of
-each round are in OUTDIR/NAME.json. Exit status 1 if what was computed differs, the budget did not hold, a round loaded
-more than 1.1 of what does not fit, empty_cache() kept memory, addresses were lost, or a program failed; the end of the
-row says which. In strict mode weights go after each launch, so that loads are not judged. --device cpu tries the
-programs everywhere; there the budget bounds host memory, and bits alone are judged."""
+does not fit in a round: the weights less what the budget leaves beside activations, staging and what the driver's
+pools take, as often as they are used. A round has to load that much; `median` and `worst` are what the rounds after
+the fourth loaded, in parts of it. Peak MiB is what nvidia-smi says of the device, sampled, less what the plain
+program takes beside its tensors: context and kernels. Inside: the peak as counted. Span: from the first to the last
+address that an activation had. Counters of each round are in OUTDIR/NAME.json. Exit status 1 if what was computed
+differs, the budget did not hold, a round loaded more than 1.1 of what does not fit, empty_cache() kept memory,
+addresses were lost, or a program failed; the end of the row says which. In strict mode weights go after each launch,
+so that loads are not judged. --device cpu tries the programs everywhere; there the budget bounds host memory, and
+bits alone are judged."""
 
 import argparse
 import collections
@@ -351,7 +352,7 @@ def ratios(paged, plain, budget):
     found = []
     for told, after, activations, uses in zip(paged["told"], paged["after"], plain["activations"], plain["uses"]):
         if "loaded_bytes" in told:
-            room = budget - activations - after["staging"]
+            room = budget - activations - after["staging"] - after.get("driver", 0)
             found.append((does_not_fit(plain["parts"], uses, room), told["loaded_bytes"]))
     return found
 
