@@ -6,7 +6,7 @@
 #   tests/run.sh STAGE ...   style release asan tsan clang tidy fuzz python
 #
 #   SETUP=0                  what tools/setup.sh --tests installs is there already
-#   FUZZ_SECONDS=20          time for each fuzz target
+#   FUZZ_SECONDS=15          time for each fuzz target
 #   TIDY_NODES=60000         how far clang-tidy follows the paths of a function; 225000 is its own limit and takes three times as long
 #
 # A stage fails by what it finds, never by how long it takes: limits are for hangs, beside other work it passes later.
@@ -34,10 +34,10 @@ build() { # build NAME CMAKE-ARGUMENTS...
 build_sanitized() { # build_sanitized NAME SANITIZER
     build "$1" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_FLAGS_RELWITHDEBINFO='-O1 -g1' -DCWS_WERROR=OFF -DCWS_SANITIZE="$2"
 }
-ctests() { # ctests NAME [ARGUMENTS of ctest]: one test more than cores, because many wait for a while
+ctests() { # ctests NAME [ARGUMENTS of ctest]: two tests more than cores, because many wait for a while
     name=$1
     shift
-    ${fixed:-} ctest --test-dir "build-ci-$name" --output-on-failure -j $((jobs + 1)) --no-tests=error "$@"
+    ${fixed:-} ctest --test-dir "build-ci-$name" --output-on-failure -j $((jobs + 2)) --no-tests=error "$@"
 }
 pytests() { # pytests [ARGUMENTS of pytest]. A process whose pager hangs blocks all signals but SIGKILL.
     CWS_BUILD_DIR=$root/build-ci-release timeout -s KILL 7200 .venv/bin/python -m pytest -q -n "$jobs" --dist loadfile "$@"
@@ -73,7 +73,7 @@ stage_fuzz() {
     done
     ls build-ci-fuzz/bin/fuzz_* | xargs -P "$jobs" -I{} sh -c '
         name=$(basename {})
-        {} -max_total_time=${FUZZ_SECONDS:-20} -timeout=100 -rss_limit_mb=2048 -print_final_stats=1 \
+        {} -max_total_time=${FUZZ_SECONDS:-15} -timeout=100 -rss_limit_mb=2048 -print_final_stats=1 \
             -artifact_prefix=build-ci-fuzz/$name- build-ci-fuzz/corpus-$name >build-ci-fuzz/$name.log 2>&1 ||
             { echo "$name FAILED"; tail -n 40 build-ci-fuzz/$name.log; exit 255; }
         echo "$name: $(grep -o "stat::number_of_executed_units: *[0-9]*" build-ci-fuzz/$name.log)"'

@@ -30,7 +30,7 @@ static void end(struct fixture *f)
 /* Launches go on until so many extents were recognized since the manager was opened, or for long in vain. */
 static void wait_found(struct fixture *f, uint64_t found)
 {
-    for (unsigned i = 0; i < 800 && f->gpu->looks.found < found; i++) {
+    for (unsigned i = 0; i < (SANITIZED ? 200 : 400) && f->gpu->looks.found < found; i++) {
         uint64_t sum;
         assert_int_equal(sum_of(f, &other, &sum), 0);
         if (i % 40 == 39)
@@ -357,7 +357,7 @@ static void test_calls_fail(void **state)
     static const char *const CALLS[] = {"cuMemHostAlloc",    "cuMemcpyDtoHAsync", "cuLaunchKernel",
                                         "cuMemcpyHtoDAsync", "cuMemsetD8Async",   "cuStreamSynchronize"};
     for (size_t c = 0; c < sizeof CALLS / sizeof *CALLS; c++) {
-        for (unsigned n = 1; n <= (SANITIZED ? 1 : 4); n++) {
+        for (unsigned n = 1; n <= (SANITIZED ? 1 : 2); n++) {
             struct fixture *f = open_looking(36 * MIB, true);
             struct made m[5];
             for (unsigned i = 0; i < 5; i++)
