@@ -27,6 +27,14 @@ class Clock:
 
 
 torch.manual_seed(0)
+context = None
+if device == "cuda":  # what the driver takes before there is a tensor, libraries of matrix products among it
+    from measure import device_bytes
+
+    before = device_bytes()
+    one = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+    (one @ one).cpu()
+    context = None if before is None else max(0, device_bytes() - before)
 begin = time.perf_counter()
 tokenizer = AutoTokenizer.from_pretrained(model_name)
 model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto").to(device).eval()
@@ -40,4 +48,13 @@ new = output[0, inputs["input_ids"].shape[1] :].tolist()
 times = clock.times[1:]
 speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 with open(report, "w") as file:
-    json.dump({"tokens": new, "text": tokenizer.decode(new), "load_s": loaded - begin, "tokens_per_s": speed}, file)
+    json.dump(
+        {
+            "tokens": new,
+            "text": tokenizer.decode(new),
+            "load_s": loaded - begin,
+            "tokens_per_s": speed,
+            "context_bytes": context,
+        },
+        file,
+    )
