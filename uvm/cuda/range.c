@@ -233,16 +233,17 @@ static bool is_being_made(const struct cws_gpu_range *r)
 
 static void free_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, CUstream stream, bool in_order)
 {
+    bool owned = cws_extent_has_owner(x->state);
     cws_gpu_demand_locked(gpu, x, false);
-    if (cws_extent_has_owner(x->state))
-        return; /* which ends it */
-    if (cws_extent_is_mapped(x->state) &&
+    if ((cws_extent_is_mapped(x->state) || owned) &&
         in_order) { /* what is queued behind the last use that we saw may use it, too */
         if (!cws_gpu_users_note(&gpu->streams, &x->users, stream))
             cws_gpu_range_pin_locked(x->range);
         cws_gpu_stream_mark_own(&gpu->streams, stream);
     }
     x->stream = in_order ? stream : x->stream;
+    if (owned)
+        return; /* by a thread, which ends it */
     if (cws_extent_is_mapped(x->state))
         cache_locked(gpu, x);
     else
