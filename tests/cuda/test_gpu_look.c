@@ -401,6 +401,9 @@ static struct {
     void (*act)(void);
     bool done;
     CUstream stream;
+    pthread_t thread;
+    CUresult result;
+    struct made made;
 } meanwhile;
 static CUresult (*host_alloc)(void **out, size_t bytes, unsigned flags);
 
@@ -473,6 +476,40 @@ static void test_freed_meanwhile(void **state)
     end(f);
 }
 
+static void *allocate(void *arg)
+{
+    (void)arg;
+    struct made *m = &meanwhile.made;
+    driver.context_set(meanwhile.f->context);
+    meanwhile.result = cws_gpu_alloc(meanwhile.f->gpu, m->bytes, meanwhile.f->stream, &m->at);
+    return NULL;
+}
+
+static void allocate_beside(void)
+{
+    meanwhile.made = (struct made){.bytes = 10 * MIB};
+    assert_int_equal(pthread_create(&meanwhile.thread, NULL, allocate, NULL), 0);
+    usleep(20000); /* time to be refused, or to wait */
+}
+
+/* It is not refused because what could make room is being looked at. */
+static void test_allocation_meanwhile(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(40 * MIB, true);
+    struct made m = wait_looked_at(f, 22 * MIB, allocate_beside), *more = &meanwhile.made;
+    pthread_join(meanwhile.thread, NULL);
+    if (meanwhile.result != CUDA_SUCCESS)
+        fail_msg("error %d: %s", meanwhile.result, last_line);
+    more->shadow = calloc(1, more->bytes);
+    fill_bytes(f, more, 0, more->bytes, 1);
+    expect_all(f, more);
+    drop(f, more);
+    expect_all(f, &m);
+    drop(f, &m);
+    end(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -488,6 +525,7 @@ int main(void)
         cmocka_unit_test(test_changed_meanwhile),
         cmocka_unit_test(test_calls_fail),
         cmocka_unit_test(test_freed_meanwhile),
+        cmocka_unit_test(test_allocation_meanwhile),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -301,10 +301,22 @@ bool cws_gpu_prove_asked_drops_lock(struct cws_gpu *gpu)
     return moved;
 }
 
+/* Bytes of what the loader works on, and of which it is not known before that ends whether they stay. */
+static uint64_t in_work(const struct cws_gpu *gpu)
+{
+    uint64_t bytes = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        if (x->state == CWS_EXTENT_LOOKING || x->state == CWS_EXTENT_PROVING || x->state == CWS_EXTENT_SPILLING)
+            bytes += cws_gpu_span(x);
+    return bytes;
+}
+
 bool cws_gpu_prove_wait_drops_lock(struct cws_gpu *gpu, uint64_t need)
 {
     struct cws_gpu_proofs *p = &gpu->proofs;
-    uint64_t answered = p->answered, proven = p->proven, most = cws_gpu_provable_locked(gpu);
+    uint64_t answered = p->answered, proven = p->proven, working = in_work(gpu),
+             most = cws_gpu_provable_locked(gpu) + working;
     if (most == 0 || need > gpu->budget.bytes + most + cws_gpu_spillable_locked(gpu))
         return false;
     while (p->answered == answered && !gpu->core.stop) {
@@ -312,5 +324,5 @@ bool cws_gpu_prove_wait_drops_lock(struct cws_gpu *gpu, uint64_t need)
         cws_gpu_wake_locked(&gpu->core);
         cws_gpu_changed_wait_drops_lock(&gpu->core);
     }
-    return p->proven != proven;
+    return p->proven != proven || working;
 }

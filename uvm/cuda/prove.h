@@ -28,7 +28,7 @@ bool cws_gpu_prove_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x
 /* In the loader: the same for threads that wait. */
 bool cws_gpu_prove_asked_drops_lock(struct cws_gpu *gpu);
 /* In a thread of the program that would have to be refused memory, because `need` bytes that cannot be dropped do not
- * fit the budget. True: something was proven; the caller looks again. */
+ * fit the budget. True: something was proven, or the loader was at work on an extent; the caller looks again. */
 bool cws_gpu_prove_wait_drops_lock(struct cws_gpu *gpu, uint64_t need);
 /* The extent is another allocation's now. */
 void cws_gpu_proof_forget_locked(struct cws_gpu_extent *x);
