@@ -510,6 +510,36 @@ static void test_allocation_meanwhile(void **state)
     end(f);
 }
 
+/* What is put together slowly, and was looked at in vain meanwhile, is proven all the same when memory is short. */
+static void test_short_after_looks_in_vain(void **state)
+{
+    (void)state;
+    enum { PARTS = 9 };
+    struct fixture *f = open_looking(36 * MIB, false);
+    size_t bytes = 0, at = 0;
+    for (unsigned i = 0; i < PARTS; i++)
+        bytes += tensor_bytes(i);
+    struct made m = {0};
+    for (unsigned i = 0; i < PARTS; i++) {
+        struct made part = make(f, tensor_bytes(i));
+        copy(f, &part, 0, whole(i));
+        if (i == 0)
+            m = make(f, bytes);
+        assert_int_equal(kernel_copy(f, &m, at, &part, 0, part.bytes), 0);
+        at += part.bytes;
+        drop(f, &part);
+        if (i + 1 < PARTS)
+            pass_time(f);
+    }
+    struct made more = make(f, 12 * MIB);
+    fill_bytes(f, &more, 0, more.bytes, 1);
+    expect_all(f, &more);
+    drop(f, &more);
+    expect_all(f, &m);
+    drop(f, &m);
+    end(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -526,6 +556,7 @@ int main(void)
         cmocka_unit_test(test_calls_fail),
         cmocka_unit_test(test_freed_meanwhile),
         cmocka_unit_test(test_allocation_meanwhile),
+        cmocka_unit_test(test_short_after_looks_in_vain),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

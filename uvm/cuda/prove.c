@@ -216,7 +216,6 @@ static void refuted_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct
 {
     cws_gpu_pieces_clear(&gpu->sources, found);
     x->proof.failed = used + 1;
-    x->proof.times += x->proof.times < TIMES_MOST;
     gpu->proofs.refuted++;
 }
 
@@ -238,6 +237,7 @@ static void prove_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
             cws_gpu_frame_map_again(&gpu->frames, x->frame, x->base);
         cws_gpu_lock(&gpu->core);
         refuted_locked(gpu, x, &found, used);
+        x->proof.times += x->proof.times < TIMES_MOST;
         cws_gpu_extent_set_locked(gpu, x, before);
     }
     cws_gpu_extent_settle_locked(gpu, x);
@@ -251,7 +251,7 @@ bool cws_gpu_prove_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x
         x->bytes < known->sizes[known->size_count - 1])
         return false;
     if (!find_drops_lock(gpu, x, &found) || !are_same_drops_lock(gpu, x, &found)) {
-        refuted_locked(gpu, x, &found, used);
+        refuted_locked(gpu, x, &found, used); /* how often that was so, look.c counts: memory was not short */
         return false;
     }
     cws_gpu_pieces_clear(&gpu->sources, &x->pieces);
