@@ -1,11 +1,14 @@
 /* Random programs that put ranges together, against a shadow: threads with a stream each copy tensors and parts of
- * tensors into ranges, copy between ranges with calls and with kernels, write, read and free, in a budget that holds a
- * part of it. Every read is compared with the shadow, byte by byte. Prints its seed; takes one as argument, then the
- * rounds. */
+ * tensors into ranges, copy between ranges with calls and with kernels, cast, merge in place, write, read and free, in a
+ * budget that holds a part of it, and rest, so that what they made is looked at, adopted or proven. What is pinned is
+ * written to by kernels that nobody sees. Every read is compared with the shadow, byte by byte. Prints its seed; takes
+ * one as argument, then the rounds. */
+#include "uvm/cuda/gpu.h"
 #include "gpu_fixture.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 enum { THREADS = 3, SLOTS = 6, CHUNK = 256 * 1024 };
 
@@ -24,6 +27,7 @@ struct slot {
     size_t bytes;
     uint8_t *shadow;
     uint8_t *known; /* a byte per chunk: what is there is known, so that it can be compared */
+    bool pinned;
 };
 
 struct worker {
@@ -36,6 +40,7 @@ struct worker {
 
 static unsigned rounds = SANITIZED ? 30 : 250;
 static atomic_ulong bound, copied, carried, refused;
+static unsigned long found, taken; /* of all managers: recognized on the device, adopted from there */
 
 static size_t pick(struct worker *w, size_t n) { return (size_t)(sample_random(&w->seed) % n); }
 
@@ -149,23 +154,63 @@ static void move(struct worker *w, struct slot *to, struct slot *from)
         memset(to->known + at / CHUNK, 0, (bytes + CHUNK - 1) / CHUNK);
 }
 
-static void write_to(struct worker *w, struct slot *s)
+/* The manager does not see what a hidden kernel names. */
+static bool launch_of(struct worker *w, struct slot *s, const char *name, void **params, bool hidden)
 {
     CUfunction function;
     struct cws_gpu_use use;
+    CHECK(driver.module_function(&function, w->f->kernels, name) == CUDA_SUCCESS);
+    if (!hidden && !begin(w, &s->at, 1, &use))
+        return false;
+    CHECK(driver.launch(function, 1, 1, 1, 1, 1, 1, 0, w->stream, params, NULL) == CUDA_SUCCESS);
+    if (!hidden)
+        cws_gpu_end(w->f->gpu, &use, true);
+    return true;
+}
+
+static void write_to(struct worker *w, struct slot *s, bool hidden)
+{
     size_t chunk = pick(w, s->bytes / CHUNK);
     CUdeviceptr at = s->at + chunk * CHUNK;
     uint64_t bytes = CHUNK;
     uint32_t value = (uint32_t)pick(w, 256);
     void *params[] = {&at, &bytes, &value};
-    CHECK(driver.module_function(&function, w->f->kernels, "fill") == CUDA_SUCCESS);
-    if (!begin(w, &s->at, 1, &use))
+    if (!launch_of(w, s, "fill", params, hidden))
         return;
-    CHECK(driver.launch(function, 1, 1, 1, 1, 1, 1, 0, w->stream, params, NULL) == CUDA_SUCCESS);
-    cws_gpu_end(w->f->gpu, &use, true);
     memset(s->shadow + chunk * CHUNK, (int)value, CHUNK);
     s->known[chunk] = 1;
 }
+
+/* Kernels reach it by hidden pointers from now on. */
+static void pin(struct worker *w, struct slot *s)
+{
+    struct cws_gpu_use use;
+    cws_gpu_pin(w->f->gpu, s->at);
+    if (!s->pinned && begin(w, &s->at, 1, &use)) {
+        cws_gpu_end(w->f->gpu, &use, true);
+        s->pinned = true;
+    }
+}
+
+/* Other bytes all over it, where they are known: as a kernel that casts, or merges an adapter, each chunk. */
+static void merge(struct worker *w, struct slot *s)
+{
+    uint32_t value = (uint32_t)pick(w, 1000) + 1, word;
+    for (size_t chunk = 0; chunk < s->bytes / CHUNK; chunk++) {
+        size_t offset = chunk * CHUNK + 16 * pick(w, CHUNK / 16);
+        CUdeviceptr at = s->at + offset;
+        uint64_t words = 1;
+        void *params[] = {&at, &words, &value};
+        if (!launch_of(w, s, "add", params, false))
+            return;
+        memcpy(&word, s->shadow + offset, 4);
+        word += value;
+        memcpy(s->shadow + offset, &word, 4);
+    }
+}
+
+/* The loader comes to rest. */
+static void rest(struct worker *w) { usleep((unsigned)pick(w, 400)); }
 
 static void look(struct worker *w, struct slot *s)
 {
@@ -194,15 +239,22 @@ static void *work(void *arg)
         else if (what == 0)
             put(w, s);
         else if (what == 1)
-            write_to(w, s);
+            write_to(w, s, s->pinned && pick(w, 2));
         else if (what < 5 && other->at && other != s)
             move(w, s, other);
         else if (what < 8)
             copy(w, s);
         else
             look(w, s);
+        size_t more = pick(w, 64);
         if (what == 15)
             cws_gpu_trim(w->f->gpu, 0);
+        else if (more < 4 && s->at)
+            merge(w, s);
+        else if (more == 4 && s->at)
+            pin(w, s);
+        else if (more < 16)
+            rest(w);
         const char *wrong = i % 16 ? NULL : cws_gpu_check(w->f->gpu);
         if (wrong)
             fprintf(stderr, "stress_pieces: %s\n", wrong);
@@ -216,15 +268,23 @@ static void *work(void *arg)
     return NULL;
 }
 
-static void run(uint64_t seed, uint64_t budget, bool prefetch)
+static void run(uint64_t seed, uint64_t budget, bool prefetch, bool adopts)
 {
     struct worker workers[THREADS] = {0};
     pthread_t threads[THREADS];
+    static struct cws_tuning tuning;
     host_budget = 24 * MIB;
     hear = hear_nothing;
+    adopt = adopts;
     start_driver(256 * MIB, 1);
     standin_delay((unsigned)seed, 40);
     struct fixture *f = open_gpu_on(0, budget, prefetch);
+    cws_gpu_lock(&f->gpu->core);
+    tuning = cws_tuning_default;
+    tuning.look_uses = 1 + seed % 8; /* it is looked at often */
+    tuning.look_every_ns = 1000000;
+    f->gpu->core.tuning = &tuning;
+    cws_gpu_unlock(&f->gpu->core);
     for (unsigned i = 0; i < THREADS; i++) {
         workers[i].seed = seed + i;
         workers[i].f = f;
@@ -244,6 +304,10 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch)
            atomic_load(&refused), (unsigned long)stats.loads, (unsigned long)stats.drops, (unsigned long)stats.spills,
            (unsigned long)stats.proven);
     CHECK(stats.peak_bytes <= budget);
+    CHECK(stats.adopted_bytes == 0);
+    found += f->gpu->looks.found;
+    taken += f->gpu->adopts.taken;
+    printf("%lu recognized, %lu adopted from the device so far\n", found, taken);
     close_gpu(f);
 }
 
@@ -253,9 +317,11 @@ int main(int argc, char **argv)
     rounds = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 0) : rounds;
     printf("seed %llu\n", (unsigned long long)seed);
     group_setup(NULL);
-    run(seed, 32 * MIB, true);
-    run(seed + 100, 40 * MIB, false);
-    run(seed + 200, 128 * MIB, true);
+    run(seed, 36 * MIB, true, true);
+    run(seed + 100, 40 * MIB, false, false);
+    run(seed + 200, 64 * MIB, true, true);
+    if (rounds >= 200)
+        CHECK(found > 0 && taken > 0);
     group_teardown(NULL);
     return 0;
 }
