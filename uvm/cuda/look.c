@@ -1,7 +1,10 @@
 /* look.c - weights among what the program made, found while the loader rests. */
 #include "gpu.h"
 
-enum { TIMES_MOST = 10 }; /* looked at in vain: it is again 2^10 launches after its last use */
+enum {
+    TIMES_MOST = 10, /* looked at in vain: it is again 2^10 launches after its last use */
+    STEP_MOST = 512,
+};
 
 void cws_gpu_look_filled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
@@ -48,7 +51,22 @@ static struct cws_gpu_extent *choose_locked(struct cws_gpu *gpu)
     return best;
 }
 
-/* A search; one that finds nothing is the last one for a while. */
+/* A search found nothing: it is the last one for some uses, and for a while where they come fast. */
+static void put_off_locked(struct cws_gpu *gpu)
+{
+    struct cws_gpu_looks *l = &gpu->looks;
+    const struct cws_tuning *t = gpu->core.tuning;
+    uint64_t now = cws_gpu_now_ns(), since = now - l->searched_ns;
+    if (since < t->look_vain_ns && l->step <= STEP_MOST / 2)
+        l->step *= 2;
+    else if (since > 2 * t->look_vain_ns)
+        l->step /= 2;
+    l->step = l->step > t->look_uses ? l->step : t->look_uses;
+    l->searched_ns = now;
+    l->next = l->wakes = gpu->uses.begun + l->step;
+    l->due_ns = 0;
+}
+
 static struct cws_gpu_extent *search_locked(struct cws_gpu *gpu)
 {
     struct cws_gpu_looks *l = &gpu->looks;
@@ -56,12 +74,10 @@ static struct cws_gpu_extent *search_locked(struct cws_gpu *gpu)
     if (gpu->uses.begun < l->next)
         return NULL;
     struct cws_gpu_extent *x = cws_gpu_adopt_is_short_locked(gpu, 0) ? choose_locked(gpu) : NULL;
-    if (!x) {
-        l->next = gpu->uses.begun + t->look_uses;
-        l->due_ns = 0;
-    } else if (l->due_ns == 0) {
+    if (!x)
+        put_off_locked(gpu);
+    else if (l->due_ns == 0)
         l->due_ns = cws_gpu_now_ns() + t->look_every_ns;
-    }
     return x;
 }
 
@@ -75,8 +91,11 @@ bool cws_gpu_look_is_due_locked(struct cws_gpu *gpu)
 
 void cws_gpu_look_used_locked(struct cws_gpu *gpu)
 {
-    if (gpu->uses.begun >= gpu->looks.next && cws_gpu_adopt_is_short_locked(gpu, 0))
-        cws_gpu_wake_locked(&gpu->core);
+    struct cws_gpu_looks *l = &gpu->looks;
+    if (gpu->uses.begun < l->wakes || !cws_gpu_adopt_is_short_locked(gpu, 0))
+        return;
+    l->wakes = gpu->uses.begun + gpu->core.tuning->look_uses;
+    cws_gpu_wake_locked(&gpu->core);
 }
 
 /* --- what it is ------------------------------------------------------------------------------------------- */

@@ -22,10 +22,13 @@ struct cws_gpu;
 struct cws_gpu_extent;
 
 struct cws_gpu_looks {
-    uint64_t filled; /* 1 + uses begun when a copy of weights last filled memory; 0: none did */
-    uint64_t next;   /* uses begun before which there is no search */
-    uint64_t due_ns; /* when loads ahead stop for one; 0: nothing is to be looked at, as far as is known */
-    uint64_t found;  /* since the manager was opened: extents that were recognized */
+    uint64_t filled;      /* 1 + uses begun when a copy of weights last filled memory; 0: none did */
+    uint64_t next;        /* uses begun before which there is no search */
+    uint64_t step;        /* uses from one to the next while they find nothing */
+    uint64_t searched_ns; /* the last that found nothing */
+    uint64_t wakes;       /* uses begun before which none wakes the loader */
+    uint64_t due_ns;      /* when loads ahead stop for one; 0: nothing is to be looked at, as far as is known */
+    uint64_t found;       /* since the manager was opened: extents that were recognized */
 };
 
 /* A copy of weights fills memory, that of the extent where it is not NULL: the program loads. */

@@ -195,6 +195,9 @@ struct cws_tuning {
     /* What the program made is searched for weights (look.h) after so many launches. Less: searches take time from the
      * loader. More: weights are found late. */
     uint64_t look_uses;
+    /* About so far apart are searches that find nothing, where launches come fast. Less: each wakes the loader and goes
+     * through all allocations, which launches wait for. More: weights are found late. */
+    uint64_t look_vain_ns;
     /* Launches after a copy of weights in which an allocation is looked at as soon as it was used. Less: weights that a
      * program makes while it loads are found in its rounds. More: so are activations of the first round, in vain. */
     uint64_t look_new_uses;
