@@ -540,6 +540,92 @@ static void test_short_after_looks_in_vain(void **state)
     end(f);
 }
 
+/* --- the least budget -------------------------------------------------------------------------------------------- */
+
+enum { LAYERS = 4, EXPERTS_OF = 4 };
+
+/* A mixture of experts as transformers brings it: the experts of a layer are stacked, gate and up are joined, and the
+ * parts are freed; then rounds. CUDA_ERROR_OUT_OF_MEMORY: the budget is too small, as a line says. */
+static CUresult mixture(struct fixture *f)
+{
+    struct made layers[LAYERS] = {0}, parts[3 * EXPERTS_OF] = {0};
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned l = 0; l < LAYERS && result == CUDA_SUCCESS; l++) {
+        CUdeviceptr named[2 * EXPERTS_OF + 1];
+        size_t bytes = 0;
+        for (unsigned i = 0; i < 2 * EXPERTS_OF && result == CUDA_SUCCESS; i++) {
+            unsigned tensor = 2 * EXPERTS_OF * l + i;
+            parts[i] = (struct made){.bytes = tensor_bytes(tensor), .shadow = calloc(1, tensor_bytes(tensor))};
+            result = cws_gpu_alloc(f->gpu, parts[i].bytes, f->stream, &parts[i].at);
+            if (result == CUDA_SUCCESS)
+                copy(f, &parts[i], 0, whole(tensor));
+            named[i] = parts[i].at;
+            bytes += parts[i].bytes;
+        }
+        layers[l] = (struct made){.bytes = bytes, .shadow = calloc(1, bytes)};
+        if (result == CUDA_SUCCESS)
+            result = cws_gpu_alloc(f->gpu, bytes, f->stream, &layers[l].at);
+        named[2 * EXPERTS_OF] = layers[l].at;
+        size_t at = 0;
+        for (unsigned i = 0; i < 2 * EXPERTS_OF && result == CUDA_SUCCESS; at += parts[i++].bytes) {
+            /* one launch names all of them, whatever it copies */
+            CUdeviceptr to = layers[l].at + at;
+            uint64_t count = parts[i].bytes;
+            void *params[] = {&to, &parts[i].at, &count};
+            result = launch(f, "copy", named, 2 * EXPERTS_OF + 1, params);
+            memcpy(layers[l].shadow + at, parts[i].shadow, parts[i].bytes);
+        }
+        for (unsigned i = 0; i < 2 * EXPERTS_OF; i++) {
+            if (parts[i].at)
+                drop(f, &parts[i]);
+            free(parts[i].shadow);
+            parts[i] = (struct made){0};
+        }
+    }
+    for (unsigned round = 0; round < 3; round++)
+        for (unsigned l = 0; l < LAYERS && result == CUDA_SUCCESS; l++) {
+            uint64_t sum = 0;
+            result = sum_of(f, &layers[l], &sum);
+            if (result == CUDA_SUCCESS)
+                assert_int_equal(sum, plain_sum(layers[l].shadow, layers[l].bytes));
+        }
+    for (unsigned l = 0; l < LAYERS; l++) {
+        if (layers[l].at)
+            drop(f, &layers[l]);
+        free(layers[l].shadow);
+    }
+    return result;
+}
+
+static uint64_t named_budget(void)
+{
+    const char *text = strstr(last_line, "least ");
+    text = text ? strstr(text, " is ") : NULL;
+    return text ? strtoull(text + 4, NULL, 10) * MIB : 0;
+}
+
+/* What the line names does, at the first try. */
+static void test_the_least_budget_is_named(void **state)
+{
+    (void)state;
+    uint64_t budget = 20 * MIB;
+    unsigned tries = 0;
+    for (bool done = false; !done; tries++) {
+        struct fixture *f = open_looking(budget, true);
+        CUresult result = mixture(f);
+        done = result == CUDA_SUCCESS;
+        uint64_t least = named_budget();
+        if (!done) {
+            assert_int_equal(result, CUDA_ERROR_OUT_OF_MEMORY);
+            assert_true(least > budget && tries < 6);
+            budget = least;
+        }
+        assert_true(stats_of(f).peak_bytes <= (done ? budget : 200 * MIB));
+        end(f);
+    }
+    assert_in_range(tries, 2, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -557,6 +643,7 @@ int main(void)
         cmocka_unit_test(test_freed_meanwhile),
         cmocka_unit_test(test_allocation_meanwhile),
         cmocka_unit_test(test_short_after_looks_in_vain),
+        cmocka_unit_test(test_the_least_budget_is_named),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

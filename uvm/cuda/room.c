@@ -5,7 +5,7 @@
 #include <time.h>
 
 /* That a stream is done shows a moment after it was asked for the first time: a mark has to come through. */
-enum { TRIM_TRIES = 100 };
+enum { TRIM_TRIES = 100, PARTS_MOST = 3 };
 static const struct timespec trim_wait = {.tv_nsec = 50000};
 
 bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)
@@ -13,9 +13,23 @@ bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)
     return need <= gpu->budget.bytes || need - cws_gpu_spillable_locked(gpu) <= gpu->budget.bytes;
 }
 
+/* Weights that were brought since the last launch, if an allocation of `fresh` bytes may be what they are put together
+ * in (torch.stack): the next launch names all of them then. 0: they are less than that, or far more. */
+static uint64_t parts_of_locked(const struct cws_gpu *gpu, uint64_t fresh)
+{
+    uint64_t bytes = 0;
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x))
+        bytes += x->state == CWS_EXTENT_BOUND && x->look.made == gpu->uses.begun ? cws_gpu_span(x) : 0;
+    if (bytes < fresh || bytes / PARTS_MOST > fresh)
+        return 0;
+    return bytes < fresh + fresh / 2 ? bytes : fresh; /* in whole granules, or those of several allocations */
+}
+
 uint64_t cws_gpu_room_least_locked(struct cws_gpu *gpu, uint64_t need, uint64_t fresh)
 {
-    uint64_t named = gpu->sets.largest;
+    uint64_t named = gpu->sets.largest, parts = parts_of_locked(gpu, fresh);
+    named = parts > named ? parts : named;
     for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
          x = cws_gpu_extent_next(&gpu->ranges, x)) {
         bool written = x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_SPILLED ||
