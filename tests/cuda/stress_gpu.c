@@ -221,6 +221,8 @@ static void *work(void *arg)
             look(w, s);
         if (pick(w, 16) == 0)
             cws_gpu_trim(gpu, pick(w, 4) * MIB);
+        else if (pick(w, 12) == 0)
+            usleep(pick(w, 400)); /* the loader comes to rest */
         const char *wrong = i % 16 ? NULL : cws_gpu_check(gpu);
         if (wrong)
             fprintf(stderr, "stress_gpu: %s\n", wrong);
@@ -259,7 +261,9 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     static struct cws_tuning tuning;
     cws_gpu_lock(&gpu->core);
     tuning = cws_tuning_default;
-    tuning.spill_unused_long = 12; /* so that what is old is adopted */
+    tuning.spill_unused_long = 12;   /* so that what is old is adopted */
+    tuning.look_uses = 1 + seed % 4; /* and what does not change is found */
+    tuning.look_every_ns = 1000000;
     gpu->core.tuning = &tuning;
     cws_gpu_unlock(&gpu->core);
     CHECK(driver.module_load(&kernels, &standin_test_image) == 0);
@@ -275,7 +279,8 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
     printf("budget %zu MiB, prefetch %d, policy %d: %lu steps, %lu refused, %lu loads, %lu drops, peak %.1f MiB\n",
            (size_t)(budget >> 20), prefetch, policy, atomic_load(&steps), atomic_load(&refused),
            (unsigned long)stats.loads, (unsigned long)stats.drops, (double)stats.peak_bytes / (1 << 20));
-    printf("%lu spills, %lu adopted from the device\n", (unsigned long)stats.spills, (unsigned long)gpu->adopts.taken);
+    printf("%lu spills, %lu adopted from the device, %lu of them where they lay\n", (unsigned long)stats.spills,
+           (unsigned long)gpu->adopts.taken, (unsigned long)gpu->looks.found);
     CHECK(stats.peak_bytes <= budget);
     CHECK(stats.adopted_bytes == 0);
     for (unsigned i = 0; i < THREADS; i++) {
