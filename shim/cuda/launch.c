@@ -41,6 +41,7 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
         cws_cuda_list_add_everything(list);
         return;
     }
+    list->recent |= layout->queued;
     for (uint32_t i = 0; params && i < layout->count; i++) {
         const char *param = params[layout->words[i].param];
         CUdeviceptr word;
@@ -53,12 +54,7 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
  * for. */
 static void say_unknown(CUfunction function)
 {
-    typedef CUresult (*name_of)(const char **name, void *function);
-    const char *name = NULL;
-    name_of kernel_name = (name_of)cws_cuda_symbol(NULL, "cuKernelGetName"),
-            function_name = (name_of)cws_cuda_symbol(NULL, "cuFuncGetName");
-    if ((!function_name || function_name(&name, function)) && (!kernel_name || kernel_name(&name, function)))
-        name = NULL;
+    const char *name = cws_cuda_kernel_name(function);
     cws_shim_say("kernel %s: the driver does not tell its parameters, so all weights have to be resident when it runs",
                  name ? name : "(no name)");
 }
@@ -72,6 +68,8 @@ static CUresult begin_launch(CUfunction function, void **params, void **extra, C
         return CUDA_SUCCESS;
     cws_cuda_list_init(&list);
     cws_cuda_scan_params(function, params, extra, &list);
+    if (CWS_UNLIKELY(list.recent))
+        cws_cuda_list_add_recent(&list);
     CUresult result = cws_cuda_begin(order, &list, use);
     if (CWS_UNLIKELY(result != CUDA_SUCCESS && list.everything))
         say_unknown(function);

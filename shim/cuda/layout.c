@@ -74,6 +74,24 @@ static uint32_t list_words(struct cws_cuda_layout *out, const size_t *offsets, c
     return count;
 }
 
+const char *cws_cuda_kernel_name(CUfunction function)
+{
+    typedef CUresult (*name_of)(const char **name, void *function);
+    const char *name = NULL;
+    name_of kernel_name = (name_of)cws_cuda_symbol(NULL, "cuKernelGetName"),
+            function_name = (name_of)cws_cuda_symbol(NULL, "cuFuncGetName");
+    if (function_name && function_name(&name, function) == CUDA_SUCCESS)
+        return name;
+    return kernel_name && kernel_name(&name, function) == CUDA_SUCCESS ? name : NULL;
+}
+
+/* ncclDevKernel_..., before 2.20 ncclKernel_... */
+static bool is_queued(CUfunction function)
+{
+    const char *name = cws_cuda_kernel_name(function);
+    return name && (strncmp(name, "ncclDevKernel", 13) == 0 || strncmp(name, "ncclKernel", 10) == 0);
+}
+
 /* cudaLaunchKernel passes a CUkernel where cuLaunchKernel takes a CUfunction, and each query refuses the other's
  * handles. No parameters at all is believed only of a handle that the driver knows. */
 static struct cws_cuda_layout *make(CUfunction function)
@@ -90,6 +108,7 @@ static struct cws_cuda_layout *make(CUfunction function)
     struct cws_cuda_layout *layout = malloc(sizeof *layout + words * sizeof *layout->words);
     if (layout) {
         layout->known = params >= 0;
+        layout->queued = is_queued(function);
         layout->count = list_words(layout, offsets, sizes, params);
     }
     free(offsets);
@@ -121,7 +140,8 @@ static struct layout_table *make_table(size_t room, struct layout_table *before)
 
 static bool same(const struct cws_cuda_layout *a, const struct cws_cuda_layout *b)
 {
-    return a->known == b->known && a->count == b->count && memcmp(a->words, b->words, a->count * sizeof *a->words) == 0;
+    return a->known == b->known && a->queued == b->queued && a->count == b->count &&
+           memcmp(a->words, b->words, a->count * sizeof *a->words) == 0;
 }
 
 static const struct cws_cuda_layout *insert_locked(CUfunction function)

@@ -36,9 +36,22 @@ void cws_cuda_list_add_near(struct cws_cuda_list *list, CUdeviceptr address)
 void cws_cuda_list_add_all(struct cws_cuda_list *list, const struct cws_cuda_list *other)
 {
     list->everything |= other->everything;
+    list->recent |= other->recent;
     list->lost |= other->lost;
     for (size_t i = 0; i < other->count; i++)
         cws_cuda_list_add(list, other->at[i]);
+}
+
+static void add_to(void *list, CUdeviceptr address) { cws_cuda_list_add_near(list, address); }
+
+void cws_cuda_list_add_recent(struct cws_cuda_list *list)
+{
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (gpu)
+            cws_gpu_recent(gpu, add_to, list);
+    }
 }
 
 /* Ranges begin on granules, in a span of addresses that the arena keeps dense. */

@@ -7,6 +7,7 @@
 struct cws_cuda_list { /* addresses of managed ranges that a call names */
     size_t count, room;
     bool everything; /* or: all there are */
+    bool recent;     /* and: what launches named just now, whose pointers may lie where nobody sees them */
     bool lost;       /* no memory to note one */
     CUdeviceptr *at; /* = few, or allocated */
     CUdeviceptr few[96];
@@ -15,7 +16,7 @@ static inline void cws_cuda_list_init(struct cws_cuda_list *list)
 {
     list->count = 0;
     list->room = sizeof list->few / sizeof *list->few;
-    list->everything = list->lost = false;
+    list->everything = list->recent = list->lost = false;
     list->at = list->few;
 }
 void cws_cuda_list_add_near(struct cws_cuda_list *list, CUdeviceptr address);
@@ -27,6 +28,8 @@ static inline void cws_cuda_list_add(struct cws_cuda_list *list, CUdeviceptr add
 void cws_cuda_list_add_all(struct cws_cuda_list *list, const struct cws_cuda_list *other);
 /* Every range there is. */
 void cws_cuda_list_add_everything(struct cws_cuda_list *list);
+/* What the last launches named, and what was allocated meanwhile, as far as it has memory or never had any. */
+void cws_cuda_list_add_recent(struct cws_cuda_list *list);
 void cws_cuda_list_deinit(struct cws_cuda_list *list);
 
 struct cws_cuda_use {

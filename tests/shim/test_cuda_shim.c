@@ -395,6 +395,45 @@ static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
     free_all();
 }
 
+/* A kernel of NCCL reads its pointers from memory that the host writes: what was named just now, and what is new, is
+ * there, and stays until it is done. */
+static void a_kernel_with_a_queue_finds_its_memory(void **state)
+{
+    (void)state;
+    void (*hold)(CUstream) = (void (*)(CUstream))dlsym(driver_handle, "standin_hold");
+    CUdeviceptr from, to, more;
+    CUresult result;
+    pthread_t soon;
+    static uint64_t queue[3];
+    uint64_t address = (uint64_t)(uintptr_t)queue;
+    void *params[] = {&address};
+    load_all();
+    OK(cu.cuMemAllocAsync(&from, 8 * MIB, stream));
+    OK(cu.cuMemsetD8Async(from, 0x21, 8 * MIB, stream));
+    OK(cu.cuMemAllocAsync(&to, 8 * MIB, stream)); /* nothing has named it */
+    queue[0] = to;
+    queue[1] = from;
+    queue[2] = 8 * MIB;
+    OK(cu.cuStreamSynchronize(stream));
+    if (!getenv("CODEC_STRICT")) { /* in which each call waits for the stream */
+        hold(stream);
+        OK(pthread_create(&soon, NULL, let_go_soon, NULL));
+    }
+    OK(launch(PLAIN, kernel("ncclDevKernel_Test"), stream, params, NULL, 0));
+    result = cu.cuMemAllocAsync(&more, 20 * MIB, stream); /* memory is short while it waits for its turn */
+    for (unsigned i = 0; i < TENSORS && result == CUDA_SUCCESS; i += 3)
+        assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)), sum_of(content(i), tensor_bytes(i)));
+    if (!getenv("CODEC_STRICT"))
+        pthread_join(soon, NULL);
+    OK(cu.cuStreamSynchronize(stream));
+    assert_int_equal(device_sum(PLAIN, kernel("sum"), to, 8 * MIB), 0x21 * 8 * (uint64_t)MIB);
+    if (result == CUDA_SUCCESS)
+        OK(cu.cuMemFreeAsync(more, stream));
+    OK(cu.cuMemFreeAsync(from, stream));
+    OK(cu.cuMemFreeAsync(to, stream));
+    free_all();
+}
+
 /* The list of a foreach kernel: pointers inside one parameter. */
 static void pointers_inside_a_struct_are_found(void **state)
 {
@@ -1098,6 +1137,7 @@ int main(void)
         cmocka_unit_test(tensors_that_are_put_together_bind),
         cmocka_unit_test(copies_of_other_bytes_are_adopted),
         cmocka_unit_test(a_kernel_handle_in_the_functions_place_is_understood),
+        cmocka_unit_test(a_kernel_with_a_queue_finds_its_memory),
         cmocka_unit_test(pointers_inside_a_struct_are_found),
         cmocka_unit_test(pointers_in_a_small_copy_are_kept),
         cmocka_unit_test(a_kernel_of_unknown_parameters_needs_everything),

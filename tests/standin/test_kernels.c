@@ -91,6 +91,14 @@ static void map_sum_kernel(void **params, const unsigned grid[3], const unsigned
     *ARG(uint64_t *, 0) = sum_bytes((const unsigned char *)(uintptr_t)(map[0] ^ map[1]), ARG(uint64_t, 2));
 }
 
+/* As those of NCCL: what to do lies in memory of the host. */
+static void queued_kernel(void **params, const unsigned grid[3], const unsigned block[3])
+{
+    UNUSED_SHAPE;
+    const uint64_t *queue = ARG(const uint64_t *, 0);
+    memcpy((void *)(uintptr_t)queue[0], (const void *)(uintptr_t)queue[1], queue[2]);
+}
+
 static void nothing_kernel(void **params, const unsigned grid[3], const unsigned block[3])
 {
     (void)params;
@@ -106,6 +114,7 @@ static const struct standin_kernel KERNELS[] = {
     {"scatter", scatter_kernel, 4, {{0, 8}, {8, 8}, {16, 8}, {24, 4}}},
     {"many", many_kernel, 3, {{0, 320}, {320, 8}, {328, 8}}},
     {"map_sum", map_sum_kernel, 3, {{0, 8}, {64, 128}, {192, 8}}},
+    {"ncclDevKernel_Test", queued_kernel, 1, {{0, 8}}},
     {"nothing", nothing_kernel, 0, {{0, 0}}},
 };
 const struct standin_image standin_test_image = {STANDIN_IMAGE_MAGIC, sizeof KERNELS / sizeof *KERNELS, KERNELS};

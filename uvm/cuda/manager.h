@@ -160,6 +160,11 @@ bool cws_gpu_bind_file(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstre
 bool cws_gpu_adopt_wants(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, uint64_t expected);
 bool cws_gpu_adopt(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, const void *from);
 
+/* Tells the first address of each range that one of the last launches named, or that was allocated meanwhile, and whose
+ * memory is there or was never asked for: for a kernel that gets pointers in a way that nobody sees. `each` is called
+ * under the manager's lock. */
+void cws_gpu_recent(struct cws_gpu *gpu, void (*each)(void *arg, CUdeviceptr address), void *arg);
+
 /* Streams: what the program does with them. Legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in
  * each thread that names it, here as in cws_gpu_begin and the others: the calling thread's. (The `_ptsz` functions of
  * the driver mean that by NULL.) */

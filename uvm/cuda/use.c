@@ -366,6 +366,21 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
     cws_gpu_strict_leave(gpu, use->stream, queued);
 }
 
+void cws_gpu_recent(struct cws_gpu *gpu, void (*each)(void *arg, CUdeviceptr address), void *arg)
+{
+    if (gpu->core.dead)
+        return;
+    cws_gpu_lock(&gpu->core);
+    for (const struct cws_gpu_extent *x = cws_gpu_extent_next(&gpu->ranges, NULL); x;
+         x = cws_gpu_extent_next(&gpu->ranges, x)) {
+        bool there = x->state == CWS_EXTENT_RESERVED || cws_extent_is_mapped(x->state) ||
+                     x->state == CWS_EXTENT_LOOKING || x->state == CWS_EXTENT_PROVING;
+        if (there && !x->range->freed && gpu->uses.begun - x->used <= gpu->core.tuning->recent_uses)
+            each(arg, x->base);
+    }
+    cws_gpu_unlock(&gpu->core);
+}
+
 /* --- streams of the program --------------------------------------------------------------------------------- */
 
 void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream)

@@ -75,6 +75,7 @@
     X(pool_margin_share, 64, 1, MIB, "share", "of the budget that weights leave to pools that grow unasked")           \
     X(spill_unused, 8, 0, GIB, "launches", "after which an allocation may go to host memory, before a launch fails")   \
     X(spill_unused_long, 1024, 0, GIB, "launches", "the same with CODEC_ADOPT=0; else it is adopted as it goes")       \
+    X(recent_uses, 64, 0, GIB, "launches", "back that a kernel of NCCL may use what was named by")                     \
     X(look_uses, 32, 1, GIB, "launches", "between searches for weights among what the program made")                   \
     X(look_vain_ns, 2 * MS, 0, 3600 * SECOND, "ns", "between such searches that find nothing, about")                  \
     X(look_new_uses, 64, 0, GIB, "launches", "since a copy of weights, in which what is made may be weights")          \

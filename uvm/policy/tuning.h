@@ -192,6 +192,9 @@ struct cws_tuning {
     /* The same where nothing is adopted. Where it is, what goes to host memory after so many is adopted at once. Less:
      * activations are taken for weights. More: weights that kernels wrote go out twice before they page. */
     uint64_t spill_unused_long;
+    /* A kernel of NCCL may use what so many launches before it named. Less: it reaches memory that went. More: memory
+     * waits for it that it does not use. */
+    uint64_t recent_uses;
     /* What the program made is searched for weights (look.h) after so many launches. Less: searches take time from the
      * loader. More: weights are found late. */
     uint64_t look_uses;
