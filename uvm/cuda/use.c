@@ -303,7 +303,8 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
     text[0] = '\0';
     cws_gpu_lock(&gpu->core);
     gpu->uses.begun++;
-    cws_gpu_order_tell(&gpu->order, gpu->uses.wait_ns[CWS_WAIT_WEIGHT], gpu->uses.weights_stalled_ns);
+    if (cws_gpu_budget_pages(&gpu->budget))
+        cws_gpu_order_tell(&gpu->order, gpu->uses.wait_ns[CWS_WAIT_WEIGHT], gpu->uses.weights_stalled_ns);
     cws_gpu_look_used_locked(gpu);
     for (size_t i = 0; i < count && room; i++)
         room = name_locked(gpu, use, addresses[i], &all);
