@@ -2,7 +2,7 @@
 #include "gpu.h"
 
 enum {
-    TIMES_MOST = 10, /* looked at in vain: it is again 2^10 launches after its last use */
+    TIMES_MOST = 16, /* looked at in vain: it is again 2^16 launches after its last use */
     STEP_MOST = 512,
 };
 
