@@ -44,12 +44,15 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
  * are in use and the streams have come to a stand. */
 static uint64_t margin_locked(struct cws_gpu *gpu)
 {
-    uint64_t margin = cws_gpu_budget_margin(&gpu->budget);
+    struct cws_gpu_loader *l = &gpu->loader;
+    uint64_t margin = cws_gpu_budget_margin(&gpu->budget), now = cws_gpu_now_ns();
     if (margin == 0 || gpu->drops.count)
         return margin;
-    return cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && !cws_gpu_order_has_waited(&gpu->order)
-               ? margin
-               : 0;
+    if (l->margin_since_ns == 0 || l->margin_progress != gpu->streams.progress)
+        l->margin_since_ns = now;
+    l->margin_progress = gpu->streams.progress;
+    bool stands = now - l->margin_since_ns > gpu->core.tuning->victim_wait_ns;
+    return cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && !stands ? margin : 0;
 }
 
 /* A frame that can be had without an eviction, put where idle ones lie; `margin` bytes stay free. False: there is none
@@ -284,8 +287,10 @@ static bool serve_demand_drops_lock(struct cws_gpu *gpu, bool *unmet)
         if (again)
             return true;
     }
-    if (!*unmet && !gpu->budget.rooms)
+    if (!*unmet)
         cws_gpu_order_waits_end(&gpu->order);
+    if (!*unmet && !gpu->budget.rooms)
+        gpu->loader.margin_since_ns = 0;
     return false;
 }
 

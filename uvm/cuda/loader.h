@@ -55,7 +55,8 @@ struct cws_gpu_spills { /* spill.c: counts since the manager was opened */
 struct cws_gpu_loader { /* loader.c */
     pthread_t thread;
     bool started;
-    bool starved;      /* it finds no extent to evict: the end of a use wakes it */
+    bool starved;                              /* it finds no extent to evict: the end of a use wakes it */
+    uint64_t margin_since_ns, margin_progress; /* since when somebody waits, with the streams at a stand; 0: nobody */
     uint32_t refusals; /* times in a row that the driver gave no memory though the budget had room */
 };
 
