@@ -105,7 +105,7 @@ static void test_the_better_plan_stays(void **state)
     begin();
     program.by_uses = program.by_time = 2000;
     rounds(4, ROOM);
-    bool before[NODES];
+    bool before[NODES] = {false};
     keepers(before);
     program.changes = 0;
     rounds(TRIAL, ROOM);
