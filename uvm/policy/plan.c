@@ -309,7 +309,11 @@ static double find_small(struct spread *s, double best)
 static bool choose_by_time(const struct plan *p)
 {
     struct spread s = {.plan = p};
-    double rate = comes_once(p) && make_times(&s) ? find_most(&s) : 0;
+    if (!comes_once(p) || !make_times(&s)) {
+        free(s.times);
+        return false;
+    }
+    double rate = find_most(&s);
     if (rate > 0)
         try_rate(&s, find_small(&s, rate));
     free(s.times);
