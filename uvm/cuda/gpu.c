@@ -145,6 +145,13 @@ static uint64_t adopted_bytes(const struct cws_gpu_extent *x, bool host)
     return bytes;
 }
 
+/* Also while the loader looks at it. */
+static bool is_dirty(const struct cws_gpu_extent *x)
+{
+    bool at_work = x->state == CWS_EXTENT_LOOKING || x->state == CWS_EXTENT_PROVING;
+    return x->state == CWS_EXTENT_DIRTY || (at_work && cws_gpu_is_bound(x));
+}
+
 static void get_bytes_locked(const struct cws_gpu *gpu, struct cws_gpu_stats *out)
 {
     const struct cws_gpu_budget *b = &gpu->budget;
@@ -167,7 +174,7 @@ static void get_bytes_locked(const struct cws_gpu *gpu, struct cws_gpu_stats *ou
         out->bound_bytes += cws_gpu_is_bound(x) ? x->bytes - adopted_bytes(x, false) : 0;
         out->adopted_bytes += cws_gpu_is_bound(x) ? adopted_bytes(x, true) : 0;
         out->spilled_bytes += away ? x->bytes : 0;
-        out->dirty_bytes += x->state == CWS_EXTENT_DIRTY ? cws_gpu_span(x) : 0;
+        out->dirty_bytes += is_dirty(x) ? cws_gpu_span(x) : 0;
     }
 }
 
