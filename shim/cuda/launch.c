@@ -31,17 +31,17 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
 {
     if (CWS_UNLIKELY(atomic_load_explicit(&cws_cuda_high, memory_order_relaxed) == 0)) /* there was never a range */
         return;
+    const struct cws_cuda_layout *layout = cws_cuda_layout_of(function);
+    list->recent |= layout && layout->queued;
     if (CWS_UNLIKELY(extra != NULL) && !params) {
         if (!scan_block(extra, list))
             cws_cuda_list_add_everything(list);
         return;
     }
-    const struct cws_cuda_layout *layout = cws_cuda_layout_of(function);
     if (CWS_UNLIKELY(!layout || !layout->known)) {
         cws_cuda_list_add_everything(list);
         return;
     }
-    list->recent |= layout->queued;
     for (uint32_t i = 0; params && i < layout->count; i++) {
         const char *param = params[layout->words[i].param];
         CUdeviceptr word;

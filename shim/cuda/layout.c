@@ -85,11 +85,11 @@ const char *cws_cuda_kernel_name(CUfunction function)
     return kernel_name && kernel_name(&name, function) == CUDA_SUCCESS ? name : NULL;
 }
 
-/* ncclDevKernel_..., before 2.20 ncclKernel_... */
+/* ncclDevKernel_..., ncclSym...Kernel_..., before 2.20 ncclKernel_...; the driver's names are mangled ones of C++. */
 static bool is_queued(CUfunction function)
 {
-    const char *name = cws_cuda_kernel_name(function);
-    return name && (strncmp(name, "ncclDevKernel", 13) == 0 || strncmp(name, "ncclKernel", 10) == 0);
+    const char *name = cws_cuda_kernel_name(function), *nccl = name ? strstr(name, "nccl") : NULL;
+    return nccl && strstr(nccl, "Kernel");
 }
 
 /* cudaLaunchKernel passes a CUkernel where cuLaunchKernel takes a CUfunction, and each query refuses the other's

@@ -396,10 +396,9 @@ static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
 }
 
 /* A kernel of NCCL reads its pointers from memory that the host writes: what was named just now, and what is new, is
- * there, and stays until it is done. */
-static void a_kernel_with_a_queue_finds_its_memory(void **state)
+ * there, and stays until it is done. Its arguments come as a block, or, in old versions, one by one. */
+static void queued_kernel_finds_its_memory(enum how how)
 {
-    (void)state;
     void (*hold)(CUstream) = (void (*)(CUstream))dlsym(driver_handle, "standin_hold");
     CUdeviceptr from, to, more;
     CUresult result;
@@ -419,7 +418,8 @@ static void a_kernel_with_a_queue_finds_its_memory(void **state)
         hold(stream);
         OK(pthread_create(&soon, NULL, let_go_soon, NULL));
     }
-    OK(launch(PLAIN, kernel("ncclDevKernel_Test"), stream, params, NULL, 0));
+    CUfunction queued = kernel("_Z18ncclDevKernel_Test24ncclDevKernelArgsStorageILm4096EE");
+    OK(launch(how, queued, stream, params, &address, sizeof address));
     result = cu.cuMemAllocAsync(&more, 20 * MIB, stream); /* memory is short while it waits for its turn */
     for (unsigned i = 0; i < TENSORS && result == CUDA_SUCCESS; i += 3)
         assert_int_equal(device_sum(PLAIN, kernel("sum"), at[i], tensor_bytes(i)), sum_of(content(i), tensor_bytes(i)));
@@ -432,6 +432,13 @@ static void a_kernel_with_a_queue_finds_its_memory(void **state)
     OK(cu.cuMemFreeAsync(from, stream));
     OK(cu.cuMemFreeAsync(to, stream));
     free_all();
+}
+
+static void a_kernel_with_a_queue_finds_its_memory(void **state)
+{
+    (void)state;
+    queued_kernel_finds_its_memory(PLAIN);
+    queued_kernel_finds_its_memory(BLOCK);
 }
 
 /* The list of a foreach kernel: pointers inside one parameter. */

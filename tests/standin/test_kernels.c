@@ -114,7 +114,7 @@ static const struct standin_kernel KERNELS[] = {
     {"scatter", scatter_kernel, 4, {{0, 8}, {8, 8}, {16, 8}, {24, 4}}},
     {"many", many_kernel, 3, {{0, 320}, {320, 8}, {328, 8}}},
     {"map_sum", map_sum_kernel, 3, {{0, 8}, {64, 128}, {192, 8}}},
-    {"ncclDevKernel_Test", queued_kernel, 1, {{0, 8}}},
+    {"_Z18ncclDevKernel_Test24ncclDevKernelArgsStorageILm4096EE", queued_kernel, 1, {{0, 8}}},
     {"nothing", nothing_kernel, 0, {{0, 0}}},
 };
 const struct standin_image standin_test_image = {STANDIN_IMAGE_MAGIC, sizeof KERNELS / sizeof *KERNELS, KERNELS};
