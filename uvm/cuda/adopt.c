@@ -177,13 +177,10 @@ bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x,
 
 /* --- while it stays on the device --------------------------------------------------------------------------- */
 
-/* Pinned memory of the extent's span, counted: the copy that was kept when it was spilled, or new. NULL: there is
- * none. */
-static void *host_for_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
+/* Pinned memory of the extent's span, counted. NULL: there is none. */
+static void *new_host_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
-    void *host = cws_gpu_spill_take_copy_locked(gpu, x);
-    if (host)
-        return host;
+    void *host = NULL;
     /* compressed bytes stay: weights are worth more there than what is on the device anyway */
     if (cws_gpu_host_unused(&gpu->sources) < cws_gpu_span(x) ||
         !cws_gpu_host_reserve_drops_lock(&gpu->sources, cws_gpu_span(x))) {
@@ -200,14 +197,18 @@ static void *host_for_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 
 bool cws_gpu_adopt_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x)
 {
-    struct cws_hash128 copied;
-    void *host = host_for_drops_lock(gpu, x);
+    struct cws_hash128 hash = x->look.hash;
+    void *host = cws_gpu_spill_take_copy_locked(gpu, x);
+    bool good = host !=
+                NULL; /* the copy that was kept when it was spilled: of the same hash, as describing it checks */
+    host = host ? host : new_host_drops_lock(gpu, x);
     if (!host)
         return false;
     cws_gpu_unlock(&gpu->core);
     /* what a kernel writes meanwhile makes another hash, of the host's bytes or of the device's */
-    bool good = cws_gpu_move_and_hash(gpu, x, host, NULL, &copied) == CUDA_SUCCESS;
-    struct cws_tensor_info *tensor = good ? cws_gpu_adopt_describe(x, host, copied) : NULL;
+    if (!good)
+        good = cws_gpu_move_and_hash(gpu, x, host, NULL, &hash) == CUDA_SUCCESS;
+    struct cws_tensor_info *tensor = good ? cws_gpu_adopt_describe(x, host, hash) : NULL;
     cws_gpu_lock(&gpu->core);
     if (tensor && !x->range->freed && put_locked(gpu, x, host, tensor))
         return true;

@@ -44,8 +44,8 @@ struct cws_tensor_info *cws_gpu_adopt_describe(const struct cws_gpu_extent *x, c
  * source's. False: no memory, and nothing changed. */
 bool cws_gpu_adopt_spilled_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, void *host,
                                   struct cws_tensor_info *tensor);
-/* In the loader, which looks at an extent (look.c) that has not changed: gives it a source of its own, its one piece.
- * False: there is no host memory that nothing else has, or it changed. */
+/* In the loader, which looks at an extent (look.c) whose content has the hash of its last look: gives it a source of
+ * its own, its one piece. False: there is no host memory that nothing else has, or it changed. */
 bool cws_gpu_adopt_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x);
 /* May the budget be too small for what the program has and `more` bytes? */
 bool cws_gpu_adopt_is_short_locked(const struct cws_gpu *gpu, uint64_t more);
