@@ -42,7 +42,7 @@ static const uint32_t may[CWS_EXTENT_STATES] = {
     [CWS_EXTENT_COLD] = BIT(ANONYMOUS)                     /* reserve.c cws_gpu_reserve_take_locked */
                         | BIT(UNMAKING),                   /* reserve.c cws_gpu_reserve_unmap_drops_lock */
     [CWS_EXTENT_SPILLING] = BIT(SPILLED)                   /* spill.c spill_drops_lock */
-                            | BIT(BOUND)                   /* bind.c cws_gpu_bind_found_locked    */
+                            | BIT(BOUND)                   /* bind.c cws_gpu_bind_found_locked */
                             | BIT(ANONYMOUS) | BIT(DIRTY), /* the same: it failed */
     [CWS_EXTENT_SPILLED] = BIT(RESTORING)                  /* spill.c cws_gpu_spill_restore_drops_lock */
                            | BIT(RESERVED),                /* range.c cws_gpu_extent_end_locked: freed */

@@ -107,7 +107,7 @@ struct cws_gpu_extent { /* the names in [] are of those that write a field, besi
     struct cws_gpu_spill spill;
     struct cws_gpu_adoptable adoptable;
     struct cws_gpu_proof proof;  /* [prove.c] */
-    struct cws_gpu_look look;    /* [look.c, adopt.c] */
+    struct cws_gpu_look look;    /* [look.c] */
     struct cws_list wanted;      /* cws_gpu_ranges.wanted: a launch waits for it [use.c] */
     CUstream stream;             /* that it was allocated for, or freed on [range.c] */
     struct cws_list cached;      /* cws_gpu_reserve.cached or .cold, when CACHED or COLD [reserve.c] */

@@ -45,9 +45,10 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
 static uint64_t margin_locked(struct cws_gpu *gpu)
 {
     struct cws_gpu_loader *l = &gpu->loader;
-    uint64_t margin = cws_gpu_budget_margin(&gpu->budget), now = cws_gpu_now_ns();
+    uint64_t margin = cws_gpu_budget_margin(&gpu->budget);
     if (margin == 0 || gpu->drops.count)
         return margin;
+    uint64_t now = cws_gpu_now_ns();
     if (l->margin_since_ns == 0 || l->margin_progress != gpu->streams.progress)
         l->margin_since_ns = now;
     l->margin_progress = gpu->streams.progress;

@@ -5,13 +5,16 @@
 #include <time.h>
 
 /* That a stream is done shows a moment after it was asked for the first time: a mark has to come through. */
-enum { TRIM_TRIES = 100, PARTS_MOST = 3 };
+enum { TRIM_TRIES = 100 };
 static const struct timespec trim_wait = {.tv_nsec = 50000};
 
 bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)
 {
     return need <= gpu->budget.bytes || need - cws_gpu_spillable_locked(gpu) <= gpu->budget.bytes;
 }
+
+/* Times as many bytes of weights as an allocation has, of which it is not what they are put together in. */
+enum { PARTS_MOST = 3 };
 
 /* Weights that were brought since the last launch, if an allocation of `fresh` bytes may be what they are put together
  * in (torch.stack): the next launch names all of them then. 0: they are less than that, or far more. */

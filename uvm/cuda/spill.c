@@ -21,12 +21,13 @@ static bool goes_at_once(const struct cws_gpu *gpu, const struct cws_gpu_extent 
 static bool is_candidate(const struct cws_gpu *gpu, const struct cws_gpu_extent *x)
 {
     uint64_t age = gpu->uses.begun - x->used;
+    if (x->state != CWS_EXTENT_DIRTY && x->state != CWS_EXTENT_ANONYMOUS)
+        return false;
     if (x->holds || x->range->pinned || x->range->freed || cws_gpu_is_demanded(x) || x->spill.failed == x->used + 1)
         return false;
-    if (goes_at_once(gpu, x) && (x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_ANONYMOUS))
+    if (goes_at_once(gpu, x))
         return age >= 1 || gpu->uses.waiting == 0;
-    return (x->state == CWS_EXTENT_DIRTY || x->state == CWS_EXTENT_ANONYMOUS) &&
-           age >= (gpu->config.adopt ? gpu->core.tuning->spill_unused : gpu->core.tuning->spill_unused_long);
+    return age >= (gpu->config.adopt ? gpu->core.tuning->spill_unused : gpu->core.tuning->spill_unused_long);
 }
 
 /* Bytes of host memory that can be had: also what was adopted and is on the device, too. */

@@ -1,7 +1,6 @@
 /* order.h - the replacement policies of the CUDA manager: which range is needed next, which are kept, and which is
  * evicted (policy.h has those of views). No driver, and no clock but what it is told: uvm/cuda/order_use.c drives it
- * with ranges of a device,
- * tools/bench/replay_device.c and replay_loader.c with recorded and made-up uses.
+ * with ranges of a device, tools/bench/replay_device.c and replay_loader.c with recorded and made-up uses.
  * Threads: the caller serialises (the manager by its `lock`).
  *
  * A node is something with a size whose content can be loaded again. Uses are told one by one; from them the order is
