@@ -76,6 +76,15 @@ static inline void expect_all(struct fixture *f, const struct made *m)
         fail_msg("%s", wrong);
 }
 
+/* All are right, one after the other, and freed. */
+static inline void expect_and_drop(struct fixture *f, struct made *m, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        expect_all(f, &m[i]);
+        drop(f, &m[i]);
+    }
+}
+
 static inline void write_word(struct fixture *f, struct made *m, size_t at)
 {
     uint64_t words = 1;

@@ -62,10 +62,7 @@ static void test_stacks_are_found(void **state)
     use_in_turns(f, m, 4, 2);
     assert_true(stats_of(f).drops > 0);
     assert_int_equal(stats_of(f).spills, 0);
-    for (unsigned i = 0; i < 4; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 4);
     expect_all(f, &more);
     drop(f, &more);
     end(f);
@@ -106,10 +103,7 @@ static void test_casts_page(void **state)
     uint64_t spills = stats.spills;
     use_in_turns(f, m, COUNT, 2);
     assert_true(stats_of(f).spills <= spills + 2);
-    for (unsigned i = 0; i < COUNT; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, COUNT);
     end(f);
 }
 
@@ -131,10 +125,7 @@ static void test_padded_ones_give_way(void **state)
     }
     use_in_turns(f, m, 4, 3);
     assert_true(stats_of(f).peak_bytes <= 34 * MIB);
-    for (unsigned i = 0; i < 4; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 4);
     end(f);
 }
 
@@ -204,10 +195,7 @@ static void test_what_changes_is_not_adopted(void **state)
     assert_true(f->gpu->adopts.taken <= taken + 1);
     expect_all(f, &cache);
     drop(f, &cache);
-    for (unsigned i = 0; i < 6; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 6);
     end(f);
 }
 
@@ -240,10 +228,7 @@ static void test_written_by_a_hidden_kernel(void **state)
         }
         fill_bytes(f, &more, 0, more.bytes, 3);
         use_in_turns(f, m, 3, 3);
-        for (unsigned i = 0; i < 3; i++) {
-            expect_all(f, &m[i]);
-            drop(f, &m[i]);
-        }
+        expect_and_drop(f, m, 3);
         drop(f, &more);
         end(f);
     }
@@ -284,10 +269,7 @@ static void test_host_memory_is_short(void **state)
         pass_time(f);
     }
     assert_true(stats_of(f).host_bytes <= 8 * MIB);
-    for (unsigned i = 0; i < 6; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 6);
     end(f);
 }
 
@@ -341,10 +323,7 @@ static void test_changed_meanwhile(void **state)
     }
     pthread_join(thread, NULL);
     assert_false(w.wrong);
-    for (unsigned i = 0; i < 12; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 12);
     cws_gpu_stream_gone(f->gpu, w.stream);
     assert_int_equal(driver.stream_destroy(w.stream), 0);
     end(f);

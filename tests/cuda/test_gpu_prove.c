@@ -55,10 +55,7 @@ static void test_an_allocation_waits_for_it(void **state)
     fill_bytes(f, &more, 0, more.bytes, 3);
     expect_all(f, &more);
     drop(f, &more);
-    for (unsigned i = 0; i < 3; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 3);
     CUdeviceptr too_much;
     assert_int_equal(cws_gpu_alloc(f->gpu, 64 * MIB, f->stream, &too_much), CUDA_ERROR_OUT_OF_MEMORY);
     close_gpu(f);
@@ -189,10 +186,7 @@ static void test_written_afterwards(void **state)
     assert_int_equal(kernel_copy(f, &m[1], 0, &part, 0, 3 * MIB), 0); /* other tensors than before */
     drop(f, &part);
     use_in_turns(f, m, 6, 3);
-    for (unsigned i = 0; i < 6; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 6);
     close_gpu(f);
 }
 
@@ -277,10 +271,7 @@ static void test_used_meanwhile(void **state)
     use_in_turns(f, m, 6, 3);
     pthread_join(thread, NULL);
     expect_all(f, &o.m);
-    for (unsigned i = 0; i < 6; i++) {
-        expect_all(f, &m[i]);
-        drop(f, &m[i]);
-    }
+    expect_and_drop(f, m, 6);
     drop(f, &o.m);
     cws_gpu_stream_gone(f->gpu, o.stream);
     assert_int_equal(driver.stream_destroy(o.stream), 0);
