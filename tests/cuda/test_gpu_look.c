@@ -519,6 +519,56 @@ static void test_short_after_looks_in_vain(void **state)
     end(f);
 }
 
+/* --- what went out before -------------------------------------------------------------------------------------------- */
+
+static CUresult (*copy_out)(void *to, CUdeviceptr from, size_t bytes, CUstream stream);
+static _Atomic unsigned copies_out; /* of so many bytes */
+enum { WENT = 5 << 20 };
+
+static CUresult copy_out_and_count(void *to, CUdeviceptr from, size_t bytes, CUstream stream)
+{
+    copies_out += bytes == WENT;
+    return copy_out(to, from, bytes, stream);
+}
+
+/* It was spilled, came back, and is not changed: the copy that was kept is what it is adopted from, and pages right. */
+static void test_a_kept_copy_is_adopted(void **state)
+{
+    (void)state;
+    struct fixture *f = open_looking(40 * MIB, true);
+    struct made w[10], more;
+    uint64_t sum;
+    for (unsigned i = 0; i < 10; i++) {
+        w[i] = make(f, tensor_bytes(i));
+        copy(f, &w[i], 0, whole(i));
+    }
+    copies_out = 0;
+    copy_out = driver.copy_out_async;
+    driver.copy_out_async = copy_out_and_count;
+    struct made m = make(f, WENT);
+    fill_bytes(f, &m, 0, WENT, 7);
+    write_word(f, &m, WENT - 4);
+    more = make(f, 26 * MIB); /* beside which it has no room */
+    fill_bytes(f, &more, 0, more.bytes, 1);
+    assert_int_equal(state_at(f, m.at), CWS_EXTENT_SPILLED);
+    drop(f, &more);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    cws_gpu_trim(f->gpu, 0);
+    assert_int_equal(sum_of(f, &m, &sum), 0); /* it is back */
+    wait_found(f, f->gpu->looks.found + 1);
+    assert_int_equal(state_at(f, m.at), CWS_EXTENT_RESIDENT);
+    assert_int_equal(copies_out, 1);
+    more = make(f, 26 * MIB);
+    fill_bytes(f, &more, 0, more.bytes, 1);
+    assert_int_equal(state_at(f, m.at), CWS_EXTENT_BOUND);
+    drop(f, &more);
+    driver.copy_out_async = copy_out;
+    expect_all(f, &m);
+    drop(f, &m);
+    expect_and_drop(f, w, 10);
+    end(f);
+}
+
 /* --- the least budget -------------------------------------------------------------------------------------------- */
 
 enum { LAYERS = 4, EXPERTS_OF = 4 };
@@ -622,6 +672,7 @@ int main(void)
         cmocka_unit_test(test_freed_meanwhile),
         cmocka_unit_test(test_allocation_meanwhile),
         cmocka_unit_test(test_short_after_looks_in_vain),
+        cmocka_unit_test(test_a_kept_copy_is_adopted),
         cmocka_unit_test(test_the_least_budget_is_named),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
