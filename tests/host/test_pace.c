@@ -1,5 +1,6 @@
 /* Plans by time: what streams is spread over the time of a round, not over its uses; such a plan stays where rounds are
- * shorter with it, and is not tried where launches do not wait, nobody tells of time, or something comes more often. */
+ * shorter with it, and is not tried where launches do not wait or nobody tells of time. What comes more often
+ * stays. */
 #include "uvm/policy/plan.h"
 #include "uvm/policy/tuning.h"
 
@@ -143,16 +144,57 @@ static void test_where_it_is_not_tried(void **state)
     }
     assert_true(order.pace.tries == 0 && order.pace.rounds == 0);
     cws_order_deinit(&order);
+}
 
-    begin(); /* one comes twice */
+/* What comes more than once, at a distance, stays. */
+static void test_one_comes_twice(void **state)
+{
+    (void)state;
+    begin();
     program.by_uses = 2000;
+    program.by_time = 500;
     for (unsigned i = 0; i < TRIAL * NODES; i++) {
         use(i % NODES, ROOM);
         if (i % NODES == 80)
             use(7, ROOM);
     }
-    assert_true(order.pace.tries == 0 && order.pace.due == 0);
+    assert_true(order.pace.tries > 0);
+    assert_true(nodes[7].keeper);
+    assert_true(streams(0, NODES / 3) > 3 * streams(NODES / 3, NODES));
     cws_order_deinit(&order);
+}
+
+/* As the products of a real program name their weights: twice, around a workspace that all of them share; and a table
+ * in every block. As much streams as if each weight were named once, in the same parts of the round. */
+static void test_what_is_named_again_and_again(void **state)
+{
+    (void)state;
+    enum { WORKSPACE = NODES - 1, TABLE = NODES - 2, WEIGHTS = NODES - 2 };
+    unsigned early[2], late[2], quotas[2];
+    for (unsigned again = 0; again < 2; again++) {
+        begin();
+        program.by_uses = 2000;
+        program.by_time = 500;
+        for (unsigned i = 0; i < TRIAL * WEIGHTS; i++) {
+            use(i % WEIGHTS, ROOM);
+            if (again) {
+                use(WORKSPACE, ROOM);
+                use(i % WEIGHTS, ROOM);
+            }
+            if (again && i % WEIGHTS % 13 == 0)
+                use(TABLE, ROOM);
+        }
+        assert_true(order.pace.tries > 0);
+        assert_true(!again || (nodes[WORKSPACE].keeper && nodes[TABLE].keeper));
+        early[again] = streams(0, NODES / 3);
+        late[again] = streams(NODES / 3, WEIGHTS);
+        quotas[again] = order.sizes[0].quota;
+        cws_order_deinit(&order);
+    }
+    /* two that stay need room, and the times between uses are other ones */
+    assert_in_range(early[1], early[0] - 4, early[0] + 4);
+    assert_in_range(late[1], late[0] - 4, late[0] + 4);
+    assert_in_range(quotas[1], quotas[0] - 1, quotas[0] + 1);
 }
 
 /* Each plan for another room waits longer for its trial, so that a room that moves sees none. */
@@ -195,6 +237,9 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_streams_follow_the_time),
                                        cmocka_unit_test(test_the_better_plan_stays),
                                        cmocka_unit_test(test_where_it_is_not_tried),
-                                       cmocka_unit_test(test_a_room_that_moves), cmocka_unit_test(test_a_pause)};
+                                       cmocka_unit_test(test_one_comes_twice),
+                                       cmocka_unit_test(test_what_is_named_again_and_again),
+                                       cmocka_unit_test(test_a_room_that_moves),
+                                       cmocka_unit_test(test_a_pause)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -195,6 +195,7 @@ static void single_block(struct replay_program *p, struct tensor *x, int layer)
 
 static void make_flux(struct replay_program *p)
 {
+    p->workspace = (uint32_t)replay_add_item(&p->weights, RANGE_BYTES_MIN, "", "workspace", -1);
     struct stream image = {.rows = IMAGES,
                            .names = {"image.modulation", "image.q", "image.k", "image.v", "image.out", "image.up",
                                      "image.down"}},
@@ -281,7 +282,7 @@ static void make_llama(struct replay_program *p, const struct replay_shape *s, u
 
 bool replay_program_make(struct replay_program *p, const char *name)
 {
-    *p = (struct replay_program){.name = name, .host_bound = true};
+    *p = (struct replay_program){.name = name, .host_bound = true, .workspace = REPLAY_NONE};
     if (strcmp(name, "tinyllama") == 0) {
         p->host_ms = 24;
         make_llama(p, &replay_tinyllama, 1, 1);

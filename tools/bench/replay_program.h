@@ -25,6 +25,7 @@ struct replay_program {
      * costs say. It takes as long as the longer one. */
     double kernels_ms, host_ms;
     struct replay_trace weights; /* items only */
+    uint32_t workspace;          /* index of what each product names before its weight; REPLAY_NONE: none */
     struct replay_op *ops;       /* of a round */
     size_t op_count, op_room;
     uint32_t block_count;

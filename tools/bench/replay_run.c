@@ -49,16 +49,20 @@ static double host_us(const struct sim *s, const struct replay_op *op)
     return s->costs->launch_us + (op->weight == REPLAY_NONE ? 0 : s->costs->use_us);
 }
 
-/* Its weight is named. False: it has to be waited for. */
+/* Its weight is named, and the workspace of products, which is small and stays. False: the weight has to be waited
+ * for. */
 static bool use_weight(struct sim *s, uint32_t index)
 {
     struct sim_program *p = &s->program;
+    uint32_t workspace = s->what->program->workspace;
     struct sim_weight *w = &s->weights[index];
     if (!p->begun) {
         p->begun = true;
         p->weight = w;
         cws_order_tell(&s->order, (uint64_t)(p->clock * 1e3), (uint64_t)(s->waited_us * 1e3),
                        (uint64_t)(s->stalled_us * 1e3));
+        if (workspace != REPLAY_NONE)
+            cws_order_use(&s->order, &s->weights[workspace].node);
         cws_order_use(&s->order, &w->node);
         if (s->order.at >= s->loader.wake_at)
             sim_loader_wake(s, p->clock);

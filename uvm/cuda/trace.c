@@ -22,13 +22,16 @@ static void describe(const struct cws_gpu_extent *x, enum cws_trace_kind kind, c
 
 /* --- uses --------------------------------------------------------------------------------------------- */
 
-/* Does a new round begin? A range is used that this round has used already, and the round is about as long as the one
- * before. */
-static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_extent *x, const struct cws_gpu *gpu)
+/* Does a new round begin? A period of the order has passed; where there is none yet, a range is used that this round
+ * has used already, and the round is about as long as the one before. */
+static bool begins_round(const struct cws_gpu_trace *t, const struct cws_gpu_extent *x, struct cws_gpu *gpu)
 {
-    bool again = x->order.last_tick > t->round_tick && gpu->order.order.last != &x->order;
-    return again &&
-           (t->round_ranges >= t->before_ranges / 4 * 3 || gpu->order.order.tick - t->round_tick > 2 * t->before_uses);
+    struct cws_order *o = &gpu->order.order;
+    uint64_t period = cws_order_period(o);
+    if (period)
+        return o->at >= t->round_at + period;
+    return x->order.last_tick > t->round_tick && o->last != &x->order &&
+           (t->round_ranges >= t->before_ranges / 4 * 3 || o->tick - t->round_tick > 2 * t->before_uses);
 }
 
 void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_extent *x)
@@ -45,6 +48,7 @@ void cws_gpu_trace_use_slow_locked(struct cws_gpu *gpu, const struct cws_gpu_ext
         t->before_ranges = t->round_ranges;
         t->before_uses = gpu->order.order.tick - t->round_tick;
         t->round_tick = gpu->order.order.tick;
+        t->round_at = gpu->order.order.at;
         t->round_ranges = 0;
         CWS_TRACE_MARK(.kind = CWS_TRACE_CYCLE, .index = ++t->rounds);
     }

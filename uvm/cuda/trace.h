@@ -12,7 +12,8 @@ struct cws_gpu_trace {
     uint64_t weights, fixed; /* as last recorded */
     CUevent anchor;          /* recorded at anchor_ns */
     uint64_t anchor_ns;
-    uint64_t round_tick, rounds, round_ranges, before_ranges, before_uses; /* rounds of the order of uses */
+    /* rounds of the order of uses: where the present one began, what it and the last one named */
+    uint64_t round_tick, round_at, rounds, round_ranges, before_ranges, before_uses;
 };
 
 void cws_gpu_trace_open(struct cws_gpu *gpu); /* the streams are there */

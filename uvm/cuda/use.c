@@ -60,11 +60,16 @@ static bool grow(struct cws_gpu_use *use)
     return true;
 }
 
-static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_extent *x)
+static bool has(const struct cws_gpu_use *use, const struct cws_gpu_extent *x)
 {
     for (unsigned i = 0; i < use->count; i++)
         if (use->extents[i] == x)
             return true;
+    return false;
+}
+
+static bool add_locked(struct cws_gpu_use *use, struct cws_gpu_extent *x)
+{
     if (use->count == use->room && !grow(use))
         return false;
     use->extents[use->count++] = x;
@@ -277,6 +282,8 @@ static bool name_locked(struct cws_gpu *gpu, struct cws_gpu_use *use, CUdevicept
     bool room = true;
     for (uint32_t i = 0; r && i < r->extent_count && room; i++) {
         struct cws_gpu_extent *x = &r->extents[i];
+        if (has(use, x)) /* a launch may have several pointers into it */
+            continue;
         room = add_locked(use, x);
         x->used = gpu->uses.begun;
         if (cws_gpu_is_bound(x) && cws_trace_is_on())

@@ -42,7 +42,8 @@ struct cws_order_node { /* zero-initialised; every field but bytes and ahead bel
     uint64_t stray_at;   /* place + 1 of its last use out of order; 0: none */
     uint64_t stray_tick;
     uint64_t pace;  /* ns of work from its use to the next one of any, averaged over rounds; 0: not known */
-    uint32_t comes; /* in one period of the window that keepers were chosen from */
+    uint32_t comes; /* visits (plan.c) in one period of the window that keepers were chosen from; 0: none */
+    uint64_t seen;  /* plan.c, while it makes a plan */
     struct cws_list all, coming, line;
 };
 

@@ -64,26 +64,46 @@ static int by_worth(const void *a, const void *b)
     return rank(one) < rank(other) ? -1 : rank(one) > rank(other);
 }
 
+/* Uses of a node that follow one another with few others in between: the kernels of a product name its weight again and
+ * again, and memory that all of them work in. To memory they are one. */
+struct visit {
+    struct cws_order_node *node;
+    uint64_t pace; /* until the next visit of any */
+};
+
 struct plan {
     struct cws_order *order;
     uint64_t room;
     struct cws_order_node **sorted; /* what comes, by worth */
     size_t count;
-    uint64_t begin, places; /* of the window: a period, or the walk that there is */
+    struct visit *visits;
+    uint64_t places; /* of them: of a period, or of the walk that there is */
 };
 
-static struct cws_order_node *node_at(const struct plan *p, uint64_t i)
-{
-    return p->order->window[(p->begin + i % p->places) % p->order->window_room].node;
-}
+static struct cws_order_node *node_at(const struct plan *p, uint64_t i) { return p->visits[i % p->places].node; }
 
-/* Counts how often each node comes in a period. */
-static void count_uses(const struct plan *p)
+/* Lists the visits in so many uses of the window, as if they were repeated, and counts those of each node. What is
+ * never left alone for long is in no list, and comes more often than anything else. */
+static void list_visits(struct plan *p, uint64_t uses)
 {
-    for (size_t i = 0; i < p->count; i++)
-        p->sorted[i]->comes = 0;
-    for (uint64_t i = 0; i < p->places; i++)
-        node_at(p, i)->comes++;
+    struct cws_order *o = p->order;
+    uint64_t begin = o->at + 1, most = o->tuning->order_visit_uses < uses / 4 ? o->tuning->order_visit_uses : uses / 4;
+    for (uint64_t i = 0; i < uses; i++) {
+        struct cws_order_node *n = o->window[(begin + i) % o->window_room].node;
+        n->comes = UINT32_MAX;
+        n->seen = i;
+    }
+    for (uint64_t i = 0; i < uses; i++) {
+        struct cws_order_node *n = o->window[(begin + i) % o->window_room].node;
+        uint64_t since = i > n->seen ? i - n->seen : i + uses - n->seen;
+        n->seen = i;
+        if (since > most) {
+            n->comes = n->comes == UINT32_MAX ? 1 : n->comes + 1;
+            p->visits[p->places++] = (struct visit){n, 0};
+        }
+        if (p->places)
+            p->visits[p->places - 1].pace += n->pace;
+    }
 }
 
 /* The sizes of what comes, the largest first; a node beyond the last of them has none. */
@@ -193,21 +213,12 @@ struct spread {
     const struct plan *plan;
     uint64_t first; /* the place of the node that was added first: all is counted from there, whenever it is planned */
     double *times;  /* before each place from there; the last one is the round's */
-    uint64_t most, small; /* what is larger stays, and what is no larger than that */
+    uint64_t most, small; /* what is larger stays, and what is no larger than that; and what comes more than once */
 };
 
-static struct cws_order_node *node_from_first(const struct spread *s, uint64_t i)
+static const struct visit *visit_from_first(const struct spread *s, uint64_t i)
 {
-    return node_at(s->plan, s->first + i);
-}
-
-/* Does each node come once in a period? Else what comes more often has to stay first. */
-static bool comes_once(const struct plan *p)
-{
-    for (size_t i = 0; i < p->count; i++)
-        if (p->sorted[i]->comes != 1)
-            return false;
-    return p->order->periodic && p->places == p->count;
+    return &s->plan->visits[(s->first + i) % s->plan->places];
 }
 
 /* Averaged over a stretch of the round around each place: a launch that waited says little of its own work. */
@@ -216,17 +227,17 @@ static bool make_times(struct spread *s)
     const struct plan *p = s->plan;
     uint64_t wide = p->places / p->order->tuning->order_pace_places + 1, back = p->places - wide / 2 % p->places;
     double sum = 0;
-    s->times = malloc((p->places + 1) * sizeof *s->times);
+    s->times = p->places ? malloc((p->places + 1) * sizeof *s->times) : NULL;
     if (!s->times)
         return false;
     for (uint64_t i = 1; i < p->places; i++)
         s->first = node_at(p, i)->id < node_at(p, s->first)->id ? i : s->first;
     for (uint64_t i = 0; i < wide; i++)
-        sum += (double)node_from_first(s, i + back)->pace;
+        sum += (double)visit_from_first(s, i + back)->pace;
     s->times[0] = 0;
     for (uint64_t i = 0; i < p->places; i++) {
         s->times[i + 1] = s->times[i] + sum / (double)wide;
-        sum += (double)node_from_first(s, i + back + wide)->pace - (double)node_from_first(s, i + back)->pace;
+        sum += (double)visit_from_first(s, i + back + wide)->pace - (double)visit_from_first(s, i + back)->pace;
     }
     return s->times[p->places] > 0;
 }
@@ -237,9 +248,16 @@ static bool try_rate(const struct spread *s, double rate)
     const struct plan *p = s->plan;
     uint64_t kept = 0;
     double may = 0;
+    for (size_t i = 0; i < p->count; i++)
+        if (p->sorted[i]->comes > 1) {
+            p->sorted[i]->keeper = true;
+            kept += p->sorted[i]->bytes;
+        }
     for (uint64_t i = 0; i < p->places; i++) {
-        struct cws_order_node *n = node_from_first(s, i);
+        struct cws_order_node *n = visit_from_first(s, i)->node;
         may += (s->times[i + 1] - s->times[i]) * rate;
+        if (n->comes > 1)
+            continue;
         n->keeper = n->bytes > s->most || n->bytes <= s->small || may < (double)n->bytes / 2;
         if (n->keeper)
             kept += n->bytes;
@@ -309,7 +327,7 @@ static double find_small(struct spread *s, double best)
 static bool choose_by_time(const struct plan *p)
 {
     struct spread s = {.plan = p};
-    if (!comes_once(p) || !make_times(&s)) {
+    if (!p->order->periodic || !make_times(&s)) {
         free(s.times);
         return false;
     }
@@ -329,19 +347,26 @@ static void keep_all(const struct plan *p)
 
 bool cws_order_plan(struct cws_order *o, uint64_t room, bool by_time)
 {
-    uint64_t period = cws_history_look(&o->history), begin = o->at + 1, walk = o->end - begin;
-    struct plan p = {.order = o, .room = room, .begin = begin, .places = period && period < walk ? period : walk};
+    uint64_t period = cws_history_look(&o->history), walk = o->end - (o->at + 1),
+             uses = period && period < walk ? period : walk;
+    struct plan p = {.order = o, .room = room};
     for (struct cws_list *l = o->all.next; l != &o->all; l = l->next) { /* also those of a model that is not used */
         NODE_OF(l, all)->keeper = false;
         NODE_OF(l, all)->size = 0;
     }
     o->size_count = 0;
-    p.sorted = p.places ? malloc(o->coming_count * sizeof *p.sorted) : NULL;
-    if (!p.sorted)
+    p.sorted = uses ? malloc(o->coming_count * sizeof *p.sorted) : NULL;
+    p.visits = uses ? malloc(uses * sizeof *p.visits) : NULL;
+    if (!p.sorted || !p.visits) {
+        free(p.sorted);
+        free(p.visits);
         return false;
-    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next)
-        p.sorted[p.count++] = NODE_OF(l, coming);
-    count_uses(&p);
+    }
+    for (struct cws_list *l = o->coming.next; l != &o->coming; l = l->next) {
+        p.sorted[p.count] = NODE_OF(l, coming);
+        p.sorted[p.count++]->comes = 0;
+    }
+    list_visits(&p, uses);
     list_sizes(&p);
     qsort(p.sorted, p.count, sizeof *p.sorted, by_worth);
     by_time = by_time && o->coming_bytes > room && choose_by_time(&p);
@@ -350,6 +375,7 @@ bool cws_order_plan(struct cws_order *o, uint64_t room, bool by_time)
     else if (!by_time)
         choose(&p);
     free(p.sorted);
+    free(p.visits);
     for (unsigned i = 0; i < o->size_count; i++)
         o->sizes[i].held = 0;
     for (struct cws_list *l = o->all.next; l != &o->all; l = l->next)

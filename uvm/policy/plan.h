@@ -5,10 +5,11 @@
  *
  * Keepers: what comes most often in a period first; of what comes equally often small nodes first, because each costs
  * its calls; of equally large ones as many as fit, evenly over the period. A model's few nodes of one or more of the
- * largest sizes all stay, where more can stay that way.
- * By time, where each node comes once in a period: what streams is spread over the time of the period instead, so that
- * the link has as much to do everywhere; what is larger than a bound stays, with the bound for which that is least, and
- * as many sizes of small nodes as make it but little more.
+ * largest sizes all stay, where more can stay that way. Uses of a node with but few others in between count as one
+ * (order_visit_uses).
+ * By time: what comes more than once in a period stays. What streams is spread over the time of the period, so that the
+ * link has as much to do everywhere; what is larger than a bound stays, with the bound for which that is least, and as
+ * many sizes of small nodes as make it but little more.
  * Quotas: the most nodes of a size that stream within order_quota_uses consecutive uses, wherever in the round.
  * Threads: the caller of order.h serialises. */
 #ifndef CWS_ORDER_PLAN_H

@@ -25,6 +25,7 @@
     X(history_uses_more, 256, 0, 65536, "uses", "remembered beside them")                                              \
     X(history_uses_max, 32768, 64, MIB, "uses", "remembered at most")                                                  \
     X(order_quota_uses, 5, 1, 65536, "uses", "that stream of a size in so many have memory at a time")                 \
+    X(order_visit_uses, 8, 0, 65536, "uses", "a node that comes again within so many has not left")                    \
     X(order_in_flight_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "beside them, for loads and evictions in flight")         \
     X(order_tries, 4, 0, 1024, "", "smaller sizes tried for the largest that streams")                                 \
     X(order_better_share, 32, 1, 65536, "share", "of what stays that another largest size must gain")                  \

@@ -57,6 +57,10 @@ struct cws_tuning {
     /* Consecutive uses: as many nodes of a size have memory at a time as stream in so many, wherever in the round.
      * Less: launches wait for weights. More: fewer hits. */
     uint64_t order_quota_uses;
+    /* A node that is used again within so many uses (or a quarter of a round, if that is less) counts once in a plan.
+     * Less: what several kernels name one after the other is a node that comes often, which stays first. More: a
+     * node that does come often may have to stream. */
+    uint64_t order_visit_uses;
     /* Beside them, for loads and evictions in flight. In bytes. Less: launches wait for memory, on a GPU more than in
      * the model. More: fewer hits. */
     uint64_t order_in_flight_bytes;
