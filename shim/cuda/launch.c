@@ -39,6 +39,7 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
         return;
     }
     if (CWS_UNLIKELY(!layout || !layout->known)) {
+        list->why = layout ? layout->error : CUDA_ERROR_OUT_OF_MEMORY;
         cws_cuda_list_add_everything(list);
         return;
     }
@@ -51,12 +52,22 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
 }
 
 /* A launch with unknown parameters did not fit: the manager's line says what is missing, this one why so much was asked
- * for. */
-static void say_unknown(CUfunction function)
+ * for. What the launch answers: where the driver fails, as it does after a kernel that did, its error. */
+static CUresult say_unknown(CUfunction function, CUresult why)
 {
-    const char *name = cws_cuda_kernel_name(function);
-    cws_shim_say("kernel %s: the driver does not tell its parameters, so all weights have to be resident when it runs",
-                 name ? name : "(no name)");
+    const char *name = cws_cuda_kernel_name(function), *error = NULL;
+    if (!name)
+        name = "(no name)";
+    if (why == CUDA_ERROR_INVALID_HANDLE) {
+        cws_shim_say("kernel %s: the driver does not tell its parameters, so all weights have to be resident when it "
+                     "runs",
+                     name);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    cws_cuda_driver()->error_name(why, &error);
+    cws_shim_say("kernel %s: the driver fails to tell its parameters (%s, %d), so what it needs is not known", name,
+                 error ? error : "no name", (int)why);
+    return why;
 }
 
 /* Begins the use of what the parameters name. On success cws_cuda_end is due. */
@@ -72,7 +83,7 @@ static CUresult begin_launch(CUfunction function, void **params, void **extra, C
         cws_cuda_list_add_recent(&list);
     CUresult result = cws_cuda_begin(order, &list, use);
     if (CWS_UNLIKELY(result != CUDA_SUCCESS && list.everything))
-        say_unknown(function);
+        result = say_unknown(function, list.why);
     cws_cuda_list_deinit(&list);
     return result;
 }

@@ -43,8 +43,8 @@ static struct layout_entry *find(struct layout_table *t, CUfunction function)
 
 enum { PARAMS_MAX = 4096 }; /* 32764 bytes of parameters hold no more words */
 
-/* Asks for one parameter after the other. Count, or -1: not a handle of this kind. */
-static int ask(CUfunction function, bool as_kernel, size_t *offsets, size_t *sizes)
+/* Asks for one parameter after the other. Count, or -1: not a handle of this kind, or *out_error. */
+static int ask(CUfunction function, bool as_kernel, size_t *offsets, size_t *sizes, CUresult *out_error)
 {
     const struct cws_driver *d = cws_cuda_driver();
     for (int i = 0; i < PARAMS_MAX; i++) {
@@ -52,9 +52,12 @@ static int ask(CUfunction function, bool as_kernel, size_t *offsets, size_t *siz
                                     : d->function_param(function, (size_t)i, &offsets[i], &sizes[i]);
         if (result == CUDA_ERROR_INVALID_VALUE)
             return i;
-        if (result != CUDA_SUCCESS)
+        if (result != CUDA_SUCCESS) {
+            *out_error = result;
             return -1;
+        }
     }
+    *out_error = CUDA_ERROR_INVALID_HANDLE;
     return -1;
 }
 
@@ -99,15 +102,17 @@ static struct cws_cuda_layout *make(CUfunction function)
     size_t *offsets = malloc(2 * PARAMS_MAX * sizeof *offsets), *sizes = offsets + PARAMS_MAX;
     if (!offsets)
         return NULL;
-    int params = ask(function, /* as_kernel */ false, offsets, sizes);
+    CUresult error = CUDA_SUCCESS;
+    int params = ask(function, /* as_kernel */ false, offsets, sizes, &error);
     if (params <= 0) {
-        int others = ask(function, /* as_kernel */ true, offsets, sizes);
+        int others = ask(function, /* as_kernel */ true, offsets, sizes, &error);
         params = others > 0 || params < 0 ? others : params;
     }
     uint32_t words = list_words(NULL, offsets, sizes, params);
     struct cws_cuda_layout *layout = malloc(sizeof *layout + words * sizeof *layout->words);
     if (layout) {
         layout->known = params >= 0;
+        layout->error = layout->known ? CUDA_SUCCESS : error;
         layout->queued = is_queued(function);
         layout->count = list_words(layout, offsets, sizes, params);
     }
@@ -140,7 +145,7 @@ static struct layout_table *make_table(size_t room, struct layout_table *before)
 
 static bool same(const struct cws_cuda_layout *a, const struct cws_cuda_layout *b)
 {
-    return a->known == b->known && a->queued == b->queued && a->count == b->count &&
+    return a->known == b->known && a->error == b->error && a->queued == b->queued && a->count == b->count &&
            memcmp(a->words, b->words, a->count * sizeof *a->words) == 0;
 }
 
@@ -161,10 +166,11 @@ static const struct cws_cuda_layout *insert_locked(CUfunction function)
     struct cws_cuda_layout *fresh = make(function);
     if (!fresh)
         return NULL;
-    atomic_store(&fresh->epoch, now);
+    bool lasts = fresh->known || fresh->error == CUDA_ERROR_INVALID_HANDLE;
+    atomic_store(&fresh->epoch, lasts ? now : now - 1);
     if (old && same(old, fresh)) {
+        atomic_store(&old->epoch, atomic_load(&fresh->epoch));
         free(fresh);
-        atomic_store(&old->epoch, now);
         return old;
     }
     if (e) {

@@ -8,6 +8,7 @@ struct cws_cuda_layout {
     _Atomic uint32_t epoch; /* that it was last seen to be right in */
     /* false: the driver does not tell the parameters, so a launch may touch any range */
     bool known;
+    CUresult error; /* that it told instead. Not CUDA_ERROR_INVALID_HANDLE: it is asked again at the next launch */
     /* of NCCL: the host writes what it is to do, with the pointers, into a queue that the kernel reads */
     bool queued;
     uint32_t count;

@@ -125,8 +125,25 @@ CUresult cws_cuda_begin(CUstream stream, const struct cws_cuda_list *list, struc
                       list->count, use);
 }
 
+/* What this thread queued last named memory that is paged: what it queues next may reach that through pointers which
+ * the first one wrote (uvm/cuda/streams.h). */
+static _Thread_local bool named_last;
+
+static void settle(void)
+{
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (gpu)
+            cws_gpu_queued_other(gpu);
+    }
+}
+
 void cws_cuda_end(struct cws_cuda_use *use, bool queued)
 {
+    if (CWS_UNLIKELY(named_last && !use->count))
+        settle();
+    named_last = use->count;
     bool runs = queued && use->count && !cws_cuda_is_capturing(use->order);
     for (unsigned i = 0; i < use->count; i++)
         cws_gpu_end(use->parts[i].gpu, &use->parts[i].use, runs);

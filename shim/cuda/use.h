@@ -7,6 +7,7 @@
 struct cws_cuda_list { /* addresses of managed ranges that a call names */
     size_t count, room;
     bool everything; /* or: all there are */
+    CUresult why;    /* everything: what the driver answered instead of telling a kernel's parameters */
     bool recent;     /* and: what launches named just now, whose pointers may lie where nobody sees them */
     bool lost;       /* no memory to note one */
     CUdeviceptr *at; /* = few, or allocated */
@@ -17,6 +18,7 @@ static inline void cws_cuda_list_init(struct cws_cuda_list *list)
     list->count = 0;
     list->room = sizeof list->few / sizeof *list->few;
     list->everything = list->recent = list->lost = false;
+    list->why = CUDA_ERROR_INVALID_HANDLE;
     list->at = list->few;
 }
 void cws_cuda_list_add_near(struct cws_cuda_list *list, CUdeviceptr address);

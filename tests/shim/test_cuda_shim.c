@@ -506,6 +506,17 @@ static void a_kernel_of_unknown_parameters_needs_everything(void **state)
     fail_call("cuFuncGetParamInfo", 0, CUDA_ERROR_INVALID_HANDLE);
     fail_call("cuKernelGetParamInfo", 0, CUDA_ERROR_INVALID_HANDLE);
     assert_int_equal(launch(PLAIN, sum, stream, params, NULL, 0), CUDA_ERROR_OUT_OF_MEMORY);
+    fail_none();
+    /* the driver fails, as all its calls do once a kernel has failed: that is said, and not remembered */
+    CUfunction gather;
+    OK(cu.cuModuleGetFunction(&gather, other, "gather"));
+    fail_call("cuFuncGetParamInfo", 0, CUDA_ERROR_LAUNCH_FAILED);
+    fail_call("cuKernelGetParamInfo", 0, CUDA_ERROR_LAUNCH_FAILED);
+    assert_int_equal(launch(PLAIN, gather, stream, params, NULL, 0), CUDA_ERROR_LAUNCH_FAILED);
+    fail_none();
+    OK(launch(PLAIN, gather, stream, (void *[]){&scratch, &scratch, &(uint64_t){0}, &bytes}, NULL, 0));
+    fail_call("cuFuncGetParamInfo", 0, CUDA_ERROR_INVALID_HANDLE);
+    fail_call("cuKernelGetParamInfo", 0, CUDA_ERROR_INVALID_HANDLE);
     for (unsigned i = 3; i < TENSORS; i++)
         OK(cu.cuMemFreeAsync(at[i], stream));
     OK(launch(PLAIN, sum, stream, params, NULL, 0)); /* now everything fits */

@@ -206,7 +206,8 @@ def why(log):
     with open(log, errors="replace") as file:
         lines = [line.strip() for line in file]
     told = [x for x in lines if x.startswith("codecllm: ") and not x.startswith(("codecllm:  ", "codecllm: paging of"))]
-    return " / ".join([*told[-2:], *[line for line in lines if "Error" in line and line not in told][-1:]])[:400]
+    errors = [line for line in lines if "Error" in line and line not in told]
+    return " / ".join(text[:400] for text in [*errors[-1:], *told[-2:]])
 
 
 def run(arguments, name, model, budget):
@@ -267,8 +268,11 @@ def judge(paged, plain, budget):
         may = max(0, plain["activations"]) // MIB + SLACK_MIB
         if after["anonymous"] > may * MIB:
             wrong.append(f"NOT PAGED: {after['anonymous'] // MIB} MiB are anonymous, {may} may be")
-        if after["peak"] > budget or outside > budget / MIB + OUTSIDE_MIB:
-            wrong.append("OVER BUDGET")
+        if after["peak"] > budget:
+            over, driver = ((after[key] - of) / MIB for key, of in (("peak", budget), ("driver", 0)))
+            wrong.append(f"OVER BUDGET by {over:.1f} MiB as counted; the driver has {driver:.1f}")
+        elif outside > budget / MIB + OUTSIDE_MIB:
+            wrong.append("OVER BUDGET as seen from outside")
     else:
         cells += ["-"] * 6
     cells.append("other" if others else "same")

@@ -126,6 +126,8 @@ struct cws_gpu_use { /* caller's storage; private */
 CUresult cws_gpu_begin(struct cws_gpu *gpu, CUstream stream, const CUdeviceptr *addresses, size_t count,
                        struct cws_gpu_use *use);
 void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued);
+/* The calling thread has queued something that names nothing here, behind its last use (streams.h). */
+void cws_gpu_queued_other(struct cws_gpu *gpu);
 
 /* A host-to-device copy is about to be queued: [source, source + bytes) to [to, to + bytes), to in the arena. `store`
  * and `offset` say which logical bytes of which store the source is known to equal (the caller has checked that nobody

@@ -45,7 +45,8 @@ static struct cws_gpu_extent *look(struct cws_gpu *gpu, const struct cws_list *l
         if (x->granules < granules)
             continue;
         bool mark = !newest || x->stream != stream; /* another stream may be in the same list */
-        if (cws_gpu_users_only(&gpu->streams, &x->users, stream) || cws_gpu_users_done(&gpu->streams, &x->users, mark))
+        if (cws_gpu_users_only(&gpu->streams, &x->users, stream) ||
+            cws_gpu_users_passed(&gpu->streams, &x->users, mark))
             return x;
     }
     return NULL;
@@ -216,7 +217,7 @@ uint32_t cws_gpu_reserve_unmap_drops_lock(struct cws_gpu *gpu)
     struct cws_gpu_extent *x = NULL;
     /* a use that named it while it lived may even hold it, and does not need it */
     for (struct cws_list *l = gpu->reserve.cold.next; !x && l != &gpu->reserve.cold; l = l->next)
-        if (cws_gpu_users_done(&gpu->streams, &AGED_OF(l)->users, true))
+        if (cws_gpu_users_passed(&gpu->streams, &AGED_OF(l)->users, true))
             x = AGED_OF(l);
     if (!x)
         return 0;

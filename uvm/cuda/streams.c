@@ -11,18 +11,68 @@ void cws_gpu_streams_init(struct cws_gpu_streams *streams, struct cws_gpu_core *
 
 static CUstream same_name(CUstream handle) { return handle == CU_STREAM_LEGACY ? NULL : handle; }
 
-/* A number for the calling thread, where it matters: CU_STREAM_PER_THREAD names another stream in each. No two threads
- * ever have the same number. */
-static uint64_t owner_of(CUstream handle)
+/* A number for the calling thread. No two threads ever have the same. */
+static uint64_t self(void)
 {
     static _Atomic uint64_t threads;
-    static _Thread_local uint64_t self;
-    if (handle != CU_STREAM_PER_THREAD)
-        return 0;
-    if (self == 0)
-        self = atomic_fetch_add(&threads, 1) + 1;
-    return self;
+    static _Thread_local uint64_t number;
+    if (number == 0)
+        number = atomic_fetch_add(&threads, 1) + 1;
+    return number;
 }
+
+/* CU_STREAM_PER_THREAD names another stream in each thread. */
+static uint64_t owner_of(CUstream handle) { return handle == CU_STREAM_PER_THREAD ? self() : 0; }
+
+/* --- the last launch of each thread ------------------------------------------------------------------------------ */
+
+/* Of this thread: where its last launch is remembered. */
+static _Thread_local struct {
+    const struct cws_gpu_streams *streams; /* NULL: nowhere */
+    unsigned stream, place;
+    uint64_t ticket;
+} latest;
+
+void cws_gpu_streams_settle(struct cws_gpu_streams *streams)
+{
+    if (latest.streams != streams)
+        return;
+    struct cws_gpu_stream *s = &streams->at[latest.stream];
+    if (s->last[latest.place].thread == self() && s->last[latest.place].ticket == latest.ticket)
+        s->last[latest.place].thread = 0;
+    latest.streams = NULL;
+}
+
+static void settle_all(struct cws_gpu_stream *s) { memset(s->last, 0, sizeof s->last); }
+
+/* The tickets up to which whatever a mark is put behind now is done. */
+static uint64_t settled(const struct cws_gpu_stream *s)
+{
+    uint64_t open = s->issued + 1;
+    for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++)
+        if (s->last[i].thread && s->last[i].ticket < open)
+            open = s->last[i].ticket;
+    return open - 1;
+}
+
+/* Somebody waits for a ticket that is not settled: for how long should he? Its thread may do nothing more, or wait for
+ * him. */
+static bool settle_late(const struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
+{
+    uint64_t open = settled(s) + 1, now = cws_gpu_now_ns();
+    if (s->open != open) {
+        s->open = open;
+        s->open_since_ns = now;
+    }
+    if (now - s->open_since_ns < streams->core->tuning->settle_ns)
+        return false;
+    for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++)
+        if (s->last[i].thread && s->last[i].ticket == open)
+            s->last[i].thread = 0;
+    return true;
+}
+
+/* --- marks ----------------------------------------------------------------------------------------------------- */
 
 static void take_marks(struct cws_gpu_streams *streams, struct cws_gpu_stream *s, bool wait)
 {
@@ -33,6 +83,7 @@ static void take_marks(struct cws_gpu_streams *streams, struct cws_gpu_stream *s
             return;
         /* Any other error is the context's end: nothing runs any more. */
         s->done = s->marks[s->mark_head].ticket;
+        s->reached = s->marks[s->mark_head].behind;
         streams->progress++;
         s->mark_head = (s->mark_head + 1) % CWS_GPU_EVENTS;
         s->mark_count--;
@@ -54,6 +105,14 @@ static void look(struct cws_gpu_streams *streams, struct cws_gpu_stream *s, bool
     }
     if (s->gone && s->mark_count == 0)
         s->used = false;
+}
+
+/* Nothing that was queued on it runs any more. */
+static void all_done(struct cws_gpu_stream *s)
+{
+    s->done = s->marked = s->behind = s->reached = s->issued;
+    s->mark_head = s->mark_count = 0;
+    settle_all(s);
 }
 
 /* The context of a stream. Those that have no handle of their own belong to the one that is current. */
@@ -89,7 +148,7 @@ static struct cws_gpu_stream *place_for(struct cws_gpu_streams *streams, CUconte
     for (unsigned i = 0; i < streams->count; i++) {
         struct cws_gpu_stream *s = &streams->at[i];
         look(streams, s, false);
-        if (s->done == s->issued && suits(s, context))
+        if (s->reached == s->issued && suits(s, context))
             return s;
     }
     return NULL;
@@ -112,13 +171,12 @@ static struct cws_gpu_stream *find(struct cws_gpu_streams *streams, CUstream han
     if (!s)
         return NULL;
     /* Tickets go on where the last stream of this place ended: what still names one of those is done. */
-    s->done = s->marked = s->issued;
+    all_done(s);
     s->handle = handle;
     s->context = context;
     s->owner = owner;
     s->used = true;
     s->gone = false;
-    s->mark_head = s->mark_count = 0;
     return s;
 }
 
@@ -173,9 +231,11 @@ static bool record(const struct cws_gpu_streams *streams, const struct cws_gpu_s
     return recorded;
 }
 
+/* Puts a mark behind all that was queued, if there is none yet. False: that cannot be done. */
 static bool mark(struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 {
-    if (s->marked == s->issued)
+    uint64_t upto = settled(s);
+    if (s->marked == upto && s->behind == s->issued)
         return true;
     if (s->gone || s->owner != owner_of(s->handle))
         return false;
@@ -188,7 +248,8 @@ static bool mark(struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
     unsigned at = (s->mark_head + s->mark_count - full) % CWS_GPU_EVENTS;
     if (!record(streams, s, &s->marks[at].event))
         return false;
-    s->marks[at].ticket = s->marked = s->issued;
+    s->marks[at].ticket = s->marked = upto;
+    s->marks[at].behind = s->behind = s->issued;
     s->mark_count += !full;
     return true;
 }
@@ -196,13 +257,13 @@ static bool mark(struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 /* Records a mark behind all uses of a stream. It is the last chance to do so. */
 static void mark_or_wait(struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 {
+    settle_all(s);
     if (mark(streams, s) || !can_record(streams, s))
         return;
     struct elsewhere e = enter(streams, s);
     cws_driver_wait(streams->core->driver, s->handle);
     leave(streams, e);
-    s->done = s->marked = s->issued;
-    s->mark_head = s->mark_count = 0;
+    all_done(s);
 }
 
 void cws_gpu_stream_mark(struct cws_gpu_streams *streams, CUstream handle)
@@ -219,7 +280,7 @@ bool cws_gpu_stream_is_done(struct cws_gpu_streams *streams, CUstream handle)
         return false;
     streams->round++;
     look(streams, s, false);
-    return s->done == s->issued;
+    return s->reached == s->issued;
 }
 
 void cws_gpu_stream_mark_own(struct cws_gpu_streams *streams, CUstream handle)
@@ -237,13 +298,41 @@ bool cws_gpu_stream_can_record(struct cws_gpu_streams *streams, CUstream handle)
 
 /* --- uses ---------------------------------------------------------------------------------------------------- */
 
-/* Too many streams use it at once: waits for the first of them, which is rare, and so may be done under the lock. */
-static bool make_place(struct cws_gpu_streams *streams, struct cws_gpu_user *u)
+void cws_gpu_stream_launched(struct cws_gpu_streams *streams, CUstream handle)
 {
+    struct cws_gpu_stream *s = find(streams, handle);
+    unsigned place = 0;
+    cws_gpu_streams_settle(streams);
+    if (!s || s->owner) /* a thread's own stream gets its mark at once */
+        return;
+    for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++) {
+        if (s->last[i].thread == self() || !s->last[i].thread) {
+            place = i;
+            break;
+        }
+        place = s->last[i].ticket < s->last[place].ticket ? i : place;
+    }
+    latest.streams = streams;
+    latest.stream = (unsigned)(s - streams->at);
+    latest.place = place;
+    s->last[place].thread = self();
+    s->last[place].ticket = latest.ticket = s->issued + 1;
+}
+
+/* Too many streams use it at once: waits for one of them, which is rare, and so may be done under the lock. One whose
+ * use is settled, or the first. */
+static struct cws_gpu_user *make_place(struct cws_gpu_streams *streams, struct cws_gpu_users *users)
+{
+    struct cws_gpu_user *u = &users->of[0];
+    for (unsigned i = CWS_GPU_USERS; i-- > 0;)
+        if (settled(&streams->at[users->of[i].stream - 1]) >= users->of[i].ticket)
+            u = &users->of[i];
     struct cws_gpu_stream *other = &streams->at[u->stream - 1];
+    if (settled(other) < u->ticket)
+        settle_all(other);
     while (other->done < u->ticket && mark(streams, other))
         look(streams, other, true);
-    return other->done >= u->ticket;
+    return other->done >= u->ticket ? u : NULL;
 }
 
 bool cws_gpu_users_note(struct cws_gpu_streams *streams, struct cws_gpu_users *users, CUstream handle)
@@ -262,14 +351,13 @@ bool cws_gpu_users_note(struct cws_gpu_streams *streams, struct cws_gpu_users *u
         if (!into && (!u->stream || streams->at[u->stream - 1].done >= u->ticket))
             into = u;
     }
-    if (!into) {
-        into = &users->of[0];
-        if (!make_place(streams, into))
-            return false;
-    }
+    if (!into)
+        into = make_place(streams, users);
+    if (!into)
+        return false;
     into->stream = name;
     into->ticket = ++s->issued;
-    if (s->issued - s->marked >= streams->core->tuning->mark_every)
+    if (settled(s) >= s->marked + streams->core->tuning->mark_every)
         mark(streams, s);
     return true;
 }
@@ -282,7 +370,7 @@ static bool is_done(struct cws_gpu_streams *streams, struct cws_gpu_user *u, boo
     if (s->done < u->ticket)
         look(streams, s, false);
     if (s->done < u->ticket) {
-        if (with_mark && s->marked < u->ticket)
+        if (with_mark && s->marked < u->ticket && (settled(s) >= u->ticket || settle_late(streams, s)))
             mark(streams, s);
         return false;
     }
@@ -298,12 +386,34 @@ bool cws_gpu_users_done(struct cws_gpu_streams *streams, struct cws_gpu_users *u
     return done;
 }
 
+static bool is_passed(struct cws_gpu_streams *streams, struct cws_gpu_user *u, bool with_mark)
+{
+    struct cws_gpu_stream *s = u->stream ? &streams->at[u->stream - 1] : NULL;
+    if (s && s->reached < u->ticket)
+        look(streams, s, false);
+    if (s && s->reached < u->ticket) {
+        if (with_mark && s->behind < u->ticket)
+            mark(streams, s);
+        return false;
+    }
+    u->stream = 0;
+    return true;
+}
+
+bool cws_gpu_users_passed(struct cws_gpu_streams *streams, struct cws_gpu_users *users, bool with_mark)
+{
+    bool passed = true;
+    for (unsigned i = 0; i < CWS_GPU_USERS; i++)
+        passed &= is_passed(streams, &users->of[i], with_mark);
+    return passed;
+}
+
 bool cws_gpu_users_only(struct cws_gpu_streams *streams, struct cws_gpu_users *users, CUstream handle)
 {
     struct cws_gpu_stream *s = find(streams, handle);
     for (unsigned i = 0; i < CWS_GPU_USERS; i++) {
         struct cws_gpu_user *u = &users->of[i];
-        if (u->stream && &streams->at[u->stream - 1] != s && !is_done(streams, u, false))
+        if (u->stream && &streams->at[u->stream - 1] != s && !is_passed(streams, u, false))
             return false;
     }
     return s != NULL;
@@ -339,6 +449,7 @@ static void wait_for(const struct cws_gpu_streams *streams, CUevent event)
 
 void cws_gpu_users_wait_drops_lock(struct cws_gpu_streams *streams, struct cws_gpu_users *users)
 {
+    cws_gpu_streams_settle(streams);
     while (!cws_gpu_users_done(streams, users, true)) {
         CUevent event = event_behind(streams, users);
         streams->round++;
@@ -360,7 +471,7 @@ void cws_gpu_stream_end(struct cws_gpu_streams *streams, CUstream handle)
     streams->round++;
     look(streams, s, false);
     if (s->mark_count == 0) {
-        s->done = s->marked = s->issued;
+        all_done(s);
         s->used = false;
     }
 }
@@ -371,8 +482,7 @@ void cws_gpu_streams_context_end(struct cws_gpu_streams *streams, CUcontext cont
         struct cws_gpu_stream *s = &streams->at[i];
         if (s->context != context)
             continue;
-        s->done = s->marked = s->issued;
-        s->mark_head = s->mark_count = 0;
+        all_done(s);
         for (unsigned k = 0; k < CWS_GPU_EVENTS; k++)
             s->marks[k].event = NULL; /* they end with their context */
         s->used = false;
@@ -400,9 +510,10 @@ const char *cws_gpu_streams_check(const struct cws_gpu_streams *streams)
 {
     for (unsigned i = 0; i < streams->count; i++) {
         const struct cws_gpu_stream *s = &streams->at[i];
-        if (s->done > s->marked || s->marked > s->issued)
+        if (s->done > s->marked || s->marked > s->issued || s->behind > s->issued || s->marked > s->behind)
             return "streams: one has come further than its uses";
-        if (s->mark_count > CWS_GPU_EVENTS || (s->mark_count && s->marks[s->mark_head].ticket <= s->done))
+        if (s->mark_count > CWS_GPU_EVENTS ||
+            (s->mark_count && s->marks[s->mark_head].ticket <= s->done && s->marks[s->mark_head].behind <= s->reached))
             return "streams: a mark lies behind one that was passed";
     }
     return NULL;

@@ -360,6 +360,8 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
     if (use->count == 0)
         return;
     cws_gpu_lock(&gpu->core);
+    if (queued)
+        cws_gpu_stream_launched(&gpu->streams, use->stream);
     for (unsigned i = 0; i < use->count && queued; i++) {
         struct cws_gpu_extent *x = use->extents[i];
         if (cws_extent_is_mapped(x->state) && !cws_gpu_users_note(&gpu->streams, &x->users, use->stream))
@@ -372,6 +374,15 @@ void cws_gpu_end(struct cws_gpu *gpu, struct cws_gpu_use *use, bool queued)
     unhold_locked(gpu, use);
     cws_gpu_unlock(&gpu->core);
     cws_gpu_strict_leave(gpu, use->stream, queued);
+}
+
+void cws_gpu_queued_other(struct cws_gpu *gpu)
+{
+    if (gpu->core.dead)
+        return;
+    cws_gpu_lock(&gpu->core);
+    cws_gpu_streams_settle(&gpu->streams);
+    cws_gpu_unlock(&gpu->core);
 }
 
 void cws_gpu_recent(struct cws_gpu *gpu, void (*each)(void *arg, CUdeviceptr address), void *arg)
@@ -416,6 +427,7 @@ void cws_gpu_context_gone(struct cws_gpu *gpu, CUcontext context)
 void cws_gpu_synchronized(struct cws_gpu *gpu)
 {
     cws_gpu_lock(&gpu->core);
+    cws_gpu_streams_settle(&gpu->streams);
     cws_gpu_streams_synchronized(&gpu->streams);
     cws_gpu_wake_locked(&gpu->core);
     cws_gpu_unlock(&gpu->core);

@@ -228,6 +228,10 @@ struct cws_tuning {
     /* What the reserve may hold over what was needed: so many times what came and went there. Less: sizes that take
      * turns are made anew. More: memory that nobody allocates again is not there for weights. */
     uint64_t reserve_over;
+    /* For which memory that a launch named is not given up, where its thread has queued nothing since and may be about
+     * to queue what reaches it through hidden pointers. In ns. Less: that kernel faults. More: where memory is short,
+     * launches wait. */
+    uint64_t settle_ns;
     /* Uses of a stream between two marks. Less: calls to the driver for each launch. More: what is done is known
      * late. */
     uint64_t mark_every;

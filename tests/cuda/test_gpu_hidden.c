@@ -1,0 +1,121 @@
+/* Memory that a launch named is there for what its thread queues next, which may reach it through pointers that the
+ * first one wrote: a grouped matrix product, after the kernel that prepares its tables. */
+#include "uvm/cuda/gpu.h"
+#include "gpu_fixture.h"
+
+#include <pthread.h>
+
+static struct cws_tuning tuning;
+
+static struct fixture *begin(uint64_t settle_ns)
+{
+    struct fixture *f = open_gpu(256 * MIB, 20 * MIB, true);
+    tuning = cws_tuning_default;
+    tuning.settle_ns = settle_ns;
+    f->gpu->core.tuning = &tuning;
+    bind_all(f);
+    return f;
+}
+
+static bool is_there(struct fixture *f, unsigned i)
+{
+    cws_gpu_lock(&f->gpu->core);
+    bool there = cws_extent_is_mapped(cws_gpu_range_at_locked(&f->gpu->ranges, f->at[i])->extents[0].state);
+    cws_gpu_unlock(&f->gpu->core);
+    return there;
+}
+
+/* In a thread of its own, on a stream of its own: goes through all the others, which do not fit beside one another. */
+static void *use_others(void *arg)
+{
+    struct fixture other = *(struct fixture *)arg;
+    driver.context_set(other.context);
+    assert_int_equal(driver.stream_create(&other.stream, CU_STREAM_NON_BLOCKING), 0);
+    assert_int_equal(driver.mem_alloc(&other.scratch, 4096), 0);
+    for (unsigned i = 0; i < 3 * TENSORS; i++)
+        if (i % TENSORS)
+            expect_right(&other, i % TENSORS);
+    cws_gpu_stream_gone(other.gpu, other.stream);
+    assert_int_equal(driver.stream_destroy(other.stream), 0);
+    assert_int_equal(driver.mem_free(other.scratch), 0);
+    return NULL;
+}
+
+static void others(struct fixture *f)
+{
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, use_others, f), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void test_it_is_there_for_the_next_launch(void **state)
+{
+    (void)state;
+    struct fixture *f = begin(3600 * (uint64_t)1000000000);
+    CUdeviceptr to = f->scratch;
+    CUfunction sum;
+    uint64_t bytes = tensor_bytes(0), seen = 0;
+    void *params[] = {&to, &f->at[0], &bytes};
+    assert_int_equal(launch(f, "sum", &f->at[0], 1, params), 0);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    others(f);
+    assert_true(is_there(f, 0));
+    /* the next one names nothing */
+    assert_int_equal(driver.module_function(&sum, f->kernels, "sum"), 0);
+    assert_int_equal(driver.launch(sum, 1, 1, 1, 1, 1, 1, 0, f->stream, params, NULL), 0);
+    cws_gpu_queued_other(f->gpu);
+    assert_int_equal(driver.copy_out_async(&seen, to, 8, f->stream), 0);
+    assert_int_equal(driver.stream_sync(f->stream), 0);
+    assert_int_equal(seen, plain_sum(content(0), bytes));
+    others(f);
+    assert_false(is_there(f, 0));
+    free_all(f);
+    close_gpu(f);
+}
+
+/* The last one of a thread that launches something else, there or on another stream, is as any other. */
+static void test_a_launch_that_names_something_comes_next(void **state)
+{
+    (void)state;
+    struct fixture *f = begin(3600 * (uint64_t)1000000000), second;
+    for (unsigned own = 0; own < 2; own++) {
+        second = *f;
+        if (own)
+            assert_int_equal(driver.stream_create(&second.stream, CU_STREAM_NON_BLOCKING), 0);
+        expect_right(f, 0);
+        expect_right(&second, 1);
+        others(f);
+        assert_false(is_there(f, 0));
+        cws_gpu_queued_other(f->gpu);
+        if (own) {
+            cws_gpu_stream_gone(f->gpu, second.stream);
+            assert_int_equal(driver.stream_destroy(second.stream), 0);
+        }
+    }
+    free_all(f);
+    close_gpu(f);
+}
+
+/* Its thread does nothing more, or waits for this very memory: it goes after a while. */
+static void test_nobody_waits_for_ever(void **state)
+{
+    (void)state;
+    struct fixture *f = begin(1000000);
+    expect_right(f, 0);
+    others(f);
+    assert_false(is_there(f, 0));
+    for (unsigned i = 0; i < 2 * TENSORS; i++) /* one after the other in the least budget, by one thread */
+        expect_right(f, i % TENSORS);
+    free_all(f);
+    close_gpu(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_it_is_there_for_the_next_launch),
+        cmocka_unit_test(test_a_launch_that_names_something_comes_next),
+        cmocka_unit_test(test_nobody_waits_for_ever),
+    };
+    return cmocka_run_group_tests(tests, group_setup, group_teardown);
+}
