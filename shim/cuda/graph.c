@@ -1,6 +1,7 @@
 /* graph.c - CUDA graphs: finds the addresses that an executable graph names when it is made or changed, and holds their
- * ranges at each launch of it. */
+ * ranges at each launch of it. Before the first launch room is made for the memory that its nodes allocate. */
 #include "capture.h"
+#include "graph_memory.h"
 #include "layout.h"
 #include "use.h"
 #include "shim/say.h"
@@ -11,6 +12,8 @@
 
 struct named { /* by one executable graph; does not change */
     atomic_uint refs;
+    atomic_bool ran; /* the driver has the memory of its nodes */
+    uint64_t memory; /* that they allocate */
     struct cws_cuda_list list;
 };
 
@@ -22,6 +25,8 @@ static struct named *create_named(void)
     struct named *n = malloc(sizeof *n);
     if (n) {
         atomic_init(&n->refs, 1);
+        atomic_init(&n->ran, false);
+        n->memory = 0;
         cws_cuda_list_init(&n->list);
     }
     return n;
@@ -139,6 +144,8 @@ static struct named *name_all(CUgraph graph)
     struct named *n = create_named();
     if (n && atomic_load(&cws_cuda_high) && !walk(graph, 0, &n->list))
         n->list.everything = true;
+    if (n)
+        n->memory = cws_cuda_graph_memory(graph);
     return n;
 }
 
@@ -159,6 +166,29 @@ static CUresult begin_named(const struct named *n, CUstream order, struct cws_cu
     if (result == CUDA_ERROR_OUT_OF_MEMORY)
         cws_shim_say("CUDA graph: all that its nodes use has to be resident at once, and does not fit the budget%s",
                      n->list.everything ? " (this graph's nodes do not tell, so that is everything)" : "");
+    return result;
+}
+
+/* Runs `call` while all that it names is there. What its nodes allocate the driver takes at the first time: where room
+ * cannot be made for that, it is over the budget until weights have gone. */
+static CUresult run_named(struct named *n, CUstream order, CUresult (*call)(void *arg), void *arg)
+{
+    struct cws_cuda_use use = {.count = 0};
+    bool first = n && n->memory && !atomic_exchange(&n->ran, true);
+    struct cws_gpu *gpu = first ? cws_cuda_manager_if_open() : NULL;
+    size_t room = gpu ? cws_gpu_graph_room(gpu, n->memory) : 0;
+    CUresult result = n ? begin_named(n, order, &use) : CUDA_SUCCESS;
+    if (result == CUDA_ERROR_OUT_OF_MEMORY && room) { /* not beside that room */
+        cws_gpu_graph_ran(gpu, room);
+        room = 0;
+        result = begin_named(n, order, &use);
+    }
+    if (result == CUDA_SUCCESS) {
+        result = call(arg);
+        cws_cuda_end(&use, result == CUDA_SUCCESS);
+    }
+    if (gpu)
+        cws_gpu_graph_ran(gpu, room);
     return result;
 }
 
@@ -211,16 +241,22 @@ CUresult cws_do_cuGraphInstantiateWithParams(cws_fn_cuGraphInstantiateWithParams
     INSTANTIATE(real(out, graph, params));
 }
 
+struct run {
+    CUresult (*real)(CUgraphExec exec, CUstream stream);
+    CUgraphExec exec;
+    CUstream stream;
+};
+static CUresult run(void *arg)
+{
+    const struct run *r = arg;
+    return r->real(r->exec, r->stream);
+}
+
 CUresult cws_do_cuGraphLaunch(cws_fn_cuGraphLaunch real, CUstream own, CUgraphExec exec, CUstream stream)
 {
-    struct cws_cuda_use use = {.count = 0};
     CUstream order = cws_cuda_stream(stream, own);
     struct named *n = cws_cuda_is_capturing(order) ? NULL : get(exec);
-    CUresult result = n ? begin_named(n, order, &use) : CUDA_SUCCESS;
-    if (result == CUDA_SUCCESS) {
-        result = real(exec, stream);
-        cws_cuda_end(&use, result == CUDA_SUCCESS);
-    }
+    CUresult result = run_named(n, order, run, &(struct run){real, exec, stream});
     release(n);
     return result;
 }
@@ -228,14 +264,8 @@ CUresult cws_do_cuGraphLaunch(cws_fn_cuGraphLaunch real, CUstream own, CUgraphEx
 /* Nothing runs, but the driver may look at the memory that a node copies. */
 CUresult cws_do_cuGraphUpload(cws_fn_cuGraphUpload real, CUstream own, CUgraphExec exec, CUstream stream)
 {
-    struct cws_cuda_use use = {.count = 0};
-    CUstream order = cws_cuda_stream(stream, own);
     struct named *n = get(exec);
-    CUresult result = n ? begin_named(n, order, &use) : CUDA_SUCCESS;
-    if (result == CUDA_SUCCESS) {
-        result = real(exec, stream);
-        cws_cuda_end(&use, result == CUDA_SUCCESS);
-    }
+    CUresult result = run_named(n, cws_cuda_stream(stream, own), run, &(struct run){real, exec, stream});
     release(n);
     return result;
 }

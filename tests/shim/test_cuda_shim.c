@@ -1027,6 +1027,46 @@ static void graphs_hold_what_their_nodes_name(void **state)
     free_all();
 }
 
+/* What is allocated in a capture is a node of the graph, and the driver takes that memory at the first launch: weights
+ * have gone for it by then. */
+static void memory_of_graphs_has_room(void **state)
+{
+    (void)state;
+    CUgraph graph;
+    CUgraphExec exec;
+    CUdeviceptr kept, freed;
+    CUfunction sum = kernel("sum");
+    uint64_t bytes = 2 * MIB, sum_bytes = tensor_bytes(1), sums[TENSORS], got;
+    uint32_t value = 7;
+    load_all(); /* some bytes were written in the view, by tests before this one */
+    for (unsigned i = 0; i < TENSORS; i++)
+        sums[i] = device_sum(PLAIN, sum, at[i], tensor_bytes(i));
+    unsigned long long before = stat_of("driver");
+    OK(cu.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    OK(cu.cuMemAllocAsync(&kept, bytes, stream));
+    OK(cu.cuMemAllocAsync(&freed, bytes, stream));
+    OK(launch(PLAIN, kernel("fill"), stream, (void *[]){&kept, &bytes, &value}, NULL, 0));
+    OK(launch(EX, kernel("fill"), stream, (void *[]){&freed, &bytes, &value}, NULL, 0));
+    OK(cu.cuMemFreeAsync(freed, stream));
+    OK(launch(PLAIN, sum, stream, (void *[]){&scratch, &at[1], &sum_bytes}, NULL, 0));
+    OK(cu.cuStreamEndCapture(stream, &graph));
+    OK(cu.cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cu.cuGraphDestroy(graph));
+    for (unsigned i = 0; i < 3; i++) {
+        OK(cu.cuGraphLaunch(exec, stream));
+        OK(cu.cuStreamSynchronize(stream));
+        OK(cu.cuMemcpyDtoH_v2(&got, scratch, 8));
+        assert_int_equal(got, sums[1]);
+        assert_int_equal(device_sum(PLAIN, sum, kept, bytes), (uint64_t)value * bytes);
+        for (unsigned k = 0; k < TENSORS; k++)
+            assert_int_equal(device_sum(PLAIN, sum, at[k], tensor_bytes(k)), sums[k]);
+    }
+    assert_in_range(stat_of("driver") - before, 2 * bytes, 3 * bytes);
+    assert_true(stat_of("peak") <= stat_of("budget"));
+    OK(cu.cuGraphExecDestroy(exec));
+    free_all();
+}
+
 /* Ends the capture of a kernel that leaves a sum in `scratch`, and launches the graph. */
 static CUgraphExec run_captured(CUgraph *graph, uint64_t expected)
 {
@@ -1212,6 +1252,7 @@ int main(void)
         cmocka_unit_test(paged_memory_answers_as_memory_does),
         cmocka_unit_test(free_memory_is_the_budgets),
         cmocka_unit_test(graphs_hold_what_their_nodes_name),
+        cmocka_unit_test(memory_of_graphs_has_room),
         cmocka_unit_test(work_beside_a_capture_does_not_end_it),
         cmocka_unit_test(a_stream_that_joins_a_capture_is_not_worked_on),
         cmocka_unit_test(a_reset_context_can_be_used_again),

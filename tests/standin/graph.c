@@ -9,6 +9,13 @@
 /* CUstreamCaptureMode: what potentially unsafe calls of this thread look at */
 static _Thread_local int thread_mode;
 
+static void see_blocks_locked(struct node_list *list)
+{
+    if (list->unseen)
+        list->context->device->graph_unseen -= list->unseen;
+    list->unseen = 0;
+}
+
 static void nodes_drop_locked(struct node_list *list)
 {
     if (--list->references > 0)
@@ -23,6 +30,7 @@ static void nodes_drop_locked(struct node_list *list)
             free(node->data);
         free(node);
     }
+    see_blocks_locked(list);
     for (size_t i = 0; i < list->block_count; i++)
         heap_give_locked(list->blocks[i]);
     free(list->blocks);
@@ -59,6 +67,18 @@ CUresult capture_append_locked(struct CUgraph_st *graph, struct operation *opera
     return CUDA_SUCCESS;
 }
 
+struct block_data { /* of a node that allocates or frees */
+    CUdeviceptr at;
+    size_t bytes;
+};
+static struct block_data *block_data(CUdeviceptr at, size_t bytes)
+{
+    struct block_data *data = take_memory(sizeof *data);
+    data->at = at;
+    data->bytes = bytes;
+    return data;
+}
+
 CUresult capture_alloc_locked(struct CUgraph_st *graph, size_t bytes, CUdeviceptr *address)
 {
     struct node_list *list = graph->nodes;
@@ -70,7 +90,9 @@ CUresult capture_alloc_locked(struct CUgraph_st *graph, size_t bytes, CUdevicept
         abort();
     list->blocks = blocks;
     list->blocks[list->block_count++] = block;
-    node_append_locked(list, &(struct operation){.node_type = NODE_ALLOC});
+    list->unseen += block->bytes;
+    list->context->device->graph_unseen += block->bytes;
+    node_append_locked(list, &(struct operation){.node_type = NODE_ALLOC, .data = block_data(block->at, block->bytes)});
     *address = block->at;
     return CUDA_SUCCESS;
 }
@@ -79,7 +101,8 @@ bool capture_owns_locked(const struct CUgraph_st *graph, CUdeviceptr address)
 {
     for (size_t i = 0; i < graph->nodes->block_count; i++)
         if (graph->nodes->blocks[i]->at == address) {
-            node_append_locked(graph->nodes, &(struct operation){.node_type = NODE_FREE});
+            node_append_locked(graph->nodes,
+                               &(struct operation){.node_type = NODE_FREE, .data = block_data(address, 0)});
             return true;
         }
     return false;
@@ -297,6 +320,7 @@ API cuGraphLaunch(CUgraphExec exec, CUstream handle)
     if (!stream || !object_is_locked(OBJECT_EXEC, exec))
         return unlock(stream ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE);
     exec->nodes->references++;
+    see_blocks_locked(exec->nodes);
     return unlock(stream_submit_locked(stream, graph_run, exec->nodes, graph_drop, 4));
 }
 
@@ -359,6 +383,36 @@ API cuGraphKernelNodeGetParams_v2(CUgraphNode node, struct kernel_node_params *o
     out->shared_bytes = launch->shared;
     out->params = launch->params;
     out->context = context_handle_locked();
+    return unlock(CUDA_SUCCESS);
+}
+
+struct alloc_node_params { /* CUDA_MEM_ALLOC_NODE_PARAMS */
+    unsigned char props[88];
+    const void *access;
+    size_t access_count, bytes;
+    CUdeviceptr at;
+};
+
+API cuGraphMemAllocNodeGetParams(CUgraphNode node, struct alloc_node_params *out)
+{
+    ENTER("cuGraphMemAllocNodeGetParams", 0, U64(node), 0);
+    lock();
+    if (!out || !object_is_locked(OBJECT_NODE, node) || node->type != NODE_ALLOC)
+        return unlock(CUDA_ERROR_INVALID_VALUE);
+    const struct block_data *data = node->data;
+    memset(out, 0, sizeof *out);
+    out->bytes = data->bytes;
+    out->at = data->at;
+    return unlock(CUDA_SUCCESS);
+}
+
+API cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr *out)
+{
+    ENTER("cuGraphMemFreeNodeGetParams", 0, U64(node), 0);
+    lock();
+    if (!out || !object_is_locked(OBJECT_NODE, node) || node->type != NODE_FREE)
+        return unlock(CUDA_ERROR_INVALID_VALUE);
+    *out = ((const struct block_data *)node->data)->at;
     return unlock(CUDA_SUCCESS);
 }
 

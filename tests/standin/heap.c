@@ -500,7 +500,7 @@ API cuDeviceGetGraphMemAttribute(CUdevice ordinal, CUgraphMem_attribute which, v
     const struct CUmemPoolHandle_st *pool = &device->graph_pool;
     *(uint64_t *)value = which == 0   ? pool->used
                          : which == 1 ? pool->used_high
-                         : which == 2 ? pool->reserved
+                         : which == 2 ? (pool->reserved - device->graph_unseen) / STANDIN_GRANULE * STANDIN_GRANULE
                                       : pool->reserved_high;
     return unlock(CUDA_SUCCESS);
 }

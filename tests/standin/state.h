@@ -223,6 +223,7 @@ struct node_list { /* shared by a graph and what was instantiated from it */
     size_t count;
     struct block **blocks;
     size_t block_count;
+    size_t unseen; /* bytes of them, until a graph with these nodes is launched: the driver takes memory then */
 };
 struct CUgraph_st {
     struct node_list *nodes;
@@ -281,6 +282,7 @@ struct device {
     struct CUctx_st *primary;
     unsigned primary_retained;
     struct CUmemPoolHandle_st plain, *default_pool, *current_pool, graph_pool;
+    size_t graph_unseen; /* bytes of graph_pool that no launch has asked for yet */
 };
 struct device *device_of(CUdevice ordinal); /* NULL: there is none */
 CUdevice device_ordinal(const struct device *device);

@@ -13,7 +13,7 @@
     X(cuFuncGetAttribute) X(cuFuncGetModule) X(cuFuncGetName) X(cuFuncGetParamInfo) X(cuFuncSetAttribute)          \
     X(cuGetErrorName) X(cuGetErrorString) X(cuGetProcAddress) X(cuGetProcAddress_v2) X(cuGraphCreate)              \
     X(cuGraphDestroy) X(cuGraphExecDestroy) X(cuGraphGetNodes) X(cuGraphInstantiateWithFlags)                      \
-    X(cuGraphKernelNodeGetParams_v2) X(cuGraphMemcpyNodeGetParams) X(cuGraphMemsetNodeGetParams) X(cuGraphNodeGetType) X(cuInit) X(cuIpcGetMemHandle) X(cuKernelGetFunction)   \
+    X(cuGraphKernelNodeGetParams_v2) X(cuGraphMemAllocNodeGetParams) X(cuGraphMemFreeNodeGetParams) X(cuGraphMemcpyNodeGetParams) X(cuGraphMemsetNodeGetParams) X(cuGraphNodeGetType) X(cuInit) X(cuIpcGetMemHandle) X(cuKernelGetFunction)   \
     X(cuKernelGetName) X(cuKernelGetParamInfo) X(cuLibraryGetKernel) X(cuLibraryLoadData) X(cuLibraryUnload)       \
     X(cuMemAddressFree) X(cuMemAddressReserve) X(cuMemAllocHost_v2) X(cuMemAllocPitch_v2) X(cuMemAlloc_v2)         \
     X(cuMemCreate) X(cuMemFreeHost) X(cuMemFree_v2) X(cuMemGetAddressRange_v2) X(cuMemGetAllocationGranularity)    \

@@ -96,6 +96,10 @@ void cws_gpu_plain_freed(struct cws_gpu *gpu, size_t bytes);
  * cws_gpu_pool_used, which is due in any case where this succeeds. */
 CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes, size_t *room);
 void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room);
+/* A graph is about to be launched for the first time whose nodes allocate so many bytes, in steps of the driver's own.
+ * Makes room for them, if that can be done; returns what was granted. cws_gpu_graph_ran is due, with that. */
+size_t cws_gpu_graph_room(struct cws_gpu *gpu, size_t bytes);
+void cws_gpu_graph_ran(struct cws_gpu *gpu, size_t room);
 /* The program asks for cuMemPoolTrimTo on a pool whose allocations are ranges (torch.cuda.empty_cache()): memory of
  * freed ranges is not kept for the next allocations, but for `keep` bytes of it, and goes back to the driver as far as
  * its uses are done; for these it waits a few milliseconds at most. */

@@ -158,6 +158,29 @@ void cws_gpu_pool_used(struct cws_gpu *gpu, size_t room)
     cws_gpu_unlock(&gpu->core);
 }
 
+size_t cws_gpu_graph_room(struct cws_gpu *gpu, size_t bytes)
+{
+    if (gpu->core.dead)
+        return 0;
+    cws_gpu_lock(&gpu->core);
+    uint64_t step = gpu->pools.step, room = step ? (bytes + step - 1) / step * step : bytes;
+    uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + gpu->budget.granted + room + gpu->sets.largest;
+    if (need > gpu->budget.bytes || cws_gpu_room_make_drops_lock(gpu, room, true) != CUDA_SUCCESS)
+        room = 0;
+    cws_gpu_unlock(&gpu->core);
+    return room;
+}
+
+void cws_gpu_graph_ran(struct cws_gpu *gpu, size_t room)
+{
+    cws_gpu_lock(&gpu->core);
+    if (room)
+        cws_gpu_budget_ungrant(&gpu->budget, room, true);
+    cws_gpu_pools_count(&gpu->pools);
+    cws_gpu_wake_locked(&gpu->core);
+    cws_gpu_unlock(&gpu->core);
+}
+
 void cws_gpu_trim(struct cws_gpu *gpu, size_t keep)
 {
     if (gpu->core.dead)
