@@ -37,6 +37,7 @@ OWNERS = {
     "proofs": ("cws_gpu_proofs", {"prove.c"}),
     "looks": ("cws_gpu_looks", {"look.c"}),
     "loader": ("cws_gpu_loader", {"loader.c"}),
+    "resize": ("cws_gpu_resize", {"resize.h", "resize.c"}),
     "trace": ("cws_gpu_trace", {"trace.c"}),
 }
 # Fields of an extent and of a range that one file alone writes (extent.h names the owners of all).

@@ -41,7 +41,10 @@ HALVES = [
     {"uvm/policy/order", "uvm/policy/history", "uvm/policy/plan"},
     {"uvm/host/view", "uvm/host/pager", "uvm/host/channel"},  # pager.h: the inside of the views
     # gpu.h: the manager of a device as a whole, for the files that work across its modules
-    {f"uvm/cuda/{name}" for name in ("gpu", "adopt", "range", "reserve", "use", "loader", "look", "prove", "trace")},
+    {
+        f"uvm/cuda/{name}"
+        for name in ("gpu", "adopt", "range", "reserve", "resize", "use", "loader", "look", "prove", "trace")
+    },
 ]
 
 

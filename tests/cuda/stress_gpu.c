@@ -1,6 +1,6 @@
 /* Random work on the CUDA manager against a shadow: several threads with a stream each allocate, bind, read, write and
- * free ranges in a budget that holds a part of them. Every read is compared with what the shadow says. Prints its seed;
- * takes one as argument. */
+ * free ranges in a budget that holds a part of them, and that they change. Every read is compared with what the shadow
+ * says. Prints its seed; takes one as argument. */
 #include "store/cuda/decoder.h"
 #include "store/pack/writer.h"
 #include "uvm/cuda/gpu.h"
@@ -25,7 +25,8 @@ static struct bytes plain;
 static struct cws_gpu *gpu;
 static CUcontext context;
 static CUmodule kernels;
-static atomic_ulong steps, refused;
+static atomic_ulong steps, refused, resized;
+static uint64_t first_budget;
 /* addresses of any thread's ranges, also of freed ones: stray words in the parameters of kernels */
 static _Atomic CUdeviceptr seen[8];
 static unsigned rounds = SANITIZED ? 30 : 120;
@@ -204,6 +205,21 @@ static void write_to(struct worker *w, struct slot *s)
     }
 }
 
+/* Another budget, between a half and all of the first one, which may be refused; or sleep. */
+static void resize(struct worker *w)
+{
+    struct cws_error err = {0};
+    unsigned part = pick(w, 12);
+    if (part > 8) {
+        cws_gpu_sleep(gpu);
+        return;
+    }
+    uint64_t bytes = first_budget / 16 * (8 + part);
+    int code = cws_gpu_set_budget(gpu, bytes, &err);
+    CHECK(code == 0 || code == CWS_E_BUDGET);
+    atomic_fetch_add(&resized, code == 0);
+}
+
 static void *work(void *arg)
 {
     struct worker *w = arg;
@@ -221,6 +237,8 @@ static void *work(void *arg)
             look(w, s);
         if (pick(w, 16) == 0)
             cws_gpu_trim(gpu, pick(w, 4) * MIB);
+        else if (pick(w, 24) == 0)
+            resize(w);
         else if (pick(w, 12) == 0)
             usleep(pick(w, 400)); /* the loader comes to rest */
         const char *wrong = i % 16 ? NULL : cws_gpu_check(gpu);
@@ -257,6 +275,7 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
                                     .ring_bytes = 8 * MIB,
                                     .kernels = image,
                                     .say = say};
+    first_budget = budget;
     CHECK(cws_gpu_open(&config, 0, &gpu, &err) == 0);
     static struct cws_tuning tuning;
     cws_gpu_lock(&gpu->core);
@@ -281,6 +300,7 @@ static void run(uint64_t seed, uint64_t budget, bool prefetch, enum cws_policy_i
            (unsigned long)stats.loads, (unsigned long)stats.drops, (double)stats.peak_bytes / (1 << 20));
     printf("%lu spills, %lu adopted from the device, %lu of them where they lay\n", (unsigned long)stats.spills,
            (unsigned long)gpu->adopts.taken, (unsigned long)gpu->looks.found);
+    printf("the budget was changed %lu times\n", atomic_load(&resized));
     CHECK(stats.peak_bytes <= budget);
     CHECK(stats.adopted_bytes == 0);
     for (unsigned i = 0; i < THREADS; i++) {

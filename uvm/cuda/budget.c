@@ -6,6 +6,12 @@ void cws_gpu_budget_init(struct cws_gpu_budget *b, struct cws_gpu_core *core, ui
     *b = (struct cws_gpu_budget){.core = core, .bytes = bytes};
 }
 
+void cws_gpu_budget_set(struct cws_gpu_budget *b, uint64_t bytes, uint64_t was)
+{
+    b->bytes = bytes;
+    b->was = was;
+}
+
 /* --- asked -------------------------------------------------------------------------------------------- */
 
 uint64_t cws_gpu_budget_used(const struct cws_gpu_budget *b)
@@ -194,5 +200,6 @@ const char *cws_gpu_budget_check(const struct cws_gpu_budget *b)
         return "budget: pools were granted more than was granted";
     if (b->of_class[CWS_CLASS_IDLE] + b->of_class[CWS_CLASS_RESERVE] > b->frames)
         return "budget: more memory is idle than there is";
-    return b->frames + b->granted + b->ring > b->bytes ? "I4: the budget is exceeded" : NULL;
+    uint64_t most = b->was > b->bytes ? b->was : b->bytes;
+    return b->frames + b->granted + b->ring > most ? "I4: the budget is exceeded" : NULL;
 }

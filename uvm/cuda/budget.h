@@ -1,7 +1,8 @@
 /* budget.h - the account of a device's memory: what the process has taken from the driver, what of it can be dropped,
  * and who waits for a part of it. Bytes only: it calls no driver.
  *
- * Invariant I4: used <= bytes, except after `pools` grew by itself by more than the margin.
+ * Invariant I4: used <= bytes, except after `pools` grew by itself by more than the margin. While room is made for a
+ * smaller budget (resize.h) it is used <= was.
  * Threads: the caller of every function holds the manager's lock (core.h). */
 #ifndef CWS_GPU_BUDGET_H
 #define CWS_GPU_BUDGET_H
@@ -28,6 +29,7 @@ struct cws_gpu_room { /* a thread waits until so many bytes are granted to it; o
 struct cws_gpu_budget {
     struct cws_gpu_core *core;
     uint64_t bytes;                     /* the budget */
+    uint64_t was;                       /* a larger one, while room is made for this one; else 0 */
     uint64_t frames;                    /* physical memory of ranges */
     uint64_t of_class[CWS_GPU_CLASSES]; /* of frames; not of CWS_CLASS_NONE */
     uint64_t granted;                   /* promised to somebody who has not taken it yet */
@@ -42,6 +44,9 @@ struct cws_gpu_budget {
 };
 
 void cws_gpu_budget_init(struct cws_gpu_budget *b, struct cws_gpu_core *core, uint64_t bytes);
+
+/* Another budget; was: the larger one that may still be used, or 0. By resize.c only. */
+void cws_gpu_budget_set(struct cws_gpu_budget *b, uint64_t bytes, uint64_t was);
 
 uint64_t cws_gpu_budget_used(const struct cws_gpu_budget *b);
 uint64_t cws_gpu_budget_undroppable(const struct cws_gpu_budget *b);

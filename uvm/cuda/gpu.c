@@ -104,7 +104,7 @@ void cws_gpu_fork_child(struct cws_gpu *gpu)
 /* --- numbers ---------------------------------------------------------------------------------------- */
 
 /* What stays unbound of a store that was loaded is less than this part of what is bound. */
-enum { MEM_INFO_REST = 4 };
+enum { MEM_INFO_REST = 8 };
 
 /* Is the program loading? Some bytes of a store stay unbound: small tensors, what was copied from ordinary memory. */
 static bool is_loading_locked(const struct cws_gpu *gpu, uint64_t opened_bytes)
@@ -127,8 +127,8 @@ void cws_gpu_mem_info(struct cws_gpu *gpu, uint64_t opened_bytes, size_t *free_b
     cws_gpu_pools_count(&gpu->pools);
     bool loading = is_loading_locked(gpu, opened_bytes);
     uint64_t left = cws_gpu_budget_for_weights(&gpu->budget), share = loading ? 0 : weights_share_locked(gpu);
-    cws_gpu_unlock(&gpu->core);
     uint64_t more = loading ? opened_bytes : 0, total = gpu->budget.bytes + more;
+    cws_gpu_unlock(&gpu->core);
     *total_bytes = total > CWS_GPU_TOTAL_MIN ? total : CWS_GPU_TOTAL_MIN;
     *free_bytes = (left > share ? left - share : 0) + more;
 }
@@ -226,6 +226,7 @@ static const char *check_locked(const struct cws_gpu *gpu)
         cws_gpu_loads_check(gpu),
         cws_gpu_drops_check(gpu),
         cws_gpu_spills_check(gpu),
+        cws_gpu_resize_check(gpu),
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         if (wrong[i])
@@ -246,7 +247,8 @@ void cws_gpu_settle(struct cws_gpu *gpu)
     const struct timespec pause = {.tv_nsec = 200000};
     for (unsigned quiet = 0; quiet < 5;) {
         cws_gpu_lock(&gpu->core);
-        bool busy = gpu->loads.count || gpu->drops.count || gpu->budget.rooms || gpu->uses.waiting || gpu->proofs.asked;
+        bool busy = gpu->loads.count || gpu->drops.count || gpu->budget.rooms || gpu->uses.waiting ||
+                    gpu->proofs.asked || cws_gpu_resize_waits(&gpu->resize);
         cws_gpu_unlock(&gpu->core);
         quiet = busy ? 0 : quiet + 1;
         nanosleep(&pause, NULL);

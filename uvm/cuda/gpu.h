@@ -19,6 +19,7 @@
 #include "prove.h"
 #include "range.h"
 #include "reserve.h"
+#include "resize.h"
 #include "sets.h"
 #include "sources.h"
 #include "staging.h"
@@ -48,6 +49,7 @@ struct cws_gpu {
     struct cws_gpu_proofs proofs;
     struct cws_gpu_looks looks;
     struct cws_gpu_loader loader;
+    struct cws_gpu_resize resize;
     struct cws_gpu_trace trace;
 };
 

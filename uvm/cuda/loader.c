@@ -13,8 +13,7 @@
 
 #include <sys/prctl.h>
 
-/* All pools give back what they do not use, and the owner of the manager what it keeps unused in them. */
-static void trim_pools_drops_lock(struct cws_gpu *gpu)
+void cws_gpu_loader_trim_drops_lock(struct cws_gpu *gpu)
 {
     if (gpu->config.release) {
         cws_gpu_unlock(&gpu->core);
@@ -40,8 +39,8 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
            cws_gpu_spill_one_drops_lock(gpu);
 }
 
-/* What somebody who waits leaves free for pools: the margin, if something can go in its place. It gives way where that
- * is in use, the streams have come to a stand and nothing moves here. */
+/* What somebody who waits leaves free for pools: the margin, if weights can go in its place. It gives way where these
+ * are in use and the streams have come to a stand. */
 static uint64_t margin_locked(struct cws_gpu *gpu)
 {
     struct cws_gpu_loader *l = &gpu->loader;
@@ -52,10 +51,8 @@ static uint64_t margin_locked(struct cws_gpu *gpu)
     if (l->margin_since_ns == 0 || l->margin_progress != gpu->streams.progress)
         l->margin_since_ns = now;
     l->margin_progress = gpu->streams.progress;
-    bool stands = now - l->margin_since_ns > gpu->core.tuning->victim_wait_ns,
-         may_go = cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) || cws_gpu_spillable_locked(gpu) ||
-                  cws_gpu_provable_locked(gpu);
-    return may_go && !stands ? margin : 0;
+    bool stands = now - l->margin_since_ns > gpu->core.tuning->victim_wait_ns;
+    return cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && !stands ? margin : 0;
 }
 
 /* A frame that can be had without an eviction, put where idle ones lie; `margin` bytes stay free. False: there is none
@@ -206,7 +203,7 @@ static bool serve_room_drops_lock(struct cws_gpu *gpu)
     if (cws_gpu_budget_left(b) < need) {
         if (!is_hopeless_locked(gpu, bytes))
             return moved;
-        trim_pools_drops_lock(gpu);
+        cws_gpu_loader_trim_drops_lock(gpu);
         if (cws_gpu_budget_left(b) < bytes && !is_hopeless_locked(gpu, bytes))
             return true;
     }
@@ -259,7 +256,7 @@ static bool room_for_demand_drops_lock(struct cws_gpu *gpu, struct cws_gpu_exten
         return true;
     if (!is_hopeless_locked(gpu, bytes))
         return false;
-    trim_pools_drops_lock(gpu);
+    cws_gpu_loader_trim_drops_lock(gpu);
     if (cws_gpu_budget_left(&gpu->budget) < bytes && is_hopeless_locked(gpu, bytes))
         refuse_locked(gpu, x);
     return true;
@@ -393,7 +390,8 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
     }
     p->waits = at == p->at ? p->waits + 1 : 0;
     p->at = at;
-    bool waited_for = gpu->budget.rooms || gpu->uses.waiting || gpu->strict.due || gpu->proofs.asked;
+    bool waited_for = gpu->budget.rooms || gpu->uses.waiting || gpu->strict.due || gpu->proofs.asked ||
+                      cws_gpu_resize_waits(&gpu->resize);
     if (waited_for || gpu->core.stop || (pending && p->waits < t->patience_waits)) {
         p->ns = p->ns == 0                    ? t->patience_first_ns
                 : p->ns < t->patience_most_ns ? p->ns + p->ns / 2
@@ -417,7 +415,7 @@ static void be_patient_drops_lock(struct cws_gpu *gpu, struct patience *p, bool 
 static bool is_at_rest_locked(const struct cws_gpu *gpu)
 {
     return gpu->loads.count == 0 && gpu->drops.count == 0 && !gpu->staging.busy && !gpu->budget.rooms &&
-           !gpu->proofs.asked && !gpu->strict.due;
+           !gpu->proofs.asked && !gpu->strict.due && !cws_gpu_resize_waits(&gpu->resize);
 }
 
 /* One step of each kind. Whether something moved. */
@@ -426,13 +424,14 @@ static bool step_drops_lock(struct cws_gpu *gpu, bool *pending)
     bool unmet = false, moved = shrink_drops_lock(gpu), due = cws_gpu_look_is_due_locked(gpu);
     cws_gpu_reserve_age_locked(gpu);
     moved |= cws_gpu_strict_step_drops_lock(gpu);
+    moved |= cws_gpu_resize_step_drops_lock(gpu);
     cws_gpu_pools_trim_slack_drops_lock(&gpu->pools);
     moved |= serve_room_drops_lock(gpu);
     moved |= serve_demand_drops_lock(gpu, &unmet);
     moved |= cws_gpu_prove_asked_drops_lock(gpu);
     if (!gpu->budget.rooms && !unmet && !gpu->proofs.asked)
-        moved |= restore_margin_drops_lock(gpu) || make_ready_drops_lock(gpu) ||
-                 (!due && serve_ahead_drops_lock(gpu, pending));
+        moved |= restore_margin_drops_lock(gpu) || (!gpu->resize.asleep && make_ready_drops_lock(gpu)) ||
+                 (!gpu->resize.asleep && !due && serve_ahead_drops_lock(gpu, pending));
     if (!moved && !unmet && is_at_rest_locked(gpu))
         moved = cws_gpu_look_drops_lock(gpu);
     return moved;
@@ -464,8 +463,6 @@ static void *run(void *arg)
         moved |= cws_gpu_loads_issue_drops_lock(gpu);
         if (claimed)
             cws_gpu_host_unclaimed(&gpu->sources);
-        if (moved)
-            gpu->loader.margin_since_ns = 0;
         if (moved || cws_gpu_trace_idle_drops_lock(gpu))
             patience.ns = 0;
         else

@@ -64,6 +64,10 @@ struct cws_gpu_loader { /* loader.c */
 CWS_MUST_CHECK int cws_gpu_loader_start(struct cws_gpu *gpu, struct cws_error *err);
 void cws_gpu_loader_join(struct cws_gpu *gpu); /* the core was stopped */
 
+/* All pools give back what they do not use, and the owner of the manager what it keeps unused in them. In the loader,
+ * with the lock. */
+void cws_gpu_loader_trim_drops_lock(struct cws_gpu *gpu);
+
 /* load.c */
 struct cws_gpu_batch_of { /* chunks of a piece that are to be decoded */
     const struct cws_gpu_piece *piece;

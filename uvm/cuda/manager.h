@@ -141,9 +141,6 @@ void cws_gpu_queued_other(struct cws_gpu *gpu);
  * memory, or all of a range that has. A range that is used before all of it is bound is the program's. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store,
                   uint64_t offset);
-/* Could it be of use to know where the bytes of such a copy come from? Not where the range is bound already, as a
- * buffer is into which a program copies weights again and again: that is written to like any other. */
-bool cws_gpu_may_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes);
 
 /* A copy that cws_gpu_bind refused was queued: once all of a range was copied like this, it is paged, too. What the
  * program writes there meanwhile is found out before anything is dropped. */
@@ -192,6 +189,30 @@ void cws_gpu_synchronized(struct cws_gpu *gpu);
 /* Keeps the range that contains `address` resident from its next use on: for ranges that kernels reach by hidden
  * pointers. */
 void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
+
+/* --- the budget while the program runs ------------------------------------------------------------- */
+
+/* Another budget, in bytes, as config.budget_bytes; larger or smaller, at any time. A larger one is in force when this
+ * returns. For a smaller one weights give way at once, idle memory and the reserve go back to the driver, pools are
+ * trimmed, and what may be spilled is, as when memory is short; when this returns no more than it is used. It blocks
+ * until then: for uses that run on the device, but no longer than about 2 s in which no stream comes further, or 10 s
+ * in which no less comes to be used.
+ * CWS_E_BUDGET, and the old budget stays (what was dropped on the way is loaded again): it cannot be met now, or the
+ * launches that the program makes would fail with it: what cannot be dropped and the largest set of weights that a
+ * launch has named do not fit, or staging would take more than half of it. The line says what takes how much, and the
+ * least that is sure to do now. CWS_E_BUSY: in a forked child.
+ * Staging keeps the size that it was opened with; all else follows the new budget. One call at a time: others wait.
+ * Any thread but one of the manager's, with or without a context; the caller's last launch counts as settled (what it
+ * queues later reaches only what it names). */
+CWS_MUST_CHECK int cws_gpu_set_budget(struct cws_gpu *gpu, uint64_t bytes, struct cws_error *err);
+/* Drops all that can be dropped now: weights, bound and adopted; idle memory and the reserve go back to the driver, and
+ * pools are trimmed. Staging, written weights, activations and what is pinned stay, and so does the budget. Waits for
+ * uses that run on the device, 1 s at most in which nothing moves. From then on nothing is loaded ahead of its use,
+ * until a launch or a copy names a range, or cws_gpu_wake_up; then weights come back as they are needed. A use that
+ * begins meanwhile ends it. Threads as above. */
+void cws_gpu_sleep(struct cws_gpu *gpu);
+/* Ends that: what is expected next may be loaded ahead. Does not block. Any thread. */
+void cws_gpu_wake_up(struct cws_gpu *gpu);
 
 /* --- what is said to the program and the user ------------------------------------------------------ */
 

@@ -12,10 +12,16 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit) { return (bytes + unit -
 
 void cws_gpu_pools_init(struct cws_gpu_pools *p, struct cws_gpu_core *core, struct cws_gpu_budget *budget)
 {
-    const struct cws_tuning *t = core->tuning;
-    uint64_t part = budget->bytes / t->pool_step_share;
-    *p = (struct cws_gpu_pools){
-        .core = core, .budget = budget, .step = part < t->pool_step_bytes ? part : t->pool_step_bytes};
+    *p = (struct cws_gpu_pools){.core = core, .budget = budget};
+    cws_gpu_pools_budget_changed(p);
+}
+
+void cws_gpu_pools_budget_changed(struct cws_gpu_pools *p)
+{
+    const struct cws_tuning *t = p->core->tuning;
+    uint64_t part = p->budget->bytes / t->pool_step_share;
+    uint64_t step = part < t->pool_step_bytes ? part : t->pool_step_bytes;
+    p->step = step > p->grown ? step : p->grown;
 }
 
 void cws_gpu_pools_add(struct cws_gpu_pools *p, CUmemoryPool pool)
@@ -45,8 +51,9 @@ void cws_gpu_pools_count(struct cws_gpu_pools *pools)
             continue;
         total += bytes;
         uint64_t grown = bytes > p->reserved ? bytes - p->reserved : 0;
-        if (grown > pools->step)
-            pools->step = grown < STEP_MAX ? grown : STEP_MAX;
+        uint64_t step = grown < STEP_MAX ? grown : STEP_MAX;
+        pools->grown = step > pools->grown ? step : pools->grown;
+        pools->step = step > pools->step ? step : pools->step;
         if (grown && (!p->step || grown < p->step))
             p->step = grown;
         p->reserved = bytes;

@@ -17,13 +17,16 @@ struct cws_gpu_pools {
     struct cws_gpu_budget *budget;
     struct cws_gpu_pool pools[16]; /* the first: what was the device's current one at first */
     unsigned count;
-    uint32_t age;  /* allocations since they were asked */
-    uint64_t step; /* the most that one grew at a time */
+    uint32_t age;   /* allocations since they were asked */
+    uint64_t step;  /* the most that one is expected to grow at a time: by the budget, or as it did */
+    uint64_t grown; /* the most that one grew at a time */
     /* when it is looked next whether pools have too much, and how long after that */
     uint64_t trim_at_ns, trim_wait_ns;
 };
 
 void cws_gpu_pools_init(struct cws_gpu_pools *p, struct cws_gpu_core *core, struct cws_gpu_budget *budget);
+/* The budget is another one now. */
+void cws_gpu_pools_budget_changed(struct cws_gpu_pools *p);
 /* A pool that is to be counted and trimmed from now on, or not any more. */
 void cws_gpu_pools_add(struct cws_gpu_pools *p, CUmemoryPool pool);
 void cws_gpu_pools_remove(struct cws_gpu_pools *p, CUmemoryPool pool);

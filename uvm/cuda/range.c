@@ -175,11 +175,11 @@ CUresult cws_gpu_alloc(struct cws_gpu *gpu, size_t bytes, CUstream stream, CUdev
  * weights is given up. */
 static bool fits_drops_lock(struct cws_gpu *gpu, size_t bytes, uint32_t *granules, uint64_t expected)
 {
-    uint64_t budget = gpu->budget.bytes, span = (uint64_t)*granules * CWS_GPU_GRANULE, need;
+    uint64_t span = (uint64_t)*granules * CWS_GPU_GRANULE, need;
     uint64_t wide = (uint64_t)cws_size_class_round(*granules) * CWS_GPU_GRANULE;
-    bool again = true, warms_up = bytes <= expected && bytes > budget / 2;
+    bool again = true, warms_up = bytes <= expected && bytes > gpu->budget.bytes / 2;
     while (again) {
-        if (cws_gpu_budget_undroppable(&gpu->budget) + wide + gpu->sets.largest <= budget) {
+        if (cws_gpu_budget_undroppable(&gpu->budget) + wide + gpu->sets.largest <= gpu->budget.bytes) {
             *granules = cws_size_class_round(*granules);
             return true;
         }

@@ -315,6 +315,8 @@ static CUresult begin(struct cws_gpu *gpu, const CUdeviceptr *addresses, size_t 
     cws_gpu_look_used_locked(gpu);
     for (size_t i = 0; i < count && room; i++)
         room = name_locked(gpu, use, addresses[i], &all);
+    if (use->count)
+        cws_gpu_resize_use(&gpu->resize);
     cws_gpu_sets_note(&gpu->sets, use->extents, use->count, cws_gpu_budget_for_weights(&gpu->budget));
     if (room && !all && cws_trace_is_on())
         traced = cws_gpu_trace_wait_slow_locked(use);
