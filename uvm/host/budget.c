@@ -110,6 +110,117 @@ void cws_budget_written_locked(uint64_t bytes)
     }
 }
 
+/* --- another budget ----------------------------------------------------------------------------------- */
+
+enum { HOLDS_WAIT_MS = 1, HOLDS_WAITS = 2000 };
+
+/* Evicts until no more than this is in memory or on its way there. False: the rest is held, and stayed so, or its pages
+ * cannot be dropped. once: what is there now goes once, and what is held is not waited for. */
+static bool shrink_locked(uint64_t bytes, bool once)
+{
+    struct cws_pager *p = &cws_pager;
+    unsigned waits = 0, stuck = 0;
+    uint64_t now = p->resident + p->in_flight, gone_bytes = 0;
+    while (p->resident + p->in_flight > bytes && !(once && gone_bytes >= now)) {
+        uint32_t forking = atomic_load(&p->forking);
+        struct cws_policy_node *n = forking ? NULL : p->policy.ops->pick_victim(&p->policy, false);
+        if (n) {
+            uint64_t of_block = n->bytes;
+            bool gone = evict_locked((struct cws_block *)((char *)n - offsetof(struct cws_block, node)));
+            stuck = gone ? 0 : stuck + 1;
+            gone_bytes += gone ? of_block : 0;
+            if (stuck > CWS_BLOCKS_RESIDENT_MAX)
+                return false;
+            continue;
+        }
+        if (!forking && ((once && !p->in_flight) || waits++ == HOLDS_WAITS))
+            return false;
+        uint32_t seen = atomic_load(&p->evicting);
+        cws_lock_drop(&p->lock);
+        if (forking)
+            cws_wait(&p->forking, forking);
+        else
+            cws_wait_ms(&p->evicting, seen, HOLDS_WAIT_MS);
+        cws_lock_take(&p->lock);
+    }
+    return true;
+}
+
+static void set_locked(uint64_t bytes)
+{
+    cws_pager.budget = bytes;
+    cws_pager.options.budget_bytes = bytes;
+    cws_policy_set_budget(&cws_pager.policy, bytes);
+}
+
+/* The most that the views allow: each block that is in memory may take two mappings, of which there are not many. */
+static uint64_t most_locked(void)
+{
+    uint64_t most = CWS_BUDGET_UNLIMITED;
+    const struct cws_view *v;
+    for (uint32_t i = 0; (v = cws_index_next_locked(&i)) != NULL;) {
+        uint64_t of_view = (uint64_t)v->block_bytes * CWS_BLOCKS_RESIDENT_MAX;
+        if (v->bytes > of_view && of_view < most)
+            most = of_view;
+    }
+    return most;
+}
+
+static int set_budget_locked(uint64_t bytes, struct cws_error *err)
+{
+    struct cws_pager *p = &cws_pager;
+    uint64_t before = p->budget, least = cws_pager_least_budget_now();
+    if (!p->running)
+        return cws_fail(err, CWS_E_BUSY, "no packed file was mapped yet, so there is no paging of host memory");
+    if (p->rung->whole)
+        return cws_fail(err, CWS_E_UNSUPPORTED,
+                        "mapped stores are decoded whole here, so no budget can be kept (codecllm doctor says why)");
+    if (bytes < least)
+        return cws_fail(err, CWS_E_BUDGET,
+                        "a budget of %" PRIu64 " bytes of host memory cannot be met now: with blocks of %" PRIu64
+                        " KiB, as this process has, the least is %" PRIu64 "; it stays at %" PRIu64,
+                        bytes, p->block_bytes >> 10, least, before);
+    if (bytes > before && bytes > most_locked())
+        return cws_fail(err, CWS_E_BUDGET,
+                        "a budget of %" PRIu64
+                        " bytes of host memory cannot be met now: a file was mapped in blocks for "
+                        "a smaller one, with which the most is %" PRIu64 "; it stays at %" PRIu64,
+                        bytes, most_locked(), before);
+    set_locked(bytes);
+    if (shrink_locked(bytes, false))
+        return 0;
+    uint64_t held = p->resident + p->in_flight;
+    set_locked(before);
+    return cws_fail(err, CWS_E_BUDGET,
+                    "a budget of %" PRIu64 " bytes of host memory cannot be met now: calls that are under way hold "
+                    "%" PRIu64 "; it stays at %" PRIu64,
+                    bytes, held, before);
+}
+
+int cws_pager_set_budget(uint64_t bytes, struct cws_error *err)
+{
+    struct cws_guard guard = cws_guard_begin();
+    cws_lock_take(&cws_pager.lock);
+    int code = set_budget_locked(bytes < CWS_BUDGET_UNLIMITED ? bytes : CWS_BUDGET_UNLIMITED, err);
+    cws_lock_drop(&cws_pager.lock);
+    cws_guard_end(&guard);
+    return code;
+}
+
+void cws_pager_sleep(void)
+{
+    struct cws_guard guard = cws_guard_begin();
+    cws_lock_take(&cws_pager.lock);
+    if (cws_pager.running && !cws_pager.rung->whole) {
+        cws_readahead_forget_locked();
+        shrink_locked(0, /* once */ true);
+    }
+    cws_lock_drop(&cws_pager.lock);
+    cws_guard_end(&guard);
+}
+
+/* --- decoders ------------------------------------------------------------------------------------------- */
+
 unsigned cws_slot_take_locked(void)
 {
     struct cws_pager *p = &cws_pager;

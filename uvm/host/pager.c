@@ -101,6 +101,7 @@ static uint64_t power_of_two_below(uint64_t n)
 }
 
 uint64_t cws_pager_least_budget(void) { return LEAST_BLOCKS * CWS_BLOCK_BYTES_MIN; }
+uint64_t cws_pager_least_budget_now(void) { return LEAST_BLOCKS * cws_pager.block_bytes; }
 
 static uint64_t choose_block_bytes(uint64_t budget)
 {

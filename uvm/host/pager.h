@@ -88,14 +88,16 @@ struct cws_outside {     /* pager lock. What outside.c knows; bytes */
 };
 
 /* resident == bytes of CLEAN blocks; in_flight == bytes reserved by FILLING from ABSENT; written == bytes of WRITTEN
- * blocks. resident + in_flight <= budget, unless nothing that is resident may be dropped. */
+ * blocks. resident + in_flight <= budget, unless nothing that is resident may be dropped, or room is being made for a
+ * smaller one (cws_pager_set_budget). */
 struct cws_pager {
     struct cws_lock views_lock, lock;
     _Atomic bool running; /* changed under the views lock */
     bool child;           /* in a forked child: no workers */
     const struct cws_rung *rung;
     struct cws_options options;
-    uint64_t budget, block_bytes;
+    _Atomic uint64_t budget; /* pager lock; may be read without it */
+    uint64_t block_bytes;
     struct cws_policy policy;
     uint64_t resident, in_flight, written, peak;
     uint64_t faults, write_faults, decoded, evictions, prefetched, errors, dead_reads, dead_read_bytes;
@@ -190,6 +192,8 @@ static inline void cws_view_unuse_locked(struct cws_view *v)
 /* Reserves `bytes` of the budget, dropping clean blocks. May drop the lock. False, only for_prefetch: no room worth
  * it. */
 bool cws_budget_reserve_locked(uint64_t bytes, bool for_prefetch);
+/* The least budget that blocks of their present size allow. */
+uint64_t cws_pager_least_budget_now(void);
 /* Bytes became or are no longer written; warns once past the budget. */
 void cws_budget_written_locked(uint64_t bytes);
 /* Block state changes that touch the busy count. End wakes threads that faulted meanwhile. */
@@ -234,6 +238,8 @@ int cws_refill(struct cws_view *v, uint32_t block, size_t begin, size_t end, boo
 void cws_readahead_fault_locked(struct cws_view *v, uint32_t block);
 /* Queues one guess if the block is ABSENT and there is room: whether it was. */
 bool cws_readahead_push_locked(struct cws_view *v, uint32_t block);
+/* No guess is left in the queue; a worker may still be at work on one. */
+void cws_readahead_forget_locked(void);
 /* Wakes workers, so that they look at the queue of guesses. */
 void cws_workers_kick(unsigned jobs);
 CWS_MUST_CHECK int cws_workers_start(struct cws_error *err);

@@ -61,6 +61,8 @@ static struct cws_stream *stream_of(struct cws_view *v, uint32_t block)
     return s;
 }
 
+void cws_readahead_forget_locked(void) { cws_pager.queue_head = cws_pager.queue_tail; }
+
 void cws_readahead_fault_locked(struct cws_view *v, uint32_t block)
 {
     struct cws_pager *p = &cws_pager;

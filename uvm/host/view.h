@@ -34,6 +34,16 @@ const char *cws_pager_rung(void); /* name of the active rung; "none" before star
 int cws_pager_probe(const char *rung, struct cws_error *err);
 uint64_t cws_pager_block_bytes(void);
 uint64_t cws_pager_least_budget(void);
+/* Another budget for the views of this process, in bytes, larger or smaller; any thread, but none that holds a view.
+ * For a smaller one clean blocks are dropped at once; when this returns no more than it is in memory. Blocks keep the
+ * size that they got for the budget that was in force when the pager started, so 16 of these are the least, and 16384
+ * of a mapped file that has more the most. Written blocks are not counted, as ever.
+ * CWS_E_BUDGET, and the old budget stays: less or more than that, or calls that are under way hold more, and did so for
+ * 2 s. CWS_E_BUSY: the pager does not run. CWS_E_UNSUPPORTED: on the eager rung, where there is no budget. */
+CWS_MUST_CHECK int cws_pager_set_budget(uint64_t bytes, struct cws_error *err);
+/* Drops every clean block that nobody holds. They come back as they are touched. The budget stays. Not on the eager
+ * rung; where the pager does not run there is nothing to do. Threads as above. */
+void cws_pager_sleep(void);
 /* Stops workers and frees the pager; no view may be left (CWS_E_BUSY). For tests; restart is allowed after it. */
 CWS_MUST_CHECK int cws_pager_stop(void);
 

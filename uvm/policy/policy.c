@@ -18,17 +18,22 @@ void cws_policy_init(struct cws_policy *p, enum cws_policy_id id, uint64_t budge
     *p = (struct cws_policy){
         .ops = id == CWS_POLICY_LRU ? &cws_policy_lru : &cws_policy_next,
         .tuning = tuning,
-        .budget_bytes = budget_bytes,
         .unit_bytes = unit_bytes,
     };
+    cws_policy_set_budget(p, budget_bytes);
+    list_init(&p->window);
+    list_init(&p->kept);
+}
+
+void cws_policy_set_budget(struct cws_policy *p, uint64_t budget_bytes)
+{
     /* Large enough for what all threads need at the same instant and for their readahead (a matrix product walks over
      * as many parts of a weight as it has threads): with 4 blocks every block decoded ahead was dropped before its use.
      * All the rest is for keepers. */
-    uint64_t units = budget_bytes / unit_bytes / tuning->views_window_share;
-    uint64_t least = tuning->views_window_least, most = tuning->views_window_most;
-    p->window_bytes = (units < least ? least : units > most ? most : units) * unit_bytes;
-    list_init(&p->window);
-    list_init(&p->kept);
+    uint64_t units = budget_bytes / p->unit_bytes / p->tuning->views_window_share;
+    uint64_t least = p->tuning->views_window_least, most = p->tuning->views_window_most;
+    p->budget_bytes = budget_bytes;
+    p->window_bytes = (units < least ? least : units > most ? most : units) * p->unit_bytes;
 }
 
 void cws_policy_append(struct cws_policy *p, struct cws_policy_node *n, enum cws_policy_place place)

@@ -57,6 +57,8 @@ extern const struct cws_policy_ops cws_policy_lru, cws_policy_next;
 /* tuning: the caller's, lives as long as p. */
 void cws_policy_init(struct cws_policy *p, enum cws_policy_id id, uint64_t budget_bytes, uint64_t unit_bytes,
                      const struct cws_tuning *tuning);
+/* Another budget: what streams and what stays follow it. What is in stays until it is picked. */
+void cws_policy_set_budget(struct cws_policy *p, uint64_t budget_bytes);
 /* Takes a node out: it is dropped, written to, held or busy. Out already: nothing happens. */
 void cws_policy_remove(struct cws_policy *p, struct cws_policy_node *n);
 /* Puts a node back that was out only for a moment (held, busy), where it was. */
