@@ -4,6 +4,7 @@
 #include "shim/libc/file_table.h"
 #include "shim/libc/hooks.h"
 #include "shim/libc/signals.h"
+#include "budget.h"
 #include "state.h"
 
 #include <dlfcn.h>
@@ -33,6 +34,7 @@ static void fork_child(void)
 {
     cws_signals_fork_done();
     cws_shim_note_owner();
+    cws_shim_budget_fork_child();
     cws_files_fork_child();
 }
 

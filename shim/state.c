@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 bool cws_shim_is_active;
 
-static struct cws_options options;
+static struct cws_options options; /* of the environment */
+static const struct cws_options *_Atomic in_force = &options;
 static struct cws_error options_error; /* found by cws_shim_activate, said when it matters */
 static atomic_int owner_pid;           /* the process whose memory this is */
 static atomic_bool pager_started;
@@ -21,7 +23,40 @@ void cws_shim_activate(void)
     cws_shim_is_active = true;
 }
 
-const struct cws_options *cws_shim_options(void) { return &options; }
+const struct cws_options *cws_shim_options(void) { return atomic_load_explicit(&in_force, memory_order_acquire); }
+
+/* Threads may be reading any that was ever in force, so all are kept: one for each different budget. */
+static struct other {
+    struct cws_options options;
+    struct other *next;
+} * others;
+
+static bool has_budget(const struct cws_options *o, const struct cws_options *of)
+{
+    bool same = o->budget_bytes == of->budget_bytes && o->budget_percent == of->budget_percent &&
+                o->device_count == of->device_count;
+    for (unsigned i = 0; i < o->device_count && same; i++)
+        same = o->devices[i].device == of->devices[i].device && o->devices[i].bytes == of->devices[i].bytes &&
+               o->devices[i].percent == of->devices[i].percent;
+    return same;
+}
+
+int cws_shim_change_options(const struct cws_options *next)
+{
+    struct other *other = others;
+    while (other && !has_budget(&other->options, next))
+        other = other->next;
+    if (!other) {
+        other = malloc(sizeof *other);
+        if (!other)
+            return -ENOMEM;
+        other->options = *next;
+        other->next = others;
+        others = other;
+    }
+    atomic_store_explicit(&in_force, &other->options, memory_order_release);
+    return 0;
+}
 
 int cws_shim_check_options(void)
 {

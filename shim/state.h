@@ -17,7 +17,10 @@ void cws_shim_activate(void);
 /* Before a store is opened: 0, or -EINVAL when a CODEC_* variable has a value that is not understood (one line says
  * which; said once). */
 int cws_shim_check_options(void);
+/* What is in force; what it points to stays as it is. */
 const struct cws_options *cws_shim_options(void);
+/* Others are in force from now on, which are the same but for the budget. 0 or -ENOMEM. One thread at a time. */
+int cws_shim_change_options(const struct cws_options *next);
 
 /* Does the pager run (libc/paging.h)? */
 bool cws_shim_pager_started(void);

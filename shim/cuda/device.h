@@ -38,6 +38,9 @@ void cws_cuda_set_parts(const struct cws_cuda_parts *parts);
 struct cws_gpu *cws_cuda_manager(CUresult *out_result);
 /* The same, if it is open. */
 struct cws_gpu *cws_cuda_manager_if_open(void);
+/* Until the other one is called no manager opens or closes, and calls that would do so wait. Not inside a use. */
+void cws_cuda_devices_hold(void);
+void cws_cuda_devices_let(void);
 /* The table of the real driver. Only where a manager is open. */
 const struct cws_driver *cws_cuda_driver(void);
 /* The context is about to end; NULL: the primary one of the device. */

@@ -23,6 +23,9 @@ static _Atomic int retains[CWS_CUDA_DEVICES]; /* of each device's primary contex
 
 const struct cws_driver *cws_cuda_driver(void) { return &driver; }
 
+void cws_cuda_devices_hold(void) { cws_lock_take(&open_lock); }
+void cws_cuda_devices_let(void) { cws_lock_drop(&open_lock); }
+
 static void say(const char *line)
 {
     if (!atomic_load_explicit(&exiting, memory_order_relaxed))
@@ -289,6 +292,7 @@ void cws_cuda_set_parts(const struct cws_cuda_parts *given) { parts = *given; }
 
 void cws_cuda_fork_child(void)
 {
+    cws_lock_reset(&open_lock);
     unsigned count = atomic_load(&cws_cuda_device_count);
     for (unsigned i = 0; i < count; i++) {
         struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);

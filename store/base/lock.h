@@ -11,6 +11,9 @@
 #include <stdint.h>
 
 enum cws_rank {
+    /* One, in shim/budget.c. One change of the budget at a time. Inside: all that a manager or the pager does for it.
+     * Free in the child of fork. */
+    CWS_RANK_BUDGET,
     /* One, in shim/cuda/devices.c. The list of devices, while a manager is opened or closed. Inside: any call of the
      * driver, dlopen, threads that start and end, what a manager does. Never inside: the program's code. Never taken
      * inside a use, nor by a thread that a manager waits for when it closes. */

@@ -246,6 +246,17 @@ int cws_options_check_budget(const char *value, struct cws_error *err)
     return parse_budget(&unused, value) ? refuse(&table[0], value, err) : 0;
 }
 
+int cws_options_set_budget(struct cws_options *o, const char *value, struct cws_error *err)
+{
+    struct cws_options next = *o;
+    next.budget_bytes = 0;
+    next.budget_percent = next.device_count = 0;
+    if (parse_budget(&next, value))
+        return cws_fail(err, CWS_E_USAGE, "a budget of '%s': not understood; use %s", value, table[0].accepts);
+    *o = next;
+    return 0;
+}
+
 int cws_options_from_env(struct cws_options *out, struct cws_error *err)
 {
     static const struct cws_options defaults = {

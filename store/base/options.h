@@ -45,6 +45,10 @@ CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_erro
  * Reads no environment. */
 CWS_MUST_CHECK int cws_options_check_budget(const char *value, struct cws_error *err);
 
+/* Another budget for `o`, in the forms of CODEC_VRAM_BUDGET; all else stays. CWS_E_USAGE, and nothing changed: not
+ * understood. */
+CWS_MUST_CHECK int cws_options_set_budget(struct cws_options *o, const char *value, struct cws_error *err);
+
 /* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h). 0: nothing could
  * be told. */
 uint64_t cws_options_host_budget(const struct cws_options *o);

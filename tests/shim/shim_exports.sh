@@ -6,7 +6,7 @@ want=$({
     sed -n 's/^CWS_HOOK(\([A-Za-z0-9_]*\),.*/\1/p' "$2"
     sed -n 's/^CWS_CUDA\(_VOID\)*(\([A-Za-z0-9_]*\),.*/\2/p' "$3"
     sed -n 's/^CWS_CUDA_S(\([A-Za-z0-9_]*\), \(_[a-z]*\),.*/\1 \1\2/p' "$3" | tr ' ' '\n'
-    printf '%s\n' codecllm_stats_json codecllm_gpu_stats_json dlsym
+    printf '%s\n' codecllm_stats_json codecllm_gpu_stats_json codecllm_set_budget codecllm_sleep codecllm_wake dlsym
 } | sort)
 have=$(nm -D --defined-only "$1" | awk '{print $3}' | sort)
 if [ "$want" != "$have" ]; then

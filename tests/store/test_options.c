@@ -175,6 +175,29 @@ static void budgets_are_checked_as_they_are_read(void **state)
     }
 }
 
+static void another_budget_changes_nothing_else(void **state)
+{
+    (void)state;
+    struct cws_options o, before;
+    struct cws_error err = {0};
+    setenv("CODEC_VRAM_BUDGET", "0:2G,1:50%", 1);
+    setenv("CODEC_POLICY", "lru", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    before = o;
+    assert_int_equal(cws_options_set_budget(&o, "3X", &err), CWS_E_USAGE);
+    assert_non_null(strstr(err.message, "'3X'"));
+    assert_memory_equal(&o, &before, sizeof o);
+    assert_int_equal(cws_options_set_budget(&o, "3G", &err), 0);
+    assert_int_equal(cws_options_device_budget(&o, 1, 1 << 30), 3ull << 30);
+    assert_int_equal(cws_options_host_budget(&o), 3ull << 30);
+    assert_int_equal(cws_options_set_budget(&o, "50%", &err), 0);
+    assert_int_equal(cws_options_device_budget(&o, 1, 1000), 500);
+    assert_int_equal(cws_options_set_budget(&o, "1:1G", &err), 0);
+    assert_int_equal(cws_options_device_budget(&o, 0, 1000), 0);
+    assert_int_equal(o.policy, CWS_POLICY_LRU);
+    assert_true(o.active);
+}
+
 static void budgets_of_devices(void **state)
 {
     (void)state;
@@ -265,6 +288,7 @@ int main(void)
         cmocka_unit_test_setup(unset_budget_means_inactive, clear),
         cmocka_unit_test_setup_teardown(budget_forms, clear, clear),
         cmocka_unit_test_setup_teardown(budgets_are_checked_as_they_are_read, clear, clear),
+        cmocka_unit_test_setup_teardown(another_budget_changes_nothing_else, clear, clear),
         cmocka_unit_test_setup_teardown(budgets_of_devices, clear, clear),
         cmocka_unit_test_setup_teardown(each_row_refuses_nonsense, clear, clear),
         cmocka_unit_test_setup_teardown(unknown_names_are_found, clear, clear),

@@ -2,6 +2,7 @@
 
     CODEC_VRAM_BUDGET=2G python infer.py        # nothing to import: codecllm.pth loads the library
     import codecllm; codecllm.stats()           # what paging did so far, in this process
+    codecllm.set_budget("3G"); codecllm.sleep() # another budget while it runs; nothing in memory for now
 
     import codecllm; codecllm.compress_model(model, mode="q8")    # weights compressed in memory, without the shim
 
@@ -57,8 +58,11 @@ __all__ = [
     "memory_stats",
     "safe_open",
     "save_file",
+    "set_budget",
     "shim_path",
+    "sleep",
     "stats",
+    "wake",
 ]
 
 
@@ -82,17 +86,24 @@ def command_path() -> str:
     return path
 
 
+def _function(name: str) -> Any:
+    """A function of libcodecshim.so."""
+    import ctypes
+
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except AttributeError:
+        raise Error(
+            "libcodecshim.so is not loaded in this process; start it with CODEC_VRAM_BUDGET set, or by 'codecllm run'"
+        ) from None
+
+
 def _json(name: str) -> Any:
     """What a function of the library that writes JSON says."""
     import ctypes
     import json
 
-    try:
-        function = getattr(ctypes.CDLL(None), name)
-    except AttributeError:
-        raise Error(
-            "libcodecshim.so is not loaded in this process; start it with CODEC_VRAM_BUDGET set, or by 'codecllm run'"
-        ) from None
+    function = _function(name)
     function.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     function.restype = ctypes.c_size_t
     size = 4096
@@ -133,6 +144,58 @@ def memory_stats(device: int | str | torch.device | None = None) -> MemoryStats 
     if index not in devices:
         raise Error(f"GPU {index} is not paged in this process: nothing was allocated on it yet, or it has no budget")
     return devices[index]
+
+
+def _call(name: str, *arguments: bytes) -> None:
+    """Calls a function of the library that answers 0, or a code and a line. Others may run meanwhile."""
+    import ctypes
+
+    function = _function(name)
+    function.argtypes = [*[ctypes.c_char_p] * len(arguments), ctypes.c_char_p, ctypes.c_size_t]
+    function.restype = ctypes.c_int
+    line = ctypes.create_string_buffer(512)
+    code = function(*arguments, line, len(line))
+    if code:
+        error = Error(line.value.decode("utf-8", "replace"))
+        error.code = code
+        raise error
+
+
+def set_budget(size: int | str) -> None:
+    """Another budget for this process, on all its GPUs and in host memory, larger or smaller, while it runs.
+
+    size: bytes, or a string in the forms of CODEC_VRAM_BUDGET: "3G", "512M", "50%" (K, M, G, T: powers of 1024), or a
+    list per GPU "0:2G,1:3G", where a GPU that is not named keeps its budget. What is opened later gets it, too.
+
+    When this returns no more than it is used. A smaller budget drops weights at once, and waits for what runs on the
+    GPU: mostly milliseconds, about 2 seconds where nothing there moves, 10 seconds at most. Any thread may call it;
+    others go on meanwhile, and calls from several threads take turns.
+
+    Raises codecllm.Error, and all budgets are as before: the size is not understood, or cannot be met now (activations
+    and other memory that cannot be dropped; the line says what takes how much, and the least that is sure to do), or
+    the library is not loaded, or paging is off in this process. On a GPU, staging keeps the size that it had."""
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise Error(f"a budget is a number of bytes or a string such as '3G', not {type(size).__name__}")
+    text = str(size)
+    if "\0" in text:
+        raise Error("a budget is a number of bytes or a string such as '3G'; this one has a NUL")
+    _call("codecllm_set_budget", text.encode("utf-8", "replace"))
+
+
+def sleep() -> None:
+    """Drops all weights that can be dropped, on all GPUs and in host memory, and gives idle memory back to the driver.
+
+    Activations, weights that were written to and staging stay, and so do the budgets. Nothing is loaded ahead until the
+    program uses a weight, or wake() is called; then weights come back as they are needed. Waits for what runs on the
+    GPU, a second at most where nothing there moves. Any thread. Raises codecllm.Error when the library is not loaded or
+    paging is off."""
+    _call("codecllm_sleep")
+
+
+def wake() -> None:
+    """Ends sleep(): what is expected next may be loaded ahead. Returns at once. The first use of a weight does the
+    same. Any thread. Raises codecllm.Error as sleep() does."""
+    _call("codecllm_wake")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,150 @@
+/* Description: the budget of a GPU changes under the preloaded library while the program runs, in the forms of the
+ * variable; what cannot be is refused with one line; sleep drops the weights; and what is read stays right. */
+#include "cuda_shim_fixture.h"
+
+static CUstream stream;
+static CUdeviceptr at[TENSORS], scratch;
+static char line[512];
+
+static int call_set(const char *text)
+{
+    int (*set)(const char *, char *, size_t) = (int (*)(const char *, char *, size_t))dlsym(RTLD_DEFAULT,
+                                                                                            "codecllm_set_budget");
+    assert_non_null(set);
+    return set(text, line, sizeof line);
+}
+
+static int call(const char *name)
+{
+    int (*function)(char *, size_t) = (int (*)(char *, size_t))dlsym(RTLD_DEFAULT, name);
+    assert_non_null(function);
+    return function(line, sizeof line);
+}
+
+static void set_to(const char *text, unsigned long long bytes)
+{
+    if (call_set(text))
+        fail_msg("%s: %s", text, line);
+    assert_string_equal(line, "");
+    assert_int_equal(stat_of("budget"), bytes);
+    assert_true(stat_of("used") <= bytes);
+}
+
+static void refused(const char *text, const char *why)
+{
+    unsigned long long before = stat_of("budget");
+    assert_true(call_set(text) < 0);
+    if (!strstr(line, why) || strchr(line, '\n'))
+        fail_msg("%s: %s", text, line);
+    assert_int_equal(stat_of("budget"), before);
+}
+
+static void read_all(void)
+{
+    CUfunction sum = kernel("sum");
+    for (unsigned i = 0; i < TENSORS; i++) {
+        uint64_t bytes = tensor_bytes(i), got = 0;
+        void *params[] = {&scratch, &at[i], &bytes};
+        OK(cu.cuLaunchKernel(sum, 1, 1, 1, 1, 1, 1, 0, stream, params, NULL));
+        OK(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream));
+        OK(cu.cuStreamSynchronize(stream));
+        assert_int_equal(got, sum_of(content(i), tensor_bytes(i)));
+        assert_true(stat_of("used") <= stat_of("budget"));
+    }
+}
+
+static void it_follows(void **state)
+{
+    (void)state;
+    read_all();
+    set_to("48M", 48 * MIB);
+    read_all();
+    set_to("33554432", 32 * MIB);
+    read_all();
+    set_to("0:40M", 40 * MIB); /* a list */
+    set_to("1:20M", 40 * MIB); /* of others */
+    set_to("80M", 80 * MIB);
+    read_all();
+    assert_true(stat_of("decoded") > 60 * MIB); /* all of them */
+    set_to("36M", 36 * MIB);
+    read_all();
+}
+
+static void what_cannot_be_is_one_line(void **state)
+{
+    (void)state;
+    refused("", "not understood");
+    refused("much", "not understood");
+    refused("0", "not understood");
+    refused("-1", "not understood");
+    refused("101%", "not understood");
+    refused("1M", "is sure to do now is");
+    refused("0:1M", "GPU 0: ");
+    read_all();
+}
+
+static void sleep_drops_the_weights(void **state)
+{
+    (void)state;
+    read_all();
+    assert_true(stat_of("decoded") > 0);
+    assert_int_equal(call("codecllm_sleep"), 0);
+    assert_int_equal(stat_of("decoded") + stat_of("reserve") + stat_of("idle"), 0);
+    assert_int_equal(call("codecllm_wake"), 0);
+    read_all();
+    assert_int_equal(call("codecllm_sleep"), 0);
+    read_all(); /* as well without */
+}
+
+/* A forked child has no GPU; its own host memory has the new budget. */
+static void a_child_leaves_its_parent_alone(void **state)
+{
+    (void)state;
+    unsigned long long before = stat_of("budget");
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(call_set("20M") == 0 && call("codecllm_sleep") == 0 ? 0 : 1);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(stat_of("budget"), before);
+    read_all();
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    fixture_open_driver();
+    fixture_model();
+    fixture_map();
+    OK(cu.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cu.cuMemAllocAsync(&scratch, 4096, stream));
+    if (stat_of("budget") == ~0ull) {
+        fprintf(stderr, "no manager: built without kernels for the GPU\n");
+        exit(77);
+    }
+    for (unsigned i = 0; i < TENSORS; i++) {
+        OK(cu.cuMemAllocAsync(&at[i], tensor_bytes(i), stream));
+        OK(cu.cuMemcpyHtoDAsync_v2(at[i], view + tensor_begin[i], tensor_bytes(i), stream));
+    }
+    OK(cu.cuStreamSynchronize(stream));
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    return unlink(model_path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(it_follows),
+        cmocka_unit_test(what_cannot_be_is_one_line),
+        cmocka_unit_test(sleep_drops_the_weights),
+        cmocka_unit_test(a_child_leaves_its_parent_alone),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
