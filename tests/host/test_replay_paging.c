@@ -3,6 +3,7 @@
  * cost much, nothing depends on chance; its device, its memory and its costs, each alone; replay_policy prints it. */
 #include "tools/bench/replay_sim.h"
 #include "replay_tool.h"
+#include "tests/support/sanitized.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -147,7 +148,7 @@ static void a_steady_round_loads_what_does_not_fit(void **state)
     struct replay_program p;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         assert_true(replay_program_make(&p, rows[i].name));
-        for (size_t k = 0; k < 4 && rows[i].gib[k] > 0; k++) {
+        for (size_t k = SANITIZED; k < 4 && rows[i].gib[k] > 0; k += 1 + 2 * SANITIZED) {
             uint64_t budget = (uint64_t)(rows[i].gib[k] * (double)GIB);
             struct replay_paged r = page(&(struct replayed){rows[i].name, 0, 0, budget}, &replay_costs_default);
             double room = (double)budget - (double)(OTHER + 64 * MIB) - r.reserve_bytes,
@@ -169,7 +170,7 @@ static void more_of_anything_never_costs_much(void **state)
     for (const char *const *name = replay_programs; *name; name++) {
         bool small = strcmp(*name, "tinyllama") == 0;
         double before = INFINITY;
-        for (uint64_t gib = 6; gib <= 14; gib += 2) {
+        for (uint64_t gib = 6; gib <= (SANITIZED ? 8 : 14); gib += 2) {
             uint64_t budget = small ? gib * GIB / 8 : gib * GIB;
             struct replay_paged r = page(&(struct replayed){*name, 0, 0, budget}, &replay_costs_default);
             struct replay_costs fast = replay_costs_default;
@@ -197,7 +198,7 @@ static void plans_by_time_gain(void **state)
                 {"8b", 3072, 1.01},    {"tinyllama", 600, 1.01}, {"prefill", 8192, 1.01}};
     struct cws_tuning by_uses = cws_tuning_default;
     by_uses.order_pace_tries = 0;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    for (size_t i = SANITIZED; i < sizeof rows / sizeof *rows; i += 1 + 4 * SANITIZED) {
         const struct replayed what = {rows[i].name, 0, 0, rows[i].mib * MIB};
         double ms = page(&what, &replay_costs_default).ms,
                before = page_tuned(&what, &replay_costs_default, &by_uses).ms;
