@@ -5,6 +5,7 @@
 #include "shim/libc/hooks.h"
 #include "shim/libc/signals.h"
 #include "budget.h"
+#include "control.h"
 #include "state.h"
 
 #include <dlfcn.h>
@@ -35,6 +36,7 @@ static void fork_child(void)
     cws_signals_fork_done();
     cws_shim_note_owner();
     cws_shim_budget_fork_child();
+    cws_control_fork_child();
     cws_files_fork_child();
 }
 
@@ -72,6 +74,7 @@ __attribute__((constructor)) static void start(void)
     if (budget && *budget && !dlsym(RTLD_DEFAULT, "cws_tool_real_files")) {
         pthread_atfork(fork_prepare, fork_parent, fork_child);
         cws_shim_activate();
+        cws_shim_when_paging(cws_control_start);
         cws_cuda_start();
         adopt_inherited();
     }

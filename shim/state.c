@@ -69,7 +69,22 @@ int cws_shim_check_options(void)
 }
 
 bool cws_shim_pager_started(void) { return atomic_load_explicit(&pager_started, memory_order_acquire); }
-void cws_shim_note_pager(void) { atomic_store_explicit(&pager_started, true, memory_order_release); }
+void cws_shim_note_pager(void)
+{
+    atomic_store_explicit(&pager_started, true, memory_order_release);
+    cws_shim_note_paging();
+}
+
+static void (*paging_begins)(void); /* set once, before anything pages */
+
+void cws_shim_when_paging(void (*begins)(void)) { paging_begins = begins; }
+
+void cws_shim_note_paging(void)
+{
+    static atomic_flag begun = ATOMIC_FLAG_INIT;
+    if (paging_begins && !atomic_flag_test_and_set(&begun))
+        paging_begins();
+}
 
 bool cws_shim_is_borrowed(void) { return getpid() != atomic_load_explicit(&owner_pid, memory_order_relaxed); }
 void cws_shim_note_owner(void) { atomic_store(&owner_pid, getpid()); }

@@ -25,6 +25,9 @@ int cws_shim_change_options(const struct cws_options *next);
 /* Does the pager run (libc/paging.h)? */
 bool cws_shim_pager_started(void);
 void cws_shim_note_pager(void);
+/* Paging begins, here or on a GPU: the first one calls what was given here by the constructor. */
+void cws_shim_when_paging(void (*begins)(void));
+void cws_shim_note_paging(void);
 
 /* True between vfork and exec: this process borrows the memory of its parent, so it must not note in it what it does to
  * its own descriptors. */

@@ -60,6 +60,24 @@ void cws_cuda_budgets_restore(struct cws_cuda_budgets *b)
 
 void cws_cuda_budgets_end(void) { cws_cuda_devices_let(); }
 
+void cws_cuda_budgets_get(struct cws_cuda_budget_rows *out)
+{
+    struct cws_gpu_stats stats;
+    cws_cuda_devices_hold();
+    *out = (struct cws_cuda_budget_rows){.count = 0};
+    unsigned count = atomic_load(&cws_cuda_device_count);
+    for (unsigned i = 0; i < count; i++) {
+        struct cws_gpu *gpu = atomic_load(&cws_cuda_devices[i].gpu);
+        if (!gpu)
+            continue;
+        cws_gpu_stats_get(gpu, &stats);
+        out->of[out->count].ordinal = cws_cuda_devices[i].ordinal;
+        out->of[out->count].budget = stats.budget_bytes;
+        out->of[out->count++].used = stats.used_bytes;
+    }
+    cws_cuda_devices_let();
+}
+
 static void each(void (*do_it)(struct cws_gpu *gpu))
 {
     cws_cuda_devices_hold();

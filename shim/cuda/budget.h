@@ -24,6 +24,15 @@ void cws_cuda_budgets_grow(struct cws_cuda_budgets *b);
 void cws_cuda_budgets_restore(struct cws_cuda_budgets *b);
 void cws_cuda_budgets_end(void);
 
+struct cws_cuda_budget_rows { /* of each manager that is open, bytes */
+    unsigned count;
+    struct {
+        int ordinal;
+        uint64_t budget, used;
+    } of[16];
+};
+void cws_cuda_budgets_get(struct cws_cuda_budget_rows *out);
+
 void cws_cuda_sleep(void);
 void cws_cuda_wake(void);
 

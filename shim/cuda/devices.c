@@ -89,6 +89,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
     int code = cws_gpu_open(&config, device, out, &err);
     if (!code) {
         cws_pager_copies_are_elsewhere();
+        cws_shim_note_paging();
         if (options->verbose)
             cws_shim_say("GPU %d: budget %.1f MiB of %.1f MiB, %u functions of the driver replaced", device,
                          (double)config.budget_bytes / (1 << 20), (double)total / (1 << 20), cws_cuda_hook_count());

@@ -1,6 +1,7 @@
 /* Description: the budget of a GPU changes under the preloaded library while the program runs, in the forms of the
  * variable; what cannot be is refused with one line; sleep drops the weights; and what is read stays right. */
 #include "cuda_shim_fixture.h"
+#include "ask_budget.h"
 
 static CUstream stream;
 static CUdeviceptr at[TENSORS], scratch;
@@ -112,6 +113,23 @@ static void a_child_leaves_its_parent_alone(void **state)
     read_all();
 }
 
+static void the_command_sees_and_changes_it(void **state)
+{
+    (void)state;
+    static char said[4096];
+    set_to("36M", 36 * MIB);
+    if (ask_budget((int)getpid(), NULL, said, sizeof said) != 0 || !strstr(said, "GPU 0  budget  36.0 MiB  used "))
+        fail_msg("%s", said);
+    if (ask_budget((int)getpid(), "32M", said, sizeof said) != 0 || !strstr(said, "GPU 0  budget  32.0 MiB  used "))
+        fail_msg("%s", said);
+    assert_int_equal(stat_of("budget"), 32 * MIB);
+    if (ask_budget((int)getpid(), "1M", said, sizeof said) != 1 ||
+        !strstr(said, "GPU 0: a budget of 1 MiB cannot be met"))
+        fail_msg("%s", said);
+    assert_int_equal(stat_of("budget"), 32 * MIB);
+    read_all();
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -145,6 +163,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_is_one_line),
         cmocka_unit_test(sleep_drops_the_weights),
         cmocka_unit_test(a_child_leaves_its_parent_alone),
+        cmocka_unit_test(the_command_sees_and_changes_it),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,6 +1,8 @@
 /* Description: the budget of views changes under the preloaded library while the program runs; what cannot be is
  * refused with one line; sleep drops what is in memory; and what is read stays right. */
 #include "shim_fixture.h"
+#include "ask_budget.h"
+#include "store/base/control.h"
 
 #include <dlfcn.h>
 #include <sys/wait.h>
@@ -145,6 +147,154 @@ static void a_child_has_its_own(void **state)
     assert_int_equal(stat_of("budget_bytes"), before);
 }
 
+/* --- from outside --------------------------------------------------------------------------------------- */
+
+static char said[4096];
+
+static void expect_said(int status, int want, const char *part)
+{
+    if (status != want || !strstr(said, part))
+        fail_msg("exit status %d, said: %s", status, said);
+    assert_true(said[strlen(said) - 1] == '\n' && strchr(said, '\n') == said + strlen(said) - 1); /* one line */
+}
+
+static void the_command_sees_and_changes_it(void **state)
+{
+    (void)state;
+    const int self = (int)getpid();
+    expect_said(ask_budget(self, NULL, said, sizeof said), 0, "host  budget  2.00 MiB  used");
+    if (is_eager()) {
+        expect_said(ask_budget(self, "3M", said, sizeof said), 2, "decoded whole");
+        return;
+    }
+    expect_said(ask_budget(self, "3M", said, sizeof said), 0, "host  budget  3.00 MiB  used");
+    assert_int_equal(stat_of("budget_bytes"), 3 << 20);
+    expect_said(ask_budget(self, "1000000", said, sizeof said), 1, "the least is 1048576; it stays at 3145728");
+    assert_int_equal(stat_of("budget_bytes"), 3 << 20);
+    assert_memory_equal(view, plain, plain_bytes);
+    set_to("2M", 2 << 20);
+}
+
+/* Waits until it is let end; has changed its mind about nothing. */
+static pid_t forked(int *hold)
+{
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        char byte;
+        close(ends[1]);
+        _exit(read(ends[0], &byte, 1) == 0 && memcmp(view, plain, plain_bytes) == 0 ? 0 : 1);
+    }
+    close(ends[0]);
+    *hold = ends[1];
+    return child;
+}
+
+static void a_forked_child_does_not_answer(void **state)
+{
+    (void)state;
+    int hold, status;
+    pid_t child = forked(&hold);
+    expect_said(ask_budget((int)child, NULL, said, sizeof said), 2, "nothing is paged there");
+    expect_said(ask_budget((int)getpid(), NULL, said, sizeof said), 0, "host  budget  2.00 MiB");
+    close(hold);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    expect_said(ask_budget((int)child, NULL, said, sizeof said), 2, "no such process");
+}
+
+/* A client that speaks for itself: what it gets for this line. */
+static void speak(const char *request, char *answer, size_t room)
+{
+    struct sockaddr_un address;
+    socklen_t size = cws_control_address((int)getppid(), &address);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    size_t got = 0;
+    ssize_t n;
+    answer[0] = '\0';
+    if (connect(fd, (struct sockaddr *)&address, size) != 0)
+        return;
+    send(fd, request, strlen(request), MSG_NOSIGNAL); /* may come too late for an answer that is there already */
+    shutdown(fd, SHUT_WR);
+    while ((n = recv(fd, answer + got, room - 1 - got, 0)) > 0)
+        got += (size_t)n;
+    answer[got] = '\0';
+    close(fd);
+}
+
+static int stranger(void)
+{
+    char answer[512];
+    if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+        return 77;
+    speak("set 1M\n", answer, sizeof answer);
+    return strncmp(answer, "error -13 only root and the user", 32) == 0 ? 0 : 1;
+}
+
+static int garbage(void)
+{
+    static char answer[4096], long_one[4000];
+    memset(long_one, 'x', sizeof long_one - 1);
+    speak(long_one, answer, sizeof answer); /* longer than a line may be */
+    if (answer[0])
+        return 1;
+    speak("", answer, sizeof answer); /* nothing */
+    if (answer[0])
+        return 2;
+    speak("hello\n", answer, sizeof answer);
+    if (strncmp(answer, "error -10050 ", 13) != 0)
+        return 3;
+    speak("set nonsense\n", answer, sizeof answer);
+    if (strncmp(answer, "error -10050 a budget of 'nonsense': not understood", 50) != 0)
+        return 4;
+    speak("get\n", answer, sizeof answer);
+    return strncmp(answer, "host 2097152 ", 13) == 0 && strstr(answer, "\nend\n") ? 0 : 5;
+}
+
+static int in_process(int (*client)(void))
+{
+    int status;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(client());
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void others_may_not_ask(void **state)
+{
+    (void)state;
+    int status = in_process(stranger);
+    if (status == 77) /* only root can be somebody else */
+        skip();
+    assert_int_equal(status, 0);
+    assert_int_equal(stat_of("budget_bytes"), 2 << 20);
+}
+
+static void clients_that_talk_nonsense_do_no_harm(void **state)
+{
+    (void)state;
+    assert_int_equal(in_process(garbage), 0);
+}
+
+/* The name of a process that does not page, taken by another one. */
+static void who_listens_in_anothers_place_is_not_asked(void **state)
+{
+    (void)state;
+    struct sockaddr_un address;
+    int hold, status, fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t child = forked(&hold);
+    socklen_t size = cws_control_address((int)child, &address);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, size), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    expect_said(ask_budget((int)child, "1M", said, sizeof said), 2, "listens in its place, and was not asked");
+    close(fd);
+    close(hold);
+    assert_int_equal(waitpid(child, &status, 0), child);
+}
+
 int main(int argc, char **argv)
 {
     (void)argv;
@@ -156,6 +306,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_cannot_be_is_one_line),
         cmocka_unit_test(sleep_drops_all),
         cmocka_unit_test(a_child_has_its_own),
+        cmocka_unit_test(the_command_sees_and_changes_it),
+        cmocka_unit_test(a_forked_child_does_not_answer),
+        cmocka_unit_test(others_may_not_ask),
+        cmocka_unit_test(clients_that_talk_nonsense_do_no_harm),
+        cmocka_unit_test(who_listens_in_anothers_place_is_not_asked),
     };
     int start = fixture_start();
     return start ? start : cmocka_run_group_tests(tests, map, NULL);
