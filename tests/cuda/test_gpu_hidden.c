@@ -12,7 +12,9 @@ static struct fixture *begin(uint64_t settle_ns)
     struct fixture *f = open_gpu(256 * MIB, 20 * MIB, true);
     tuning = cws_tuning_default;
     tuning.settle_ns = settle_ns;
+    cws_gpu_lock(&f->gpu->core);
     f->gpu->core.tuning = &tuning;
+    cws_gpu_unlock(&f->gpu->core);
     bind_all(f);
     return f;
 }
