@@ -16,6 +16,7 @@ import sys
 SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary, tied embeddings
     "tinyllama-1.1b": (22, 2048, 5632, 32, 4, 32000, False),
     "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128256, False),
+    "llama-2-13b": (40, 5120, 13824, 40, 40, 32000, False),
     "llama-90m": (8, 1024, 2816, 16, 4, 2048, True),
     "tiny": (2, 64, 160, 4, 2, 2048, True),
 }
