@@ -153,8 +153,11 @@ static bool bind_copy(const struct cws_cuda_copy *c, struct cws_gpu *gpu, struct
 {
     if (bind_view(c, gpu, o))
         return true;
-    return !o->store && is_in_range(c, gpu) &&
-           (bind_file(c, gpu) || bind_content(c, gpu, o) || (!o->store && adopt(c, gpu)));
+    if (o->store || !is_in_range(c, gpu))
+        return false;
+    if (cws_gpu_may_bind(gpu, c->to, c->bytes) && (bind_file(c, gpu) || bind_content(c, gpu, o)))
+        return true;
+    return !o->store && adopt(c, gpu);
 }
 
 /* --- views as host memory ----------------------------------------------------------------------------- */

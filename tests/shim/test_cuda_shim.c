@@ -379,6 +379,47 @@ static void copies_of_other_bytes_are_adopted(void **state)
     munmap(buffer, ROOM);
 }
 
+/* A program that keeps its weights in pinned memory and copies them into a buffer on the device again and again: once the
+ * buffer is bound, a copy is queued at once, as without a pager. */
+static void a_buffer_is_filled_again(void **state)
+{
+    (void)state;
+    void (*hold)(CUstream) = (void (*)(CUstream))dlsym(driver_handle, "standin_hold");
+    CUresult (*unregister)(void *memory) = dlsym(driver_handle, "cuMemHostUnregister");
+    CUdeviceptr buffer;
+    CUresult (*query)(CUstream) = dlsym(driver_handle, "cuStreamQuery");
+    const size_t bytes = tensor_bytes(0);
+    pthread_t soon;
+    uint8_t *keep = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(keep != MAP_FAILED && tensor_bytes(3) == bytes);
+    if (getenv("CODEC_STRICT")) /* each call waits for the stream */
+        return;
+    memcpy(keep, content(0), bytes);
+    memcpy(keep + bytes, content(3), bytes);
+    OK(cu.cuMemHostRegister_v2(keep, 2 * bytes, 0));
+    OK(cu.cuMemAllocAsync(&buffer, bytes, stream));
+    for (unsigned i = 0; i < 6; i++) {
+        uint64_t told;
+        if (i > 1) {
+            hold(stream);
+            OK(pthread_create(&soon, NULL, let_go_soon, NULL));
+            OK(cu.cuMemsetD8Async(scratch, 0, 8, stream));
+        }
+        OK(cu.cuMemcpyHtoDAsync_v2(buffer, keep + i % 2 * bytes, bytes, stream));
+        told = stat_of("loads");
+        if (i > 1) {
+            assert_int_equal(query(stream), CUDA_ERROR_NOT_READY);
+            pthread_join(soon, NULL);
+        }
+        assert_int_equal(device_sum(PLAIN, kernel("sum"), buffer, bytes), sum_of(content(i % 2 ? 3 : 0), bytes));
+        assert_true(i < 2 || stat_of("loads") == told);
+    }
+    OK(cu.cuMemFreeAsync(buffer, stream));
+    OK(cu.cuStreamSynchronize(stream));
+    OK(unregister(keep));
+    munmap(keep, 2 * bytes);
+}
+
 static void a_kernel_handle_in_the_functions_place_is_understood(void **state)
 {
     (void)state;
@@ -1194,6 +1235,7 @@ int main(void)
         cmocka_unit_test(a_tensors_bytes_bind_from_anywhere),
         cmocka_unit_test(tensors_that_are_put_together_bind),
         cmocka_unit_test(copies_of_other_bytes_are_adopted),
+        cmocka_unit_test(a_buffer_is_filled_again),
         cmocka_unit_test(a_kernel_handle_in_the_functions_place_is_understood),
         cmocka_unit_test(a_kernel_with_a_queue_finds_its_memory),
         cmocka_unit_test(pointers_inside_a_struct_are_found),

@@ -61,6 +61,17 @@ struct cws_gpu_extent *cws_gpu_bind_target_drops_lock(struct cws_gpu *gpu, CUdev
     return x && can_fill(x, to, bytes) ? x : NULL;
 }
 
+bool cws_gpu_may_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes)
+{
+    if (gpu->core.dead)
+        return false;
+    cws_gpu_lock(&gpu->core);
+    const struct cws_gpu_extent *x = cws_gpu_bind_around_locked(gpu, to, bytes);
+    bool may = x && (x->state == CWS_EXTENT_ANONYMOUS || can_fill(x, to, bytes));
+    cws_gpu_unlock(&gpu->core);
+    return may;
+}
+
 /* Each byte of it has a source now. */
 static void bound_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, enum cws_extent_state to)
 {

@@ -141,6 +141,9 @@ void cws_gpu_queued_other(struct cws_gpu *gpu);
  * memory, or all of a range that has. A range that is used before all of it is bound is the program's. */
 bool cws_gpu_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes, CUstream stream, struct cws_store *store,
                   uint64_t offset);
+/* Could it be of use to know where the bytes of such a copy come from? Not where the range is bound already, as a
+ * buffer is into which a program copies weights again and again: that is written to like any other. */
+bool cws_gpu_may_bind(struct cws_gpu *gpu, CUdeviceptr to, size_t bytes);
 
 /* A copy that cws_gpu_bind refused was queued: once all of a range was copied like this, it is paged, too. What the
  * program writes there meanwhile is found out before anything is dropped. */
