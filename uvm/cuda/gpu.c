@@ -104,7 +104,7 @@ void cws_gpu_fork_child(struct cws_gpu *gpu)
 /* --- numbers ---------------------------------------------------------------------------------------- */
 
 /* What stays unbound of a store that was loaded is less than this part of what is bound. */
-enum { MEM_INFO_REST = 8 };
+enum { MEM_INFO_REST = 4 };
 
 /* Is the program loading? Some bytes of a store stay unbound: small tensors, what was copied from ordinary memory. */
 static bool is_loading_locked(const struct cws_gpu *gpu, uint64_t opened_bytes)
