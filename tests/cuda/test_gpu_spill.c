@@ -91,6 +91,38 @@ static void test_clean_weights_go_first(void **state)
     close_gpu(f);
 }
 
+/* What a pool of the driver may take unasked stays free while written weights can go for it. */
+static void test_the_margin_of_pools_is_left(void **state)
+{
+    (void)state;
+    enum { BUDGET = 30 << 20, MARGIN = 4 << 20 };
+    struct fixture *f = open_gpu(256 * MIB, BUDGET, true);
+    static struct cws_tuning tuning;
+    struct cws_gpu_stats stats;
+    CUdeviceptr small;
+    tuning = cws_tuning_default;
+    tuning.pool_margin_share = BUDGET / MARGIN;
+    tuning.victim_wait_ns = 1000000000;
+    f->gpu->core.tuning = &tuning;
+    bind_all(f);
+    assert_int_equal(driver.mem_alloc_async(&small, 4096, f->stream), 0);
+    cws_gpu_pools_changed(f->gpu);
+    for (unsigned i = 0; i < TENSORS; i++)
+        edit(f, i);
+    for (unsigned pass = 0; pass < 2; pass++)
+        for (unsigned i = 0; i < TENSORS; i++) {
+            expect_bytes(f, i, expected[i]);
+            cws_gpu_stats_get(f->gpu, &stats);
+            if (stats.used_bytes > BUDGET - MARGIN)
+                fail_msg("pass %u, tensor %u: %.1f MiB are used", pass, i, (double)stats.used_bytes / MIB);
+        }
+    assert_true(stats.spills > TENSORS / 2);
+    assert_int_equal(driver.mem_free_async(small, f->stream), 0);
+    forget_expected();
+    free_all(f);
+    close_gpu(f);
+}
+
 /* Allocations that were not used for long give way to a large one, also one of an odd size. */
 static void test_old_allocations_go(void **state)
 {
@@ -319,10 +351,15 @@ static void test_calls_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_all_weights_were_written),  cmocka_unit_test(test_clean_weights_go_first),
-        cmocka_unit_test(test_old_allocations_go),        cmocka_unit_test(test_freed_while_spilled),
-        cmocka_unit_test(test_host_memory_is_short),      cmocka_unit_test(test_calls_fail),
-        cmocka_unit_test(test_a_changed_copy_is_refused), cmocka_unit_test(test_compressed_weights_give_way),
+        cmocka_unit_test(test_all_weights_were_written),
+        cmocka_unit_test(test_clean_weights_go_first),
+        cmocka_unit_test(test_the_margin_of_pools_is_left),
+        cmocka_unit_test(test_old_allocations_go),
+        cmocka_unit_test(test_freed_while_spilled),
+        cmocka_unit_test(test_host_memory_is_short),
+        cmocka_unit_test(test_calls_fail),
+        cmocka_unit_test(test_a_changed_copy_is_refused),
+        cmocka_unit_test(test_compressed_weights_give_way),
         cmocka_unit_test(test_copies_are_kept),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);

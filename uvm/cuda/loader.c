@@ -39,8 +39,8 @@ static bool drop_for_drops_lock(struct cws_gpu *gpu, uint64_t have, uint64_t nee
            cws_gpu_spill_one_drops_lock(gpu);
 }
 
-/* What somebody who waits leaves free for pools: the margin, if weights can go in its place. It gives way where these
- * are in use and the streams have come to a stand. */
+/* What somebody who waits leaves free for pools: the margin, if something can go in its place. It gives way where that
+ * is in use, the streams have come to a stand and nothing moves here. */
 static uint64_t margin_locked(struct cws_gpu *gpu)
 {
     struct cws_gpu_loader *l = &gpu->loader;
@@ -51,8 +51,10 @@ static uint64_t margin_locked(struct cws_gpu *gpu)
     if (l->margin_since_ns == 0 || l->margin_progress != gpu->streams.progress)
         l->margin_since_ns = now;
     l->margin_progress = gpu->streams.progress;
-    bool stands = now - l->margin_since_ns > gpu->core.tuning->victim_wait_ns;
-    return cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) && !stands ? margin : 0;
+    bool stands = now - l->margin_since_ns > gpu->core.tuning->victim_wait_ns,
+         may_go = cws_gpu_order_victim(&gpu->order, (struct cws_gpu_price){0}) || cws_gpu_spillable_locked(gpu) ||
+                  cws_gpu_provable_locked(gpu);
+    return may_go && !stands ? margin : 0;
 }
 
 /* A frame that can be had without an eviction, put where idle ones lie; `margin` bytes stay free. False: there is none
@@ -463,6 +465,8 @@ static void *run(void *arg)
         moved |= cws_gpu_loads_issue_drops_lock(gpu);
         if (claimed)
             cws_gpu_host_unclaimed(&gpu->sources);
+        if (moved)
+            gpu->loader.margin_since_ns = 0;
         if (moved || cws_gpu_trace_idle_drops_lock(gpu))
             patience.ns = 0;
         else

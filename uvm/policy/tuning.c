@@ -73,7 +73,7 @@
     X(trim_much_bytes, 24 * MIB, 0, 64 * GIB, "bytes", "unused in all pools for which it is tried")                    \
     X(pool_step_bytes, 32 * MIB, 0, 64 * GIB, "bytes", "that a pool is expected to grow by at first")                  \
     X(pool_step_share, 16, 1, 1024, "share", "of the budget that this is at most")                                     \
-    X(pool_margin_share, 64, 1, MIB, "share", "of the budget that weights leave to pools that grow unasked")           \
+    X(pool_margin_share, 24, 1, MIB, "share", "of the budget that weights leave to pools that grow unasked")           \
     X(spill_unused, 8, 0, GIB, "launches", "after which an allocation may go to host memory, before a launch fails")   \
     X(spill_unused_long, 1024, 0, GIB, "launches", "the same with CODEC_ADOPT=0; else it is adopted as it goes")       \
     X(recent_uses, 64, 0, GIB, "launches", "back that a kernel of NCCL may use what was named by")                     \
