@@ -7,8 +7,6 @@
 #include "verbs.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/time.h>
@@ -92,15 +90,16 @@ static int show(const char *pid, char *answer)
     bool all = false;
     char *rest = NULL;
     for (char *line = strtok_r(answer, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-        uint64_t budget, used;
-        int gpu;
+        bool gpu = strncmp(line, "gpu ", 4) == 0;
+        char *at = line + (gpu ? 4 : 5);
         all = strcmp(line, "end") == 0;
-        if (sscanf(line, "gpu %d %" SCNu64 " %" SCNu64, &gpu, &budget, &used) == 3)
-            cws_table_cell(t, "GPU %d", gpu);
-        else if (sscanf(line, "host %" SCNu64 " %" SCNu64, &budget, &used) == 2)
-            cws_table_cell(t, "host");
-        else
+        if (!gpu && strncmp(line, "host ", 5) != 0)
             continue;
+        if (gpu)
+            cws_table_cell(t, "GPU %lu", strtoul(at, &at, 10));
+        else
+            cws_table_cell(t, "host");
+        uint64_t budget = strtoull(at, &at, 10), used = strtoull(at, &at, 10);
         cws_table_cell(t, "budget");
         cws_table_cell(t, "%s", cws_size_text(budget).text);
         cws_table_cell(t, "used");
