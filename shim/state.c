@@ -33,8 +33,8 @@ static struct other {
 
 static bool has_budget(const struct cws_options *o, const struct cws_options *of)
 {
-    bool same = o->budget_bytes == of->budget_bytes && o->budget_percent == of->budget_percent &&
-                o->device_count == of->device_count;
+    bool same = o->budget_auto == of->budget_auto && o->budget_bytes == of->budget_bytes &&
+                o->budget_percent == of->budget_percent && o->device_count == of->device_count;
     for (unsigned i = 0; i < o->device_count && same; i++)
         same = o->devices[i].device == of->devices[i].device && o->devices[i].bytes == of->devices[i].bytes &&
                o->devices[i].percent == of->devices[i].percent;

@@ -156,7 +156,7 @@ static void show_cuda(const struct cws_cuda *cuda)
     show_kernels(cuda);
 }
 
-/* What the percentages of CODEC_VRAM_BUDGET come to on this machine. */
+/* What the percentages of CODEC_VRAM_BUDGET, or auto, come to on this machine. */
 static void show_percent(const struct cws_options *options, const struct cws_cuda *cuda)
 {
     struct cws_memory_limit limit;
@@ -167,6 +167,9 @@ static void show_percent(const struct cws_options *options, const struct cws_cud
         line("  budget, host", "%s: %u%% of %s, %s", cws_size_text(budget).text, options->budget_percent,
              cws_size_text(limit.bytes).text, cws_printable(limit.from, from, sizeof from));
     }
+    if (options->budget_auto)
+        line("  budget, host", "%s: half of what is free, within the range",
+             cws_size_text(cws_options_host_budget(options)).text);
     for (int i = 0; i < devices_known(cuda); i++) {
         uint64_t bytes = cuda->devices[i].memory_bytes, budget = cws_options_device_budget(options, i, bytes);
         unsigned percent = options->device_count ? 0 : options->budget_percent;

@@ -41,6 +41,8 @@ struct cws_gpu *cws_cuda_manager_if_open(void);
 /* Until the other one is called no manager opens or closes, and calls that would do so wait. Not inside a use. */
 void cws_cuda_devices_hold(void);
 void cws_cuda_devices_let(void);
+/* Does the process end, so that the driver may be gone? */
+bool cws_cuda_is_exiting(void);
 /* The table of the real driver. Only where a manager is open. */
 const struct cws_driver *cws_cuda_driver(void);
 /* The context is about to end; NULL: the primary one of the device. */

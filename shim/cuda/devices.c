@@ -3,6 +3,7 @@
 #include "store/base/lock.h"
 #include "store/cuda/decoder.h"
 #include "uvm/host/view.h"
+#include "auto_budget.h"
 #include "copy.h"
 #include "device.h"
 #include "shim/say.h"
@@ -22,6 +23,8 @@ static struct cws_cuda_parts parts;
 static _Atomic int retains[CWS_CUDA_DEVICES]; /* of each device's primary context, by the program */
 
 const struct cws_driver *cws_cuda_driver(void) { return &driver; }
+
+bool cws_cuda_is_exiting(void) { return atomic_load_explicit(&exiting, memory_order_relaxed); }
 
 void cws_cuda_devices_hold(void) { cws_lock_take(&open_lock); }
 void cws_cuda_devices_let(void) { cws_lock_drop(&open_lock); }
@@ -60,6 +63,17 @@ static CUcontext primary_of(CUdevice device)
     return primary;
 }
 
+/* Its context is current. 0: a list does not name it. */
+static uint64_t first_budget(const struct cws_options *options, CUdevice device, size_t total)
+{
+    size_t free_bytes = 0;
+    if (!options->budget_auto)
+        return cws_options_device_budget(options, device, total);
+    driver.mem_info(&free_bytes, &total);
+    struct cws_auto_rule rule = cws_auto_rule_of(options, total);
+    return cws_auto_first(&rule, free_bytes);
+}
+
 static CUresult open_manager(CUdevice device, struct cws_gpu **out)
 {
     const struct cws_options *options = cws_shim_options();
@@ -72,7 +86,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
     driver.device_total(&total, device);
     struct cws_gpu_config config = {
         .driver = &driver,
-        .budget_bytes = cws_options_device_budget(options, device, total),
+        .budget_bytes = first_budget(options, device, total),
         .host_budget_bytes = options->host_budget_bytes,
         .policy = options->policy,
         .prefetch = options->prefetch,
@@ -82,7 +96,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
         .pins = cws_cuda_is_pinned,
         .say = say,
     };
-    if (!config.budget_bytes) {
+    if (!config.budget_bytes && !options->budget_auto) {
         cws_shim_say("GPU %d: no budget in CODEC_VRAM_BUDGET, so no paging there", device);
         return CUDA_SUCCESS;
     }
@@ -90,6 +104,8 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
     if (!code) {
         cws_pager_copies_are_elsewhere();
         cws_shim_note_paging();
+        if (options->budget_auto)
+            cws_cuda_auto_start();
         if (options->verbose)
             cws_shim_say("GPU %d: budget %.1f MiB of %.1f MiB, %u functions of the driver replaced", device,
                          (double)config.budget_bytes / (1 << 20), (double)total / (1 << 20), cws_cuda_hook_count());

@@ -34,6 +34,9 @@ static void say_settings(const struct cws_options *options)
     for (size_t i = 0; cws_options_row(i, &row); i++)
         cws_shim_say("%s=%s%s", row.name, row.value && *row.value ? row.value : row.fallback,
                      row.value && *row.value ? "" : " (default)");
+    if (options->budget_auto)
+        cws_shim_say("the budget of host memory is %.1f MiB: half of what is free, within the range",
+                     (double)cws_options_host_budget(options) / (1 << 20));
     if (options->budget_percent) {
         struct cws_memory_limit limit;
         cws_memory_limit_get("", &limit);

@@ -102,9 +102,26 @@ static int parse_list(struct cws_options *o, const char *value)
     return o->budget_bytes || o->budget_percent ? 0 : CWS_E_USAGE;
 }
 
-/* SIZE, PERCENT% or a list of these per device. */
+/* "auto" or "auto:MIN-MAX". */
+static int parse_auto(struct cws_options *o, const char *value)
+{
+    const char *mark = strchr(value, '-');
+    if (value[4] == '\0') {
+        o->auto_min = o->auto_max = 0;
+    } else if (value[4] != ':' || !mark || cws_parse_bytes(value + 5, (size_t)(mark - value - 5), &o->auto_min) ||
+               cws_parse_bytes(mark + 1, strlen(mark + 1), &o->auto_max) || o->auto_min == 0 ||
+               o->auto_min > o->auto_max) {
+        return CWS_E_USAGE;
+    }
+    o->budget_auto = o->active = true;
+    return 0;
+}
+
+/* SIZE, PERCENT%, a list of these per device, or auto. */
 static int parse_budget(struct cws_options *o, const char *value)
 {
+    if (strncmp(value, "auto", 4) == 0)
+        return parse_auto(o, value);
     int code = strchr(value, ':') ? parse_list(o, value)
                                   : parse_amount(value, value + strlen(value), &o->budget_bytes, &o->budget_percent);
     if (code || (!o->budget_bytes && !o->budget_percent))
@@ -116,9 +133,14 @@ static int parse_budget(struct cws_options *o, const char *value)
 uint64_t cws_options_host_budget(const struct cws_options *o)
 {
     struct cws_memory_limit limit;
-    if (!o->budget_percent)
+    if (!o->budget_percent && !o->budget_auto)
         return o->budget_bytes;
     cws_memory_limit_get("", &limit);
+    if (o->budget_auto) {
+        uint64_t half = limit.free_bytes == UINT64_MAX ? 0 : limit.free_bytes / 2;
+        uint64_t most = o->auto_max ? o->auto_max : UINT64_MAX;
+        return half < o->auto_min ? o->auto_min : half > most ? most : half;
+    }
     return limit.bytes / 100 * o->budget_percent;
 }
 
@@ -129,6 +151,8 @@ uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint
             return o->devices[i].percent ? device_bytes / 100 * o->devices[i].percent : o->devices[i].bytes;
     if (o->device_count)
         return 0;
+    if (o->budget_auto)
+        return o->auto_max && o->auto_max < device_bytes ? o->auto_max : device_bytes;
     return o->budget_percent ? device_bytes / 100 * o->budget_percent : o->budget_bytes;
 }
 
@@ -211,10 +235,12 @@ static int parse_pager(struct cws_options *o, const char *value)
     return CWS_E_USAGE;
 }
 
+#define BUDGET_FORMS "a size (2G, 512M), a percentage (50%)"
+
 /* The first row is the budget: cws_options_check_budget. */
 static const struct option table[] = {
     {"CODEC_VRAM_BUDGET", "unset: paging off", "decoded weights kept at most; without a GPU, in host memory",
-     "a size (2G, 512M), a percentage (50%) or a list per device (0:2G,1:50%)", parse_budget},
+     BUDGET_FORMS ", a list per device (0:2G,1:50%) or auto (auto, auto:4G-20G)", parse_budget},
     {"CODEC_HOST_BUDGET", "automatic", "pinned host memory of a GPU's paging: compressed bytes, and what was written",
      "a size (8G, 512M)", parse_host_budget},
     {"CODEC_POLICY", "next", "what to drop first: next (predicted next use) or lru", "next or lru", parse_policy},
@@ -251,8 +277,12 @@ int cws_options_set_budget(struct cws_options *o, const char *value, struct cws_
     struct cws_options next = *o;
     next.budget_bytes = 0;
     next.budget_percent = next.device_count = 0;
-    if (parse_budget(&next, value))
-        return cws_fail(err, CWS_E_USAGE, "a budget of '%s': not understood; use %s", value, table[0].accepts);
+    next.budget_auto = false;
+    next.auto_min = next.auto_max = 0;
+    if (parse_budget(&next, value) || next.budget_auto)
+        return cws_fail(err, CWS_E_USAGE,
+                        "a budget of '%s': not understood%s; use %s or a list per device (0:2G,1:50%%)", value,
+                        next.budget_auto ? " while a program runs" : "", BUDGET_FORMS);
     *o = next;
     return 0;
 }

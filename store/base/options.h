@@ -13,11 +13,13 @@ enum cws_policy_id { CWS_POLICY_NEXT, CWS_POLICY_LRU };
 #define CWS_OPTIONS_DEVICES 16
 
 struct cws_options {
-    bool active;             /* CODEC_VRAM_BUDGET is set */
-    uint64_t budget_bytes;   /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What
+    bool active;                 /* CODEC_VRAM_BUDGET is set */
+    uint64_t budget_bytes;       /* CODEC_VRAM_BUDGET as a size; of "0:2G,1:4G" the first entry; 0: a percentage. What
                                   * it means: cws_options_host_budget, cws_options_device_budget */
-    unsigned budget_percent; /* of the memory that the budget is for; 0: not a percentage */
-    unsigned device_count;   /* entries of a list per device; 0: not a list */
+    unsigned budget_percent;     /* of the memory that the budget is for; 0: not a percentage */
+    bool budget_auto;            /* "auto": by what is free; both are 0 then */
+    uint64_t auto_min, auto_max; /* "auto:MIN-MAX"; 0: none */
+    unsigned device_count;       /* entries of a list per device; 0: not a list */
     struct {
         int device;
         uint64_t bytes; /* 0: percent counts */
@@ -45,14 +47,15 @@ CWS_MUST_CHECK int cws_options_from_env(struct cws_options *out, struct cws_erro
  * Reads no environment. */
 CWS_MUST_CHECK int cws_options_check_budget(const char *value, struct cws_error *err);
 
-/* Another budget for `o`, in the forms of CODEC_VRAM_BUDGET; all else stays. CWS_E_USAGE, and nothing changed: not
- * understood. */
+/* Another budget for `o`, in the forms of CODEC_VRAM_BUDGET but for "auto"; all else stays. CWS_E_USAGE, and nothing
+ * changed: not understood. */
 CWS_MUST_CHECK int cws_options_set_budget(struct cws_options *o, const char *value, struct cws_error *err);
 
-/* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h). 0: nothing could
- * be told. */
+/* The budget of host memory now; a percentage is one of what this process may have (memory_limit.h), "auto" half of
+ * what it may still take. 0: nothing could be told. */
 uint64_t cws_options_host_budget(const struct cws_options *o);
-/* The budget of a device that has device_bytes of memory; 0: a list that does not name it. */
+/* The budget of a device that has device_bytes of memory; 0: a list that does not name it. For "auto" it depends on
+ * what is free (shim/cuda/auto_budget.h): here the most that it may become. */
 uint64_t cws_options_device_budget(const struct cws_options *o, int device, uint64_t device_bytes);
 
 /* Calls visit for each CODEC_* name in the environment that no row of the table knows. */

@@ -57,19 +57,33 @@ static void refused(const char *text, const char *why)
     assert_int_equal(stat_of("budget_bytes"), before);
 }
 
-/* Before a store is mapped it is what the pager begins with. */
-static void it_may_come_before_the_first_store(void **state)
+/* This program once more: before_a_store, with this variable. */
+static int run_again(const char *variable, const char *size)
 {
-    (void)state;
     int status;
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        execl("/proc/self/exe", "test_shim_budget", "before", (char *)NULL);
+        setenv("CODEC_VRAM_BUDGET", variable, 1);
+        execl("/proc/self/exe", "test_shim_budget", size, (char *)NULL);
         _exit(99);
     }
     assert_int_equal(waitpid(child, &status, 0), child);
-    assert_int_equal(status, 0);
+    return status;
+}
+
+/* Before a store is mapped it is what the pager begins with. */
+static void it_may_come_before_the_first_store(void **state)
+{
+    (void)state;
+    assert_int_equal(run_again("2M", "7M"), 0);
+}
+
+/* Every machine has more than twice the end of the range. */
+static void auto_is_half_of_what_is_free(void **state)
+{
+    (void)state;
+    assert_int_equal(run_again("auto:2M-7M", ""), 0);
 }
 
 static int map(void **state)
@@ -82,11 +96,11 @@ static int map(void **state)
     return view == MAP_FAILED ? -1 : 0;
 }
 
-static int before_a_store(void)
+static int before_a_store(const char *size)
 {
     packed_path = getenv("CWS_SHIM_PACKED");
     plain_path = getenv("CWS_SHIM_PLAIN");
-    if (call_set("7M") || stat_of("budget_bytes") != 7 << 20 || map(NULL))
+    if ((*size && call_set(size)) || stat_of("budget_bytes") != 7 << 20 || map(NULL))
         return 1;
     return stat_of("budget_bytes") == 7 << 20 && memcmp(view, plain, plain_bytes) == 0 ? 0 : 2;
 }
@@ -297,11 +311,11 @@ static void who_listens_in_anothers_place_is_not_asked(void **state)
 
 int main(int argc, char **argv)
 {
-    (void)argv;
     if (argc > 1)
-        return before_a_store();
+        return before_a_store(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_may_come_before_the_first_store),
+        cmocka_unit_test(auto_is_half_of_what_is_free),
         cmocka_unit_test(it_follows),
         cmocka_unit_test(what_cannot_be_is_one_line),
         cmocka_unit_test(sleep_drops_all),

@@ -10,6 +10,7 @@
 #define DRIVER_VERSION 13000
 struct standin_state standin = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 static size_t device_bytes_wanted;
+static atomic_size_t others; /* bytes that other programs have */
 static unsigned devices_wanted;
 static _Thread_local struct {
     struct {
@@ -284,13 +285,16 @@ API cuCtxGetDevice(CUdevice *device)
     return unlock(CUDA_SUCCESS);
 }
 
+void standin_others(size_t bytes) { atomic_store(&others, bytes); }
+
 API cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes)
 {
     ENTER("cuMemGetInfo_v2", CALL_CONTEXT, 0, 0);
     if (!free_bytes || !total_bytes)
         return CUDA_ERROR_INVALID_VALUE;
     lock();
-    *free_bytes = standin.device_bytes - context_handle_locked()->device->used;
+    size_t taken = context_handle_locked()->device->used + atomic_load(&others);
+    *free_bytes = taken < standin.device_bytes ? standin.device_bytes - taken : 0;
     *total_bytes = standin.device_bytes;
     return unlock(CUDA_SUCCESS);
 }

@@ -59,6 +59,9 @@ struct standin_entry {
 STANDIN_API size_t standin_log(struct standin_entry *out, size_t room);
 STANDIN_API void standin_log_clear(void);
 
+/* Bytes of each device that other programs have: they are in no account but cuMemGetInfo's. */
+STANDIN_API void standin_others(size_t bytes);
+
 /* ---- Time. */
 /* Each operation of a stream waits a random time below max_us first. 0 0: none. */
 STANDIN_API void standin_delay(unsigned seed, unsigned max_us);

@@ -175,6 +175,35 @@ static void budgets_are_checked_as_they_are_read(void **state)
     }
 }
 
+static void auto_has_a_range(void **state)
+{
+    (void)state;
+    static const char *const bad[] = {"automatic", "auto:",  "auto:4G",    "auto:4G-",        "auto:-4G", "auto:4G-2G",
+                                      "auto:0-2G", "auto4G", "auto:4G-20", "auto:4G-20G-30G", "0:auto",   "auto,1:2G"};
+    struct cws_options o;
+    struct cws_error err = {0};
+    setenv("CODEC_VRAM_BUDGET", "auto", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    assert_true(o.active && o.budget_auto && o.auto_min == 0 && o.auto_max == 0);
+    assert_int_equal(cws_options_device_budget(&o, 3, 1000), 1000);
+    assert_true(cws_options_host_budget(&o) > 0);
+    setenv("CODEC_VRAM_BUDGET", "auto:4K-1.5M", 1);
+    assert_int_equal(cws_options_from_env(&o, &err), 0);
+    assert_int_equal(o.auto_min, 4096);
+    assert_int_equal(o.auto_max, 3 << 19);
+    assert_int_equal(cws_options_host_budget(&o), 3 << 19); /* every machine has more */
+    assert_int_equal(cws_options_device_budget(&o, 0, 1 << 30), 3 << 19);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        if (cws_options_check_budget(bad[i], &err) != CWS_E_USAGE)
+            fail_msg("%s was taken", bad[i]);
+    assert_int_equal(cws_options_set_budget(&o, "auto", &err), CWS_E_USAGE);
+    assert_non_null(strstr(err.message, "not understood while a program runs"));
+    assert_true(o.budget_auto);
+    assert_int_equal(cws_options_set_budget(&o, "2G", &err), 0);
+    assert_false(o.budget_auto);
+    assert_int_equal(cws_options_host_budget(&o), 2ull << 30);
+}
+
 static void another_budget_changes_nothing_else(void **state)
 {
     (void)state;
@@ -288,6 +317,7 @@ int main(void)
         cmocka_unit_test_setup(unset_budget_means_inactive, clear),
         cmocka_unit_test_setup_teardown(budget_forms, clear, clear),
         cmocka_unit_test_setup_teardown(budgets_are_checked_as_they_are_read, clear, clear),
+        cmocka_unit_test_setup_teardown(auto_has_a_range, clear, clear),
         cmocka_unit_test_setup_teardown(another_budget_changes_nothing_else, clear, clear),
         cmocka_unit_test_setup_teardown(budgets_of_devices, clear, clear),
         cmocka_unit_test_setup_teardown(each_row_refuses_nonsense, clear, clear),

@@ -208,6 +208,8 @@ void cws_gpu_pin(struct cws_gpu *gpu, CUdeviceptr address);
  * Any thread but one of the manager's, with or without a context; the caller's last launch counts as settled (what it
  * queues later reaches only what it names). */
 CWS_MUST_CHECK int cws_gpu_set_budget(struct cws_gpu *gpu, uint64_t bytes, struct cws_error *err);
+/* The least budget that cws_gpu_set_budget is sure to take now, in bytes. Any thread. */
+uint64_t cws_gpu_least_budget(struct cws_gpu *gpu);
 /* Drops all that can be dropped now: weights, bound and adopted; idle memory and the reserve go back to the driver, and
  * pools are trimmed. Staging, written weights, activations and what is pinned stay, and so does the budget. Waits for
  * uses that run on the device, 1 s at most in which nothing moves. From then on nothing is loaded ahead of its use,

@@ -232,6 +232,14 @@ int cws_gpu_set_budget(struct cws_gpu *gpu, uint64_t bytes, struct cws_error *er
     return code;
 }
 
+uint64_t cws_gpu_least_budget(struct cws_gpu *gpu)
+{
+    cws_gpu_lock(&gpu->core);
+    uint64_t least = least_locked(gpu, false);
+    cws_gpu_unlock(&gpu->core);
+    return least;
+}
+
 void cws_gpu_sleep(struct cws_gpu *gpu)
 {
     if (gpu->core.dead)
