@@ -197,6 +197,20 @@ static void test_what_is_named_again_and_again(void **state)
     assert_in_range(quotas[1], quotas[0] - 1, quotas[0] + 1);
 }
 
+/* Few weights, which take turns so fast that none is left alone for long: there is nothing to spread. */
+static void test_none_is_left_alone(void **state)
+{
+    (void)state;
+    static const unsigned turns[] = {0, 2, 0, 1, 2, 1, 2, 0, 2, 0, 1, 2, 0, 2, 1, 2,
+                                     1, 2, 0, 2, 0, 2, 1, 2, 0, 2, 0, 2, 0, 1, 0, 1};
+    begin();
+    program.by_uses = program.by_time = 2000;
+    for (unsigned i = 0; i < 32 * TRIAL; i++)
+        use(turns[i % 32], 25 * MIB);
+    assert_true(order.periodic && order.plan_period == 32);
+    cws_order_deinit(&order);
+}
+
 /* Each plan for another room waits longer for its trial, so that a room that moves sees none. */
 static void test_a_room_that_moves(void **state)
 {
@@ -239,6 +253,7 @@ int main(void)
                                        cmocka_unit_test(test_where_it_is_not_tried),
                                        cmocka_unit_test(test_one_comes_twice),
                                        cmocka_unit_test(test_what_is_named_again_and_again),
+                                       cmocka_unit_test(test_none_is_left_alone),
                                        cmocka_unit_test(test_a_room_that_moves),
                                        cmocka_unit_test(test_a_pause)};
     return cmocka_run_group_tests(tests, NULL, NULL);

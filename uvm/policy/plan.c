@@ -225,9 +225,11 @@ static const struct visit *visit_from_first(const struct spread *s, uint64_t i)
 static bool make_times(struct spread *s)
 {
     const struct plan *p = s->plan;
+    if (!p->places) /* nothing is ever left alone for long */
+        return false;
     uint64_t wide = p->places / p->order->tuning->order_pace_places + 1, back = p->places - wide / 2 % p->places;
     double sum = 0;
-    s->times = p->places ? malloc((p->places + 1) * sizeof *s->times) : NULL;
+    s->times = malloc((p->places + 1) * sizeof *s->times);
     if (!s->times)
         return false;
     for (uint64_t i = 1; i < p->places; i++)
