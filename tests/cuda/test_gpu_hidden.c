@@ -112,12 +112,35 @@ static void test_nobody_waits_for_ever(void **state)
     close_gpu(f);
 }
 
+/* On a stream that captures nothing more can be marked: what ran there before is as any other. */
+static void test_a_capture_comes_next(void **state)
+{
+    (void)state;
+    typedef CUresult (*begin_capture)(CUstream, int);
+    typedef CUresult (*end_capture)(CUstream, CUgraph *);
+    begin_capture begins = (begin_capture)standin_resolve(NULL, "cuStreamBeginCapture_v2");
+    end_capture ends = (end_capture)standin_resolve(NULL, "cuStreamEndCapture");
+    CUresult (*destroy)(CUgraph) = (CUresult(*)(CUgraph))standin_resolve(NULL, "cuGraphDestroy");
+    struct fixture *f = begin(1000000);
+    CUgraph graph;
+    expect_right(f, 0);
+    cws_gpu_stream_captures(f->gpu, f->stream);
+    assert_int_equal(begins(f->stream, CU_STREAM_CAPTURE_MODE_RELAXED), 0);
+    others(f);
+    assert_false(is_there(f, 0));
+    assert_int_equal(ends(f->stream, &graph), 0);
+    assert_int_equal(destroy(graph), 0);
+    free_all(f);
+    close_gpu(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_it_is_there_for_the_next_launch),
         cmocka_unit_test(test_a_launch_that_names_something_comes_next),
         cmocka_unit_test(test_nobody_waits_for_ever),
+        cmocka_unit_test(test_a_capture_comes_next),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -273,6 +273,15 @@ void cws_gpu_stream_mark(struct cws_gpu_streams *streams, CUstream handle)
         mark(streams, s);
 }
 
+void cws_gpu_stream_mark_last(struct cws_gpu_streams *streams, CUstream handle)
+{
+    struct cws_gpu_stream *s = find(streams, handle);
+    if (!s)
+        return;
+    settle_all(s);
+    mark(streams, s);
+}
+
 bool cws_gpu_stream_is_done(struct cws_gpu_streams *streams, CUstream handle)
 {
     struct cws_gpu_stream *s = find(streams, handle);

@@ -88,6 +88,8 @@ bool cws_gpu_stream_can_record(struct cws_gpu_streams *s, CUstream handle);
 void cws_gpu_stream_mark_own(struct cws_gpu_streams *s, CUstream handle);
 /* Puts a mark behind what was noted, if that can be done. */
 void cws_gpu_stream_mark(struct cws_gpu_streams *s, CUstream handle);
+/* Before it captures: the same, and what was launched there is settled, as no mark can be put behind it any more. */
+void cws_gpu_stream_mark_last(struct cws_gpu_streams *s, CUstream handle);
 /* Has the device come to the end of what was noted and marked? A stream that is not followed has not. */
 bool cws_gpu_stream_is_done(struct cws_gpu_streams *s, CUstream handle);
 /* The program destroys it. */

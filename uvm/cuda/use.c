@@ -414,7 +414,7 @@ void cws_gpu_stream_gone(struct cws_gpu *gpu, CUstream stream)
 void cws_gpu_stream_captures(struct cws_gpu *gpu, CUstream stream)
 {
     cws_gpu_lock(&gpu->core);
-    cws_gpu_stream_mark(&gpu->streams, stream);
+    cws_gpu_stream_mark_last(&gpu->streams, stream);
     cws_gpu_unlock(&gpu->core);
 }
 
