@@ -237,7 +237,7 @@ static void *work(void *arg)
             look(w, s);
         if (pick(w, 16) == 0)
             cws_gpu_trim(gpu, pick(w, 4) * MIB);
-        else if (pick(w, 24) == 0)
+        else if (pick(w, 40) == 0)
             resize(w);
         else if (pick(w, 12) == 0)
             usleep(pick(w, 400)); /* the loader comes to rest */

@@ -75,7 +75,7 @@ static void test_weights_give_way(void **state)
     read_all(f);
     assert_int_equal(now(f).decoded_bytes, 32 * MIB);
     const uint64_t ring = now(f).staging_bytes;
-    for (uint64_t bytes = ring + 28 * MIB; bytes >= 2 * ring; bytes -= 4 * MIB) { /* staging is half of it at most */
+    for (uint64_t bytes = ring + 28 * MIB; bytes >= 2 * ring; bytes -= 9 * MIB) { /* staging is half of it at most */
         set(f, bytes);
         assert_true(standin_device_used() <= bytes + others); /* the driver has it, not only the account */
         assert_true(now(f).decoded_bytes <= bytes - ring);

@@ -61,14 +61,12 @@ static void it_follows(void **state)
     set_to("48M", 48 * MIB);
     read_all();
     set_to("33554432", 32 * MIB);
-    read_all();
     set_to("0:40M", 40 * MIB); /* a list */
     set_to("1:20M", 40 * MIB); /* of others */
     set_to("80M", 80 * MIB);
     read_all();
     assert_true(stat_of("decoded") > 60 * MIB); /* all of them */
     set_to("36M", 36 * MIB);
-    read_all();
 }
 
 static void what_cannot_be_is_one_line(void **state)
@@ -81,7 +79,6 @@ static void what_cannot_be_is_one_line(void **state)
     refused("101%", "not understood");
     refused("1M", "is sure to do now is");
     refused("0:1M", "GPU 0: ");
-    read_all();
 }
 
 static void sleep_drops_the_weights(void **state)
@@ -110,7 +107,6 @@ static void a_child_leaves_its_parent_alone(void **state)
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_int_equal(status, 0);
     assert_int_equal(stat_of("budget"), before);
-    read_all();
 }
 
 static void the_command_sees_and_changes_it(void **state)
