@@ -126,6 +126,7 @@ static void *run(void *arg)
         if (fd >= 0) {
             cws_own_fd_note(fd);
             serve(fd);
+            CWS_SYSCALL(SYS_shutdown, fd, SHUT_RDWR); /* a child that was forked meanwhile has it, too */
             cws_os_close(fd);
         } else if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM) {
             CWS_SYSCALL(SYS_nanosleep, &pause, NULL);

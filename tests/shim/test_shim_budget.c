@@ -218,6 +218,29 @@ static void a_forked_child_does_not_answer(void **state)
     expect_said(ask_budget((int)child, NULL, said, sizeof said), 2, "no such process");
 }
 
+/* The process forks while it answers: the child has the connection, too, and does not keep the client waiting. */
+static void a_fork_meanwhile_holds_nobody_up(void **state)
+{
+    (void)state;
+    const struct timeval most = {.tv_sec = 5};
+    struct sockaddr_un address;
+    socklen_t size = cws_control_address((int)getpid(), &address);
+    int hold, status, fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ssize_t n;
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof most), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, size), 0);
+    usleep(50000); /* it has been let in */
+    pid_t child = forked(&hold);
+    assert_int_equal(send(fd, "get\n", 4, MSG_NOSIGNAL), 4);
+    while ((n = recv(fd, said, sizeof said, 0)) > 0) {
+    }
+    assert_int_equal(n, 0); /* the end, while the child lives */
+    close(fd);
+    close(hold);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 /* A client that speaks for itself: what it gets for this line. */
 static void speak(const char *request, char *answer, size_t room)
 {
@@ -322,6 +345,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_child_has_its_own),
         cmocka_unit_test(the_command_sees_and_changes_it),
         cmocka_unit_test(a_forked_child_does_not_answer),
+        cmocka_unit_test(a_fork_meanwhile_holds_nobody_up),
         cmocka_unit_test(others_may_not_ask),
         cmocka_unit_test(clients_that_talk_nonsense_do_no_harm),
         cmocka_unit_test(who_listens_in_anothers_place_is_not_asked),
