@@ -189,6 +189,8 @@ static CUresult run_named(struct named *n, CUstream order, CUresult (*call)(void
     }
     if (gpu)
         cws_gpu_graph_ran(gpu, room);
+    if (first && result != CUDA_SUCCESS) /* it has not: the next time is the first */
+        atomic_store(&n->ran, false);
     return result;
 }
 

@@ -1032,6 +1032,9 @@ static void graphs_hold_what_their_nodes_name(void **state)
 static void memory_of_graphs_has_room(void **state)
 {
     (void)state;
+    void (*fail_call)(const char *, unsigned,
+                      CUresult) = (void (*)(const char *, unsigned, CUresult))dlsym(driver_handle, "standin_fail");
+    void (*fail_none)(void) = (void (*)(void))dlsym(driver_handle, "standin_fail_none");
     CUgraph graph;
     CUgraphExec exec;
     CUdeviceptr kept, freed;
@@ -1052,6 +1055,11 @@ static void memory_of_graphs_has_room(void **state)
     OK(cu.cuStreamEndCapture(stream, &graph));
     OK(cu.cuGraphInstantiateWithFlags(&exec, graph, 0));
     OK(cu.cuGraphDestroy(graph));
+    fail_call("cuGraphLaunch", 0, CUDA_ERROR_LAUNCH_FAILED); /* the first one is the first that does not fail */
+    assert_int_equal(cu.cuGraphLaunch(exec, stream), CUDA_ERROR_LAUNCH_FAILED);
+    fail_none();
+    for (unsigned k = 0; k < TENSORS; k++)
+        assert_int_equal(device_sum(PLAIN, sum, at[k], tensor_bytes(k)), sums[k]);
     for (unsigned i = 0; i < 3; i++) {
         OK(cu.cuGraphLaunch(exec, stream));
         OK(cu.cuStreamSynchronize(stream));
