@@ -311,8 +311,11 @@ CUresult cws_do_cuGraphExecUpdate_v2(cws_fn_cuGraphExecUpdate_v2 real, CUstream 
 static CUresult extend(CUgraphExec exec, struct named *more)
 {
     struct named *before = get(exec);
-    if (before)
+    if (before) {
         cws_cuda_list_add_all(&more->list, &before->list);
+        more->memory = before->memory;
+        atomic_store(&more->ran, atomic_load(&before->ran));
+    }
     release(before);
     if (!more->list.lost && put(exec, more))
         return CUDA_SUCCESS;

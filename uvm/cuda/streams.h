@@ -4,7 +4,7 @@
  * A launch may hand the addresses that it named to the one after it, in device memory: the kernel that prepares a
  * grouped matrix product writes them into a table, and the product itself names the table alone. So the last launch of
  * each thread is not done before the next thing that the thread does with the driver (or settle_ns later) has a mark
- * behind it, too.
+ * behind it, too. Not on CU_STREAM_PER_THREAD, which only its own thread can put a mark on: it gets one at once.
  *
  * Streams: legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in each thread that names it.
  * Threads: the caller of every function holds the manager's lock. */
