@@ -3,7 +3,7 @@
 #include "pattern_source.h"
 
 #include <pthread.h>
-#include <sched.h>
+#include <unistd.h>
 #include <stdatomic.h>
 
 static struct cws_pager_stats now(void)
@@ -17,7 +17,7 @@ static struct cws_pager_stats now(void)
 static void expect_resident(uint64_t bytes)
 {
     for (unsigned i = 0; i < 100000 && now().resident_bytes != bytes; i++)
-        sched_yield();
+        usleep(1000);
     assert_int_equal(now().resident_bytes, bytes);
 }
 
@@ -81,7 +81,7 @@ static void sleep_to(uint64_t resident)
         cws_pager_sleep();
         if (now().resident_bytes == resident)
             break;
-        sched_yield();
+        usleep(1000);
     }
     assert_int_equal(now().resident_bytes, resident);
 }
