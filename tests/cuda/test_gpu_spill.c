@@ -103,7 +103,9 @@ static void test_the_margin_of_pools_is_left(void **state)
     tuning = cws_tuning_default;
     tuning.pool_margin_share = BUDGET / MARGIN;
     tuning.victim_wait_ns = 1000000000;
+    cws_gpu_lock(&f->gpu->core);
     f->gpu->core.tuning = &tuning;
+    cws_gpu_unlock(&f->gpu->core);
     bind_all(f);
     assert_int_equal(driver.mem_alloc_async(&small, 4096, f->stream), 0);
     cws_gpu_pools_changed(f->gpu);
