@@ -284,6 +284,16 @@ static void finish_drops_lock(struct cws_gpu *gpu, unsigned index)
     cws_gpu_extent_settle_locked(gpu, x);
 }
 
+/* What is queued behind may still be at work in its slot, which is used again next. */
+static void fail_device_drops_lock(struct cws_gpu *gpu, struct cws_gpu_load *load)
+{
+    cws_gpu_unlock(&gpu->core);
+    CUresult result = cws_gpu_slot_wait(&gpu->staging);
+    cws_gpu_lock(&gpu->core);
+    (void)result; /* it is the failure */
+    fail_load(gpu, load, "the device failed while weights were decoded");
+}
+
 bool cws_gpu_loads_reap_drops_lock(struct cws_gpu *gpu)
 {
     struct cws_gpu_slot *slot;
@@ -293,7 +303,7 @@ bool cws_gpu_loads_reap_drops_lock(struct cws_gpu *gpu)
         if (result == CUDA_SUCCESS)
             check_results(gpu, *of, slot);
         else
-            fail_load(gpu, *of, "the device failed while weights were decoded");
+            fail_device_drops_lock(gpu, *of);
         if (cws_trace_is_on())
             cws_gpu_trace_batch_slow(gpu, *of, slot);
         note_arrived(gpu, *of, slot->chunks);
