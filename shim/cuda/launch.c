@@ -51,23 +51,22 @@ void cws_cuda_scan_params(CUfunction function, void **params, void **extra, stru
     }
 }
 
-/* A launch with unknown parameters did not fit: the manager's line says what is missing, this one why so much was asked
- * for. What the launch answers: where the driver fails, as it does after a kernel that did, its error. */
-static CUresult say_unknown(CUfunction function, CUresult why)
+/* A launch with unknown parameters could not begin: the manager's line says what is missing, this one why so much was
+ * asked for. True: the driver fails, as it does after a kernel that did, and its error is the launch's. */
+static bool say_unknown(CUfunction function, CUresult why)
 {
     const char *name = cws_cuda_kernel_name(function), *error = NULL;
-    if (!name)
-        name = "(no name)";
+    name = name ? name : "(no name)";
     if (why == CUDA_ERROR_INVALID_HANDLE) {
         cws_shim_say("kernel %s: the driver does not tell its parameters, so all weights have to be resident when it "
                      "runs",
                      name);
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        return false;
     }
     cws_cuda_driver()->error_name(why, &error);
     cws_shim_say("kernel %s: the driver fails to tell its parameters (%s, %d), so what it needs is not known", name,
                  error ? error : "no name", (int)why);
-    return why;
+    return true;
 }
 
 /* Begins the use of what the parameters name. On success cws_cuda_end is due. */
@@ -82,8 +81,8 @@ static CUresult begin_launch(CUfunction function, void **params, void **extra, C
     if (CWS_UNLIKELY(list.recent))
         cws_cuda_list_add_recent(&list);
     CUresult result = cws_cuda_begin(order, &list, use);
-    if (CWS_UNLIKELY(result != CUDA_SUCCESS && list.everything))
-        result = say_unknown(function, list.why);
+    if (CWS_UNLIKELY(result != CUDA_SUCCESS && list.everything) && say_unknown(function, list.why))
+        result = list.why;
     cws_cuda_list_deinit(&list);
     return result;
 }

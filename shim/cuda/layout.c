@@ -43,7 +43,7 @@ static struct layout_entry *find(struct layout_table *t, CUfunction function)
 
 enum { PARAMS_MAX = 4096 }; /* 32764 bytes of parameters hold no more words */
 
-/* Asks for one parameter after the other. Count, or -1: not a handle of this kind, or *out_error. */
+/* Asks for one parameter after the other. Count, or -1: not a handle of this kind, or the driver fails (*out_error). */
 static int ask(CUfunction function, bool as_kernel, size_t *offsets, size_t *sizes, CUresult *out_error)
 {
     const struct cws_driver *d = cws_cuda_driver();
@@ -53,11 +53,10 @@ static int ask(CUfunction function, bool as_kernel, size_t *offsets, size_t *siz
         if (result == CUDA_ERROR_INVALID_VALUE)
             return i;
         if (result != CUDA_SUCCESS) {
-            *out_error = result;
+            *out_error = result == CUDA_ERROR_INVALID_HANDLE ? *out_error : result;
             return -1;
         }
     }
-    *out_error = CUDA_ERROR_INVALID_HANDLE;
     return -1;
 }
 
@@ -102,7 +101,7 @@ static struct cws_cuda_layout *make(CUfunction function)
     size_t *offsets = malloc(2 * PARAMS_MAX * sizeof *offsets), *sizes = offsets + PARAMS_MAX;
     if (!offsets)
         return NULL;
-    CUresult error = CUDA_SUCCESS;
+    CUresult error = CUDA_ERROR_INVALID_HANDLE;
     int params = ask(function, /* as_kernel */ false, offsets, sizes, &error);
     if (params <= 0) {
         int others = ask(function, /* as_kernel */ true, offsets, sizes, &error);

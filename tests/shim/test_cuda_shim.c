@@ -555,6 +555,9 @@ static void a_kernel_of_unknown_parameters_needs_everything(void **state)
     fail_call("cuKernelGetParamInfo", 0, CUDA_ERROR_LAUNCH_FAILED);
     assert_int_equal(launch(PLAIN, gather, stream, params, NULL, 0), CUDA_ERROR_LAUNCH_FAILED);
     fail_none();
+    fail_call("cuFuncGetParamInfo", 0, CUDA_ERROR_LAUNCH_FAILED); /* the other query still refuses the handle */
+    assert_int_equal(launch(PLAIN, gather, stream, params, NULL, 0), CUDA_ERROR_LAUNCH_FAILED);
+    fail_none();
     OK(launch(PLAIN, gather, stream, (void *[]){&scratch, &scratch, &(uint64_t){0}, &bytes}, NULL, 0));
     fail_call("cuFuncGetParamInfo", 0, CUDA_ERROR_INVALID_HANDLE);
     fail_call("cuKernelGetParamInfo", 0, CUDA_ERROR_INVALID_HANDLE);
