@@ -83,10 +83,10 @@ static void add_kernel(const CUDA_KERNEL_NODE_PARAMS *p, CUkernel kernel, struct
     cws_cuda_scan_params(p->func ? p->func : (CUfunction)kernel, p->kernelParams, p->extra, list);
 }
 
-static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list);
+static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list, struct cws_cuda_graph_memory *memory);
 
 /* False: the addresses that it names cannot be found out. */
-static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *list)
+static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *list, struct cws_cuda_graph_memory *memory)
 {
     union {
         CUDA_KERNEL_NODE_PARAMS kernel;
@@ -115,13 +115,16 @@ static bool add_node(CUgraphNode node, unsigned depth, struct cws_cuda_list *lis
         return true;
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return CWS_CUDA_REAL(cuGraphChildGraphNodeGetGraph)(node, &p.graph) == CUDA_SUCCESS &&
-               walk(p.graph, depth + 1, list);
+               walk(p.graph, depth + 1, list, memory);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC: cws_cuda_graph_memory_alloc(memory, node); return true;
+    case CU_GRAPH_NODE_TYPE_MEM_FREE: cws_cuda_graph_memory_free(memory, node); return true;
     case CU_GRAPH_NODE_TYPE_CONDITIONAL: /* the driver does not give its bodies back */ return false;
     default: return true;
     }
 }
 
-static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list)
+/* Also behind a node that does not tell: memory counts there, too. */
+static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list, struct cws_cuda_graph_memory *memory)
 {
     size_t count = 0;
     bool whole = true;
@@ -130,22 +133,32 @@ static bool walk(CUgraph graph, unsigned depth, struct cws_cuda_list *list)
     if (!count)
         return true;
     CUgraphNode *nodes = calloc(count, sizeof *nodes);
-    if (!nodes || CWS_CUDA_REAL(cuGraphGetNodes)(graph, nodes, &count))
+    if (!nodes || CWS_CUDA_REAL(cuGraphGetNodes)(graph, nodes, &count)) {
         whole = false;
-    for (size_t i = 0; whole && i < count; i++)
-        whole = add_node(nodes[i], depth, list);
+        count = 0;
+    }
+    for (size_t i = 0; i < count; i++)
+        whole &= add_node(nodes[i], depth, list, memory);
     free(nodes);
     return whole;
+}
+
+/* Adds what a graph names. Bytes that its nodes allocate at most at a time. */
+static uint64_t add_graph(CUgraph graph, struct cws_cuda_list *list)
+{
+    struct cws_cuda_graph_memory memory = {.live = CWS_MAP_OF(uint64_t)};
+    bool whole = walk(graph, 0, list, &memory);
+    list->everything |= !whole && atomic_load(&cws_cuda_high);
+    cws_map_deinit(&memory.live);
+    return memory.most;
 }
 
 /* The addresses that a graph names. NULL: no memory. */
 static struct named *name_all(CUgraph graph)
 {
     struct named *n = create_named();
-    if (n && atomic_load(&cws_cuda_high) && !walk(graph, 0, &n->list))
-        n->list.everything = true;
     if (n)
-        n->memory = cws_cuda_graph_memory(graph);
+        n->memory = add_graph(graph, &n->list);
     return n;
 }
 
@@ -364,16 +377,10 @@ CUresult cws_do_cuGraphExecMemsetNodeSetParams(cws_fn_cuGraphExecMemsetNodeSetPa
     EXTEND(cws_cuda_list_add(list, params->dst), real(exec, node, params, context));
 }
 
-static void add_child(CUgraph graph, struct cws_cuda_list *list)
-{
-    if (atomic_load(&cws_cuda_high) && !walk(graph, 0, list))
-        list->everything = true;
-}
-
 CUresult cws_do_cuGraphExecChildGraphNodeSetParams(cws_fn_cuGraphExecChildGraphNodeSetParams real, CUstream own,
                                                    CUgraphExec exec, CUgraphNode node, CUgraph params)
 {
-    EXTEND(add_child(params, list), real(exec, node, params));
+    EXTEND(add_graph(params, list), real(exec, node, params));
 }
 
 static void add_any(const CUgraphNodeParams *p, struct cws_cuda_list *list)
@@ -385,7 +392,7 @@ static void add_any(const CUgraphNodeParams *p, struct cws_cuda_list *list)
     else if (p->type == CU_GRAPH_NODE_TYPE_MEMSET)
         cws_cuda_list_add(list, p->node.memset.dst);
     else if (p->type == CU_GRAPH_NODE_TYPE_GRAPH)
-        add_child(p->node.graph.graph, list);
+        add_graph(p->node.graph.graph, list);
 }
 
 CUresult cws_do_cuGraphExecNodeSetParams(cws_fn_cuGraphExecNodeSetParams real, CUstream own, CUgraphExec exec,
