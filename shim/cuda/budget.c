@@ -2,6 +2,8 @@
 #include "budget.h"
 #include "device.h"
 
+_Static_assert(CWS_CUDA_DEVICES <= CWS_OPTIONS_DEVICES, "each has its row");
+
 void cws_cuda_budgets_begin(struct cws_cuda_budgets *b, const struct cws_options *options)
 {
     struct cws_gpu_stats stats;

@@ -12,7 +12,7 @@ struct cws_cuda_budgets { /* of a change that is under way */
         int ordinal;
         uint64_t before, bytes; /* bytes == before: it stays */
         bool shrunk;
-    } of[16];
+    } of[CWS_OPTIONS_DEVICES];
 };
 
 /* What each is to have. Until cws_cuda_budgets_end no manager opens or closes. */
@@ -29,7 +29,7 @@ struct cws_cuda_budget_rows { /* of each manager that is open, bytes */
     struct {
         int ordinal;
         uint64_t budget, used;
-    } of[16];
+    } of[CWS_OPTIONS_DEVICES];
 };
 void cws_cuda_budgets_get(struct cws_cuda_budget_rows *out);
 

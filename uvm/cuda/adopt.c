@@ -199,15 +199,13 @@ bool cws_gpu_adopt_kept_drops_lock(struct cws_gpu *gpu, struct cws_gpu_extent *x
 {
     struct cws_hash128 hash = x->look.hash;
     void *host = cws_gpu_spill_take_copy_locked(gpu, x);
-    bool good = host !=
-                NULL; /* the copy that was kept when it was spilled: of the same hash, as describing it checks */
+    bool kept = host != NULL; /* when it was spilled: of the same hash, as describing it checks */
     host = host ? host : new_host_drops_lock(gpu, x);
     if (!host)
         return false;
     cws_gpu_unlock(&gpu->core);
     /* what a kernel writes meanwhile makes another hash, of the host's bytes or of the device's */
-    if (!good)
-        good = cws_gpu_move_and_hash(gpu, x, host, NULL, &hash) == CUDA_SUCCESS;
+    bool good = kept || cws_gpu_move_and_hash(gpu, x, host, NULL, &hash) == CUDA_SUCCESS;
     struct cws_tensor_info *tensor = good ? cws_gpu_adopt_describe(x, host, hash) : NULL;
     cws_gpu_lock(&gpu->core);
     if (tensor && !x->range->freed && put_locked(gpu, x, host, tensor))

@@ -288,9 +288,8 @@ static void finish_drops_lock(struct cws_gpu *gpu, unsigned index)
 static void fail_device_drops_lock(struct cws_gpu *gpu, struct cws_gpu_load *load)
 {
     cws_gpu_unlock(&gpu->core);
-    CUresult result = cws_gpu_slot_wait(&gpu->staging);
+    cws_gpu_slot_wait(&gpu->staging);
     cws_gpu_lock(&gpu->core);
-    (void)result; /* it is the failure */
     fail_load(gpu, load, "the device failed while weights were decoded");
 }
 

@@ -8,6 +8,12 @@
 enum { TRIM_TRIES = 100 };
 static const struct timespec trim_wait = {.tv_nsec = 50000};
 
+/* The budget that holds so many bytes beside what cannot be dropped, what was promised, and the largest launch. */
+static uint64_t need_locked(const struct cws_gpu *gpu, uint64_t bytes)
+{
+    return cws_gpu_budget_undroppable(&gpu->budget) + gpu->budget.granted + bytes + gpu->sets.largest;
+}
+
 bool cws_gpu_room_fits_locked(const struct cws_gpu *gpu, uint64_t need)
 {
     return need <= gpu->budget.bytes || need - cws_gpu_spillable_locked(gpu) <= gpu->budget.bytes;
@@ -63,7 +69,7 @@ CUresult cws_gpu_room_make_drops_lock(struct cws_gpu *gpu, uint64_t bytes, bool 
     bool fits;
     cws_gpu_uses_stuck_locked(gpu, true);
     do {
-        need = cws_gpu_budget_undroppable(b) + b->granted + bytes + gpu->sets.largest;
+        need = need_locked(gpu, bytes);
         fits = cws_gpu_budget_left(b) >= bytes || cws_gpu_room_fits_locked(gpu, need);
     } while (!fits && cws_gpu_prove_wait_drops_lock(gpu, need));
     bool granted = fits && cws_gpu_budget_grant_drops_lock(b, bytes, to_pool);
@@ -120,8 +126,7 @@ static uint64_t margin_drops_lock(struct cws_gpu *gpu)
     if (cws_gpu_budget_left(b) >= margin || b->of_class[CWS_CLASS_RESIDENT] == 0)
         return 0;
     cws_gpu_pools_count(&gpu->pools);
-    uint64_t need = cws_gpu_budget_undroppable(b) + b->granted + margin + gpu->sets.largest;
-    if (cws_gpu_budget_left(b) >= margin || need > b->bytes)
+    if (cws_gpu_budget_left(b) >= margin || need_locked(gpu, margin) > b->bytes)
         return 0;
     cws_gpu_uses_stuck_locked(gpu, true);
     bool granted = cws_gpu_budget_grant_easily_drops_lock(b, margin);
@@ -140,8 +145,7 @@ CUresult cws_gpu_pool_room(struct cws_gpu *gpu, CUmemoryPool pool, size_t bytes,
         *room = margin_drops_lock(gpu);
     } else {
         uint64_t least, step = cws_gpu_pools_growth(&gpu->pools, bytes, &least);
-        uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + gpu->budget.granted + step + gpu->sets.largest;
-        *room = need <= gpu->budget.bytes ? step : least;
+        *room = need_locked(gpu, step) <= gpu->budget.bytes ? step : least;
         result = cws_gpu_room_make_drops_lock(gpu, *room, true);
     }
     cws_gpu_unlock(&gpu->core);
@@ -164,8 +168,7 @@ size_t cws_gpu_graph_room(struct cws_gpu *gpu, size_t bytes)
         return 0;
     cws_gpu_lock(&gpu->core);
     uint64_t step = gpu->pools.step, room = step ? (bytes + step - 1) / step * step : bytes;
-    uint64_t need = cws_gpu_budget_undroppable(&gpu->budget) + gpu->budget.granted + room + gpu->sets.largest;
-    if (need > gpu->budget.bytes || cws_gpu_room_make_drops_lock(gpu, room, true) != CUDA_SUCCESS)
+    if (need_locked(gpu, room) > gpu->budget.bytes || cws_gpu_room_make_drops_lock(gpu, room, true) != CUDA_SUCCESS)
         room = 0;
     cws_gpu_unlock(&gpu->core);
     return room;

@@ -55,8 +55,8 @@ static uint64_t settled(const struct cws_gpu_stream *s)
     return open - 1;
 }
 
-/* Somebody waits for a ticket that is not settled: for how long should he? Its thread may do nothing more, or wait for
- * him. */
+/* Somebody waits for a ticket that is not settled. Its thread may do nothing more, or wait for him: after settle_ns the
+ * oldest launch is settled. Whether it was. */
 static bool settle_late(const struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 {
     uint64_t open = settled(s) + 1, now = cws_gpu_now_ns();
@@ -371,50 +371,39 @@ bool cws_gpu_users_note(struct cws_gpu_streams *streams, struct cws_gpu_users *u
     return true;
 }
 
-static bool is_done(struct cws_gpu_streams *streams, struct cws_gpu_user *u, bool with_mark)
+/* Is a use over? freed: of memory that is, for which it is enough that the device has passed it. */
+static bool is_over(struct cws_gpu_streams *streams, struct cws_gpu_user *u, bool freed, bool with_mark)
 {
-    if (!u->stream)
-        return true;
-    struct cws_gpu_stream *s = &streams->at[u->stream - 1];
-    if (s->done < u->ticket)
+    struct cws_gpu_stream *s = u->stream ? &streams->at[u->stream - 1] : NULL;
+    const uint64_t *come = s ? freed ? &s->reached : &s->done : NULL;
+    if (s && *come < u->ticket)
         look(streams, s, false);
-    if (s->done < u->ticket) {
-        if (with_mark && s->marked < u->ticket && (settled(s) >= u->ticket || settle_late(streams, s)))
-            mark(streams, s);
-        return false;
+    if (!s || *come >= u->ticket) {
+        u->stream = 0;
+        return true;
     }
-    u->stream = 0;
-    return true;
+    bool marked = (freed ? s->behind : s->marked) >= u->ticket;
+    if (with_mark && !marked && (freed || settled(s) >= u->ticket || settle_late(streams, s)))
+        mark(streams, s);
+    return false;
+}
+
+static bool are_over(struct cws_gpu_streams *streams, struct cws_gpu_users *users, bool freed, bool with_mark)
+{
+    bool over = true;
+    for (unsigned i = 0; i < CWS_GPU_USERS; i++)
+        over &= is_over(streams, &users->of[i], freed, with_mark);
+    return over;
 }
 
 bool cws_gpu_users_done(struct cws_gpu_streams *streams, struct cws_gpu_users *users, bool with_mark)
 {
-    bool done = true;
-    for (unsigned i = 0; i < CWS_GPU_USERS; i++)
-        done &= is_done(streams, &users->of[i], with_mark);
-    return done;
-}
-
-static bool is_passed(struct cws_gpu_streams *streams, struct cws_gpu_user *u, bool with_mark)
-{
-    struct cws_gpu_stream *s = u->stream ? &streams->at[u->stream - 1] : NULL;
-    if (s && s->reached < u->ticket)
-        look(streams, s, false);
-    if (s && s->reached < u->ticket) {
-        if (with_mark && s->behind < u->ticket)
-            mark(streams, s);
-        return false;
-    }
-    u->stream = 0;
-    return true;
+    return are_over(streams, users, /* freed */ false, with_mark);
 }
 
 bool cws_gpu_users_passed(struct cws_gpu_streams *streams, struct cws_gpu_users *users, bool with_mark)
 {
-    bool passed = true;
-    for (unsigned i = 0; i < CWS_GPU_USERS; i++)
-        passed &= is_passed(streams, &users->of[i], with_mark);
-    return passed;
+    return are_over(streams, users, /* freed */ true, with_mark);
 }
 
 bool cws_gpu_users_only(struct cws_gpu_streams *streams, struct cws_gpu_users *users, CUstream handle)
@@ -422,7 +411,7 @@ bool cws_gpu_users_only(struct cws_gpu_streams *streams, struct cws_gpu_users *u
     struct cws_gpu_stream *s = find(streams, handle);
     for (unsigned i = 0; i < CWS_GPU_USERS; i++) {
         struct cws_gpu_user *u = &users->of[i];
-        if (u->stream && &streams->at[u->stream - 1] != s && !is_passed(streams, u, false))
+        if (u->stream && &streams->at[u->stream - 1] != s && !is_over(streams, u, /* freed */ true, false))
             return false;
     }
     return s != NULL;
