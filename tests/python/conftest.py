@@ -29,6 +29,19 @@ def clean_environment(**more):
     return env
 
 
+def standin_environment(shim, build_dir, **more):
+    """Of a program with the preloaded library on the stand-in for CUDA's driver."""
+    standin = build_dir / "standin"
+    return clean_environment(
+        CODEC_VRAM_BUDGET="40M",
+        CODEC_HOST_BUDGET="64M",
+        LD_PRELOAD=shim,
+        LD_LIBRARY_PATH=standin,
+        XDG_CACHE_HOME=standin / "cache",
+        **more,
+    )
+
+
 def run(*command, env=None, check=True, timeout=HANG_SECONDS, **options):
     """subprocess.run with captured text; a failure shows both streams."""
     done = subprocess.run(

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT, clean_environment, run
+from conftest import ROOT, clean_environment, run, standin_environment
 
 PACKAGE = ROOT / "shim" / "python"
 
@@ -73,14 +73,7 @@ print(json.dumps(seen))
 
 
 def test_on_a_gpu(shim, build_dir):
-    env = clean_environment(
-        PYTHONPATH=PACKAGE,
-        CODEC_VRAM_BUDGET="40M",
-        LD_PRELOAD=shim,
-        LD_LIBRARY_PATH=build_dir / "standin",
-        CODEC_HOST_BUDGET="64M",
-        XDG_CACHE_HOME=build_dir / "standin" / "cache",
-    )
+    env = standin_environment(shim, build_dir, PYTHONPATH=PACKAGE)
     first, second, code, line, last = json.loads(run(sys.executable, "-c", GPU, env=env).stdout)
     assert (first, second, last) == (60 << 20, 50 << 20, 50 << 20)
     assert code == -10070 and line.startswith("GPU 0: a budget of 16 MiB cannot be met now")

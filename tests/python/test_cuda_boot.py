@@ -7,7 +7,7 @@ import os
 import sys
 
 import pytest
-from conftest import ROOT, clean_environment, run
+from conftest import ROOT, clean_environment, run, standin_environment
 
 PACKAGE = ROOT / "shim" / "python"
 
@@ -88,14 +88,7 @@ print(json.dumps([codecllm.memory_stats(), codecllm.memory_stats("cuda:0")]))
 
 
 def test_memory_stats_tell_where_memory_goes(shim, build_dir):
-    env = clean_environment(
-        PYTHONPATH=PACKAGE,
-        CODEC_VRAM_BUDGET="40M",
-        LD_PRELOAD=shim,
-        LD_LIBRARY_PATH=build_dir / "standin",
-        CODEC_HOST_BUDGET="64M",
-        XDG_CACHE_HOME=build_dir / "standin" / "cache",
-    )
+    env = standin_environment(shim, build_dir, PYTHONPATH=PACKAGE)
     done = run(sys.executable, "-c", MEMORY, env=env, check=False)
     assert done.returncode == 0, done.stderr
     nothing, numbers = done.stdout.splitlines()

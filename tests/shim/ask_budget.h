@@ -1,12 +1,31 @@
-/* ask_budget.h - `codecllm budget` for a process, as a program of its own, without the preloaded library. */
+/* ask_budget.h - what the preloaded library exports for another budget, and `codecllm budget` for a process, as a
+ * program of its own, without the library. After a fixture (cmocka, dlfcn). */
 #ifndef CWS_TESTS_ASK_BUDGET_H
 #define CWS_TESTS_ASK_BUDGET_H
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+static char line[512]; /* that the last call said */
+
+static inline int call_set(const char *text)
+{
+    int (*set)(const char *, char *, size_t) = (int (*)(const char *, char *, size_t))dlsym(RTLD_DEFAULT,
+                                                                                            "codecllm_set_budget");
+    assert_non_null(set);
+    return set(text, line, sizeof line);
+}
+
+static inline int call(const char *name)
+{
+    int (*function)(char *, size_t) = (int (*)(char *, size_t))dlsym(RTLD_DEFAULT, name);
+    assert_non_null(function);
+    return function(line, sizeof line);
+}
 
 /* Its exit status; what it wrote, to both streams, in text. size: NULL, or the new budget. */
 static inline int ask_budget(int pid, const char *size, char *text, size_t room)

@@ -1,26 +1,7 @@
 /* Description: the budget of a GPU changes under the preloaded library while the program runs, in the forms of the
  * variable; what cannot be is refused with one line; sleep drops the weights; and what is read stays right. */
-#include "cuda_shim_fixture.h"
+#include "cuda_weights.h"
 #include "ask_budget.h"
-
-static CUstream stream;
-static CUdeviceptr at[TENSORS], scratch;
-static char line[512];
-
-static int call_set(const char *text)
-{
-    int (*set)(const char *, char *, size_t) = (int (*)(const char *, char *, size_t))dlsym(RTLD_DEFAULT,
-                                                                                            "codecllm_set_budget");
-    assert_non_null(set);
-    return set(text, line, sizeof line);
-}
-
-static int call(const char *name)
-{
-    int (*function)(char *, size_t) = (int (*)(char *, size_t))dlsym(RTLD_DEFAULT, name);
-    assert_non_null(function);
-    return function(line, sizeof line);
-}
 
 static void set_to(const char *text, unsigned long long bytes)
 {
@@ -42,14 +23,8 @@ static void refused(const char *text, const char *why)
 
 static void read_all(void)
 {
-    CUfunction sum = kernel("sum");
     for (unsigned i = 0; i < TENSORS; i++) {
-        uint64_t bytes = tensor_bytes(i), got = 0;
-        void *params[] = {&scratch, &at[i], &bytes};
-        OK(cu.cuLaunchKernel(sum, 1, 1, 1, 1, 1, 1, 0, stream, params, NULL));
-        OK(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream));
-        OK(cu.cuStreamSynchronize(stream));
-        assert_int_equal(got, sum_of(content(i), tensor_bytes(i)));
+        read_one(i);
         assert_true(stat_of("used") <= stat_of("budget"));
     }
 }
@@ -124,32 +99,6 @@ static void the_command_sees_and_changes_it(void **state)
         fail_msg("%s", said);
     assert_int_equal(stat_of("budget"), 32 * MIB);
     read_all();
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    fixture_open_driver();
-    fixture_model();
-    fixture_map();
-    OK(cu.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
-    OK(cu.cuMemAllocAsync(&scratch, 4096, stream));
-    if (stat_of("budget") == ~0ull) {
-        fprintf(stderr, "no manager: built without kernels for the GPU\n");
-        exit(77);
-    }
-    for (unsigned i = 0; i < TENSORS; i++) {
-        OK(cu.cuMemAllocAsync(&at[i], tensor_bytes(i), stream));
-        OK(cu.cuMemcpyHtoDAsync_v2(at[i], view + tensor_begin[i], tensor_bytes(i), stream));
-    }
-    OK(cu.cuStreamSynchronize(stream));
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    return unlink(model_path);
 }
 
 int main(void)

@@ -7,23 +7,7 @@
 #include <dlfcn.h>
 #include <sys/wait.h>
 
-static char line[512];
 static uint8_t *view;
-
-static int call_set(const char *text)
-{
-    int (*set)(const char *, char *, size_t) = (int (*)(const char *, char *, size_t))dlsym(RTLD_DEFAULT,
-                                                                                            "codecllm_set_budget");
-    assert_non_null(set);
-    return set(text, line, sizeof line);
-}
-
-static int call(const char *name)
-{
-    int (*function)(char *, size_t) = (int (*)(char *, size_t))dlsym(RTLD_DEFAULT, name);
-    assert_non_null(function);
-    return function(line, sizeof line);
-}
 
 static unsigned long long stat_of(const char *name)
 {
