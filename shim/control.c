@@ -19,7 +19,7 @@
 #include <sys/time.h>
 #include <time.h>
 
-enum { BACKLOG = 16, CLIENT_SECONDS = 2 };
+enum { BACKLOG = 16, CLIENT_SECONDS = 2, READS_MOST = 8 /* that a line comes in */ };
 static _Atomic int listener = -1;
 
 /* --- an answer -------------------------------------------------------------------------------------------- */
@@ -83,7 +83,7 @@ static bool may_ask(int fd)
 static bool read_line(int fd, char *line, size_t room)
 {
     size_t bytes = 0;
-    while (bytes < room) {
+    for (unsigned reads = 0; reads < READS_MOST && bytes < room; reads++) {
         long got = cws_sys_read(fd, line + bytes, room - bytes);
         if (got <= 0)
             return false;
