@@ -379,8 +379,8 @@ static void copies_of_other_bytes_are_adopted(void **state)
     munmap(buffer, ROOM);
 }
 
-/* A program that keeps its weights in pinned memory and copies them into a buffer on the device again and again: once the
- * buffer is bound, a copy is queued at once, as without a pager. */
+/* A program that keeps its weights in pinned memory and copies them into a buffer on the device again and again: once
+ * the buffer is bound, a copy is queued at once, as without a pager. */
 static void a_buffer_is_filled_again(void **state)
 {
     (void)state;
