@@ -7,11 +7,12 @@ truncate -s $((8 + ${#header} + 8000000000)) model/model.safetensors
 echo '{}' >model/config.json
 sharded small
 
-# started: packs the big model in the background, as $pid, and has come to its weights
+# started: packs the big model in the background, as $pid, and has come to its weights: what it writes of them is there, the small files are done.
+# That it reads the weights says less: their header is read before anything is written.
 started() {
     codecllm pack model packed &
     pid=$!
-    while kill -0 $pid && ! ls -l /proc/$pid/fd 2>/dev/null | grep -q '/model\.safetensors$'; do sleep 0.02; done
+    while kill -0 $pid && ! ls .packed.partial-*/tree/.model.safetensors.codecllm-tmp.* >/dev/null 2>&1; do sleep 0.02; done
 }
 partials() { ls -d .packed.partial-* 2>/dev/null | wc -l; }
 
