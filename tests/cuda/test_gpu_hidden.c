@@ -98,16 +98,61 @@ static void test_a_launch_that_names_something_comes_next(void **state)
     close_gpu(f);
 }
 
-/* Its thread does nothing more, or waits for this very memory: it goes after a while. */
+/* The same on the thread's own stream, on which nobody else can see how far it has come. */
+static void test_it_is_there_on_a_stream_of_the_thread(void **state)
+{
+    (void)state;
+    struct fixture *f = begin(3600 * (uint64_t)1000000000);
+    CUstream made = f->stream;
+    f->stream = CU_STREAM_PER_THREAD;
+    expect_right(f, 0);
+    others(f);
+    assert_true(is_there(f, 0));
+    cws_gpu_queued_other(f->gpu);
+    others(f);
+    assert_false(is_there(f, 0));
+    expect_right(f, 0);
+    expect_right(f, 1); /* a launch that names something comes next, then one on another stream */
+    others(f);
+    assert_false(is_there(f, 0));
+    expect_right(f, 0);
+    f->stream = made;
+    expect_right(f, 2);
+    others(f);
+    assert_false(is_there(f, 0));
+    cws_gpu_queued_other(f->gpu);
+    free_all(f);
+    close_gpu(f);
+}
+
+/* Its thread does nothing more: it goes after a while. */
 static void test_nobody_waits_for_ever(void **state)
 {
     (void)state;
     struct fixture *f = begin(1000000);
-    expect_right(f, 0);
-    others(f);
-    assert_false(is_there(f, 0));
-    for (unsigned i = 0; i < 2 * TENSORS; i++) /* one after the other in the least budget, by one thread */
+    CUstream made = f->stream;
+    for (unsigned own = 0; own < 2; own++) {
+        f->stream = own ? CU_STREAM_PER_THREAD : made;
+        expect_right(f, 0);
+        others(f);
+        assert_false(is_there(f, 0));
+    }
+    f->stream = made;
+    free_all(f);
+    close_gpu(f);
+}
+
+/* One thread, each of whose launches waits for the memory of the one before: nothing can come between. */
+static void test_its_own_thread_waits_for_it(void **state)
+{
+    (void)state;
+    struct fixture *f = begin(3600 * (uint64_t)1000000000);
+    CUstream made = f->stream;
+    for (unsigned i = 0; i < 4 * TENSORS; i++) {
+        f->stream = i < 2 * TENSORS ? made : CU_STREAM_PER_THREAD;
         expect_right(f, i % TENSORS);
+    }
+    f->stream = made;
     free_all(f);
     close_gpu(f);
 }
@@ -139,7 +184,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_it_is_there_for_the_next_launch),
         cmocka_unit_test(test_a_launch_that_names_something_comes_next),
+        cmocka_unit_test(test_it_is_there_on_a_stream_of_the_thread),
         cmocka_unit_test(test_nobody_waits_for_ever),
+        cmocka_unit_test(test_its_own_thread_waits_for_it),
         cmocka_unit_test(test_a_capture_comes_next),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);

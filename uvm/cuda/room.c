@@ -67,6 +67,7 @@ CUresult cws_gpu_room_make_drops_lock(struct cws_gpu *gpu, uint64_t bytes, bool 
     }
     uint64_t need;
     bool fits;
+    cws_gpu_streams_waits(&gpu->streams);
     cws_gpu_uses_stuck_locked(gpu, true);
     do {
         need = need_locked(gpu, bytes);

@@ -33,14 +33,32 @@ static _Thread_local struct {
     uint64_t ticket;
 } latest;
 
-void cws_gpu_streams_settle(struct cws_gpu_streams *streams)
+/* NULL: it is settled. */
+static struct cws_gpu_stream *latest_of(struct cws_gpu_streams *streams)
 {
     if (latest.streams != streams)
-        return;
+        return NULL;
     struct cws_gpu_stream *s = &streams->at[latest.stream];
-    if (s->last[latest.place].thread == self() && s->last[latest.place].ticket == latest.ticket)
+    bool there = s->last[latest.place].thread == self() && s->last[latest.place].ticket == latest.ticket;
+    return there ? s : NULL;
+}
+
+/* The stream of what was settled, or NULL. */
+static struct cws_gpu_stream *settle_latest(struct cws_gpu_streams *streams)
+{
+    struct cws_gpu_stream *s = latest_of(streams);
+    if (s)
         s->last[latest.place].thread = 0;
-    latest.streams = NULL;
+    if (latest.streams == streams)
+        latest.streams = NULL;
+    return s;
+}
+
+void cws_gpu_streams_waits(struct cws_gpu_streams *streams)
+{
+    struct cws_gpu_stream *s = latest_of(streams);
+    if (s)
+        s->last[latest.place].waits = true;
 }
 
 static void settle_all(struct cws_gpu_stream *s) { memset(s->last, 0, sizeof s->last); }
@@ -55,20 +73,35 @@ static uint64_t settled(const struct cws_gpu_stream *s)
     return open - 1;
 }
 
-/* Somebody waits for a ticket that is not settled. Its thread may do nothing more, or wait for him: after settle_ns the
+/* A mark that only the stream's own thread could put behind what follows is taken for the one behind that. */
+static void trust_marks(struct cws_gpu_stream *s)
+{
+    if (s->mark_count)
+        s->marks[(s->mark_head + s->mark_count - 1) % CWS_GPU_EVENTS].ticket = s->behind;
+    else
+        s->done = s->reached;
+    s->marked = s->behind;
+}
+
+/* Somebody waits for a ticket that is not settled. Its thread may do nothing more, or wait for him: after a while the
  * oldest launch is settled. Whether it was. */
 static bool settle_late(const struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 {
-    uint64_t open = settled(s) + 1, now = cws_gpu_now_ns();
+    uint64_t open = settled(s) + 1, now = cws_gpu_now_ns(), most = streams->core->tuning->settle_ns;
     if (s->open != open) {
         s->open = open;
         s->open_since_ns = now;
     }
-    if (now - s->open_since_ns < streams->core->tuning->settle_ns)
+    for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++)
+        if (s->last[i].thread && s->last[i].ticket == open && s->last[i].waits)
+            most = streams->core->tuning->settle_waiting_ns;
+    if (now - s->open_since_ns < most)
         return false;
     for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++)
         if (s->last[i].thread && s->last[i].ticket == open)
             s->last[i].thread = 0;
+    if (s->owner && s->owner != self())
+        trust_marks(s);
     return true;
 }
 
@@ -257,13 +290,19 @@ static bool mark(struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 /* Records a mark behind all uses of a stream. It is the last chance to do so. */
 static void mark_or_wait(struct cws_gpu_streams *streams, struct cws_gpu_stream *s)
 {
-    settle_all(s);
     if (mark(streams, s) || !can_record(streams, s))
         return;
     struct elsewhere e = enter(streams, s);
     cws_driver_wait(streams->core->driver, s->handle);
     leave(streams, e);
     all_done(s);
+}
+
+void cws_gpu_streams_settle(struct cws_gpu_streams *streams)
+{
+    struct cws_gpu_stream *s = settle_latest(streams);
+    if (s && s->owner)
+        mark_or_wait(streams, s);
 }
 
 void cws_gpu_stream_mark(struct cws_gpu_streams *streams, CUstream handle)
@@ -311,8 +350,10 @@ void cws_gpu_stream_launched(struct cws_gpu_streams *streams, CUstream handle)
 {
     struct cws_gpu_stream *s = find(streams, handle);
     unsigned place = 0;
-    cws_gpu_streams_settle(streams);
-    if (!s || s->owner) /* a thread's own stream gets its mark at once */
+    const struct cws_gpu_stream *before = settle_latest(streams);
+    if (before && before->owner && before != s) /* nothing more may come there */
+        mark_or_wait(streams, &streams->at[before - streams->at]);
+    if (!s)
         return;
     for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++) {
         if (s->last[i].thread == self() || !s->last[i].thread) {
@@ -326,6 +367,7 @@ void cws_gpu_stream_launched(struct cws_gpu_streams *streams, CUstream handle)
     latest.place = place;
     s->last[place].thread = self();
     s->last[place].ticket = latest.ticket = s->issued + 1;
+    s->last[place].waits = false;
 }
 
 /* Too many streams use it at once: waits for one of them, which is rare, and so may be done under the lock. One whose
@@ -464,6 +506,7 @@ void cws_gpu_stream_end(struct cws_gpu_streams *streams, CUstream handle)
     struct cws_gpu_stream *s = find(streams, handle);
     if (!s)
         return;
+    settle_all(s);
     mark_or_wait(streams, s);
     s->gone = true;
     streams->round++;

@@ -3,8 +3,10 @@
  *
  * A launch may hand the addresses that it named to the one after it, in device memory: the kernel that prepares a
  * grouped matrix product writes them into a table, and the product itself names the table alone. So the last launch of
- * each thread is not done before the next thing that the thread does with the driver (or settle_ns later) has a mark
- * behind it, too. Not on CU_STREAM_PER_THREAD, which only its own thread can put a mark on: it gets one at once.
+ * each thread is not done before the next thing that the thread does with the driver has a mark behind it, too.
+ * A thread that does nothing more does not hold its memory for ever: after settle_ns the launch is settled all the
+ * same, or after settle_waiting_ns where the thread itself waits for memory, and so queues nothing. Only its own thread
+ * can put a mark on CU_STREAM_PER_THREAD; there the one behind the launch itself is what counts then.
  *
  * Streams: legacy and NULL are the same stream; CU_STREAM_PER_THREAD is another one in each thread that names it.
  * Threads: the caller of every function holds the manager's lock. */
@@ -16,7 +18,7 @@ enum {
     CWS_GPU_USERS = 4,     /* streams whose last use of something is remembered one by one */
     CWS_GPU_STREAMS = 256, /* streams of the program that are followed at a time */
     CWS_GPU_EVENTS = 64,   /* marks in flight on a stream */
-    CWS_GPU_LAUNCHERS = 4, /* threads whose last launch on a stream is remembered */
+    CWS_GPU_LAUNCHERS = 8, /* threads whose last launch on a stream is remembered */
 };
 
 struct cws_gpu_stream {
@@ -37,6 +39,7 @@ struct cws_gpu_stream {
     struct {
         uint64_t thread; /* 0: none */
         uint64_t ticket; /* the first of its last launch, behind which it has done nothing yet */
+        bool waits;      /* the thread waits for memory since then */
     } last[CWS_GPU_LAUNCHERS];
     uint64_t open, open_since_ns; /* the oldest of these, and since when somebody waits for it */
 };
@@ -68,6 +71,8 @@ static inline void cws_gpu_streams_look_again(struct cws_gpu_streams *s) { s->ro
 void cws_gpu_stream_launched(struct cws_gpu_streams *s, CUstream handle);
 /* The calling thread has done something else since its last launch: that is settled. */
 void cws_gpu_streams_settle(struct cws_gpu_streams *s);
+/* The calling thread waits for memory before it does anything else. */
+void cws_gpu_streams_waits(struct cws_gpu_streams *s);
 /* Work that uses it was queued on the stream. False: the stream cannot be followed; it counts as used for ever. */
 CWS_MUST_CHECK bool cws_gpu_users_note(struct cws_gpu_streams *s, struct cws_gpu_users *users, CUstream handle);
 /* Are all uses done? mark: where that is not known yet, put a mark behind them. */
@@ -84,7 +89,7 @@ void cws_gpu_users_wait_drops_lock(struct cws_gpu_streams *s, struct cws_gpu_use
  * marks. */
 bool cws_gpu_stream_can_record(struct cws_gpu_streams *s, CUstream handle);
 /* After uses of the calling thread's own stream were noted: no other thread can put a mark behind them. Other streams:
- * nothing. */
+ * nothing. The last launch is settled no sooner for it. */
 void cws_gpu_stream_mark_own(struct cws_gpu_streams *s, CUstream handle);
 /* Puts a mark behind what was noted, if that can be done. */
 void cws_gpu_stream_mark(struct cws_gpu_streams *s, CUstream handle);

@@ -252,6 +252,7 @@ static CUresult get_ready(struct cws_gpu *gpu, struct cws_gpu_use *use)
     hold_locked(gpu, use, true);
     gpu->uses.waiting++;
     uint64_t before = gpu->uses.wait_ns[CWS_WAIT_WEIGHT];
+    cws_gpu_streams_waits(&gpu->streams);
     cws_gpu_stream_mark(&gpu->streams, use->stream);
     CUresult result = get_all_drops_lock(gpu, use);
     uint64_t waited = gpu->uses.wait_ns[CWS_WAIT_WEIGHT] - before;

@@ -86,7 +86,8 @@
     X(reserve_uses, 1024, 0, GIB, "uses", "for which freed memory is kept, where there are no rounds")                 \
     X(reserve_ahead_uses, 32, 0, GIB, "uses", "ahead that the reserve holds memory for")                               \
     X(reserve_over, 2, 0, 64, "times", "what comes and goes that it holds beside the peak")                            \
-    X(settle_ns, 200 * US, 0, SECOND, "ns", "for which the thread of a launch may go on with what hides its pointers") \
+    X(settle_ns, 20 * MS, 0, SECOND, "ns", "for which the thread of a launch may go on with what hides its pointers")  \
+    X(settle_waiting_ns, 200 * US, 0, SECOND, "ns", "the same, while that thread waits for memory")                    \
     X(mark_every, 16, 1, 1024, "uses", "of a stream between two marks")                                                \
     X(fetch_look_at, 64, 1, 65536, "", "sources without room that a fetcher looks at")                                 \
     X(fetch_leave_share, 8, 1, 1024, "share", "of the host budget for what comes and goes")

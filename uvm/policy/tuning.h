@@ -229,9 +229,12 @@ struct cws_tuning {
      * turns are made anew. More: memory that nobody allocates again is not there for weights. */
     uint64_t reserve_over;
     /* For which memory that a launch named is not given up, where its thread has queued nothing since and may be about
-     * to queue what reaches it through hidden pointers. In ns. Less: that kernel faults. More: where memory is short,
-     * launches wait. */
+     * to queue what reaches it through hidden pointers. In ns. Less: that kernel faults, where the thread was put off
+     * its processor between the two. More: what others wait for comes later. */
     uint64_t settle_ns;
+    /* The same where the thread itself waits for memory. In ns. More: where memory is shortest, each launch waits for
+     * it. */
+    uint64_t settle_waiting_ns;
     /* Uses of a stream between two marks. Less: calls to the driver for each launch. More: what is done is known
      * late. */
     uint64_t mark_every;
