@@ -116,7 +116,7 @@ static bool show_paging(const struct cws_options *options)
 /* Where a device's decoding kernels would come from. */
 static void show_kernels(const struct cws_cuda *cuda)
 {
-    struct cws_gpu_target target = {0, 0, cuda->driver ? cuda->version : 0};
+    struct cws_gpu_target target = {.driver_version = cuda->driver ? cuda->version : 0};
     struct cws_error err = {0};
     char path[1024];
     int version;
@@ -125,7 +125,8 @@ static void show_kernels(const struct cws_cuda *cuda)
     line("  NVTX ranges", "%s",
          profiler && *profiler ? cws_printable(profiler, shown, sizeof shown) : "no profiler asks for them");
     if (cws_gpu_image())
-        line("  GPU decoder", "built in");
+        line("  GPU decoder", "built in for compute capability %s, for others as PTX of %s", cws_gpu_image_arches(),
+             cws_gpu_image_ptx());
     else if (cws_gpu_compiler_find(&target, path, &version, &err) == 0)
         line("  GPU decoder", "compiled when needed by NVRTC %d.%d (%s)", version / 1000, version % 1000, path);
     else
@@ -136,6 +137,15 @@ static int devices_known(const struct cws_cuda *cuda)
 {
     int room = sizeof cuda->devices / sizeof *cuda->devices;
     return cuda->device_count < room ? cuda->device_count : room;
+}
+
+static void show_device(int ordinal, const struct cws_machine_gpu *gpu)
+{
+    char old[64] = "";
+    if (10 * gpu->major + gpu->minor < 10 * CWS_GPU_MAJOR_MIN + CWS_GPU_MINOR_MIN)
+        snprintf(old, sizeof old, " (too old: paging needs %d.%d)", CWS_GPU_MAJOR_MIN, CWS_GPU_MINOR_MIN);
+    line("  device", "%d: %s, %s, compute capability %d.%d%s, VMM %s", ordinal, gpu->name,
+         cws_size_text(gpu->memory_bytes).text, gpu->major, gpu->minor, old, gpu->vmm ? "yes" : "no");
 }
 
 static void show_cuda(const struct cws_cuda *cuda)
@@ -150,8 +160,7 @@ static void show_cuda(const struct cws_cuda *cuda)
         else if (cuda->device_count == 0)
             line("  devices", "none: host paging");
         for (int i = 0; i < devices_known(cuda); i++)
-            line("  device", "%d: %s, %s, VMM %s", i, cuda->devices[i].name,
-                 cws_size_text(cuda->devices[i].memory_bytes).text, cuda->devices[i].vmm ? "yes" : "no");
+            show_device(i, &cuda->devices[i]);
     }
     show_kernels(cuda);
 }

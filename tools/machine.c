@@ -52,7 +52,7 @@ struct driver {
     int (*memory)(size_t *bytes, int device);
     int (*attribute)(int *value, int attribute, int device);
 };
-enum { ATTRIBUTE_VMM = 102 };
+enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76, ATTRIBUTE_VMM = 102 };
 
 static bool load(void *library, struct driver *d)
 {
@@ -85,6 +85,8 @@ void cws_machine_cuda(struct cws_cuda *out)
             snprintf(device->name, sizeof device->name, "unnamed");
         d.memory(&bytes, i);
         d.attribute(&vmm, ATTRIBUTE_VMM, i);
+        d.attribute(&device->major, ATTRIBUTE_MAJOR, i);
+        d.attribute(&device->minor, ATTRIBUTE_MINOR, i);
         device->memory_bytes = bytes;
         device->vmm = vmm != 0;
     } /* the library stays: drivers do not like to be unloaded */

@@ -15,7 +15,8 @@ void cws_machine_cpu_features(char *buf, size_t size);
 struct cws_machine_gpu {
     char name[128];
     uint64_t memory_bytes;
-    bool vmm; /* CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED */
+    int major, minor; /* compute capability */
+    bool vmm;         /* CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED */
 };
 struct cws_cuda {
     bool driver; /* libcuda.so.1 could be loaded */

@@ -13,7 +13,7 @@
 #define PLACES_MAX 256
 #define ARCHES_MAX 64
 
-/* NVRTC as its documentation describes it; the versions that can do sm_80 have all of these. */
+/* NVRTC as its documentation describes it; the versions that can do sm_80 and later have all of these. */
 typedef void *program;
 #define NVRTC_CALLS                                                                                                    \
     NVRTC_CALL(version, "nvrtcVersion", (int *major, int *minor))                                                      \
@@ -164,8 +164,8 @@ static int choose(const struct compiler *c, const struct cws_gpu_target *target,
     for (int i = 0; i < count; i++)
         if (arches[i] <= wanted && arches[i] > *arch)
             *arch = arches[i];
-    *exact = *arch == wanted;
-    if (*arch < 80)
+    *exact = *arch == wanted && !target->ptx;
+    if (*arch < 10 * CWS_GPU_MAJOR_MIN + CWS_GPU_MINOR_MIN)
         return cws_fail(err, CWS_E_UNSUPPORTED, "%s (version %d.%d) compiles for no device of compute capability %d.%d",
                         c->path, c->major, c->minor, target->major, target->minor);
     return 0;

@@ -6,12 +6,18 @@
 #ifndef CWS_GPU_COMPILE_H
 #define CWS_GPU_COMPILE_H
 #include "store/base/error.h"
+#include <stdbool.h>
 #include <stddef.h>
+
+/* The first compute capability that the kernels run on. */
+#define CWS_GPU_MAJOR_MIN 7
+#define CWS_GPU_MINOR_MIN 5
 
 struct cws_gpu_target {
     int major, minor;   /* compute capability of the device */
     int driver_version; /* cuDriverGetVersion: 12040 for 12.4. A compiler of a later major version is passed over; 0:
                            * none is */
+    bool ptx;           /* PTX also where the device's own code could be made: to run there what other devices would */
 };
 
 /* An image for cuModuleLoadData, compiled now; free() it. CWS_E_UNSUPPORTED: no NVRTC was found (the line says where to

@@ -41,6 +41,18 @@ struct tile_place {        /* what a lane knows of its tile */
     unsigned bad;
 };
 
+/* The highest of a warp's, in all lanes. */
+static __device__ __forceinline__ unsigned warp_max(unsigned v)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(WARP_ALL, v);
+#else
+    for (int d = 16; d > 0; d /= 2)
+        v = max(v, __shfl_xor_sync(WARP_ALL, v, d));
+    return v;
+#endif
+}
+
 static __device__ __forceinline__ uint32_t align16(uint32_t v) { return (v + 15) & ~15u; }
 
 /* Asks for the tile's streams in the first-level cache, by sectors: lanes come to new sectors at different steps, and
@@ -411,7 +423,7 @@ static __device__ __forceinline__ void run_tile(const cws_gpu_job *at, uint32_t 
     __syncwarp();
     if (tile == 0 && !(WHAT == CWS_GPU_ANY && job.codec == CWS_CODEC_RAW))
         bad = max(bad, check_head(at, lane));
-    bad = __reduce_max_sync(WARP_ALL, bad);
+    bad = warp_max(bad);
     hash_give(sum, lane, result);
     if (bad != CWS_GPU_OK && lane == 0)
         atomicMax(&result->status, bad);

@@ -77,7 +77,7 @@ static int load(struct cws_gpu_decoder *d, const void *image, void (*say)(const 
 {
     CUdevice device;
     int sms = 0;
-    struct cws_gpu_target target = {0, 0, 0};
+    struct cws_gpu_target target = {0};
     CUresult r = d->driver->context_device(&device);
     if (r == CUDA_SUCCESS)
         r = d->driver->device_attribute(&sms, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);
@@ -89,9 +89,9 @@ static int load(struct cws_gpu_decoder *d, const void *image, void (*say)(const 
         r = d->driver->driver_version(&target.driver_version);
     if (r != CUDA_SUCCESS)
         return cws_driver_fail(d->driver, err, r, "the device's properties");
-    if (target.major < 8)
-        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d.%d; paging needs 8.0 or later",
-                        target.major, target.minor);
+    if (10 * target.major + target.minor < 10 * CWS_GPU_MAJOR_MIN + CWS_GPU_MINOR_MIN)
+        return cws_fail(err, CWS_E_UNSUPPORTED, "the GPU has compute capability %d.%d; paging needs %d.%d or later",
+                        target.major, target.minor, CWS_GPU_MAJOR_MIN, CWS_GPU_MINOR_MIN);
     d->sms = (unsigned)sms;
     if (image) {
         r = d->driver->module_load(&d->module, image);

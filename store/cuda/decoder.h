@@ -22,13 +22,17 @@
 
 struct cws_gpu_decoder;
 
-/* The kernels (a fatbin: sm_80, sm_90, PTX for others); NULL where this build has none, because no nvcc was found: then
- * they are compiled when they are needed (compile.h). */
+/* The kernels, a fatbin; NULL where this build has none, because no nvcc was found: then they are compiled when they
+ * are needed (compile.h). */
 const void *cws_gpu_image(void);
+/* The compute capabilities that it has code for, lowest first: "7.5 8.0"; and those of its PTX, which the driver
+ * finishes for devices that it has no code for. Static text, "" without an image. */
+const char *cws_gpu_image_arches(void);
+const char *cws_gpu_image_ptx(void);
 
 /* Loads the kernels into the current context: those of this build, those that were compiled and kept, or new ones (a
  * few seconds). `driver` must outlive it; say (may be NULL) hears one line before a compilation. 0; CWS_E_UNSUPPORTED:
- * a device below compute capability 8.0, or no kernels for it and nothing to compile them with; -ENOMEM; driver
+ * a device below compute capability 7.5, or no kernels for it and nothing to compile them with; -ENOMEM; driver
  * errors. */
 CWS_MUST_CHECK int cws_gpu_decoder_create(const struct cws_driver *driver, void (*say)(const char *line),
                                           struct cws_gpu_decoder **out, struct cws_error *err);

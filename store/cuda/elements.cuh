@@ -72,14 +72,28 @@ static __device__ __forceinline__ float scaled_from(uint32_t symbol, float scale
     return __fmaf_rn(symbol_float(symbol), scale, base);
 }
 
+/* A float's nearest bf16, ties to even, in the upper half of the result; not for a NaN. For devices that have no
+ * instruction for it. */
+static __device__ __forceinline__ uint32_t bf16_on_top(uint32_t bits) { return bits + 0x7fff + (bits >> 16 & 1); }
+
+/* Two floats to the nearest halves or bf16, ties to even. As instructions, so that this compiles where the toolkit's
+ * headers are not (compile.h). Before compute capability 8.0 none makes two of them, and none a bf16. */
 static __device__ __forceinline__ uint32_t round_two(float low, float high, unsigned dtype)
 {
-    /* As instructions, so that this compiles where the toolkit's headers are not (compile.h). */
     uint32_t v;
+#if __CUDA_ARCH__ >= 800
     if (dtype == CWS_BF16)
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     else
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+#else
+    if (dtype == CWS_BF16)
+        v = __byte_perm(bf16_on_top(__float_as_uint(low)), bf16_on_top(__float_as_uint(high)), 0x7632);
+    else
+        asm("{ .reg .b16 low, high; cvt.rn.f16.f32 low, %1; cvt.rn.f16.f32 high, %2; mov.b32 %0, {low, high}; }"
+            : "=r"(v)
+            : "f"(low), "f"(high));
+#endif
     return v;
 }
 

@@ -11,6 +11,10 @@ __asm__(".section .rodata\n"
 extern const unsigned char cws_gpu_fatbin[] __attribute__((visibility("hidden")));
 
 const void *cws_gpu_image(void) { return cws_gpu_fatbin; }
+const char *cws_gpu_image_arches(void) { return CWS_GPU_ARCHES; }
+const char *cws_gpu_image_ptx(void) { return CWS_GPU_PTX; }
 #else
 const void *cws_gpu_image(void) { return NULL; }
+const char *cws_gpu_image_arches(void) { return ""; }
+const char *cws_gpu_image_ptx(void) { return ""; }
 #endif

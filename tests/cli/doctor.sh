@@ -19,3 +19,9 @@ grep -E 'CODEC_TRACE' out
 CODEC_PAGER=eager codecllm doctor >out
 echo "exit status $?"
 grep verdict out
+export LD_LIBRARY_PATH="$BUILD/standin"
+codecllm doctor | grep -E '^  (driver|device) '
+STANDIN_CAPABILITY=7.0 codecllm doctor | grep -E '^  device '
+# built in where nvcc was found, else compiled by the NVRTC of the tests
+codecllm doctor | sed -En '/GPU decoder/s/(built in for compute capability [0-9. ]+, for others as PTX of [0-9. ]+$|compiled when needed by NVRTC 12.4 .*)/as this build has it/p'
+unset LD_LIBRARY_PATH

@@ -1,5 +1,5 @@
 /* The decoding kernels compiled by NVRTC, and kept: against a stand-in for it, which the loader finds by its name.
- *   test_gpu_compile real   compiles the kernels for sm_80 and sm_90 with the NVRTC that is found, and looks at the
+ *   test_gpu_compile real   compiles the kernels for sm_75 and sm_90 with the NVRTC that is found, and looks at the
  *                           images */
 #include "tests/support/hang.h"
 #include "tests/standin/standin.h"
@@ -22,7 +22,7 @@
 
 #define EM_CUDA_MACHINE 190
 
-static const struct cws_gpu_target h100 = {9, 0, 12040};
+static const struct cws_gpu_target h100 = {9, 0, 12040, false};
 static int (*compiled)(void);
 static char cache[] = "/tmp/cws-kernels-XXXXXX";
 
@@ -68,11 +68,14 @@ static void a_later_device_gets_ptx(void **state)
 {
     (void)state;
     size_t bytes;
-    char *image = compiled_for(&(struct cws_gpu_target){12, 1, 13000}, &bytes);
+    char *image = compiled_for(&(struct cws_gpu_target){12, 1, 13000, false}, &bytes);
     assert_non_null(strstr(image + 16, "ptx --gpu-architecture=compute_100 "));
     free(image);
-    image = compiled_for(&(struct cws_gpu_target){8, 9, 0}, &bytes);
+    image = compiled_for(&(struct cws_gpu_target){8, 9, 0, false}, &bytes);
     assert_non_null(strstr(image + 16, "ptx --gpu-architecture=compute_80 "));
+    free(image);
+    image = compiled_for(&(struct cws_gpu_target){7, 5, 0, true}, &bytes); /* as it is asked for */
+    assert_non_null(strstr(image + 16, "ptx --gpu-architecture=compute_75 "));
     free(image);
 }
 
@@ -96,7 +99,9 @@ static void a_failure_is_one_line(void **state)
     refuse("refuse", &h100, CWS_E_BUG, "error: a fault that was asked for");
     refuse("short", &h100, CWS_E_BUG, "does not compile");
     refuse("old", &h100, CWS_E_UNSUPPORTED, "compiles for no device of compute capability 9.0");
-    refuse(NULL, &(struct cws_gpu_target){9, 0, 11080}, CWS_E_UNSUPPORTED, "no NVRTC for this driver was found");
+    refuse(NULL, &(struct cws_gpu_target){7, 2, 0, false}, CWS_E_UNSUPPORTED,
+           "for no device of compute capability 7.2");
+    refuse(NULL, &(struct cws_gpu_target){9, 0, 11080, false}, CWS_E_UNSUPPORTED, "no NVRTC for this driver was found");
 }
 
 static void doctor_can_name_it(void **state)
@@ -140,7 +145,7 @@ static void only_a_whole_file_of_ones_own_is_taken(void **state)
     assert_false(is_taken());
     cws_gpu_cache_write(&h100, "an image", 9);
     assert_true(is_taken());
-    assert_null(cws_gpu_cache_read(&(struct cws_gpu_target){8, 0, 12040}, &bytes));
+    assert_null(cws_gpu_cache_read(&(struct cws_gpu_target){8, 0, 12040, false}, &bytes));
     kept_file(path);
 
     assert_int_equal(chmod(path, 0620), 0);
@@ -262,8 +267,9 @@ static void a_decoder_compiles_once(void **state)
 
 static int compile_for_real(void)
 {
-    for (int major = 8; major <= 9; major++) {
-        struct cws_gpu_target target = {major, 0, 0};
+    static const struct cws_gpu_target targets[] = {{7, 5, 0, false}, {9, 0, 0, false}};
+    for (size_t i = 0; i < sizeof targets / sizeof *targets; i++) {
+        struct cws_gpu_target target = targets[i];
         struct cws_error err = {0};
         char path[1024];
         size_t bytes;
@@ -282,8 +288,8 @@ static int compile_for_real(void)
                     memmem(image, bytes, ".text.cws_gpu_decode_split2_kernel", 34) &&
                     memmem(image, bytes, ".text.cws_gpu_decode_quant2_kernel", 34) &&
                     memmem(image, bytes, ".text.cws_gpu_hash_kernel", 25);
-        printf("sm_%d0: %zu bytes by %s, version %d.%d%s\n", major, bytes, path, version / 1000, version % 1000,
-               fine ? "" : ": NOT KERNELS");
+        printf("sm_%d%d: %zu bytes by %s, version %d.%d%s\n", target.major, target.minor, bytes, path, version / 1000,
+               version % 1000, fine ? "" : ": NOT KERNELS");
         free(image);
         if (!fine)
             return 1;

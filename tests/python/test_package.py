@@ -50,7 +50,8 @@ def venv(tmp_path_factory):
     (venv.site / "_parent.pth").write_text(sysconfig.get_path("platlib") + "\n")
     environment = clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INDEX="1")
     run(venv.python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--ignore-installed",
-        f"--config-settings=build-dir={root / 'build'}", ROOT, env=environment)  # fmt: skip
+        f"--config-settings=build-dir={root / 'build'}", "--config-settings=cmake.define.CWS_GPU_ARCHES=90", ROOT,
+        env=environment)  # fmt: skip
     return venv
 
 

@@ -2,6 +2,7 @@
 #include "state.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct device *device_of(CUdevice ordinal)
@@ -71,6 +72,15 @@ API cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
     return CUDA_SUCCESS;
 }
 
+int device_capability(int which)
+{
+    int capability[2] = {9, 0};
+    const char *text = getenv("STANDIN_CAPABILITY");
+    if (text && sscanf(text, "%d.%d", &capability[0], &capability[1]) != 2)
+        abort();
+    return capability[which];
+}
+
 API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device)
 {
     ENTER("cuDeviceGetAttribute", CALL_AFTER_ERROR, which, device);
@@ -90,8 +100,6 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device)
         {39, 2048},
         {40, 3},
         {41, 1},
-        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9},
-        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0},
         {81, 228 << 10},
         {95, 1},
         {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 227 << 10},
@@ -106,6 +114,8 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device)
     for (size_t i = 0; i < sizeof VALUES / sizeof *VALUES; i++)
         if (VALUES[i][0] == which)
             *value = VALUES[i][1];
+    if (which == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR || which == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        *value = device_capability(which - CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
     return CUDA_SUCCESS;
 }
 

@@ -1,5 +1,6 @@
 /* module.c - images, functions, launches. A CUkernel belongs to a library, a CUfunction to a module; a launch takes
  * either in its function slot (cudart passes the former), while each parameter query takes only its own kind. */
+#include "tests/support/fatbin.h"
 #include "state.h"
 
 #include <stdlib.h>
@@ -7,7 +8,6 @@
 
 #define SHARED_BYTES_DEFAULT (48u << 10)
 #define SHARED_BYTES_MAX (227u << 10)
-#define FATBIN_MAGIC 0xBA55ED50u
 
 struct CUfunc_st {
     const struct standin_kernel *kernel;
@@ -54,8 +54,12 @@ static CUresult module_load(CUmodule *module, const void *bytes)
     if (!module || !bytes)
         return CUDA_ERROR_INVALID_VALUE;
     const struct standin_image *image = image_of(bytes);
+    struct fatbin_part part;
+    uint64_t at = 0;
     if (!image)
         return CUDA_ERROR_INVALID_IMAGE;
+    if (fatbin_next(bytes, &at, &part) && !fatbin_is_for(bytes, device_capability(0), device_capability(1)))
+        return CUDA_ERROR_NO_BINARY_FOR_GPU;
     struct CUmod_st *m = take_memory(sizeof *m);
     m->image = image;
     m->functions = take_memory(image->kernel_count * sizeof *m->functions);

@@ -50,7 +50,7 @@ API nvrtcVersion(int *major, int *minor)
     return 0;
 }
 
-static const int known[] = {75, 80, 90, 100};
+static const int known[] = {70, 75, 80, 90, 100};
 
 API nvrtcGetNumSupportedArchs(int *count)
 {

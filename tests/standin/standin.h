@@ -6,7 +6,7 @@
  * kernel is a host function that loads from and stores to them, and an access to an address with nothing behind it ends
  * the context with CUDA_ERROR_ILLEGAL_ADDRESS, as on a GPU. Memory is never zero when handed out: each byte is
  * STANDIN_POISON. Streams are threads. Environment, read by cuInit: STANDIN_DEVICES, STANDIN_DEVICE_MB,
- * STANDIN_DELAY_US, STANDIN_SEED.
+ * STANDIN_DELAY_US, STANDIN_SEED. At any time: STANDIN_CAPABILITY, the compute capability, 9.0 if it is not set.
  *
  * There is one device, or there are two, each with a memory and contexts of its own; streams, events, modules and
  * graphs belong to a context, as CUDA has it. What CUDA forbids between devices and this one permits: memory is there
@@ -117,6 +117,6 @@ struct standin_image {
 STANDIN_API extern const struct standin_image standin_test_image;
 
 /* Host versions of the kernels in store/cuda (gpu_kernels.c). Any image that begins as a fatbin does loads as this one,
- * so what this project builds for GPUs runs here; a build without nvcc gives this address instead. */
+ * if it has something for the device's capability, so what this project builds for GPUs runs here; a build without nvcc gives this address instead. */
 STANDIN_API extern const struct standin_image standin_gpu_image;
 #endif

@@ -285,6 +285,7 @@ struct device {
     size_t graph_unseen; /* bytes of graph_pool that no launch has asked for yet */
 };
 struct device *device_of(CUdevice ordinal); /* NULL: there is none */
+int device_capability(int which);           /* 0: major, 1: minor */
 CUdevice device_ordinal(const struct device *device);
 void devices_begin_locked(void);
 void devices_end_locked(void);

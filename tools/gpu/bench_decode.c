@@ -1,8 +1,10 @@
 /* bench_decode.c - the GPU decoders: right, and how fast. Not installed.
- *   bench_decode check [--rounds N] [--nvrtc 1]                    against the reference decoder, odd sizes, corrupt
+ *   bench_decode check [--rounds N] [--nvrtc WHAT]                 against the reference decoder, odd sizes, corrupt
  *                                                                  chunks
- *   bench_decode time [--weights N] [--lanes SYMBOLS] [--image FILE --warps N | --nvrtc 1] [--waves N] [--label TEXT]
- * --nvrtc 1: with kernels that NVRTC compiles now, whatever the build has.
+ *   bench_decode time [--weights N] [--lanes SYMBOLS] [--image FILE --warps N | --nvrtc WHAT] [--waves N]
+ *                     [--label TEXT]
+ * --nvrtc 1: with kernels that NVRTC compiles now, whatever the build has; 75: the same, as PTX for compute capability
+ * 7.5, which later devices run, too.
  * Exit 0: fine; 1: a finding; 2: it could not run. */
 #include "bench.h"
 #include "store/cuda/compile.h"
@@ -21,10 +23,10 @@ static void *read_file(const char *path)
     return all;
 }
 
-static void *compile(const struct bench *b, CUdevice device)
+static void *compile(const struct bench *b, CUdevice device, unsigned nvrtc)
 {
     struct cws_error err;
-    struct cws_gpu_target target;
+    struct cws_gpu_target target = {.ptx = nvrtc > 1};
     char path[1024];
     void *image;
     size_t bytes;
@@ -33,6 +35,10 @@ static void *compile(const struct bench *b, CUdevice device)
                  "compute capability");
     bench_driver(b, b->driver.device_attribute(&target.minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device),
                  "compute capability");
+    if (target.ptx) {
+        target.major = (int)nvrtc / 10;
+        target.minor = (int)nvrtc % 10;
+    }
     bench_driver(b, b->driver.driver_version(&target.driver_version), "version of the driver");
     bench_rc(cws_gpu_compiler_find(&target, path, &version, &err), &err);
     bench_rc(cws_gpu_compile(&target, &image, &bytes, &err), &err);
@@ -41,7 +47,7 @@ static void *compile(const struct bench *b, CUdevice device)
     return image;
 }
 
-static void start(struct bench *b, const void *image, unsigned warps, unsigned waves, bool nvrtc)
+static void start(struct bench *b, const void *image, unsigned warps, unsigned waves, unsigned nvrtc)
 {
     struct cws_error err;
     CUdevice device;
@@ -53,7 +59,7 @@ static void start(struct bench *b, const void *image, unsigned warps, unsigned w
     bench_driver(b, b->driver.primary_retain(&context, device), "context");
     bench_driver(b, b->driver.context_set(context), "context");
     if (nvrtc)
-        image = compiled = compile(b, device);
+        image = compiled = compile(b, device, nvrtc);
     if (image)
         bench_rc(cws_gpu_decoder_create_from(&b->driver, image, warps, &b->decoder, &err), &err);
     else
@@ -68,8 +74,7 @@ static void start(struct bench *b, const void *image, unsigned warps, unsigned w
 int main(int argc, char **argv)
 {
     struct bench b = {0};
-    unsigned rounds = 20, warps = CWS_GPU_BLOCK_WARPS, waves = 0, lanes = 0;
-    bool nvrtc = false;
+    unsigned rounds = 20, warps = CWS_GPU_BLOCK_WARPS, waves = 0, lanes = 0, nvrtc = 0;
     unsigned long long weights = 256ull << 20;
     const char *image = NULL, *label = "built-in";
     for (int i = 2; i + 1 < argc; i += 2) {
@@ -87,7 +92,7 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--waves") == 0)
             waves = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--nvrtc") == 0)
-            nvrtc = strcmp(v, "0") != 0;
+            nvrtc = (unsigned)strtoul(v, NULL, 10);
         else if (strcmp(argv[i], "--label") == 0)
             label = v;
         else
