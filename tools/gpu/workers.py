@@ -16,16 +16,26 @@ def packed(arguments, directory):
     return directory + ".packed"
 
 
-def counters():
-    """In the process of a program. Of the shim's first GPU; {}: there is no shim, or no GPU."""
+def ask_shim(function):
+    """In the process of a program: what a function of the shim tells; None: there is no shim."""
     with contextlib.suppress(AttributeError):
-        tell = ctypes.CDLL(None).codecllm_gpu_stats_json
+        tell = getattr(ctypes.CDLL(None), function)
         tell.restype, tell.argtypes = ctypes.c_size_t, (ctypes.c_char_p, ctypes.c_size_t)
         text = ctypes.create_string_buffer(1 << 16)
         tell(text, len(text))
-        devices = json.loads(text.value)
-        return devices[0] if devices else {}
-    return {}
+        return json.loads(text.value)
+    return None
+
+
+def counters():
+    """In the process of a program. Of the shim's first GPU; {}: there is no shim, or no GPU."""
+    devices = ask_shim("codecllm_gpu_stats_json")
+    return devices[0] if devices else {}
+
+
+def host_counters():
+    """In the process of a program. Of paging in host memory; {}: there is no shim."""
+    return ask_shim("codecllm_stats_json") or {}
 
 
 def run(arguments, stem, command, environment, why="what it said is in {log}".format, timeout=None):
