@@ -7,10 +7,13 @@
 #include "store/read/reader.h"
 #include "store/base/trace.h"
 #include "uvm/host/view.h"
+#include "container.h"
 #include "machine.h"
 #include "say.h"
 #include "verbs.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,6 +22,9 @@
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
+
+/* Below it, io_uring's buffers for a few files at a time are not registered. */
+#define MEMLOCK_BYTES_MIN (UINT64_C(4) << 20)
 
 static void line(const char *key, const char *fmt, ...) CWS_PRINTF(2, 3);
 static void line(const char *key, const char *fmt, ...)
@@ -40,12 +46,47 @@ static void number_line(const char *key, const char *path, const char *meaning)
         line(key, "not known to this kernel");
 }
 
+static bool in_container(void) { return cws_container_name("").text[0] != '\0'; }
+
+static const char *plural(int n) { return n == 1 ? "" : "s"; }
+
+static void show_container(void)
+{
+    struct cws_text container = cws_container_name("");
+    int filters = cws_seccomp_filters("");
+    line("  container", "%s", container.text[0] ? container.text : "none is seen");
+    if (cws_container_is_gvisor(""))
+        line("  kernel", "gVisor's, not Linux: what is refused below, it does not have");
+    if (filters > 0)
+        line("  seccomp", "%d filter%s in force", filters, plural(filters));
+    else
+        line("  seccomp", filters == 0 ? "no filter" : "not known to this kernel");
+}
+
+/* The limit for what a process without CAP_IPC_LOCK locks. */
+static void show_memlock(void)
+{
+    struct rlimit memlock;
+    bool privileged = false;
+    if (getrlimit(RLIMIT_MEMLOCK, &memlock) != 0)
+        return;
+    if (memlock.rlim_cur == RLIM_INFINITY) {
+        line("  memlock limit", "none");
+        return;
+    }
+    privileged = cws_machine_has_capability(CWS_CAP_IPC_LOCK);
+    line("  memlock limit", "%s%s", cws_size_text(memlock.rlim_cur).text,
+         privileged                             ? ", which this process need not keep"
+         : memlock.rlim_cur < MEMLOCK_BYTES_MIN ? ": io_uring reads without registered buffers, a little slower; "
+                                                  "ulimit -l, Docker: --ulimit memlock=-1"
+                                                : "");
+}
+
 static void show_machine(void)
 {
     struct utsname name;
     char features[128], from[256];
     struct cws_memory_limit limit;
-    struct rlimit memlock;
     puts("Machine");
     if (uname(&name) == 0)
         line("  system", "%s %s %s", name.sysname, name.release, name.machine);
@@ -57,27 +98,53 @@ static void show_machine(void)
         line("  memory limit", "%s: %s", cws_size_text(limit.bytes).text, cws_printable(limit.from, from, sizeof from));
     else
         line("  memory limit", "none");
-    if (getrlimit(RLIMIT_MEMLOCK, &memlock) == 0) {
-        if (memlock.rlim_cur == RLIM_INFINITY)
-            line("  memlock limit", "none");
-        else
-            line("  memlock limit", "%s", cws_size_text(memlock.rlim_cur).text);
-    }
+    show_memlock();
     number_line("  vm.max_map_count", "/proc/sys/vm/max_map_count", "");
+    show_container();
 }
 
 static void show_store(void)
 {
-    int ring = cws_reader_probe_uring();
+    int ring = cws_reader_probe_uring(), filtered = ring ? cws_seccomp_answer("", CWS_CALL_IO_URING) : 0;
+    uint64_t off = 0;
     puts("\nReading and decoding");
     if (ring == 0)
         line("  io_uring", "works");
+    else if (filtered)
+        line("  io_uring",
+             "blocked by seccomp (%s): preadv threads are used; Docker: --security-opt seccomp=PROFILE, one that "
+             "allows io_uring_setup, io_uring_enter and io_uring_register",
+             cws_machine_errno_name(filtered));
+    else if (cws_machine_number("/proc/sys/kernel/io_uring_disabled", &off) && off)
+        line("  io_uring", "switched off by kernel.io_uring_disabled = %llu: preadv threads are used",
+             (unsigned long long)off);
     else
         line("  io_uring", "refused (%s): preadv threads are used", cws_strerror(ring));
     printf("%-22s", "  decoders");
     for (unsigned i = 0; cws_decoder_name(i); i++)
         printf(" %s%s", cws_decoder_name(i), i == 0 ? " (in use)" : "");
     putchar('\n');
+}
+
+/* Why a rung does not work, and what to do about it. */
+static void show_rung(const char *key, const char *rung, int rc, const struct cws_error *err)
+{
+    const char *message = err->message[0] ? err->message : cws_strerror(rc);
+    int filtered = strncmp(rung, "uffd", 4) == 0 ? cws_seccomp_answer("", CWS_CALL_USERFAULTFD) : 0;
+    if (strcmp(rung, "uffd-dev") == 0) {
+        int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        struct cws_text why = cws_container_uffd_text(fd < 0 ? -errno : 0, in_container());
+        if (fd >= 0)
+            close(fd);
+        line(key, "no: %s", why.text[0] ? why.text : message);
+    } else if (filtered) {
+        line(key, "no: blocked by seccomp (%s); Docker: --security-opt seccomp=PROFILE, one that allows userfaultfd",
+             cws_machine_errno_name(filtered));
+    } else if (strcmp(rung, "uffd") == 0 && rc == -EPERM) {
+        line(key, "no: it needs CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd = 1");
+    } else {
+        line(key, "no: %s", message);
+    }
 }
 
 static bool show_paging(const struct cws_options *options)
@@ -97,7 +164,7 @@ static bool show_paging(const struct cws_options *options)
         if (rc == 0)
             line(key, "works%s", wanted ? options->pager ? " (in use: CODEC_PAGER)" : " (in use)" : "");
         else
-            line(key, "no: %s", err.message[0] ? err.message : cws_strerror(rc));
+            show_rung(key, rungs[i], rc, &err);
     }
     if (cws_machine_number("/proc/sys/vm/unprivileged_userfaultfd", &unprivileged))
         line("  sysctl", "vm.unprivileged_userfaultfd = %llu", (unsigned long long)unprivileged);
@@ -150,7 +217,10 @@ static void show_device(int ordinal, const struct cws_machine_gpu *gpu)
 
 static void show_cuda(const struct cws_cuda *cuda)
 {
+    struct cws_text missing = {""};
     puts("\nCUDA");
+    if (!cuda->driver || cuda->result != 0 || cuda->device_count == 0)
+        missing = cws_container_gpu_text("", in_container(), cuda->driver);
     if (!cuda->driver) {
         line("  driver", "no CUDA driver: host paging");
     } else {
@@ -162,6 +232,8 @@ static void show_cuda(const struct cws_cuda *cuda)
         for (int i = 0; i < devices_known(cuda); i++)
             show_device(i, &cuda->devices[i]);
     }
+    if (missing.text[0])
+        line("  missing", "%s", missing.text);
     show_kernels(cuda);
 }
 

@@ -1,8 +1,10 @@
 /* machine.c - reads what the machine offers from /proc, the processor and the CUDA driver. The driver is asked by a few
  * calls that every one has: store/base/driver.h refuses one before 12.4, of which doctor is to tell the version. */
+#include "store/base/error.h"
 #include "machine.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +25,29 @@ bool cws_machine_number(const char *path, uint64_t *out)
     char *end;
     *out = strtoull(text, &end, 10);
     return end != text;
+}
+
+bool cws_machine_has_capability(unsigned which)
+{
+    char text[256];
+    unsigned long long effective = 0;
+    FILE *file = fopen("/proc/self/status", "re");
+    while (file && fgets(text, sizeof text, file))
+        if (sscanf(text, "CapEff: %llx", &effective) == 1)
+            break;
+    if (file)
+        fclose(file);
+    return effective >> which & 1;
+}
+
+const char *cws_machine_errno_name(int code)
+{
+    switch (code) {
+    case EPERM: return "EPERM";
+    case EACCES: return "EACCES";
+    case ENOSYS: return "ENOSYS";
+    default: return cws_strerror(-code);
+    }
 }
 
 void cws_machine_cpu_features(char *buf, size_t size)

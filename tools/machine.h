@@ -9,6 +9,12 @@
 /* The number in a file of /proc or /sys. False when it is not there; "max" gives UINT64_MAX. */
 bool cws_machine_number(const char *path, uint64_t *out);
 
+enum { CWS_CAP_IPC_LOCK = 14 }; /* as linux/capability.h has it */
+bool cws_machine_has_capability(unsigned which);
+
+/* "EPERM"; static text. */
+const char *cws_machine_errno_name(int code);
+
 /* "avx2 bmi2 ..." of those a decoder could use. */
 void cws_machine_cpu_features(char *buf, size_t size);
 

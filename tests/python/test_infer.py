@@ -3,6 +3,7 @@ the logits, and a peak that the kernel confirms."""
 
 import argparse
 import json
+import re
 
 import pytest
 
@@ -49,6 +50,16 @@ def test_same_tokens_and_bits_within_a_budget(command, packed_bard, plain, logic
         assert 0 < packed["peak_bytes"] <= budget + BLOCKS_IN_FLIGHT, "by the kernel's"
     if percent < 100:
         assert packed["stats"]["evictions"] > 0, "the budget did not bind"
+
+
+def test_with_the_system_calls_of_a_container(command, build_dir, packed_bard, plain, logical_bytes):
+    """Docker leaves neither userfaultfd nor io_uring: pages come by SIGSEGV, read by pread, and no line is needed."""
+    prefix = (str(build_dir / "bin" / "in_container"), str(command), "run", "--")
+    packed = infer(packed_bard, prefix=prefix, budget=logical_bytes // 2)
+    assert packed["rung"] == "sigsegv"
+    assert packed["tokens"] == plain["tokens"] and packed["logits"] == plain["logits"]
+    assert packed["stats"]["evictions"] > 0, "the budget did not bind"
+    assert not re.findall(r"^codecllm: (?! |paging of this process).*", packed["talk"], re.MULTILINE)
 
 
 def test_without_the_shim_a_packed_model_is_refused(packed_bard, tmp_path):

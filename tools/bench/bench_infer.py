@@ -121,7 +121,7 @@ def parse_stats(text):
 
 
 def run_infer(model, args, prefix=(), budget=None, variables=()):
-    """One run of infer.py. Returns its report with "peak_bytes", "stats" and "logits".
+    """One run of infer.py. Returns its report with "peak_bytes", "stats", "logits" and "talk", its stderr.
 
     variables: NAME=VALUE pairs for its environment."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,6 +168,7 @@ def run_infer(model, args, prefix=(), budget=None, variables=()):
     rung = re.search(r"^codecllm: paging of this process \((.*)\)$", talk, re.MULTILINE)
     result.update(peak_bytes=sampler.peak_bytes, samples=sampler.samples, stats=parse_stats(talk))
     result["rung"] = rung.group(1) if rung else None
+    result["talk"] = talk
     return result
 
 
