@@ -1,5 +1,5 @@
 /* Description: what cannot work on a paged GPU ends with an error and one line that says why and what to do: hidden
- * pointers, forked children, budgets that are too small. Each case is a process of its own: this program, started again
+ * pointers, forked children, budgets that are too small, caches that outgrow theirs. Each case is a process of its own: this program, started again
  * with the case's name. */
 #include "cuda_shim_fixture.h"
 
@@ -166,6 +166,99 @@ static int too_small(void)
     return 0;
 }
 
+/* --- a cache of keys and values, which grows by concatenation */
+
+enum { LAYERS = 12, ROW = 1 << 20, ROWS = 5 }; /* two rows fit the budget, five not with 16 MiB of host memory */
+
+struct cache {
+    CUdeviceptr at;
+    unsigned rows;
+};
+
+/* A row more: into a new allocation, as torch.cat does. An error leaves the cache as it was. */
+static CUresult append(struct cache *c)
+{
+    CUdeviceptr more;
+    CUresult result = cu.cuMemAllocAsync(&more, (size_t)(c->rows + 1) * ROW, stream);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (c->rows)
+        MUST(cu.cuMemcpyDtoDAsync_v2(more, c->at, (size_t)c->rows * ROW, stream) == 0);
+    MUST(cu.cuMemsetD8Async(more + (size_t)c->rows * ROW, (unsigned char)(c->rows + 1), ROW, stream) == 0);
+    if (c->rows)
+        MUST(cu.cuMemFreeAsync(c->at, stream) == 0);
+    *c = (struct cache){more, c->rows + 1};
+    return CUDA_SUCCESS;
+}
+
+static void expect_rows(const struct cache *c)
+{
+    uint8_t got = 0;
+    for (unsigned row = 0; row < c->rows; row++) {
+        MUST(cu.cuMemcpyDtoHAsync_v2(&got, c->at + (size_t)(row + 1) * ROW - 1, 1, stream) == 0);
+        MUST(cu.cuStreamSynchronize(stream) == 0 && got == row + 1);
+    }
+}
+
+/* A step of a model: each layer uses a weight, and its cache has a row more. */
+static CUresult step(struct cache *layers, unsigned number)
+{
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned i = 0; i < LAYERS && result == CUDA_SUCCESS; i++) {
+        touch((number * LAYERS + i) % TENSORS);
+        result = append(&layers[i]);
+    }
+    return result;
+}
+
+/* Returns the steps that were done; the caches are right, and freed. */
+static unsigned grow(void)
+{
+    struct cache layers[LAYERS] = {{0}};
+    unsigned number = 0;
+    CUresult result = CUDA_SUCCESS;
+    while (number < ROWS && (result = step(layers, number)) == CUDA_SUCCESS)
+        number++;
+    MUST(result == CUDA_SUCCESS || result == CUDA_ERROR_OUT_OF_MEMORY);
+    for (unsigned i = 0; i < LAYERS; i++)
+        expect_rows(&layers[i]);
+    for (unsigned i = 0; i < LAYERS; i++)
+        MUST(layers[i].rows == 0 || cu.cuMemFreeAsync(layers[i].at, stream) == 0);
+    return number;
+}
+
+static void expect_weights(void)
+{
+    uint64_t got;
+    for (unsigned i = 0; i < TENSORS; i++) {
+        uint64_t bytes = tensor_bytes(i);
+        void *params[] = {&scratch, &at[i], &bytes};
+        MUST(run_kernel("sum", params) == CUDA_SUCCESS);
+        MUST(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == CUDA_SUCCESS);
+        MUST(got == sum_of(view + tensor_begin[i], bytes));
+    }
+}
+
+/* It is refused memory, frees the caches, and can do all of it again. */
+static int cache_refused(void)
+{
+    start();
+    for (unsigned round = 0; round < 2; round++) {
+        unsigned steps = grow();
+        MUST(steps >= 2 && steps < ROWS);
+        expect_weights();
+    }
+    return 0;
+}
+
+static int cache_to_host(void)
+{
+    start();
+    MUST(grow() == ROWS);
+    expect_weights();
+    return 0;
+}
+
 /* Work is still queued, and the loader is busy. */
 static int left_alone(void)
 {
@@ -186,6 +279,8 @@ static const struct {
              {"mapped", mapped},
              {"forked", forked},
              {"too_small", too_small},
+             {"cache_refused", cache_refused},
+             {"cache_to_host", cache_to_host},
              {"left_alone", left_alone}};
 
 /* --- outside --------------------------------------------------------------------------------------------------- */
@@ -278,6 +373,19 @@ static void a_budget_below_the_least_is_refused(void **state)
     assert_int_equal(run_case("too_small", "CODEC_VRAM_BUDGET", "2M"), 0);
     assert_int_equal(lines_with("codecllm: GPU 0: "), 1);
 }
+static void a_cache_that_outgrows_the_budget_is_refused_and_can_be_freed(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("cache_refused", "CODEC_HOST_BUDGET", "16M"), 0);
+    assert_int_equal(lines_with("does not fit CODEC_VRAM_BUDGET (40 MiB"), 2); /* a line each time */
+    assert_int_equal(lines_with("the least budget that would have done is"), 2);
+}
+static void a_cache_that_outgrows_the_budget_goes_to_the_host(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("cache_to_host", NULL, NULL), 0);
+    assert_string_equal(said, "");
+}
 static void a_program_that_just_ends_ends_quietly(void **state)
 {
     (void)state;
@@ -311,6 +419,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(pinned_weights_stay),
         cmocka_unit_test(a_forked_child_is_refused_with_one_line),
         cmocka_unit_test(a_budget_below_the_least_is_refused),
+        cmocka_unit_test(a_cache_that_outgrows_the_budget_is_refused_and_can_be_freed),
+        cmocka_unit_test(a_cache_that_outgrows_the_budget_goes_to_the_host),
         cmocka_unit_test(a_program_that_just_ends_ends_quietly),
     };
     if (argc < 2)
