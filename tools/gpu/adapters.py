@@ -42,10 +42,6 @@ COLUMNS = {  # after the name: what it is, how wide
 # --- models and adapters -------------------------------------------------------------------------------------------
 
 
-def bard():
-    return os.path.join(scenarios.ROOT, "tests", "models", "bard")
-
-
 def is_small(arguments):
     return arguments.shape in ("bard", "tiny", "llama-90m")
 
@@ -76,13 +72,7 @@ def prepare(arguments, name):
         workers.packed(arguments, plain)
         part, targets = os.path.join(plain, "transformer"), lora.FLUX_TARGETS
         return plain, adapters_of(arguments, what, part, "transformer.", targets)
-    if arguments.shape == "bard":
-        plain = os.path.join(arguments.work, "bard")
-        if not os.path.lexists(plain):
-            os.symlink(bard(), plain)
-        workers.packed(arguments, plain)
-    else:
-        plain = scenarios.make_model(arguments, arguments.shape)[0]
+    plain = scenarios.make_model(arguments, arguments.shape)[0]
     return plain, adapters_of(arguments, arguments.shape, plain, "base_model.model.", lora.TARGETS)
 
 
