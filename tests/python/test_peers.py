@@ -83,3 +83,15 @@ def test_rows():
     assert row("x", dict(plain, ms=[4.0], digest="b"), plain).split() == "x 4.0 250 2.00 7 OTHERS 1.0 1".split()
     assert row("x", {"failed": "needs a GPU"}, plain).split() == "x needs a GPU".split()
     assert row("x", plain, {"failed": "it was too large"}).split() == "x 2.0 500 - 7 - 1.0 1".split()
+
+
+def test_a_codec_beside_ours(build, tmp_path):
+    """With zipnn where it is installed, else with a row that says why not; our own rows are there all the same."""
+    tool, out = TOOL.parent / "codecs.py", tmp_path / "out"
+    options = ["--build", build, "--work", tmp_path, "--weights", "0.25", "--repeat", "1", "--no-install"]
+    said = run(sys.executable, tool, out, *options).stdout
+    assert said == (out / "codecs.txt").read_text()
+    rows = {line[:26].strip(): line[26:].split() for line in said.splitlines()}
+    assert 10.5 < float(rows["CodecLLM, portable"][0]) < 11
+    assert float(rows["CodecLLM, portable"][2]) > 0
+    assert "zipnn" in rows or 10.5 < float(rows["zipnn, all"][0]) < 11
