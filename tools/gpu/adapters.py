@@ -84,6 +84,7 @@ def work(arguments):
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it writes to memory that weights are copied to
     (name,) = arguments.only
     s = lora.Source(arguments.model, arguments.adapters, arguments.device)
     cuda, kept = arguments.device == "cuda", None  # the last program's model, until it was counted

@@ -322,16 +322,21 @@ def peft_merge(s):
     return model
 
 
-def train_peft(s, checkpointed):
+def adapted(model):
+    """A new adapter for all matrices."""
     import torch
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(7)
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"))
+
+
+def train_peft(s, checkpointed):
     model = load(s)
     if checkpointed:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    torch.manual_seed(7)
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    model = adapted(model)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     train(s, lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss, parameters)
@@ -351,6 +356,34 @@ def peft_train(s):
 def peft_checkpoint(s):
     """the same with gradient checkpointing"""
     return train_peft(s, checkpointed=True)
+
+
+@program("transformers", "peft", "accelerate")
+def peft_trainer(s):
+    """transformers' Trainer: an adapter trained with gradient checkpointing, saved, and loaded again"""
+    import tempfile
+
+    from peft import PeftModel
+    from transformers import Trainer, TrainingArguments
+
+    model = adapted(load(s))
+    rows = [{"input_ids": row, "labels": row} for row in s.ids(100, rows=2 * STEPS).cpu()]
+    with tempfile.TemporaryDirectory() as directory:
+        settings = TrainingArguments(
+            directory, max_steps=STEPS, per_device_train_batch_size=2, gradient_checkpointing=True, save_steps=2,
+            logging_steps=1, report_to=[], disable_tqdm=True, seed=7, use_cpu=s.device == "cpu",
+        )  # fmt: skip
+        trainer = Trainer(model, settings, train_dataset=rows)
+        trainer.train()
+        trainer.save_model(os.path.join(directory, "trained"))
+        with open(os.path.join(directory, "trained", "adapter_model.safetensors"), "rb") as file:
+            s.said.append([f"{s.title}: saved", hashlib.sha256(file.read()).hexdigest()[:20]])
+        s.said += [[f"{s.title}: loss", str(entry["loss"])] for entry in trainer.state.log_history if "loss" in entry]
+        base = model.unload()
+        del model, trainer
+        again = PeftModel.from_pretrained(base, os.path.join(directory, "trained"))
+        s.say("loaded again", logits(s, again.eval()))
+    return again
 
 
 # --- diffusers -----------------------------------------------------------------------------------------------------
