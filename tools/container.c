@@ -89,10 +89,10 @@ int cws_seccomp_filters(const char *root)
     const char *mode = strstr(text, "\nSeccomp:"), *count = strstr(text, "\nSeccomp_filters:");
     if (!mode)
         return -1;
-    if (atoi(mode + strlen("\nSeccomp:")) == 0)
+    if (strtol(mode + strlen("\nSeccomp:"), NULL, 10) == 0)
         return 0;
-    int filters = count ? atoi(count + strlen("\nSeccomp_filters:")) : 1;
-    return filters > 0 ? filters : 1;
+    long filters = count ? strtol(count + strlen("\nSeccomp_filters:"), NULL, 10) : 1;
+    return filters > 0 ? (int)filters : 1;
 }
 
 /* The calls are made so that a kernel that has them refuses their arguments: the error tells who answered. */

@@ -33,8 +33,10 @@ bool cws_machine_has_capability(unsigned which)
     unsigned long long effective = 0;
     FILE *file = fopen("/proc/self/status", "re");
     while (file && fgets(text, sizeof text, file))
-        if (sscanf(text, "CapEff: %llx", &effective) == 1)
+        if (strncmp(text, "CapEff:", 7) == 0) {
+            effective = strtoull(text + 7, NULL, 16);
             break;
+        }
     if (file)
         fclose(file);
     return effective >> which & 1;
