@@ -27,12 +27,16 @@ def work(build, tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
-def test_paged_is_plain(build, work, tmp_path):
-    arguments = [tmp_path, "--build", build, "--work", work, "--only", "fused_in_file_order", *SMALL]
+@pytest.mark.parametrize("mode", ["lossless", "q8"])
+def test_paged_is_plain(build, work, tmp_path, mode):
+    arguments = [tmp_path, "--build", build, "--work", work, "--only", "fused_in_file_order", "--mode", mode, *SMALL]
     head, row, last = run(sys.executable, TOOL, *arguments).stdout.splitlines()
     assert row.split()[0] == "fused_in_file_order" and row.split()[-1] == "same"
     assert last == "1 right, 0 FAIL"
     assert "evictions" in (tmp_path / "fused_in_file_order-paged.log").read_text()  # it was under the shim
+    values = work / "patterns-llama-small.q8.unpacked" / "model.safetensors"
+    if mode != "lossless":  # of which both know only what the store holds
+        assert values.read_bytes() != (work / "patterns-llama-small" / "model.safetensors").read_bytes()
 
 
 def test_failures_are_rows(build, work, tmp_path):
@@ -50,8 +54,8 @@ def test_all_patterns_of_one_model(build, work):
     from patterns import bin_of, digest, inputs, load, model_of, prepare
 
     out = str(work)
-    arguments = argparse.Namespace(out=out, work=out, build=str(build), scale="small", device="cpu")
-    model = prepare(arguments, "llama")
+    arguments = argparse.Namespace(out=out, work=out, build=str(build), scale="small", device="cpu", mode="lossless")
+    model, _ = prepare(arguments, "llama")
     digests = {}
     with torch.no_grad():
         for name in PATTERNS:

@@ -40,16 +40,29 @@ model() { # model SHAPE: made and packed, as the programs below would
     [ -d "$work/$1.packed" ] || "$build/bin/codecllm" pack "$work/$1" "$work/$1.packed" 2>/dev/null
 }
 
-models() { for shape in tiny llama-90m tinyllama-1.1b; do model $shape || return 1; done; }
+lossy() { # lossy MODEL MODE: packed so, and unpacked again for the plain programs
+    [ -d "$work/$1.$2.packed" ] || "$build/bin/codecllm" pack --quiet --mode "$2" "$work/$1" "$work/$1.$2.packed" || return 1
+    [ -d "$work/$1.$2.unpacked" ] || "$build/bin/codecllm" unpack --quiet "$work/$1.$2.packed" "$work/$1.$2.unpacked"
+}
+models() { # before the steps that run side by side would make them
+    for shape in tiny llama-90m tinyllama-1.1b; do
+        model $shape || return 1
+        [ "$part" = timed ] || { lossy $shape q8 && lossy $shape q6; } || return 1
+    done
+    [ "$part" != timed ] || return 0
+    [ -e "$work/bard" ] || ln -s "$here/tests/models/bard" "$work/bard" && lossy bard q8
+}
 models || { echo "all.sh: cannot make the models in $work"; exit 2; }
 
 [ "$large" = 0 ] || model llama-3.1-8b &
 if [ "$part" != timed ]; then
     TIME=0 step decoders 300 tools/gpu/decode.sh "$out/decode" "$build" &
-    step scenarios 480 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" &
-    [ "$stress" = 0 ] || step stress $((stress + 120)) python3 tools/gpu/scenarios.py "$out/stress" --build "$build" --work "$work" --stress "$stress" &
+    step scenarios 480 python3 tools/gpu/scenarios.py "$out/scenarios" --build "$build" --work "$work" --modes lossless,q8,q6 &
+    [ "$stress" = 0 ] || step stress $((stress + 120)) python3 tools/gpu/scenarios.py "$out/stress" --build "$build" --work "$work" --modes lossless,q8,q6 --stress "$stress" &
     step strict 300 python3 tools/gpu/check.py "$out/strict" --build "$build" --work "$work" --models bard,tinyllama --budgets 1100M --tokens 16 --strict &
+    step strict-q8 300 python3 tools/gpu/check.py "$out/strict-q8" --build "$build" --work "$work" --models bard,tinyllama --modes q8 --budgets 1100M --tokens 8 --strict &
     wait
+    rm -rf "$work"/*.q[68].packed "$work"/*.q[68].unpacked
     WORK=$work step installed 120 tools/gpu/installed.sh "$out/installed" "$build"
 fi
 wait
@@ -72,7 +85,7 @@ if [ "$part" != right ]; then
     fi
 fi
 
-for name in decoders scenarios stress strict installed; do # what was wrong, if anything
+for name in decoders scenarios stress strict strict-q8 installed; do # what was wrong, if anything
     grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
 done
 for name in waits speed turns prefill tinyllama adapters kvcache pipeline 8b denoise rounds; do

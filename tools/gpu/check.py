@@ -3,11 +3,12 @@
 process stay inside its budget, how fast is it?
 
     python tools/gpu/check.py OUTDIR [--build BUILD] [--work DIR] [--models bard,tinyllama,8b]
-        [--budgets 1700M,1100M,...] [--tokens 64]
-                              [--attention eager] [--unpacked] [--strict] [--offload] [--cold]
+        [--modes lossless,q8,q6] [--budgets 1700M,1100M,...] [--tokens 64] [--attention eager] [--unpacked] [--strict]
+        [--offload] [--cold]
 
 Makes models of TinyLlama's and Llama-3.1-8B's shape with random weights, packs them, runs tools/examples/infer.py on
-each without the shim and then with it at each budget, and prints one table. Device memory is what nvidia-smi says of
+each without the shim and then with it at each budget, and prints one table. Of a lossy mode the plain program reads the
+unpacked store, whose values are the ones that the packed one decodes to. Device memory is what nvidia-smi says of
 the whole device, sampled while a program runs, less what it said before; the context is in it, so the plain run of the
 same program stands beside. --unpacked runs each budget from the original directory, too; --strict runs the first one
 with CODEC_STRICT=1, where a kernel that touches a weight which was not named for it fails; --offload times accelerate's
@@ -16,6 +17,7 @@ first: pinned memory to the device, 64 MiB. Attention is transformers' eager one
 plans each new length of the context anew, for tens of milliseconds a token that hide everything else."""
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +27,7 @@ import threading
 import time
 
 import scenarios
+import workers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SHAPES = {"tinyllama": "tinyllama-1.1b", "8b": "llama-3.1-8b"}
@@ -179,24 +182,6 @@ print(f"{best:.1f}")"""
     return done.stdout.strip() or "not measured"
 
 
-def model_of(arguments, name):
-    """(plain directory, packed directory, logical bytes)"""
-    if name != "bard":
-        return scenarios.make_model(arguments, SHAPES[name])
-    plain = os.path.join(ROOT, "tests", "models", "bard")
-    packed = os.path.join(arguments.work, name + ".packed")
-    if not os.path.isdir(packed):
-        begin = time.time()
-        subprocess.run(
-            [os.path.join(arguments.build, "bin", "codecllm"), "pack", plain, packed],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        print(f"{name}: packed in {time.time() - begin:.1f} s", flush=True)
-    size = sum(os.path.getsize(os.path.join(plain, f)) for f in os.listdir(plain) if f.endswith(".safetensors"))
-    return plain, packed, size
-
-
 def row(result, plain):
     same = "-"
     if result is not plain:
@@ -213,7 +198,7 @@ def row(result, plain):
     share = speed / plain["tokens_per_s"] if plain.get("tokens_per_s") else 0
     load, first = result.get("load_s", 0), result.get("first_token_s", 0)
     return (
-        f"{result['name']:<24} {result['budget']:>8} {same:>8} {result['peak_mib']:>8} {speed:>9.2f} {share:>6.2f} "
+        f"{result['name']:<27} {result['budget']:>8} {same:>8} {result['peak_mib']:>8} {speed:>9.2f} {share:>6.2f} "
         f"{load:>7.2f} {first:>7.2f} {result['wall_s']:>7.1f}"
     )
 
@@ -224,6 +209,7 @@ def main():
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
     parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--models", default="bard,tinyllama")
+    parser.add_argument("--modes", default="lossless", type=workers.modes)
     parser.add_argument("--budgets", default="4G,1700M,1100M,600M")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--attention", default="eager", help="as infer.py's; '' for the model's default")
@@ -242,15 +228,16 @@ def main():
     failed = False
     print(f"link: {link_speed()} GB/s", flush=True)
     table = [
-        f"{'run':<24} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} "
+        f"{'run':<27} {'budget':>8} {'bits':>8} {'MiB':>8} {'tokens/s':>9} {'share':>6} {'load s':>7} {'first s':>7} "
         f"{'wall s':>7}"
     ]
-    for name in arguments.models.split(","):
-        plain_dir, packed_dir, _ = model_of(arguments, name)
+    for name, mode in itertools.product(arguments.models.split(","), arguments.modes):
+        plain_dir, packed_dir, _ = scenarios.make_model(arguments, SHAPES.get(name, name), mode)
+        budgets = ["512M", "256M"] if name == "bard" else arguments.budgets.split(",")
+        name = workers.named(name, mode).replace(" ", "-")
         plain = run(arguments, name + "-plain", plain_dir, None, arguments.tokens)
         table.append(row(plain, plain))
         print(table[-1], flush=True)
-        budgets = ["512M", "256M"] if name == "bard" else arguments.budgets.split(",")
         for budget in budgets:
             result = run(arguments, f"{name}-{budget}", packed_dir, budget, arguments.tokens)
             table.append(row(result, plain))

@@ -3,21 +3,21 @@
 same, is what was loaded paged, does the budget hold?
 
     python tools/gpu/patterns.py OUTDIR [--build BUILD] [--work DIR] [--only NAME,...] [--share 50]
-        [--scale small|large] [--device cuda|cpu]
+        [--mode lossless|q8|q6] [--scale small|large] [--device cuda|cpu]
     python tools/gpu/patterns.py --list                       # the patterns, a line each
 
-Makes a model of Llama's shape, and two mixtures of experts for transformers (left out where it is not installed), and
-packs them. Each pattern runs in a process of its own, plain and, from the packed directory, under the shim. It loads,
-then uses all weights in several rounds. The budget is what the plain program's activations take at their peak, staging,
-64 MiB, and a share of the weights (--share, percent); or the least that the shim names (--share least): it runs with a
-tenth of the weights, and, where that is too little, with what the last line names. A row for each: seconds to load,
-plain and paged, median time of a round, weights
-that are bound, adopted, and memory that nothing can give back (anonymous) in the end, pinned host memory, the peak that
-nvidia-smi shows less what the plain program takes beside its tensors, loads a round. Counters of each are in
-OUTDIR/NAME.json, what it said in OUTDIR/NAME.log. Exit status 1 if the bits differ, a program fails (no memory is a
-failure, too), the peak is over the budget, or more is anonymous than the plain program's activations and 64 MiB: what
-was loaded is not paged then. --device cpu tries the programs everywhere; there the budget bounds host memory, and bits
-alone are judged."""
+Makes a model of Llama's shape, and two mixtures of experts for transformers (left out where it is not installed),
+and packs them. Each pattern runs in a process of its own, plain and, from the packed directory, under the shim; of a
+lossy mode the plain program reads the unpacked store. It loads, then uses all weights in several rounds. The budget
+is what the plain program's activations take at their peak, staging, 64 MiB, and a share of the weights (--share,
+percent); or the least that the shim names (--share least): it runs with a tenth of the weights, and, where that is
+too little, with what the last line names. A row for each: seconds to load, plain and paged, median time of a round,
+weights that are bound, adopted, and memory that nothing can give back (anonymous) in the end, pinned host memory,
+the peak that nvidia-smi shows less what the plain program takes beside its tensors, loads a round. Counters of each
+are in OUTDIR/NAME.json, what it said in OUTDIR/NAME.log. Exit status 1 if the bits differ, a program fails (no
+memory is a failure, too), the peak is over the budget, or more is anonymous than the plain program's activations and
+64 MiB: what was loaded is not paged then. --device cpu tries the programs everywhere; there the budget bounds host
+memory, and bits alone are judged."""
 
 import argparse
 import collections
@@ -115,14 +115,13 @@ def make(arguments):
 
 
 def prepare(arguments, kind):
-    """The plain model; its packed form lies beside it."""
+    """(the plain model, the packed one)"""
     directory = os.path.join(arguments.work, f"patterns-{kind}-{arguments.scale}")
     if not os.path.isdir(directory):
         command = [sys.executable, os.path.abspath(__file__), arguments.out, *passed(arguments), "--make", kind]
         with open(os.path.join(arguments.out, f"make-{kind}.log"), "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
-    workers.packed(arguments, directory)
-    return directory
+    return workers.stores(arguments, directory, arguments.mode)
 
 
 # --- in a process of its own -------------------------------------------------------------------------------------
@@ -295,11 +294,11 @@ def line(cells):
 
 def row(arguments, name):
     """(the row, is anything wrong)"""
-    model = prepare(arguments, model_of(name))
+    model, packed = prepare(arguments, model_of(name))
     plain = run(arguments, name, model, None)
     if "failed" in plain:
         return f"{name:<23} FAIL: the plain program {plain['failed']}", True
-    paged, budget, wrong = run_paged(arguments, name, model + ".packed", plain)
+    paged, budget, wrong = run_paged(arguments, name, packed, plain)
     if "failed" in paged:
         why_not = ", ".join([paged["failed"], *wrong])
         return f"{line([name, plain['weights'] // MIB, budget // MIB])} FAIL: {why_not}", True
@@ -326,6 +325,7 @@ def main():
     parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
     parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--only", default=",".join(PATTERNS), type=lambda text: text.split(","))
+    parser.add_argument("--mode", default="lossless", choices=workers.MODES)
     parser.add_argument("--share", type=percent, default=50, help="percent of the weights, or least")
     parser.add_argument("--scale", default="large", choices=SIZES)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

@@ -3,8 +3,11 @@
 budget; what they print must be the same to the byte, or the error must be the one that is promised.
 
     python tools/gpu/scenarios.py OUTDIR [--build BUILD] [--work DIR] [--device cuda|cpu] [--only NAME,...] [--jobs N]
+        [--modes lossless,q8,q6] [--seed N]
     python tools/gpu/scenarios.py OUTDIR --stress SECONDS     # random models, budgets and work, until the time is over
 
+With several --modes each run takes one of them at random, by the seed that is printed; of a lossy one the plain program
+reads the unpacked store.
 With --device cpu the programs that need no GPU run through the paging of host memory, so that this can be tried
 everywhere. Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own
 output is in OUTDIR/runs.log."""
@@ -134,20 +137,18 @@ def compare(plain, paged):
     return None if plain.facts == paged.facts else first_difference(plain, paged)
 
 
-def make_model(arguments, shape):
+def make_model(arguments, shape, mode="lossless"):
     """(plain directory, packed directory, logical bytes); bard is the small model of the tests."""
     plain = os.path.join(arguments.work, shape)
-    packed = plain + ".packed"
     if shape == "bard" and not os.path.lexists(plain):
         os.symlink(os.path.join(ROOT, "tests", "models", "bard"), plain)
-    if not os.path.isdir(packed):
-        if not os.path.isdir(plain):
-            subprocess.run(
-                [sys.executable, os.path.join(ROOT, "tools", "examples", "make_model.py"), "--shape", shape, plain],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-        workers.packed(arguments, plain)
+    if not os.path.isdir(plain):
+        subprocess.run(
+            [sys.executable, os.path.join(ROOT, "tools", "examples", "make_model.py"), "--shape", shape, plain],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    plain, packed = workers.stores(arguments, plain, mode)
     return (
         plain,
         packed,
@@ -267,10 +268,11 @@ def errors(arguments, plain, packed, size):
     )
 
 
-def same(arguments, name):
+def same(arguments, name, mode):
     """One of SAME: (its paged run, what is wrong or None, seconds of the plain run)."""
     scenario, (share, more), options, _ = SAME[name]
-    plain, packed, size = make_model(arguments, shape_of(arguments, scenario))
+    plain, packed, size = make_model(arguments, shape_of(arguments, scenario), mode)
+    name = workers.named(name, mode)
     without = Run(arguments, name + " plain", plain, None, scenario, options)
     paged = Run(arguments, name, packed, budget_of(arguments, size, share, more), scenario, options)
     return paged, compare(without, paged), without.seconds
@@ -290,11 +292,14 @@ def check(arguments):
         for name, (scenario, _, _, needs_gpu) in SAME.items()
         if (arguments.device == "cuda" or not needs_gpu) and (not wanted or scenario in wanted)
     ]
-    cases = [functools.partial(same, arguments, name) for name in names]
-    for shape in {shape_of(arguments, SAME[name][0]) for name in names}:  # before anyone else would make them, too
-        make_model(arguments, shape)
+    chance = random.Random(arguments.seed)
+    print(f"seed {arguments.seed}", flush=True)
+    modes = {name: chance.choice(arguments.modes) for name in [*names, "errors"]}
+    cases = [functools.partial(same, arguments, name, modes[name]) for name in names]
+    for name in names:  # before anyone else would make them, too
+        make_model(arguments, shape_of(arguments, SAME[name][0]), modes[name])
     if not wanted or "errors" in wanted:
-        cases = errors(arguments, *make_model(arguments, arguments.shape)) + cases
+        cases = errors(arguments, *make_model(arguments, arguments.shape, modes["errors"])) + cases
     rows = []
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for done in concurrent.futures.as_completed([pool.submit(case) for case in cases]):
@@ -320,7 +325,8 @@ def stress(arguments):
     while time.monotonic() < end:
         seed = chance.randrange(1 << 30)
         shape = chance.choice(["tiny", "llama-90m", "llama-90m"])
-        plain, packed, size = make_model(arguments, shape)
+        mode = chance.choice(arguments.modes)
+        plain, packed, size = make_model(arguments, shape, mode)
         # The largest step of a walk: a copy of a tensor, a graph over it, 64 MiB of ones, and what torch and cuBLAS
         # keep.
         budget = budget_of(arguments, size, chance.uniform(0.2, 1.3), 320)
@@ -330,7 +336,7 @@ def stress(arguments):
         wrong = compare(without, paged)
         rows.append(
             (
-                f"walk {seed} {shape} {budget / MIB:.0f}M",
+                workers.named(f"walk {seed} {shape} {budget / MIB:.0f}M", mode),
                 "as it should be" if wrong is None else "WRONG: " + wrong,
                 f"{paged.seconds:.1f}",
                 f"{without.seconds:.1f}",
@@ -347,6 +353,7 @@ def main():
     parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--shape", default="llama-90m", help="of tools/examples/make_model.py")
+    parser.add_argument("--modes", default="lossless", type=workers.modes, help="how models are packed, by chance")
     parser.add_argument("--only", help="scenarios by name, comma-separated; 'errors' for the promised errors")
     parser.add_argument("--stress", type=float, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))

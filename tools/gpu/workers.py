@@ -1,11 +1,14 @@
 """What tools that run a program plain and paged, each in a process of its own, have in common: the packed model, the
 process, the counters that it reads of the shim, and the table of what it said."""
 
+import argparse
 import contextlib
 import ctypes
 import json
 import os
 import subprocess
+
+MODES = ("lossless", "q8", "q6")
 
 
 def packed(arguments, directory):
@@ -14,6 +17,33 @@ def packed(arguments, directory):
         command = [os.path.join(arguments.build, "bin", "codecllm"), "pack", directory, directory + ".packed"]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return directory + ".packed"
+
+
+def modes(text):
+    """Of --modes: in which ways models are packed."""
+    chosen = text.split(",")
+    if wrong := set(chosen) - set(MODES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: use {', '.join(MODES)}")
+    return chosen
+
+
+def stores(arguments, directory, mode):
+    """(the model that the plain program reads, the packed one). Of a lossy mode the plain program reads the unpacked
+    store: the values that the packed one decodes to, as ordinary files."""
+    if mode == "lossless":
+        return directory, packed(arguments, directory)
+    command = [os.path.join(arguments.build, "bin", "codecllm")]
+    store, values = f"{directory}.{mode}.packed", f"{directory}.{mode}.unpacked"
+    if not os.path.isdir(store):
+        subprocess.run([*command, "pack", "--mode", mode, directory, store], check=True, stderr=subprocess.DEVNULL)
+    if not os.path.isdir(values):
+        subprocess.run([*command, "unpack", store, values], check=True, stderr=subprocess.DEVNULL)
+    return values, store
+
+
+def named(name, mode):
+    """Of a run: lossless is not said."""
+    return name if mode == "lossless" else f"{name} {mode}"
 
 
 def ask_shim(function):
