@@ -26,8 +26,12 @@ struct fatbin_part {
 static inline bool fatbin_next(const void *image, uint64_t *at, struct fatbin_part *out)
 {
     struct fatbin_head head;
+    uint32_t magic;
+    memcpy(&magic, image, sizeof magic); /* another image may be shorter than the header of a fatbin */
+    if (magic != FATBIN_MAGIC)
+        return false;
     memcpy(&head, image, sizeof head);
-    if (head.magic != FATBIN_MAGIC || head.head_bytes < sizeof head)
+    if (head.head_bytes < sizeof head)
         return false;
     uint64_t end = head.head_bytes + head.bytes, begin = *at ? *at : head.head_bytes;
     if (begin > end || end - begin < sizeof *out)
