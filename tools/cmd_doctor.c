@@ -265,6 +265,30 @@ static void show_percent(const struct cws_options *options, const struct cws_cud
     }
 }
 
+/* The pinned host memory that paging to a GPU may take. */
+static void show_pinned(const struct cws_options *options, const struct cws_cuda *cuda)
+{
+    struct cws_memory_limit limit;
+    char from[256];
+    const char *here = devices_known(cuda) ? "for each GPU" : "for each GPU, if there were one";
+    cws_memory_limit_get("", &limit);
+    uint64_t bytes = options->host_budget_bytes, automatic = cws_memory_limit_pinned(&limit);
+    struct cws_size_text asked = cws_size_text(bytes ? bytes : automatic), spare = cws_size_text(limit.free_bytes);
+    if (bytes && bytes < CWS_PINNED_LEAST)
+        line("  pinned memory", "CODEC_HOST_BUDGET is %s: paging to a GPU needs %s at least", asked.text,
+             cws_size_text(CWS_PINNED_LEAST).text);
+    else if (bytes > limit.free_bytes)
+        line("  pinned memory", "%s at most %s: CODEC_HOST_BUDGET, which is more than the %s that are free", asked.text,
+             here, spare.text);
+    else if (bytes)
+        line("  pinned memory", "%s at most %s: CODEC_HOST_BUDGET", asked.text, here);
+    else if (limit.free_bytes == UINT64_MAX)
+        line("  pinned memory", "%s at most %s: what is free is not known", asked.text, here);
+    else
+        line("  pinned memory", "%s at most %s: half of the %s that are free (%s)", asked.text, here, spare.text,
+             cws_printable(limit.from, from, sizeof from));
+}
+
 static void unknown_variable(void *arg, const char *name_and_value)
 {
     char text[256];
@@ -312,6 +336,8 @@ static int run_doctor(int argc, char **argv)
     show_cuda(&cuda);
     bool understood = show_options(&options, rc, &err);
     show_percent(&options, &cuda);
+    if (understood)
+        show_pinned(&options, &cuda);
     return paging && understood ? CWS_EXIT_FINE : CWS_EXIT_FINDING;
 }
 

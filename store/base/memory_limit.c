@@ -288,3 +288,9 @@ void cws_memory_limit_get(const char *root, struct cws_memory_limit *out)
     read_resource_limit(RLIMIT_DATA, "RLIMIT_DATA (ulimit -d)", out);
     errno = saved;
 }
+
+uint64_t cws_memory_limit_pinned(const struct cws_memory_limit *limit)
+{
+    uint64_t bytes = limit->free_bytes == UINT64_MAX ? (uint64_t)1 << 30 : limit->free_bytes / 2;
+    return bytes < CWS_PINNED_LEAST ? CWS_PINNED_LEAST : bytes;
+}

@@ -25,4 +25,10 @@ struct cws_memory_limit {
  * Threads: any. Never allocates; keeps errno; no descriptor is left open. Takes about 0.1 ms: not for hot paths. */
 void cws_memory_limit_get(const char *root, struct cws_memory_limit *out);
 
+/* The least that paging to a GPU takes of pinned host memory. */
+#define CWS_PINNED_LEAST ((uint64_t)4 << 20)
+/* What it takes at most where CODEC_HOST_BUDGET says nothing, for each GPU: half of free_bytes, 1 GiB where that is not
+ * known, CWS_PINNED_LEAST at least. */
+uint64_t cws_memory_limit_pinned(const struct cws_memory_limit *limit);
+
 #endif

@@ -31,7 +31,7 @@ enum cws_trace_kind {
     /* mark. A launch or a copy named a bound range; why: hit, or what state it was in */
     CWS_TRACE_USE,
     CWS_TRACE_WAIT,  /* a launch waits for its ranges */
-    CWS_TRACE_FETCH, /* a tensor's stored bytes are brought to pinned host memory */
+    CWS_TRACE_FETCH, /* stored bytes of a part of a tensor are brought to pinned host memory */
     CWS_TRACE_LOAD,  /* lane: a range, from its frame to its mapping; why: demand, ahead */
     CWS_TRACE_COPY,  /* lane: stored bytes to the device, by the device's clock */
     CWS_TRACE_MAP,   /* a frame is mapped at its range */

@@ -96,6 +96,13 @@ void cws_cursor_drain(struct cws_store_cursor *c)
 
 /* --- one chunk ----------------------------------------------------------------------------------- */
 
+void cws_cursor_expect(const struct cws_store_cursor *c, uint64_t first, uint64_t end)
+{
+    const struct cws_chunk_record *chunks = c->store->chunks;
+    uint64_t begin = chunks[first].offset;
+    cws_reader_expect(c->reader, begin, chunks[end - 1].offset + chunks[end - 1].stored_bytes - begin);
+}
+
 void cws_cursor_start(struct cws_store_cursor *c, unsigned slot, uint64_t chunk, bool with_gap)
 {
     struct cws_store *s = c->store;

@@ -10,6 +10,7 @@ int cws_store_fetch(struct cws_store_cursor *c, const struct cws_tensor_info *t,
     unsigned depth = cws_cursor_depth(c);
     int code = 0;
     cws_cursor_drain(c);
+    cws_cursor_expect(c, chunk, stop);
     for (uint64_t started = chunk, at = chunk; at < stop && !code; at++) {
         for (; started < stop && started < at + depth; started++)
             cws_cursor_start(c, (unsigned)(started % depth), started, /* with_gap */ false);

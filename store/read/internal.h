@@ -51,6 +51,8 @@ int cws_store_changed(const struct cws_store *s, struct cws_error *err);
  * with_gap: the zero bytes behind the chunk are read and checked too. */
 unsigned cws_cursor_depth(const struct cws_store_cursor *c);
 void cws_cursor_drain(struct cws_store_cursor *c); /* waits for all that was started, forgets it */
+/* Chunks [first, end) are going to be started. */
+void cws_cursor_expect(const struct cws_store_cursor *c, uint64_t first, uint64_t end);
 void cws_cursor_start(struct cws_store_cursor *c, unsigned slot, uint64_t chunk, bool with_gap);
 CWS_MUST_CHECK int cws_cursor_check(struct cws_store_cursor *c, unsigned slot, const struct cws_tensor_info *t,
                                     uint64_t chunk, bool with_gap, const uint8_t **out_stored, struct cws_error *err);

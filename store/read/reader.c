@@ -196,6 +196,12 @@ void cws_reader_submit(struct cws_reader *r, unsigned slot, uint64_t offset, siz
     r->engine->submit(r, slot);
 }
 
+void cws_reader_expect(const struct cws_reader *r, uint64_t offset, uint64_t bytes)
+{
+    if (!r->memory && !atomic_load_explicit(&r->direct, memory_order_relaxed))
+        posix_fadvise(r->fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+}
+
 int cws_reader_wait(struct cws_reader *r, unsigned slot, const uint8_t **out_data)
 {
     struct cws_slot *s = &r->slots[slot];

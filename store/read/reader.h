@@ -44,6 +44,10 @@ void cws_reader_destroy(struct cws_reader *r); /* NULL is fine; waits for what i
  * wait. */
 void cws_reader_submit(struct cws_reader *r, unsigned slot, uint64_t offset, size_t bytes);
 
+/* The bytes [offset, offset + bytes) are going to be submitted, all of them soon: where they go through the page cache
+ * the kernel begins to read them, in large requests. May wait for memory, not for the bytes. */
+void cws_reader_expect(const struct cws_reader *r, uint64_t offset, uint64_t bytes);
+
 /* Waits for a slot that was submitted. *out_data: the bytes, followed by at least CWS_STREAM_PAD readable bytes,
  * aligned to 64 where the offset is; of memory they lie where they are, and what follows is what follows there.
  * CWS_E_SHORT_READ: the file ends inside the extent; -errno. No message: the caller knows what the extent is. May be

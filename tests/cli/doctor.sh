@@ -10,6 +10,14 @@ codecllm doctor >out
 sed -n '/verdict/s/by .*/by a rung of this machine/p' out
 CODEC_VRAM_BUDGET=0:50%,1:2G codecllm doctor >out
 sed -n '/budget, host/s/host .*: 50% of .*/host   half of what a process may have here/p' out
+# the pinned memory of a GPU's paging, as it would be: this machine's CUDA, if there is one, is not asked
+grep -cE '^  pinned memory +.* at most for each GPU.*: half of the .* that are free' out
+CODEC_HOST_BUDGET=8M codecllm doctor >out
+sed -n '/pinned memory/s/, if there were one//p' out
+CODEC_HOST_BUDGET=1M codecllm doctor >out
+grep 'pinned memory' out
+CODEC_HOST_BUDGET=9999999G codecllm doctor >out
+grep 'pinned memory' out | sed 's/the [0-9.]* [A-Za-z]*/the .../; s/, if there were one//'
 CODEC_IO=floppy codecllm doctor >out
 echo "exit status $?"
 grep -E 'CODEC_IO|verdict *CODEC' out

@@ -277,7 +277,7 @@ static void test_changed_host_memory(void **state)
     struct fixture *f = open_adopting(24 * MIB, 64 * MIB);
     uint64_t sum;
     assert_int_equal(bring_all(f, 64 * MIB), TENSORS);
-    uint8_t *host = cws_gpu_range_at_locked(&f->gpu->ranges, f->at[3])->extents->pieces.list->source->host;
+    uint8_t *host = cws_gpu_range_at_locked(&f->gpu->ranges, f->at[3])->extents->pieces.list->source->parts[0].host;
     host[MIB + 3] ^= 1;
     assert_int_equal(device_sum(f, 3, &sum), 304);
     assert_non_null(strstr(last_line, "host memory: tensor \"copied by the program\""));

@@ -223,7 +223,7 @@ static uint64_t doubled_of(const struct cws_gpu_extent *x)
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < x->pieces.count && x->state == CWS_EXTENT_RESIDENT; i++) {
         const struct cws_gpu_source *s = x->pieces.list[i].source;
-        bytes += cws_gpu_source_is_adopted(s) && s->host && s->refs == 1 ? s->host_bytes : 0;
+        bytes += cws_gpu_source_is_adopted(s) && s->parts[0].host && s->refs == 1 ? s->parts[0].host_bytes : 0;
     }
     return bytes;
 }

@@ -91,7 +91,7 @@ bool cws_gpu_bind_put_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, cons
         bound_locked(gpu, x, CWS_EXTENT_BOUND);
     else if (x->state == CWS_EXTENT_RESERVED)
         cws_gpu_extent_set_locked(gpu, x, CWS_EXTENT_PARTIAL);
-    cws_gpu_source_want(&gpu->sources, piece->source, false);
+    cws_gpu_source_want(&gpu->sources, piece->source, piece->first_chunk, piece->chunk_count);
     cws_gpu_look_filled_locked(gpu, x);
     return true;
 }

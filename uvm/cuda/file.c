@@ -196,10 +196,10 @@ struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, u
     return cws_gpu_raw_describe(&like, bytes, now);
 }
 
-int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to,
-                      struct cws_error *err)
+int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint64_t begin,
+                      uint64_t end, uint8_t *to, struct cws_error *err)
 {
-    int code = read_all(file->fd, tensor->begin, to, tensor->end - tensor->begin);
+    int code = read_all(file->fd, tensor->begin + begin, to, end - begin);
     if (code == -ENODATA)
         return cws_fail(err, CWS_E_CHANGED, "%s: tensor \"%s\": the file is shorter than when it was loaded",
                         file->path, tensor->name);

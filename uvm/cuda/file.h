@@ -28,6 +28,7 @@ struct cws_tensor_info;
  * `now`. NULL: no memory. One block, for free(). */
 struct cws_tensor_info *cws_gpu_file_describe(const struct cws_gpu_file *file, uint64_t offset, size_t bytes,
                                               const uint8_t *now);
-CWS_MUST_CHECK int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor, uint8_t *to,
-                                     struct cws_error *err);
+/* Bytes [begin, end) of the tensor. */
+CWS_MUST_CHECK int cws_gpu_file_read(const struct cws_gpu_file *file, const struct cws_tensor_info *tensor,
+                                     uint64_t begin, uint64_t end, uint8_t *to, struct cws_error *err);
 #endif

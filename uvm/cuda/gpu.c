@@ -1,5 +1,6 @@
 /* gpu.c - opening and closing the manager of a device, its numbers, and the check of its invariants. */
 #include "gpu.h"
+#include "store/base/memory_limit.h"
 #include "nvtx.h"
 
 #include <errno.h>
@@ -27,6 +28,12 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
 {
     const struct cws_driver *d = gpu->core.driver;
     size_t total = 0;
+    uint64_t host = gpu->config.host_budget_bytes;
+    if (host && host < CWS_PINNED_LEAST)
+        return cws_fail(
+            err, CWS_E_BUDGET,
+            "CODEC_HOST_BUDGET is %llu KiB: paging to a GPU takes pinned host memory; give it at least %llu MiB",
+            (unsigned long long)(host >> 10), (unsigned long long)(CWS_PINNED_LEAST >> 20));
     CUresult result = d->device_total(&total, gpu->core.device);
     if (result != CUDA_SUCCESS)
         return cws_driver_fail(d, err, result, "asking for the device's memory");
@@ -38,6 +45,7 @@ static int set_up(struct cws_gpu *gpu, struct cws_error *err)
         code = cws_gpu_staging_open(&gpu->staging, &gpu->core, &gpu->budget, &gpu->config, err);
     if (code)
         return code;
+    cws_gpu_host_withhold(&gpu->sources, cws_gpu_staging_host_bytes(&gpu->staging));
     add_pools(gpu);
     cws_gpu_trace_open(gpu);
     cws_nvtx_start();
@@ -139,7 +147,7 @@ static uint64_t adopted_bytes(const struct cws_gpu_extent *x, bool host)
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < x->pieces.count; i++) {
         const struct cws_gpu_piece *piece = &x->pieces.list[i];
-        if (cws_gpu_source_is_adopted(piece->source) && (piece->source->host || !host))
+        if (cws_gpu_source_is_adopted(piece->source) && (!cws_gpu_source_is_gone(piece->source) || !host))
             bytes += piece->bytes;
     }
     return bytes;

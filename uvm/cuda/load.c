@@ -12,31 +12,63 @@ unsigned cws_gpu_loads_most(const struct cws_gpu *gpu)
     return most < CWS_GPU_LOADS ? (unsigned)most : CWS_GPU_LOADS;
 }
 
-enum { PIECES_AHEAD = 6 }; /* whose sources are asked for before their turn: more of them take more host memory */
+enum { PARTS_AHEAD = 6 }; /* that are asked for before their turn: more of them take more host memory */
 
+static const struct cws_gpu_pieces *pieces_of(const struct cws_gpu_load *load) { return &load->extent->pieces; }
 static const struct cws_gpu_piece *piece_at(const struct cws_gpu_load *load, uint32_t i)
 {
-    return &load->extent->pieces.list[i];
+    return &pieces_of(load)->list[i];
 }
-static uint32_t piece_count(const struct cws_gpu_load *load) { return load->extent->pieces.count; }
+static uint32_t piece_count(const struct cws_gpu_load *load) { return pieces_of(load)->count; }
 
-/* Asks for the bytes of the pieces that come next. */
-static void begin_pieces(struct cws_gpu *gpu, struct cws_gpu_load *load)
+/* Is its next chunk one of the parts before `place`? */
+static bool is_before(const struct cws_gpu_load *load, struct cws_gpu_place place)
 {
-    for (; load->begun < piece_count(load) && load->begun - load->ended < PIECES_AHEAD; load->begun++)
-        cws_gpu_source_load_begin(&gpu->sources, piece_at(load, load->begun)->source);
+    uint64_t begin, end;
+    if (load->piece != place.piece || place.piece == piece_count(load))
+        return load->piece < place.piece;
+    cws_gpu_place_chunks(pieces_of(load), place, &begin, &end);
+    return load->next_chunk < begin;
 }
 
-/* `chunks` of the first piece that has not arrived as a whole have arrived. */
+/* Asks for the bytes of the parts that come next, and needs that of which the next chunk is. */
+static void begin_parts(struct cws_gpu *gpu, struct cws_gpu_load *load)
+{
+    struct cws_gpu_part *part;
+    while (load->asked < PARTS_AHEAD && (part = cws_gpu_place_part(pieces_of(load), load->begun)) != NULL) {
+        cws_gpu_part_begin(&gpu->sources, part);
+        load->begun = cws_gpu_place_next(pieces_of(load), load->begun);
+        load->asked++;
+    }
+    while (!is_before(load, load->needed) && cws_gpu_place_is_before(load->needed, load->begun)) {
+        cws_gpu_part_need(&gpu->sources, cws_gpu_place_part(pieces_of(load), load->needed));
+        load->needed = cws_gpu_place_next(pieces_of(load), load->needed);
+    }
+}
+
+static void end_part(struct cws_gpu *gpu, struct cws_gpu_load *load)
+{
+    struct cws_gpu_part *part = cws_gpu_place_part(pieces_of(load), load->ended);
+    bool needed = cws_gpu_place_is_before(load->ended, load->needed);
+    load->ended = cws_gpu_place_next(pieces_of(load), load->ended);
+    if (!needed)
+        load->needed = load->ended;
+    load->asked--;
+    cws_gpu_part_end(&gpu->sources, part, needed);
+}
+
+/* `chunks` of the first part that has not arrived as a whole have arrived. */
 static void note_arrived(struct cws_gpu *gpu, struct cws_gpu_load *load, uint64_t chunks)
 {
+    uint64_t begin, end;
+    cws_gpu_place_chunks(pieces_of(load), load->ended, &begin, &end);
     load->chunks_done += chunks;
-    if (load->chunks_done < piece_at(load, load->ended)->chunk_count)
+    if (load->chunks_done < end - begin)
         return;
     load->chunks_done = 0;
-    cws_gpu_source_load_end(&gpu->sources, piece_at(load, load->ended++)->source);
+    end_part(gpu, load);
     if (!load->failed)
-        begin_pieces(gpu, load);
+        begin_parts(gpu, load);
 }
 
 bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, struct cws_gpu_frame *frame,
@@ -50,7 +82,7 @@ bool cws_gpu_load_start_locked(struct cws_gpu *gpu, struct cws_gpu_extent *x, st
     x->order.ahead = !for_launch;
     struct cws_gpu_load *load = &loads->at[loads->count++];
     *load = (struct cws_gpu_load){.extent = x, .for_launch = for_launch};
-    begin_pieces(gpu, load);
+    begin_parts(gpu, load);
     if (cws_trace_is_on())
         cws_gpu_trace_load_begin_slow_locked(gpu, load);
     loads->begun++;
@@ -65,7 +97,7 @@ static const struct cws_chunk_record *chunk(const struct cws_gpu_source *s, uint
     return &s->tensor->chunks[i];
 }
 
-/* Where chunk i lies in the source's host memory. */
+/* Where chunk i would lie in host memory, if all of the source's chunks followed each other there. */
 static uint64_t host_at(const struct cws_gpu_source *s, uint64_t i)
 {
     return s->plain ? i * s->tensor->record->chunk_bytes : chunk(s, i)->offset - chunk(s, 0)->offset;
@@ -83,9 +115,13 @@ int cws_gpu_slot_plan(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, cons
     uint64_t chunk_bytes = s->tensor->record->chunk_bytes;
     slot->first_chunk = piece->first_chunk + of->next_chunk;
     slot->chunks = 0;
-    uint64_t base = host_at(s, slot->first_chunk), end = base;
+    const struct cws_gpu_part *part = cws_gpu_source_part(piece->source, slot->first_chunk);
+    uint64_t base = host_at(s, slot->first_chunk), end = base, part_end = part->first_chunk + part->chunk_count;
+    const uint8_t *host = part->host + (base - host_at(s, part->first_chunk));
     while (slot->chunks < of->chunks_most && of->next_chunk + slot->chunks < piece->chunk_count) {
         uint64_t i = slot->first_chunk + slot->chunks;
+        if (i == part_end)
+            break;
         if (host_at(s, i) + host_bytes(s, i) + CWS_STREAM_PAD - base > gpu->staging.slot_bytes ||
             slot->chunks * chunk_bytes + chunk(s, i)->logical_bytes > of->bytes_most)
             break;
@@ -101,12 +137,12 @@ int cws_gpu_slot_plan(const struct cws_gpu *gpu, struct cws_gpu_slot *slot, cons
             .dst = of->to + slot->chunks * chunk_bytes,
             .table = slot->device_table,
         };
-        int code = cws_gpu_job_init(&slot->jobs[slot->chunks], &what, s->host + host_at(s, i), err);
+        int code = cws_gpu_job_init(&slot->jobs[slot->chunks], &what, host + (host_at(s, i) - base), err);
         if (code)
             return code;
         slot->chunks++;
     }
-    send->host = s->host + base;
+    send->host = host;
     send->bytes = end - base;
     send->table = s->table;
     send->key = cws_content_key;
@@ -162,6 +198,7 @@ static void send_drops_lock(struct cws_gpu *gpu, struct cws_gpu_load *load, stru
         load->next_chunk = 0;
         load->piece++;
     }
+    begin_parts(gpu, load);
 }
 
 static bool is_for_launch(const struct cws_gpu_load *load)
@@ -172,12 +209,13 @@ static bool is_for_launch(const struct cws_gpu_load *load)
 /* Can its next batch be sent? */
 static bool is_at_hand(struct cws_gpu *gpu, struct cws_gpu_load *load)
 {
-    if (load->failed || load->piece == load->begun)
+    if (load->failed || !is_before(load, load->needed))
         return false;
-    const struct cws_gpu_source *s = piece_at(load, load->piece)->source;
-    if (s->state == CWS_SOURCE_FAILED)
-        fail_load(gpu, load, s->error.message);
-    return s->state == CWS_SOURCE_READY && s->host;
+    const struct cws_gpu_piece *piece = piece_at(load, load->piece);
+    const struct cws_gpu_part *p = cws_gpu_source_part(piece->source, piece->first_chunk + load->next_chunk);
+    if (p->state == CWS_SOURCE_FAILED)
+        fail_load(gpu, load, piece->source->error.message);
+    return p->state == CWS_SOURCE_READY && p->host;
 }
 
 /* Notes how long what a launch waits for stands ready, and there is no slot for it. */
@@ -279,8 +317,8 @@ static void finish_drops_lock(struct cws_gpu *gpu, unsigned index)
         x->failed = (CUresult)304; /* CUDA_ERROR_OPERATING_SYSTEM */
         x->order.ahead = false;
     }
-    for (uint32_t i = load.ended; i < load.begun; i++)
-        cws_gpu_source_load_end(&gpu->sources, piece_at(&load, i)->source);
+    while (cws_gpu_place_is_before(load.ended, load.begun))
+        end_part(gpu, &load);
     cws_gpu_extent_settle_locked(gpu, x);
 }
 
@@ -312,7 +350,7 @@ bool cws_gpu_loads_reap_drops_lock(struct cws_gpu *gpu)
     }
     for (unsigned i = 0; i < gpu->loads.count;) {
         struct cws_gpu_load *load = &gpu->loads.at[i];
-        bool all = load->ended == piece_count(load);
+        bool all = load->ended.piece == piece_count(load);
         if (all || (load->failed && !load->slots_pending)) {
             finish_drops_lock(gpu, i);
             moved = true;
@@ -337,8 +375,8 @@ const char *cws_gpu_loads_check(const struct cws_gpu *gpu)
         const struct cws_gpu_load *load = &loads->at[i];
         if (load->extent->state != CWS_EXTENT_LOADING)
             return "loads: one that is under way is in another state";
-        if (load->ended > load->piece || load->piece > load->begun ||
-            (load->ended == load->piece && load->chunks_done > load->next_chunk))
+        if (cws_gpu_place_is_before(load->needed, load->ended) || cws_gpu_place_is_before(load->begun, load->needed) ||
+            is_before(load, load->ended))
             return "loads: more has arrived than was sent";
         pending += load->slots_pending;
     }

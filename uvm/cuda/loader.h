@@ -14,10 +14,13 @@ enum {
 
 struct cws_gpu_load { /* an extent that is being loaded, piece after piece */
     struct cws_gpu_extent *extent;
-    /* of its pieces: [0, ended) have arrived, `piece` is to be issued next, the sources of [0, begun) were asked for */
-    uint32_t ended, piece, begun;
-    uint64_t next_chunk;    /* of that piece, counted from its first: to be issued */
-    uint64_t chunks_done;   /* of the piece `ended` */
+    /* of the parts of its pieces: those before `ended` have arrived, those before `needed` are needed, and those before
+     * `begun` were asked for; asked: how many of these have not arrived */
+    struct cws_gpu_place ended, needed, begun;
+    unsigned asked;
+    uint32_t piece;         /* to be issued: of that piece */
+    uint64_t next_chunk;    /* this chunk, counted from its first */
+    uint64_t chunks_done;   /* of the part `ended` */
     unsigned slots_pending; /* under way */
     bool for_launch, failed;
     uint32_t lane; /* of the trace, + 1; 0: none */
@@ -75,8 +78,8 @@ struct cws_gpu_batch_of { /* chunks of a piece that are to be decoded */
     CUdeviceptr to;                   /* where it is to be */
     uint64_t bytes_most, chunks_most; /* room there; chunks_most: at most CWS_GPU_SLOT_CHUNKS */
 };
-/* Fills the slot's jobs with as many of these chunks as it has room for, and says what is to be sent; the source's
- * bytes are in host memory. Without the lock. */
+/* Fills the slot's jobs with as many of these chunks as it has room for, of one part, and says what is to be sent; the
+ * part's bytes are in host memory. Without the lock. */
 CWS_MUST_CHECK int cws_gpu_slot_plan(const struct cws_gpu *gpu, struct cws_gpu_slot *slot,
                                      const struct cws_gpu_batch_of *of, struct cws_gpu_send *send,
                                      struct cws_error *err);

@@ -32,7 +32,8 @@ struct cws_gpu_config {
     const struct cws_driver *driver; /* the real functions; outlives the manager */
     /* of device memory, for all that the process takes from the driver but its context */
     uint64_t budget_bytes;
-    /* of pinned host memory for compressed bytes, and before them for what is spilled; 0: as options.h says */
+    /* of pinned host memory for compressed bytes, and before them for what is spilled; 0:
+     * cws_memory_limit_pinned; CWS_PINNED_LEAST at least (memory_limit.h) */
     uint64_t host_budget_bytes;
     enum cws_policy_id policy;
     bool prefetch;

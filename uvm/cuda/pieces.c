@@ -104,6 +104,32 @@ struct cws_hash128 cws_gpu_piece_hash(const struct cws_gpu_piece *piece)
     return sum;
 }
 
+struct cws_gpu_part *cws_gpu_place_part(const struct cws_gpu_pieces *p, struct cws_gpu_place place)
+{
+    if (place.piece == p->count)
+        return NULL;
+    const struct cws_gpu_piece *piece = &p->list[place.piece];
+    return cws_gpu_source_part(piece->source, piece->first_chunk) + place.part;
+}
+
+void cws_gpu_place_chunks(const struct cws_gpu_pieces *p, struct cws_gpu_place place, uint64_t *begin, uint64_t *end)
+{
+    const struct cws_gpu_piece *piece = &p->list[place.piece];
+    const struct cws_gpu_part *part = cws_gpu_place_part(p, place);
+    uint64_t stop = part->first_chunk + part->chunk_count - piece->first_chunk;
+    *begin = place.part ? part->first_chunk - piece->first_chunk : 0;
+    *end = stop < piece->chunk_count ? stop : piece->chunk_count;
+}
+
+struct cws_gpu_place cws_gpu_place_next(const struct cws_gpu_pieces *p, struct cws_gpu_place place)
+{
+    uint64_t begin, end;
+    cws_gpu_place_chunks(p, place, &begin, &end);
+    if (end < p->list[place.piece].chunk_count)
+        return (struct cws_gpu_place){.piece = place.piece, .part = place.part + 1};
+    return (struct cws_gpu_place){.piece = place.piece + 1};
+}
+
 const char *cws_gpu_pieces_check(const struct cws_gpu_pieces *p, uint64_t bytes)
 {
     uint64_t covered = 0, end = 0;

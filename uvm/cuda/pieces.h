@@ -45,6 +45,20 @@ void cws_gpu_pieces_unneeded(struct cws_gpu_sources *sources, const struct cws_g
 struct cws_gpu_hash_job cws_gpu_piece_job(const struct cws_gpu_piece *piece, uint64_t base);
 struct cws_hash128 cws_gpu_piece_hash(const struct cws_gpu_piece *piece);
 
+/* A part of the source of a piece, as far as the piece has chunks of it. */
+struct cws_gpu_place {
+    uint32_t piece, part; /* part: counted from the first one that the piece has chunks of */
+};
+/* NULL: behind the last piece. */
+struct cws_gpu_part *cws_gpu_place_part(const struct cws_gpu_pieces *p, struct cws_gpu_place place);
+struct cws_gpu_place cws_gpu_place_next(const struct cws_gpu_pieces *p, struct cws_gpu_place place);
+/* Of its chunks, those of the piece: [*begin, *end), counted from the piece's first. */
+void cws_gpu_place_chunks(const struct cws_gpu_pieces *p, struct cws_gpu_place place, uint64_t *begin, uint64_t *end);
+static inline bool cws_gpu_place_is_before(struct cws_gpu_place a, struct cws_gpu_place b)
+{
+    return a.piece < b.piece || (a.piece == b.piece && a.part < b.part);
+}
+
 /* NULL, or what does not hold; bytes: of the extent. */
 const char *cws_gpu_pieces_check(const struct cws_gpu_pieces *p, uint64_t bytes);
 #endif

@@ -11,8 +11,8 @@
 #include <sys/random.h>
 
 enum {
-    TIMES_MOST = 10,  /* an extent that was looked at in vain so often is looked at again after 2^10 uses of others */
-    PIECES_AHEAD = 3, /* whose bytes are fetched meanwhile */
+    TIMES_MOST = 10, /* an extent that was looked at in vain so often is looked at again after 2^10 uses of others */
+    PARTS_AHEAD = 4, /* that are fetched meanwhile, and the one that is looked at */
     /* as long as a launch waits for a better victim, so often: while uses do not end; then memory is refused */
     WAITS = 500,
 };
@@ -155,21 +155,23 @@ static bool is_same_batch(struct cws_gpu *gpu, const struct cws_gpu_extent *x, c
     return good;
 }
 
-static bool is_same_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const struct cws_gpu_piece *piece)
+/* Is one part of a piece the same? */
+static bool is_same_part_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x,
+                                    const struct cws_gpu_pieces *found, struct cws_gpu_place place)
 {
-    struct cws_gpu_source *s = piece->source;
-    cws_gpu_source_load_begin(&gpu->sources, s);
-    while ((s->state == CWS_SOURCE_WANTED || s->state == CWS_SOURCE_FETCHING) && !gpu->core.stop) {
+    struct cws_gpu_part *p = cws_gpu_place_part(found, place);
+    uint64_t next, end, done = 0;
+    cws_gpu_place_chunks(found, place, &next, &end);
+    cws_gpu_part_need(&gpu->sources, p);
+    while ((p->state == CWS_SOURCE_WANTED || p->state == CWS_SOURCE_FETCHING) && !gpu->core.stop) {
         cws_gpu_work_begin_locked(&gpu->core);
         cws_gpu_work_wait_drops_lock(&gpu->core, gpu->core.tuning->patience_most_ns);
     }
-    bool same = s->state == CWS_SOURCE_READY && s->host;
+    bool same = p->state == CWS_SOURCE_READY && p->host;
     cws_gpu_unlock(&gpu->core);
-    uint64_t done = 0;
-    for (uint64_t next = 0; same && next < piece->chunk_count; next += done)
-        same = is_same_batch(gpu, x, piece, next, &done);
+    for (; same && next < end; next += done)
+        same = is_same_batch(gpu, x, &found->list[place.piece], next, &done);
     cws_gpu_lock(&gpu->core);
-    cws_gpu_source_load_end(&gpu->sources, s);
     return same;
 }
 
@@ -203,11 +205,20 @@ static bool find_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x,
 
 static bool are_same_drops_lock(struct cws_gpu *gpu, const struct cws_gpu_extent *x, const struct cws_gpu_pieces *found)
 {
+    struct cws_gpu_place at = {.piece = 0}, begun = at;
+    struct cws_gpu_part *part, *next;
     bool same = true;
-    for (uint32_t i = 0; i < found->count && same && !x->range->freed; i++) {
-        for (uint32_t k = i + 1; k < found->count && k <= i + PIECES_AHEAD; k++)
-            cws_gpu_source_want(&gpu->sources, found->list[k].source, true);
-        same = is_same_drops_lock(gpu, x, &found->list[i]);
+    for (unsigned asked = 0; (part = cws_gpu_place_part(found, at)) != NULL; asked--) {
+        for (; same && asked < PARTS_AHEAD && (next = cws_gpu_place_part(found, begun)) != NULL; asked++) {
+            cws_gpu_part_begin(&gpu->sources, next);
+            begun = cws_gpu_place_next(found, begun);
+        }
+        if (asked == 0)
+            break;
+        bool needed = same && !x->range->freed;
+        same = needed && is_same_part_drops_lock(gpu, x, found, at);
+        cws_gpu_part_end(&gpu->sources, part, needed);
+        at = cws_gpu_place_next(found, at);
     }
     return same && !x->range->freed;
 }

@@ -73,11 +73,15 @@ static CUresult set_up_check(struct cws_gpu_staging *st, unsigned index)
     return st->core->driver->event_create(&check->done, CU_EVENT_DISABLE_TIMING);
 }
 
+uint64_t cws_gpu_staging_host_bytes(const struct cws_gpu_staging *st)
+{
+    return st->slot_count * CONTROL_BYTES + CHECKS_BYTES;
+}
+
 static int set_up(struct cws_gpu_staging *st, struct cws_error *err)
 {
     const struct cws_driver *d = st->core->driver;
-    CUresult result = d->host_alloc((void **)&st->control, st->slot_count * CONTROL_BYTES + CHECKS_BYTES,
-                                    CU_MEMHOSTALLOC_PORTABLE);
+    CUresult result = d->host_alloc((void **)&st->control, cws_gpu_staging_host_bytes(st), CU_MEMHOSTALLOC_PORTABLE);
     CUstream *const streams[] = {&st->copy_stream, &st->decode_stream, &st->check_stream};
     for (unsigned i = 0; i < 3 && result == CUDA_SUCCESS; i++)
         result = d->stream_create(streams[i], CU_STREAM_NON_BLOCKING);

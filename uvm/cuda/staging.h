@@ -58,6 +58,8 @@ uint64_t cws_gpu_staging_bytes(const struct cws_gpu_core *core, uint64_t ring_by
 CWS_MUST_CHECK int cws_gpu_staging_open(struct cws_gpu_staging *st, struct cws_gpu_core *core,
                                         struct cws_gpu_budget *budget, const struct cws_gpu_config *config,
                                         struct cws_error *err);
+/* Pinned host memory that it has. */
+uint64_t cws_gpu_staging_host_bytes(const struct cws_gpu_staging *st);
 void cws_gpu_staging_close(struct cws_gpu_staging *st); /* zeroed, or open failed: what there is */
 /* Trace: the other moments are taken, too, or not any more. False: the driver gave no events. */
 bool cws_gpu_staging_time_all(struct cws_gpu_staging *st, bool all);
