@@ -229,9 +229,8 @@ static unsigned grow(void)
 
 static void expect_weights(void)
 {
-    uint64_t got;
+    uint64_t got, bytes = 64 << 10;
     for (unsigned i = 0; i < TENSORS; i++) {
-        uint64_t bytes = tensor_bytes(i);
         void *params[] = {&scratch, &at[i], &bytes};
         MUST(run_kernel("sum", params) == CUDA_SUCCESS);
         MUST(cu.cuMemcpyDtoHAsync_v2(&got, scratch, 8, stream) == 0 && cu.cuStreamSynchronize(stream) == CUDA_SUCCESS);
