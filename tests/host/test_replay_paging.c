@@ -33,8 +33,8 @@ static double weight_bytes(const struct replay_program *p)
     return bytes;
 }
 
-static struct replay_paged page_tuned(const struct replayed *what, const struct replay_costs *costs,
-                                      const struct cws_tuning *tuning)
+static struct replay_paged page_with(const struct replayed *what, const struct replay_costs *costs,
+                                     const struct cws_tuning *tuning, bool tier)
 {
     struct replay_program program;
     struct replay_paged r;
@@ -47,11 +47,18 @@ static struct replay_paged page_tuned(const struct replayed *what, const struct 
                                     .other = OTHER,
                                     .kernels_ms = what->kernels_ms,
                                     .host_ms = what->host_ms,
-                                    .rounds = ROUNDS};
+                                    .rounds = ROUNDS,
+                                    .tier = tier};
     if (replay_page(&p, &r, &err))
         fail_msg("%s", err.message);
     replay_program_free(&program);
     return r;
+}
+
+static struct replay_paged page_tuned(const struct replayed *what, const struct replay_costs *costs,
+                                      const struct cws_tuning *tuning)
+{
+    return page_with(what, costs, tuning, false);
 }
 
 static struct replay_paged page(const struct replayed *what, const struct replay_costs *costs)
@@ -204,6 +211,33 @@ static void plans_by_time_gain(void **state)
                before = page_tuned(&what, &replay_costs_default, &by_uses).ms;
         if (ms > rows[i].most * before)
             fail_msg("%s, %d MiB: %.1f ms, by uses %.1f", rows[i].name, (int)rows[i].mib, ms, before);
+    }
+}
+
+/* Weights that stay compressed on the device: never a loss beyond chance, and a gain where the link is what a round
+ * waits for. The bounds are a little below what the model gives. */
+static void compressed_on_the_device_gains(void **state)
+{
+    (void)state;
+    static const struct {
+        struct replayed what;
+        double link_gbps, gain;
+    } rows[] = {
+        {{"8b", 0, 31, 12 * GIB}, 54, 1.4},           {{"8b", 0, 31, 9 * GIB}, 54, 1.5},
+        {{"8b", 0, 31, 6 * GIB}, 54, 1.15},           {{"8b", 0, 31, 4 * GIB}, 54, 0.99},
+        {{"8b", 0, 31, 12 * GIB}, 25, 2.8},           {{"flux", 171, 145, 8 * GIB}, 54, 0.99},
+        {{"tinyllama", 0, 24, 1100 * MIB}, 54, 0.99},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct replay_costs costs = replay_costs_default;
+        costs.link_gbps = rows[i].link_gbps;
+        struct replay_paged off = page(&rows[i].what, &costs),
+                            on = page_with(&rows[i].what, &costs, &cws_tuning_default, true);
+        if (off.ms / on.ms < rows[i].gain)
+            fail_msg("%s, %.0f MiB: %.1f ms, %.1f with it", rows[i].what.program,
+                     (double)rows[i].what.budget / (double)MIB, off.ms, on.ms);
+        assert_true((rows[i].gain > 1) == (on.tier_bytes > 0));
+        assert_true(on.tier_bytes <= (double)rows[i].what.budget && (on.tier_bytes > 0) == (on.near > 0));
     }
 }
 
@@ -376,6 +410,11 @@ static void the_tool_prints_rounds(void **state)
     assert_int_equal(lines_with(text, "tinyllama "), 2);
     assert_int_equal(tool("--costs", text, sizeof text), 0);
     assert_int_equal(lines_with(text, "lock_share "), 1);
+    assert_int_equal(tool("--device --program 8b --budget 9G --plain-ms 31 --tier", text, sizeof text), 0);
+    assert_non_null(strstr(text, "tier MB"));
+    const char *row = strstr(text, "\n8b");
+    assert_non_null(row);
+    assert_non_null(strstr(row + 1, "\n8b")); /* with it and without */
     assert_int_equal(tool("--device --program nothing", text, sizeof text), 2);
     assert_int_equal(tool("--device --cost nothing=1", text, sizeof text), 2);
     assert_int_equal(lines_with(text, "codecllm: --cost "), 1);
@@ -392,6 +431,7 @@ int main(void)
         cmocka_unit_test(a_steady_round_loads_what_does_not_fit),
         cmocka_unit_test(more_of_anything_never_costs_much),
         cmocka_unit_test(plans_by_time_gain),
+        cmocka_unit_test(compressed_on_the_device_gains),
         cmocka_unit_test(nothing_depends_on_chance),
         cmocka_unit_test(what_cannot_fit_is_an_error),
         cmocka_unit_test(kernels_wait_and_are_slowed),

@@ -130,6 +130,7 @@ static void load(struct sim *s, struct sim_weight *w, bool for_launch)
     w->for_launch = for_launch;
     w->node.ahead = !for_launch;
     w->batches_sent = w->batches_done = 0;
+    w->near_done = -1;
     l->loads[l->load_count++] = w;
     s->sum.loads++;
     s->sum.demanded += for_launch;
@@ -147,6 +148,7 @@ static void land(struct sim *s)
     struct sim_weight *w = l->mapping;
     l->mapping = NULL;
     w->state = SIM_RESIDENT;
+    w->node.near |= w->in_tier; /* its stored bytes were in staging */
     cws_order_set_in(&s->order, &w->node, true);
     if (s->program.state == SIM_WAITS_WEIGHT && s->program.weight == w)
         sim_program_wake(s, l->clock);
@@ -164,7 +166,8 @@ static bool reap_loads(struct sim *s)
         l->moved = true;
     }
     for (unsigned i = 0; i < l->load_count; i++) {
-        if (l->loads[i]->batches_done < l->loads[i]->batches)
+        const struct sim_weight *w = l->loads[i];
+        if (w->near_done >= 0 ? w->near_done > l->clock : w->batches_done < w->batches)
             continue;
         l->mapping = l->loads[i];
         l->loads[i] = l->loads[--l->load_count];
@@ -195,6 +198,19 @@ static void send(struct sim *s, struct sim_weight *w)
     s->sum.link_busy_ms += (l->copy_free - from) / 1e3;
 }
 
+/* From the device's own memory: a job for all of it, on a stream of its own. */
+static void send_near(struct sim *s, struct sim_weight *w)
+{
+    struct sim_loader *l = &s->loader;
+    const struct replay_costs *c = s->costs;
+    w->batches_sent = w->batches;
+    spend(s, c->send_us);
+    w->near_done = l->near_free = run_beside(s, fmax(l->clock, l->near_free),
+                                             c->decode_us + microseconds((double)w->bytes, c->decode_gbps));
+    s->sum.near++;
+    l->moved = true;
+}
+
 static void issue(struct sim *s)
 {
     struct sim_loader *l = &s->loader;
@@ -203,6 +219,8 @@ static void issue(struct sim *s)
             struct sim_weight *w = l->loads[i];
             if ((w->for_launch || w->demanded) != (pass == 0))
                 continue;
+            if (w->node.near && w->batches_sent == 0)
+                send_near(s, w);
             while (w->batches_sent < w->batches && l->slot_busy < l->slot_count) {
                 send(s, w);
                 l->moved = true;
@@ -373,6 +391,8 @@ static bool serve_ahead(struct sim *s)
         struct sim_weight *x = weight_of(n);
         if (x->state != SIM_ABSENT || !cws_order_is_sure(&s->order, n))
             continue;
+        if (n->near && n->next_at > s->order.at + t->tier_ahead_uses) /* soon enough later, and the link has work */
+            continue;
         if (sim_frame_take(&s->memory, x->granules)) {
             load(s, x, false);
             return true;
@@ -392,9 +412,26 @@ static bool serve_ahead(struct sim *s)
     return false;
 }
 
+/* The tier has grown into what frames had: memory is given back until all fits again. */
+static bool shrink(struct sim *s)
+{
+    const struct sim_memory *m = &s->memory;
+    if (m->frames + m->granted + m->ring + m->other <= m->budget)
+        return false;
+    double us = sim_frame_release(s);
+    if (us > 0) {
+        call(s, us, 0);
+        return true;
+    }
+    struct sim_weight *v = s->loader.drop_count ? NULL : victim(s, 0, 0, true);
+    return v && drop(s, v, false);
+}
+
 static bool step(struct sim *s)
 {
     struct sim_loader *l = &s->loader;
+    if (shrink(s))
+        return true;
     sim_age(s);
     l->pending = l->unmet = false;
     bool moved = serve_room(s);
@@ -402,6 +439,14 @@ static bool step(struct sim *s)
     if ((s->program.state != SIM_WAITS_MEMORY || s->program.granted) && !l->unmet)
         moved |= serve_ahead(s);
     return moved;
+}
+
+static bool near_runs(const struct sim_loader *l)
+{
+    for (unsigned i = 0; i < l->load_count; i++)
+        if (l->loads[i]->near_done >= 0)
+            return true;
+    return false;
 }
 
 /* --- waiting ------------------------------------------------------------------------------------------------------ */
@@ -414,6 +459,9 @@ static void wait_for_device(struct sim *s)
     double ready = INFINITY, begin = l->clock;
     if (l->slot_busy)
         ready = l->slots[l->slot_oldest].done;
+    for (unsigned i = 0; i < l->load_count; i++)
+        if (l->loads[i]->near_done >= 0)
+            ready = fmin(ready, l->loads[i]->near_done);
     if (l->drop_count)
         ready = fmin(ready, l->drops[l->drop_head].done);
     for (double us = (double)t->wait_first_ns / 1e3;
@@ -428,7 +476,7 @@ static void be_patient(struct sim *s)
     const struct cws_tuning *t = s->tuning;
     bool waited_for = s->program.state == SIM_WAITS_MEMORY || s->program.state == SIM_WAITS_WEIGHT;
     l->interruptible = true;
-    if (l->slot_busy || l->drop_count) {
+    if (l->slot_busy || l->drop_count || near_runs(l)) {
         wait_for_device(s);
         return;
     }

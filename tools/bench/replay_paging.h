@@ -53,6 +53,7 @@ struct replay_paging {
     uint64_t budget, other;     /* other: of it, for what is no range */
     double kernels_ms, host_ms; /* of a round with everything resident; 0: the program's own */
     unsigned rounds;            /* the second half is counted */
+    bool tier;                  /* weights may stay compressed on the device (uvm/policy/tier.h) */
 };
 
 struct replay_paged { /* of a round, the mean of those that count */
@@ -64,6 +65,8 @@ struct replay_paged { /* of a round, the mean of those that count */
     double fresh_evictions; /* weights that went for memory of activations */
     double reserve_bytes;   /* memory of activations, in use and kept */
     double kernels_ms;      /* of the device, as slowed */
+    double tier_bytes;      /* of weights that stay compressed on the device, at the end */
+    double near;            /* loads from there */
 };
 
 /* 0, or CWS_E_BUDGET: it does not fit. */

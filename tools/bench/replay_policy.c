@@ -53,6 +53,7 @@ static const char help[] =
     "  --plain-ms MS     of a round with everything resident: of its kernels (flux, prefill), or of its launching "
     "thread "
     "(tokens)\n"
+    "  --tier            each row once more, with weights that stay compressed on the device where that pays\n"
     "  --host-ms MS      of the launching thread alone (flux: 100, prefill: 45)\n"
     "  --cost NAME=VALUE what something costs; may be given several times; --costs lists them. Here --link sets "
     "link_gbps, and --ratio stored_share\n"
@@ -291,6 +292,7 @@ enum {
     OPT_PROGRAM,
     OPT_COST,
     OPT_COSTS,
+    OPT_TIER,
     OPT_NUMBER,
     OPT_RATIO = OPT_NUMBER + 7, /* of numbers */
     OPT_PLAIN_MS = OPT_NUMBER + 9,
@@ -300,18 +302,31 @@ static double *const numbers[] = {&machine.link_gbps, &machine.decode_gbps, &mac
                                   &machine.launch_us, &machine.map_us,      &machine.drop_us,     &machine.ratio,
                                   &machine.host_gbps, &device.plain_ms,     &device.host_ms};
 static const struct option longs[] = {
-    {"trace", 1, NULL, OPT_TRACE},       {"budget", 1, NULL, OPT_BUDGET},
-    {"other", 1, NULL, OPT_OTHER},       {"rounds", 1, NULL, OPT_ROUNDS},
-    {"help", 0, NULL, OPT_HELP},         {"link", 1, NULL, OPT_NUMBER},
-    {"decode", 1, NULL, OPT_NUMBER + 1}, {"memory", 1, NULL, OPT_NUMBER + 2},
-    {"use-us", 1, NULL, OPT_NUMBER + 3}, {"launch-us", 1, NULL, OPT_NUMBER + 4},
-    {"map-us", 1, NULL, OPT_NUMBER + 5}, {"drop-us", 1, NULL, OPT_NUMBER + 6},
-    {"ratio", 1, NULL, OPT_NUMBER + 7},  {"host", 1, NULL, OPT_NUMBER + 8},
-    {"tuning", 0, NULL, OPT_TUNING},     {"set", 1, NULL, OPT_SET},
-    {"sweep", 1, NULL, OPT_SWEEP},       {"device", 0, NULL, OPT_DEVICE},
-    {"program", 1, NULL, OPT_PROGRAM},   {"cost", 1, NULL, OPT_COST},
-    {"costs", 0, NULL, OPT_COSTS},       {"plain-ms", 1, NULL, OPT_PLAIN_MS},
-    {"host-ms", 1, NULL, OPT_HOST_MS},   {NULL, 0, NULL, 0},
+    {"trace", 1, NULL, OPT_TRACE},
+    {"budget", 1, NULL, OPT_BUDGET},
+    {"other", 1, NULL, OPT_OTHER},
+    {"rounds", 1, NULL, OPT_ROUNDS},
+    {"help", 0, NULL, OPT_HELP},
+    {"link", 1, NULL, OPT_NUMBER},
+    {"decode", 1, NULL, OPT_NUMBER + 1},
+    {"memory", 1, NULL, OPT_NUMBER + 2},
+    {"use-us", 1, NULL, OPT_NUMBER + 3},
+    {"launch-us", 1, NULL, OPT_NUMBER + 4},
+    {"map-us", 1, NULL, OPT_NUMBER + 5},
+    {"drop-us", 1, NULL, OPT_NUMBER + 6},
+    {"ratio", 1, NULL, OPT_NUMBER + 7},
+    {"host", 1, NULL, OPT_NUMBER + 8},
+    {"tuning", 0, NULL, OPT_TUNING},
+    {"set", 1, NULL, OPT_SET},
+    {"sweep", 1, NULL, OPT_SWEEP},
+    {"device", 0, NULL, OPT_DEVICE},
+    {"program", 1, NULL, OPT_PROGRAM},
+    {"cost", 1, NULL, OPT_COST},
+    {"tier", 0, NULL, OPT_TIER},
+    {"costs", 0, NULL, OPT_COSTS},
+    {"plain-ms", 1, NULL, OPT_PLAIN_MS},
+    {"host-ms", 1, NULL, OPT_HOST_MS},
+    {NULL, 0, NULL, 0},
 };
 
 static bool parse_number(const char *text, double *out)
@@ -343,6 +358,7 @@ static bool take_option(int c, const char **trace)
     case OPT_TRACE: *trace = optarg; return true;
     case OPT_BUDGET: return take_budgets(optarg);
     case OPT_DEVICE: is_device = true; return true;
+    case OPT_TIER: device.tier = true; return true;
     case OPT_PROGRAM: device.program = optarg; return true;
     case OPT_OTHER: return cws_parse_bytes(optarg, strlen(optarg), &other_bytes) == 0;
     case OPT_ROUNDS:

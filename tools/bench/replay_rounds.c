@@ -18,20 +18,23 @@ static const struct {
     {"prefill", {12, 8}},
 };
 
-static struct cws_table *new_table(const struct replay_sweep *sweep)
+static struct cws_table *new_table(const struct replay_rounds *what)
 {
-    const char *const heads[] = {"program", "budget",  sweep->row.name, "ms",     "of plain", "loads",      "link GB",
-                                 "busy",    "wait ms", "memory ms",     "frames", "calls",    "reserve MB", "evicted"};
-    struct cws_table *t = cws_table_create(sweep->count ? "lrrrrrrrrrrrrr" : "lrrrrrrrrrrrr");
+    const char *const value = what->sweep->row.name, *const tier = "tier MB";
+    const char *const heads[] = {"program", "budget",    value,    "ms",    "of plain",   "loads",   "link GB", "busy",
+                                 "wait ms", "memory ms", "frames", "calls", "reserve MB", "evicted", tier};
+    char columns[] = "lrrrrrrrrrrrrrr"; /* one for each head */
+    columns[sizeof columns - 1 - !what->sweep->count - !what->tier] = 0;
+    struct cws_table *t = cws_table_create(columns);
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        if (heads[i] != sweep->row.name || sweep->count)
+        if ((heads[i] != value || what->sweep->count) && (heads[i] != tier || what->tier))
             cws_table_cell(t, "%s", heads[i]);
     cws_table_rule(t);
     return t;
 }
 
 static void print_row(struct cws_table *t, const struct replay_paging *p, const char *value,
-                      const struct replay_paged *r)
+                      const struct replay_paged *r, bool tier)
 {
     cws_table_cell(t, "%s", p->program->name);
     cws_table_cell(t, "%.0f MiB", (double)p->budget / (1 << 20));
@@ -48,6 +51,8 @@ static void print_row(struct cws_table *t, const struct replay_paging *p, const 
     cws_table_cell(t, "%.0f", r->calls);
     cws_table_cell(t, "%.0f", r->reserve_bytes / 1e6);
     cws_table_cell(t, "%.1f", r->fresh_evictions);
+    if (tier)
+        cws_table_cell(t, "%.0f", r->tier_bytes / 1e6);
 }
 
 /* A row; with a sweep one for each value. */
@@ -67,7 +72,7 @@ static int print_budget(struct cws_table *t, const struct replay_rounds *what, s
         p->tuning = &tuning;
         if (replay_page(p, &r, &err) == 0) {
             *printed = true;
-            print_row(t, p, sweep->count ? value.text : NULL, &r);
+            print_row(t, p, sweep->count ? value.text : NULL, &r, what->tier);
             continue;
         }
         cws_say_line("%s", err.message);
@@ -96,7 +101,11 @@ static int print_program(struct cws_table *t, const struct replay_rounds *what, 
     unsigned count = what->budget_count ? what->budget_count : 4;
     for (unsigned i = 0; i < count; i++) {
         p.budget = what->budget_count ? what->budgets[i] : (uint64_t)(usual[index].gib[i] * (1u << 30));
+        p.tier = false;
         if (p.budget)
+            status |= print_budget(t, what, &p, &printed);
+        p.tier = what->tier;
+        if (p.budget && p.tier)
             status |= print_budget(t, what, &p, &printed);
     }
     replay_program_free(&program);
@@ -107,7 +116,7 @@ static int print_program(struct cws_table *t, const struct replay_rounds *what, 
 
 int replay_rounds_print(const struct replay_rounds *what)
 {
-    struct cws_table *t = new_table(what->sweep);
+    struct cws_table *t = new_table(what);
     bool any = false;
     int status = 0;
     for (size_t i = 0; i < sizeof usual / sizeof *usual; i++) {

@@ -14,6 +14,7 @@ struct replay_rounds {
     struct replay_costs costs;
     const struct cws_tuning *tuning;
     const struct replay_sweep *sweep; /* count 0: none */
+    bool tier;                        /* each row once more with weights that stay compressed on the device */
 };
 
 /* The exit status: 1 where something does not fit, 2 where there is no such program; with a line. */

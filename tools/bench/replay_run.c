@@ -133,6 +133,8 @@ static void end_round(struct sim *s)
     p->op = 0;
     if (++p->round == s->what->rounds / 2)
         begin_counting(s);
+    if (s->what->tier)
+        sim_tier_round(s);
     sim_loader_wake(s, p->clock);
 }
 
@@ -250,7 +252,9 @@ static double scale(struct sim *s)
     }
     s->program.host_scale = scale_of(s->what->host_ms, p->host_ms, host);
     s->program.device_scale = scale_of(s->what->kernels_ms, p->kernels_ms, device);
-    return fmax(host * s->program.host_scale, device * s->program.device_scale) / 1e3;
+    s->own_host_us = host * s->program.host_scale;
+    s->own_device_us = device * s->program.device_scale;
+    return fmax(s->own_host_us, s->own_device_us) / 1e3;
 }
 
 static bool set_up(struct sim *s)
@@ -279,10 +283,11 @@ static void tell(const struct sim *s, double plain_ms, struct replay_paged *out)
     double *const each[] = {&out->ms,           &out->loads,     &out->demanded,       &out->link_bytes,
                             &out->link_busy_ms, &out->link_gaps, &out->weight_wait_ms, &out->fresh_wait_ms,
                             &out->frames_made,  &out->calls,     &out->steals,         &out->fresh_evictions,
-                            &out->kernels_ms};
+                            &out->kernels_ms,   &out->near};
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         *each[i] /= rounds;
     out->plain_ms = plain_ms;
+    out->tier_bytes = (double)s->tier_bytes;
 }
 
 int replay_page(const struct replay_paging *what, struct replay_paged *out, struct cws_error *err)

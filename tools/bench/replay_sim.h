@@ -86,6 +86,8 @@ struct sim_weight {
     uint32_t granules, batches, batches_sent, batches_done;
     enum sim_state state;
     bool demanded, for_launch;
+    bool in_tier;       /* has its stored bytes on the device, or gets them with its next load over the link */
+    double near_done;   /* LOADING from there: when it is decoded; else < 0 */
     uint64_t used_till; /* kernels that must be done */
 };
 
@@ -118,14 +120,19 @@ struct sim_loader {
     struct sim_drop drops[SIM_DROPS];
     unsigned drop_head, drop_count;
     uint64_t drop_bytes;
-    double copy_free, decode_free, hash_free; /* when the streams are */
-    double victim_since;                      /* a launch waits for a better victim since then; < 0: no */
-    uint64_t victim_done;                     /* kernels that were done then */
+    double copy_free, decode_free, hash_free, near_free; /* when the streams are */
+    double victim_since;                                 /* a launch waits for a better victim since then; < 0: no */
+    uint64_t victim_done;                                /* kernels that were done then */
 };
 
 /* One step of the loader, at its clock. */
 void sim_loader_step(struct sim *s);
 void sim_loader_wake(struct sim *s, double at);
+
+/* --- weights that stay compressed on the device (replay_tier.c) --- */
+
+/* At the end of a round. */
+void sim_tier_round(struct sim *s);
 
 /* --- the program's thread and all together (replay_run.c) --- */
 
@@ -155,8 +162,11 @@ struct sim {
     struct sim_memory memory;
     struct sim_loader loader;
     struct sim_program program;
-    double waited_us, stalled_us; /* launches waited for weights; and the device had come to its end */
-    struct replay_paged sum;      /* since the rounds that count began */
+    uint64_t tier_most, tier_least;    /* of weights that may stream: more than the least */
+    uint64_t tier_bytes;               /* for stored bytes on the device, of memory.other */
+    double own_host_us, own_device_us; /* of a round with everything resident */
+    double waited_us, stalled_us;      /* launches waited for weights; and the device had come to its end */
+    struct replay_paged sum;           /* since the rounds that count began */
 };
 
 /* A call of the driver in the loader: counted, and it holds the program's thread up. Returns its time. */

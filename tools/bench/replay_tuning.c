@@ -8,7 +8,7 @@
 
 bool replay_has(const struct cws_tuning_row *row)
 {
-    static const char *const groups[] = {"history_", "order_", "views_", "load_", "staging_"};
+    static const char *const groups[] = {"history_", "order_", "views_", "load_", "staging_", "tier_"};
     for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
         if (strncmp(row->name, groups[i], strlen(groups[i])) == 0)
             return true;

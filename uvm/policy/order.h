@@ -24,11 +24,12 @@
 
 enum { CWS_ORDER_STRAYS = 3, CWS_ORDER_STRAYED = 4, CWS_ORDER_SIZES = 128 };
 
-struct cws_order_node { /* zero-initialised; every field but bytes and ahead belongs to the order */
+struct cws_order_node { /* zero-initialised; every field but bytes, ahead and near belongs to the order */
     uint64_t bytes;     /* that dropping it gives back; set before cws_order_add, constant while in */
     bool ahead;         /* loaded on a guess, not used since: set by who loads, cleared by a use */
     bool keeper;        /* is to stay */
     bool in;            /* can be dropped */
+    bool near;          /* loading it takes nothing of the link: set by who loads, before a plan */
     bool held;          /* has memory, or is getting it or giving it back (plan.h) */
     uint8_t size;       /* in cws_order.sizes, + 1; 0: none */
     uint8_t doubt;      /* 0: it comes at even distances. More: as a routed expert does, at any */
@@ -79,6 +80,7 @@ struct cws_order {
     struct cws_list coming, lines[2];                 /* lines: others, keepers */
     uint32_t coming_count;
     uint64_t coming_bytes;
+    bool near_apart;    /* what is near streams in memory of its own (plan.h): set by the caller, before a plan */
     uint64_t plan_room; /* the room that keepers were chosen for */
     uint32_t plan_count;
     uint64_t plan_period; /* and the period */

@@ -59,6 +59,8 @@ static int by_worth(const void *a, const void *b)
     const struct cws_order_node *one = *(struct cws_order_node *const *)a, *other = *(struct cws_order_node *const *)b;
     if (one->comes != other->comes)
         return one->comes > other->comes ? -1 : 1;
+    if (one->near != other->near)
+        return one->near ? 1 : -1;
     if (one->bytes != other->bytes)
         return one->bytes < other->bytes ? -1 : 1;
     return rank(one) < rank(other) ? -1 : rank(one) > rank(other);
@@ -129,30 +131,35 @@ static void list_sizes(const struct plan *p)
     }
 }
 
+/* A node that comes or goes: how many of its size stream in the stretch of uses that is looked at. */
+static void count_streaming(const struct cws_order_node *n, int change, bool apart, uint32_t now[2][CWS_ORDER_SIZES])
+{
+    if (n && n->size && !n->keeper)
+        now[apart && n->near][n->size - 1] += (uint32_t)change;
+}
+
 /* Quotas for the present keepers; their bytes. */
 static uint64_t count_quotas(const struct plan *p)
 {
     struct cws_order *o = p->order;
     uint64_t wide = o->tuning->order_quota_uses < p->places ? o->tuning->order_quota_uses : p->places, bytes = 0;
-    uint32_t now[CWS_ORDER_SIZES] = {0}, streams[CWS_ORDER_SIZES] = {0};
-    for (unsigned i = 0; i < o->size_count; i++)
-        o->sizes[i].quota = 0;
+    uint32_t now[2][CWS_ORDER_SIZES] = {{0}}, most[2][CWS_ORDER_SIZES] = {{0}}, streams[2][CWS_ORDER_SIZES] = {{0}};
     for (size_t i = 0; i < p->count; i++)
-        if (p->sorted[i]->size && !p->sorted[i]->keeper)
-            streams[p->sorted[i]->size - 1]++;
+        count_streaming(p->sorted[i], 1, o->near_apart, streams);
     for (uint64_t i = 0; i < p->places + wide; i++) {
-        const struct cws_order_node *n = node_at(p, i), *left = i >= wide ? node_at(p, i - wide) : NULL;
-        if (left && left->size && !left->keeper)
-            now[left->size - 1]--;
-        if (!n || !n->size || n->keeper)
-            continue;
-        uint32_t k = n->size - 1u;
-        now[k]++;
-        o->sizes[k].quota = now[k] > o->sizes[k].quota ? now[k] : o->sizes[k].quota;
+        const struct cws_order_node *n = node_at(p, i);
+        if (i >= wide)
+            count_streaming(node_at(p, i - wide), -1, o->near_apart, now);
+        count_streaming(n, 1, o->near_apart, now);
+        for (unsigned near = 0; near < 2 && n && n->size; near++)
+            if (now[near][n->size - 1] > most[near][n->size - 1])
+                most[near][n->size - 1] = now[near][n->size - 1];
     }
-    for (unsigned i = 0; i < o->size_count; i++) {
-        o->sizes[i].quota = o->sizes[i].quota < streams[i] ? o->sizes[i].quota : streams[i];
-        bytes += o->sizes[i].quota * o->sizes[i].bytes;
+    for (unsigned k = 0; k < o->size_count; k++) {
+        o->sizes[k].quota = 0;
+        for (unsigned near = 0; near < 2; near++)
+            o->sizes[k].quota += most[near][k] < streams[near][k] ? most[near][k] : streams[near][k];
+        bytes += o->sizes[k].quota * o->sizes[k].bytes;
     }
     return bytes;
 }
@@ -260,10 +267,10 @@ static bool try_rate(const struct spread *s, double rate)
         may += (s->times[i + 1] - s->times[i]) * rate;
         if (n->comes > 1)
             continue;
-        n->keeper = n->bytes > s->most || n->bytes <= s->small || may < (double)n->bytes / 2;
+        n->keeper = n->bytes > s->most || n->bytes <= s->small || (!n->near && may < (double)n->bytes / 2);
         if (n->keeper)
             kept += n->bytes;
-        else
+        else if (!n->near)
             may -= (double)n->bytes;
     }
     return kept + count_quotas(p) + p->order->tuning->order_in_flight_bytes <= p->room;

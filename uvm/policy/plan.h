@@ -3,13 +3,16 @@
  * memory changes its size in a round that repeats itself: on a GPU that would be a piece given back to the driver and
  * one made anew.
  *
- * Keepers: what comes most often in a period first; of what comes equally often small nodes first, because each costs
+ * Keepers: what comes most often in a period first; of what comes equally often nodes that the link has to bring, and
+ * of those small nodes first, because each costs
  * its calls; of equally large ones as many as fit, evenly over the period. A model's few nodes of one or more of the
  * largest sizes all stay, where more can stay that way. Uses of a node with but few others in between count as one
  * (order_visit_uses).
  * By time: what comes more than once in a period stays. What streams is spread over the time of the period, so that the
  * link has as much to do everywhere; what is larger than a bound stays, with the bound for which that is least, and as
  * many sizes of small nodes as make it but little more.
+ * What is near (cws_order_node.near) streams without the link. Where near_apart is set, it and the rest have quotas of
+ * their own, so that the link has work while memory is taken by what is near.
  * Quotas: the most nodes of a size that stream within order_quota_uses consecutive uses, wherever in the round.
  * Threads: the caller of order.h serialises. */
 #ifndef CWS_ORDER_PLAN_H

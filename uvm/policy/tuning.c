@@ -88,6 +88,12 @@
     X(reserve_over, 2, 0, 64, "times", "what comes and goes that it holds beside the peak")                            \
     X(settle_ns, 20 * MS, 0, SECOND, "ns", "for which the thread of a launch may go on with what hides its pointers")  \
     X(settle_waiting_ns, 200 * US, 0, SECOND, "ns", "the same, while that thread waits for memory")                    \
+    X(tier_gain_share, 8, 1, 1024, "share", "of a round's time that compressed weights on the device must gain")       \
+    X(tier_ahead_uses, 8, 1, 65536, "uses", "ahead of which a weight that is compressed on the device is decoded")     \
+    X(tier_apart_share, 1, 1, 1024, "share", "of the program's time by which the link's may be longer for that")       \
+    X(tier_small_share, 16, 1, 65536, "share",                                                                         \
+      "of a round's bytes that its smallest weights may make to stay decoded")                                         \
+    X(tier_near_share, 200, 1, 65536, "share", "of the shortest round that fewer of them may lose")                    \
     X(mark_every, 16, 1, 1024, "uses", "of a stream between two marks")                                                \
     X(fetch_look_at, 64, 1, 65536, "", "sources without room that a fetcher looks at")                                 \
     X(fetch_leave_share, 8, 1, 1024, "share", "of the host budget for what comes and goes")

@@ -235,6 +235,21 @@ struct cws_tuning {
     /* The same where the thread itself waits for memory. In ns. More: where memory is shortest, each launch waits for
      * it. */
     uint64_t settle_waiting_ns;
+    /* Part of a round's time that keeping weights compressed on the device must gain. Less: it comes and goes where it
+     * hardly matters. More: gains are left. */
+    uint64_t tier_gain_share;
+    /* Uses ahead from which on a weight that is compressed on the device is decoded. Less: launches wait for it. More:
+     * memory that what comes over the link could have. */
+    uint64_t tier_ahead_uses;
+    /* Part of a program's own time by which the link's may be longer, for weights that are near to stream in memory of
+     * their own. Less: the link has nothing to do at times. More: memory where the link has work all the time
+     * anyway. */
+    uint64_t tier_apart_share;
+    /* Part of a round's bytes that the smallest weights may make to stay decoded whatever else is planned. Less: their
+     * loads cost calls. More: room that others lack. */
+    uint64_t tier_small_share;
+    /* Part of the shortest predicted round that a smaller share may lose. Less: more memory for little. */
+    uint64_t tier_near_share;
     /* Uses of a stream between two marks. Less: calls to the driver for each launch. More: what is done is known
      * late. */
     uint64_t mark_every;
