@@ -204,6 +204,28 @@ void cws_store_close(struct cws_store *s)
     free(s);
 }
 
+/* --- the same file ----------------------------------------------------------------------------- */
+
+static bool is_time(struct timespec a, struct timespec b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+bool cws_store_is_same(const struct cws_store *a, const struct cws_store *b)
+{
+    if (a == b || a->fd < 0 || b->fd < 0)
+        return a == b;
+    const struct stat *x = &a->opened, *y = &b->opened;
+    return x->st_ino == y->st_ino && x->st_dev == y->st_dev && x->st_size == y->st_size &&
+           is_time(x->st_mtim, y->st_mtim) && is_time(x->st_ctim, y->st_ctim) &&
+           memcmp(&a->trailer, &b->trailer, sizeof a->trailer) == 0;
+}
+
+uint64_t cws_store_tensor_key(const struct cws_store *s, const struct cws_tensor_info *tensor)
+{
+    if (s->fd < 0)
+        return (uintptr_t)tensor;
+    uint64_t file = (uint64_t)s->opened.st_ino * UINT64_C(0x9e3779b97f4a7c15) ^ (uint64_t)s->opened.st_dev << 32;
+    return (file ^ s->trailer.trailer_xxh3) + (uint64_t)(tensor - s->tensors) * UINT64_C(0xd1b54a32d192ed03);
+}
+
 /* --- looking ----------------------------------------------------------------------------------- */
 
 const char *cws_store_path(const struct cws_store *s) { return s->path; }

@@ -56,6 +56,11 @@ CWS_MUST_CHECK int cws_store_open_memory(const void *data, uint64_t bytes, const
 void cws_store_retain(struct cws_store *s);
 void cws_store_close(struct cws_store *s);
 
+/* Are both of the same file, as it was at the same time? Then their tensors are the same, one by one. Never of memory,
+ * unless they are one. */
+bool cws_store_is_same(const struct cws_store *a, const struct cws_store *b);
+/* A number for a tensor: the same one for that of the same file in another store. Others may have it, too. */
+uint64_t cws_store_tensor_key(const struct cws_store *s, const struct cws_tensor_info *tensor);
 const char *cws_store_path(const struct cws_store *s);
 uint64_t cws_store_logical_bytes(const struct cws_store *s);
 uint64_t cws_store_file_bytes(const struct cws_store *s);

@@ -169,32 +169,46 @@ static void test_two_orders(void **state)
     close_counted(f, 4 * MIB);
 }
 
-/* One tensor, bound twice and to be loaded at the same time: its bytes are in host memory once. */
-static void test_bound_twice(void **state)
+/* A model that is loaded twice, from a file that was opened twice: its bytes are in host memory once. Those of a copy of
+ * the file are not. */
+static void bind_again(const char *path, bool shared)
 {
-    (void)state;
+    struct cws_store *other;
+    struct cws_error err = {0};
+    assert_int_equal(cws_store_open(path, CWS_IO_AUTO, &other, &err), 0);
     struct fixture *f = open_counted(64 * MIB, 40 * MIB, true);
     CUdeviceptr again[TENSORS];
-    size_t once;
     bind_all(f);
     for (unsigned i = 0; i < TENSORS; i++)
         expect_right(f, i);
-    once = pinned.peak;
+    size_t once = pinned.peak;
     for (unsigned i = 0; i < TENSORS; i++) {
-        const struct cws_tensor_info *t = cws_store_tensor(store, i);
+        const struct cws_tensor_info *t = cws_store_tensor(other, i);
         assert_int_equal(cws_gpu_alloc(f->gpu, tensor_bytes(i), f->stream, &again[i]), 0);
-        assert_true(cws_gpu_bind(f->gpu, again[i], tensor_bytes(i), f->stream, store, t->begin));
+        assert_true(cws_gpu_bind(f->gpu, again[i], tensor_bytes(i), f->stream, other, t->begin));
     }
+    cws_store_close(other);
     for (unsigned i = 0; i < TENSORS; i++) {
         uint64_t sum;
         expect_right(f, i);
         assert_int_equal(sum_at(f, again[i], tensor_bytes(i), &sum), 0);
         assert_int_equal(sum, plain_sum(content(i), tensor_bytes(i)));
     }
-    assert_int_equal(pinned.peak, once);
+    assert_int_equal(pinned.peak == once, shared);
     for (unsigned i = 0; i < TENSORS; i++)
         assert_int_equal(cws_gpu_free(f->gpu, again[i], f->stream, true), 0);
     close_counted(f, 64 * MIB);
+}
+
+static void test_opened_twice(void **state)
+{
+    (void)state;
+    const char *copy = sample_path("copy.store");
+    struct bytes file = sample_load(cws_store_path(store));
+    sample_save(copy, file.data, file.size);
+    free(file.data);
+    bind_again(cws_store_path(store), true);
+    bind_again(copy, false);
 }
 
 /* Weights that were written to are spilled as far as there is room, and what that leaves is enough for the others. */
@@ -292,7 +306,7 @@ int main(void)
         cmocka_unit_test(test_weights),
         cmocka_unit_test(test_memory_is_used_again),
         cmocka_unit_test(test_many_at_a_time),
-        cmocka_unit_test(test_bound_twice),
+        cmocka_unit_test(test_opened_twice),
         cmocka_unit_test(test_two_orders),
         cmocka_unit_test(test_written_weights),
         cmocka_unit_test(test_adopted),

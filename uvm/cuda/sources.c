@@ -118,11 +118,13 @@ static struct cws_gpu_source *create(struct cws_gpu_sources *sources, const stru
 struct cws_gpu_source *cws_gpu_source_get(struct cws_gpu_sources *sources, struct cws_store *store,
                                           const struct cws_tensor_info *tensor)
 {
-    struct cws_gpu_source **known = cws_map_find(&sources->by_tensor, (uintptr_t)tensor);
-    if (known) { /* which keeps its store: no other one has a tensor there */
+    uint64_t key = cws_store_tensor_key(store, tensor);
+    struct cws_gpu_source **known = cws_map_find(&sources->by_tensor, key);
+    if (known && cws_store_is_same((*known)->store, store) && (*known)->tensor->begin == tensor->begin) {
         (*known)->refs++;
         return *known;
     }
+    bool listed = !known; /* two that have the same key by chance: the second one is not found again */
     const uint8_t *packed = cws_store_table(store, tensor);
     struct cws_gpu_table *table = NULL;
     struct cws_gpu_source *s = NULL;
@@ -135,10 +137,15 @@ struct cws_gpu_source *cws_gpu_source_get(struct cws_gpu_sources *sources, struc
             goto fail;
     }
     s = create(sources, tensor, has_host_chunks(tensor), 0);
-    known = s ? cws_map_put(&sources->by_tensor, (uintptr_t)tensor) : NULL;
-    if (!known)
+    if (!s)
         goto fail;
-    *known = s;
+    if (listed) {
+        known = cws_map_put(&sources->by_tensor, key);
+        if (!known)
+            goto fail;
+        *known = s;
+    }
+    s->listed = listed;
     s->store = store;
     s->table = table;
     cws_store_retain(store);
@@ -385,8 +392,8 @@ void cws_gpu_source_put(struct cws_gpu_sources *sources, struct cws_gpu_source *
     if (--s->refs || s->fetching) /* the fetcher looks again when it is done */
         return;
     cws_list_remove(&s->link);
-    if (s->store)
-        cws_map_remove(&sources->by_tensor, (uintptr_t)s->tensor);
+    if (s->listed)
+        cws_map_remove(&sources->by_tensor, cws_store_tensor_key(s->store, s->tensor));
     for (uint32_t i = 0; i < s->part_count; i++)
         forget_part(sources, &s->parts[i]);
     if (cws_list_is_empty(&sources->all))

@@ -47,6 +47,7 @@ struct cws_gpu_source {
     struct cws_list link; /* cws_gpu_sources.all */
     uint32_t refs;        /* extents, and loads under way */
     uint32_t fetching;    /* parts */
+    bool listed;          /* in cws_gpu_sources.by_tensor */
     /* host holds the decoded bytes: the tensor has chunks that only the host decodes */
     bool plain;
     struct cws_gpu_table *table; /* device form, or NULL */
@@ -64,7 +65,7 @@ struct cws_gpu_garbage { /* pinned memory that a fetcher is to free, or that lie
 struct cws_gpu_sources {
     struct cws_gpu_core *core;
     struct cws_list all;
-    struct cws_map by_tensor;                     /* those of stores; each is a struct cws_gpu_source * */
+    struct cws_map by_tensor; /* those of stores, by cws_store_tensor_key; each is a struct cws_gpu_source * */
     struct cws_list first, ahead, later, passing; /* parts */
     struct cws_cond fetch;                        /* a part is WANTED, there is room for one, or garbage */
     pthread_t fetchers[CWS_GPU_FETCHERS];
@@ -91,7 +92,7 @@ CWS_MUST_CHECK int cws_gpu_sources_start(struct cws_gpu_sources *s, struct cws_e
 void cws_gpu_sources_join(struct cws_gpu_sources *s);
 void cws_gpu_sources_close(struct cws_gpu_sources *s);
 
-/* The source of a tensor, with a reference for the caller. NULL: no memory. */
+/* The source of a tensor, with a reference for the caller: one for all stores of the same file. NULL: no memory. */
 struct cws_gpu_source *cws_gpu_source_get(struct cws_gpu_sources *s, struct cws_store *store,
                                           const struct cws_tensor_info *tensor);
 /* The same of an ordinary file; takes its own reference to it, and `tensor` (cws_gpu_file_describe) where it
