@@ -74,8 +74,10 @@ if [ "$part" != right ]; then
     step tinyllama 400 python3 tools/gpu/check.py "$out/tinyllama" --build "$build" --work "$work" --models tinyllama --budgets 1700M,1100M,600M,280M --tokens 64 --offload
     step adapters 900 python3 tools/gpu/adapters.py "$out/adapters" --build "$build" --work "$work"
     step kvcache 900 python3 tools/gpu/kvcache.py "$out/kvcache" --build "$build" --work "$work"
+    step tenants 500 python3 tools/gpu/tenants.py "$out/tenants" --build "$build" --work "$work"
     [ "$large" = 0 ] || step pipeline 300 python3 tools/gpu/pipeline.py "$out/pipeline" --build "$build" --work "$work"
     [ "$large" = 0 ] || step 8b 400 python3 tools/gpu/check.py "$out/8b" --build "$build" --work "$work" --models 8b --budgets 4G,3G --tokens 12 --unpacked --offload
+    [ "$large" = 0 ] || step disk 600 python3 tools/gpu/disk.py "$out/disk" --build "$build" --work "$work"
     if [ "$large" != 0 ]; then # 40 GB, not beside the 35 of the models before
         rm -rf "$work/llama-3.1-8b" "$work/llama-3.1-8b.packed" "$work/pipeline-large" "$work/pipeline-large.packed"
         step denoise 400 python3 tools/gpu/denoise.py "$out/denoise" --build "$build" --work "$work" --budgets 8G,6G
@@ -88,7 +90,7 @@ fi
 for name in decoders scenarios stress strict strict-q8 installed; do # what was wrong, if anything
     grep -q "^$name .*FAILED" "$out/steps.txt" && { echo "== $name"; tail -n 25 "$out/$name.txt"; }
 done
-for name in waits speed turns prefill tinyllama adapters kvcache pipeline 8b denoise rounds; do
+for name in waits speed turns prefill tinyllama adapters kvcache tenants pipeline 8b disk denoise rounds; do
     [ -e "$out/$name.txt" ] && { echo "== $name"; tail -n 16 "$out/$name.txt"; }
 done
 [ -e "$out/patterns.txt" ] && { echo "== patterns"; tail -n 40 "$out/patterns.txt"; }
