@@ -77,10 +77,10 @@ struct cws_order {
     struct cws_order_node *ahead_before, *ahead_last; /* the last two that the window reached */
     bool periodic;                                    /* the window is a repetition */
     bool foreseen;                                    /* the window and the lists are right */
-    struct cws_list coming, lines[2];                 /* lines: others, keepers */
+    bool near_apart; /* what is near streams in memory of its own (plan.h): set by the caller, before a plan */
+    struct cws_list coming, lines[2]; /* lines: others, keepers */
     uint32_t coming_count;
     uint64_t coming_bytes;
-    bool near_apart;    /* what is near streams in memory of its own (plan.h): set by the caller, before a plan */
     uint64_t plan_room; /* the room that keepers were chosen for */
     uint32_t plan_count;
     uint64_t plan_period; /* and the period */
