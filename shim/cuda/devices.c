@@ -6,6 +6,7 @@
 #include "auto_budget.h"
 #include "copy.h"
 #include "device.h"
+#include "neighbor.h"
 #include "shim/say.h"
 #include "shim/state.h"
 
@@ -104,6 +105,7 @@ static CUresult open_manager(CUdevice device, struct cws_gpu **out)
     if (!code) {
         cws_pager_copies_are_elsewhere();
         cws_shim_note_paging();
+        cws_cuda_note_neighbor();
         if (options->budget_auto)
             cws_cuda_auto_start();
         if (options->verbose)

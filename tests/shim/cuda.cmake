@@ -5,6 +5,10 @@ if(CWS_TESTS AND TARGET codecshim AND TARGET cws_standin_driver)
     target_link_libraries(${name} PRIVATE cws_flags ${CMAKE_DL_LIBS})
   endforeach()
 
+  add_library(aimdo SHARED aimdo.c)
+  set_target_properties(aimdo PROPERTIES PREFIX "")
+  target_link_libraries(aimdo PRIVATE cws_flags)
+
   set(sanitizer_options)
   set(preload $<TARGET_FILE_NAME:codecshim>)
   if(CWS_SANITIZE)
@@ -20,7 +24,7 @@ if(CWS_TESTS AND TARGET codecshim AND TARGET cws_standin_driver)
     target_link_libraries(${name} PRIVATE ${CWS_cmocka_LIBRARY} cws_flags Threads::Threads ${CMAKE_DL_LIBS} -Wl,--no-as-needed
       dlsym_first dlsym_second -Wl,--as-needed)
     target_compile_definitions(${name} PRIVATE CWS_BIN_DIR="${PROJECT_BINARY_DIR}")
-    add_dependencies(${name} cws_standin_driver cws_standin_nvrtc codecshim codecllm)
+    add_dependencies(${name} aimdo cws_standin_driver cws_standin_nvrtc codecshim codecllm)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${CWS_HANG_SECONDS} SKIP_RETURN_CODE 77
       ENVIRONMENT "CODEC_VRAM_BUDGET=${budget};CODEC_HOST_BUDGET=96M;LD_LIBRARY_PATH=${PROJECT_BINARY_DIR}/standin:${CMAKE_LIBRARY_OUTPUT_DIRECTORY};XDG_CACHE_HOME=${PROJECT_BINARY_DIR}/standin/cache;LD_PRELOAD=${preload};${sanitizer_options}")

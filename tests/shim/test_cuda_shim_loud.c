@@ -1,6 +1,6 @@
 /* Description: what cannot work on a paged GPU ends with an error and one line that says why and what to do: hidden
- * pointers, forked children, budgets that are too small, caches that outgrow theirs. Each case is a process of its own: this program, started again
- * with the case's name. */
+ * pointers, forked children, budgets that are too small, caches that outgrow theirs, another manager of device memory.
+ * Each case is a process of its own: this program, started again with the case's name. */
 #include "cuda_shim_fixture.h"
 
 static CUstream stream;
@@ -258,6 +258,15 @@ static int cache_to_host(void)
     return 0;
 }
 
+/* ComfyUI loads the library before it uses the GPU. */
+static int beside_aimdo(void)
+{
+    MUST(dlopen("aimdo.so", RTLD_NOW | RTLD_GLOBAL));
+    start();
+    expect_weights();
+    return 0;
+}
+
 /* Work is still queued, and the loader is busy. */
 static int left_alone(void)
 {
@@ -280,6 +289,7 @@ static const struct {
              {"too_small", too_small},
              {"cache_refused", cache_refused},
              {"cache_to_host", cache_to_host},
+             {"beside_aimdo", beside_aimdo},
              {"left_alone", left_alone}};
 
 /* --- outside --------------------------------------------------------------------------------------------------- */
@@ -385,6 +395,13 @@ static void a_cache_that_outgrows_the_budget_goes_to_the_host(void **state)
     assert_int_equal(run_case("cache_to_host", NULL, NULL), 0);
     assert_string_equal(said, "");
 }
+static void another_manager_of_device_memory_is_told_once(void **state)
+{
+    (void)state;
+    assert_int_equal(run_case("beside_aimdo", NULL, NULL), 0);
+    assert_int_equal(lines_with("--disable-dynamic-vram"), 1);
+    assert_int_equal(lines_with("\n"), 1);
+}
 static void a_program_that_just_ends_ends_quietly(void **state)
 {
     (void)state;
@@ -420,6 +437,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_budget_below_the_least_is_refused),
         cmocka_unit_test(a_cache_that_outgrows_the_budget_is_refused_and_can_be_freed),
         cmocka_unit_test(a_cache_that_outgrows_the_budget_goes_to_the_host),
+        cmocka_unit_test(another_manager_of_device_memory_is_told_once),
         cmocka_unit_test(a_program_that_just_ends_ends_quietly),
     };
     if (argc < 2)
