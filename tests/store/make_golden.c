@@ -323,6 +323,32 @@ static void make_golden(const char *name, struct bytes f, enum cws_mode mode)
     free(f.data);
 }
 
+/* Tensors that are large enough to be quantised, of every dtype that can be, in rows of another scale each, some of
+ * zeros. */
+static struct bytes lossy_model(uint64_t seed)
+{
+    enum { BF16 = 48 * 100, F16 = 2 * 41 * 60, F32 = 70 * 64 };
+    static uint8_t data[2 * BF16 + 2 * F16 + 4 * F32];
+    uint8_t *at = data;
+    for (unsigned i = 0; i < BF16 + F16 + F32; i++) {
+        uint64_t r = sample_random(&seed), down = (uint64_t)__builtin_ctzll(r >> 32 | 16), row = i / 64 % 5;
+        uint16_t bf16 = (uint16_t)((r & 0x807f) | ((118 - down + row) << 7)),
+                 f16 = (uint16_t)((r & 0x83ff) | ((8 - down + row) << 10));
+        uint32_t f32 = (uint32_t)bf16 << 16 | (uint32_t)(r >> 16 & 0xffff);
+        bool zero = row == 4 && i / 64 % 3 == 0;
+        const void *value = i < BF16 ? (void *)&bf16 : i < BF16 + F16 ? (void *)&f16 : (void *)&f32;
+        size_t size = i < BF16 + F16 ? 2 : 4;
+        memset(at, 0, size);
+        if (!zero)
+            memcpy(at, value, size);
+        at += size;
+    }
+    return sample_file("{\"b\":{\"dtype\":\"BF16\",\"shape\":[48,100],\"data_offsets\":[0,9600]},"
+                       "\"h\":{\"dtype\":\"F16\",\"shape\":[2,41,60],\"data_offsets\":[9600,19440]},"
+                       "\"f\":{\"dtype\":\"F32\",\"shape\":[70,64],\"data_offsets\":[19440,37360]}}",
+                       1, data, sizeof data);
+}
+
 static void make_base(void)
 {
     struct cws_error err;
@@ -365,8 +391,8 @@ int main(int argc, char **argv)
     (void)mkdir(in_directory("malformed", "", ""), 0777);
     make_golden("all-dtypes", sample_model(1, 0), CWS_MODE_LOSSLESS);
     make_golden("later-dtypes", sample_later_types(1), CWS_MODE_LOSSLESS);
-    make_golden("q8", sample_model(2, 0), CWS_MODE_Q8);
-    make_golden("q6", sample_model(3, 0), CWS_MODE_Q6);
+    make_golden("q8", lossy_model(2), CWS_MODE_Q8);
+    make_golden("q6", lossy_model(3), CWS_MODE_Q6);
     make_golden("no-tensors", sample_file("{\"__metadata__\":{\"a\":\"b\"}}   ", 0, "", 0), CWS_MODE_LOSSLESS);
     make_base();
     for (size_t i = 0; i < sizeof bugs / sizeof *bugs; i++) {
