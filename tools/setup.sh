@@ -57,7 +57,7 @@ pip() { PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install -q "$@
 "$venv/bin/python" -c 'import torch' 2>/dev/null || { say "installing torch"; pip torch==2.13.0; }
 say "installing transformers"
 pip numpy 'transformers>=5,<6' 'safetensors>=0.8' scikit-build-core
-[ $tests = 0 ] || pip 'pytest>=8' 'pytest-xdist>=3' accelerate 'peft>=0.21' matplotlib 'ruff==0.17.*' clang-format==14.0.6
+[ $tests = 0 ] || pip 'pytest>=8' 'pytest-xdist>=3' accelerate 'peft>=0.21' xxhash zstandard matplotlib 'ruff==0.17.*' clang-format==14.0.6
 [ $tests = 0 ] || pip nvidia-cuda-nvrtc-cu12==12.4.127 || say "no NVRTC here: whether the GPU's kernels compile is not tested"
 if [ $tests = 1 ]; then
     say "done: $venv/bin/python"
