@@ -1,8 +1,11 @@
-/* control.c - answers `codecllm budget PID [SIZE]`. All calls are made raw, because the C library's are our hooks. */
+/* control.c - answers `codecllm budget PID [SIZE]` and `codecllm top`. All calls are made raw, because the C library's
+ * are our hooks. */
 #include "control.h"
 #include "budget.h"
 #include "say.h"
 #include "shim/cuda/budget.h"
+#include "shim/cuda/device.h"
+#include "shim/libc/paging.h"
 #include "state.h"
 #include "store/base/control.h"
 #include "store/base/guard.h"
@@ -54,16 +57,42 @@ static void put_budgets(struct answer *a)
     put(a, "end\n");
 }
 
+/* A line of JSON, which a function writes as snprintf does; one that does not fit is left out. */
+static void put_json(struct answer *a, const char *name, size_t (*json)(char *buf, size_t n))
+{
+    size_t begin = a->bytes;
+    put(a, "%s ", name);
+    size_t room = sizeof a->text - a->bytes, len = json(a->text + a->bytes, room);
+    a->bytes = len < room ? a->bytes + len : begin;
+    if (len < room)
+        put(a, "\n");
+}
+
+static void put_stats(struct answer *a)
+{
+    struct timespec now;
+    CWS_SYSCALL(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+    put(a, "clock %" PRIu64 "\n", (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec);
+    if (cws_shim_pager_started())
+        put_json(a, "host", codecllm_stats_json);
+    cws_cuda_devices_hold(); /* none closes meanwhile */
+    put_json(a, "gpus", codecllm_gpu_stats_json);
+    cws_cuda_devices_let();
+    put(a, "end\n");
+}
+
 static void obey(const char *line, struct answer *a)
 {
     struct cws_error err = {0};
     int code = 0;
     if (strncmp(line, CWS_CONTROL_SET, strlen(CWS_CONTROL_SET)) == 0)
         code = cws_shim_set_budget(line + strlen(CWS_CONTROL_SET), &err);
-    else if (strcmp(line, CWS_CONTROL_GET) != 0)
+    else if (strcmp(line, CWS_CONTROL_STATS) != 0 && strcmp(line, CWS_CONTROL_GET) != 0)
         code = cws_fail(&err, CWS_E_USAGE, "the process is of another version of codecllm");
     if (code)
         put(a, "error %d %s\n", code, err.message);
+    else if (strcmp(line, CWS_CONTROL_STATS) == 0)
+        put_stats(a);
     else
         put_budgets(a);
 }
@@ -170,7 +199,7 @@ void cws_control_start(void)
     int code = begin();
     cws_guard_end(&guard);
     if (code && cws_shim_options()->verbose)
-        cws_shim_say("'codecllm budget' cannot reach this process: %s", cws_strerror(code));
+        cws_shim_say("'codecllm budget' and 'codecllm top' cannot reach this process: %s", cws_strerror(code));
 }
 
 void cws_control_fork_child(void)

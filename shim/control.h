@@ -1,4 +1,5 @@
-/* control.h - answers `codecllm budget PID [SIZE]` in a process that pages (store/base/control.h has what is said). */
+/* control.h - answers `codecllm budget PID [SIZE]` and `codecllm top` in a process that pages (store/base/control.h has
+ * what is said). */
 #ifndef CWS_SHIM_CONTROL_H
 #define CWS_SHIM_CONTROL_H
 

@@ -19,8 +19,9 @@
 extern const int cws_tool_real_files;
 __attribute__((visibility("default"), used)) const int cws_tool_real_files = 1;
 
-static const struct cws_verb *const verbs[] = {&cws_verb_pack,   &cws_verb_unpack, &cws_verb_inspect, &cws_verb_verify,
-                                               &cws_verb_doctor, &cws_verb_run,    &cws_verb_budget,  &cws_verb_plot};
+static const struct cws_verb *const verbs[] = {&cws_verb_pack,   &cws_verb_unpack, &cws_verb_inspect,
+                                               &cws_verb_verify, &cws_verb_doctor, &cws_verb_run,
+                                               &cws_verb_budget, &cws_verb_top,    &cws_verb_plot};
 enum { VERB_COUNT = sizeof verbs / sizeof *verbs };
 
 static void print_help(void)

@@ -69,7 +69,7 @@ void cws_table_rule(struct cws_table *t)
 static size_t text_columns(const char *s) { return cws_utf8_count(s); }
 
 /* Returns what follows the row. */
-static const char *print_row(const struct cws_table *t, const char *cell, size_t cells, const size_t *widths)
+static const char *write_row(const struct cws_table *t, const char *cell, size_t cells, const size_t *widths, FILE *out)
 {
     size_t pending = 0; /* spaces owed before the next character, so that none ends a line */
     for (size_t c = 0; c < cells; c++) {
@@ -77,17 +77,19 @@ static const char *print_row(const struct cws_table *t, const char *cell, size_t
         bool right = t->spec[c] == 'r';
         pending += right ? pad : 0;
         if (*cell) {
-            printf("%*s%s", (int)pending, "", cell);
+            fprintf(out, "%*s%s", (int)pending, "", cell);
             pending = 0;
         }
         pending += (right ? 0 : pad) + 2;
         cell += strlen(cell) + 1;
     }
-    putchar('\n');
+    fputc('\n', out);
     return cell;
 }
 
-void cws_table_print(const struct cws_table *t)
+void cws_table_print(const struct cws_table *t) { cws_table_write(t, stdout); }
+
+void cws_table_write(const struct cws_table *t, FILE *out)
 {
     size_t *widths = calloc(t->columns, sizeof *widths), all = 0;
     if (!widths)
@@ -105,12 +107,12 @@ void cws_table_print(const struct cws_table *t)
     size_t rule = 0;
     for (size_t done = 0; done < t->count;) {
         size_t cells = t->count - done < t->columns ? t->count - done : t->columns;
-        cell = print_row(t, cell, cells, widths);
+        cell = write_row(t, cell, cells, widths, out);
         done += cells;
         for (; rule < t->rule_count && t->rules[rule] <= done; rule++) {
             for (size_t i = 0; i < all; i++)
-                putchar('-');
-            putchar('\n');
+                fputc('-', out);
+            fputc('\n', out);
         }
     }
     free(widths);

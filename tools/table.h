@@ -1,9 +1,10 @@
-/* table.h - aligned columns of text on stdout. The cells are kept until print, which knows the widths.
+/* table.h - aligned columns of text. The cells are kept until print, which knows the widths.
  * Threads: one. Running out of memory ends the process with a line. */
 #ifndef CWS_TABLE_H
 #define CWS_TABLE_H
 #include "store/base/error.h"
 #include <stddef.h>
+#include <stdio.h>
 
 struct cws_table;
 
@@ -15,6 +16,8 @@ void cws_table_cell(struct cws_table *t, const char *fmt, ...) CWS_PRINTF(2, 3);
 void cws_table_rule(struct cws_table *t);
 /* Prints all rows with two spaces between columns and no space at a line's end. */
 void cws_table_print(const struct cws_table *t);
+/* The same to another stream than stdout. */
+void cws_table_write(const struct cws_table *t, FILE *out);
 void cws_table_destroy(struct cws_table *t);
 
 #endif

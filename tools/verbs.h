@@ -16,6 +16,6 @@ struct cws_verb {
 };
 
 extern const struct cws_verb cws_verb_pack, cws_verb_unpack, cws_verb_inspect, cws_verb_verify, cws_verb_doctor,
-    cws_verb_run, cws_verb_budget, cws_verb_plot;
+    cws_verb_run, cws_verb_budget, cws_verb_top, cws_verb_plot;
 
 #endif

@@ -1,5 +1,5 @@
 /* Description: the budget of a GPU changes under the preloaded library while the program runs, in the forms of the
- * variable; what cannot be is refused with one line; sleep drops the weights; and what is read stays right. */
+ * variable; `codecllm top` sees the counters; what cannot be is refused with one line; sleep drops the weights; and what is read stays right. */
 #include "cuda_weights.h"
 #include "ask_budget.h"
 
@@ -101,6 +101,30 @@ static void the_command_sees_and_changes_it(void **state)
     read_all();
 }
 
+/* What top shows is what memory_stats() does, and the counters rise with what is read. */
+static void top_sees_its_counters(void **state)
+{
+    (void)state;
+    static char said[32768], later[32768];
+    set_to("36M", 36 * MIB);
+    read_all();
+    if (ask_top((int)getpid(), said, sizeof said) != 0 || !strstr(said, "\"device\": \"GPU 0\""))
+        fail_msg("%s", said);
+    const char *gpu = strstr(said, "\"GPU 0\"");
+    assert_int_equal(number_in(gpu, "budget"), 36 * MIB);
+    assert_int_equal(number_in(gpu, "weights_in_all"), stat_of("bound"));
+    assert_in_range(number_in(gpu, "weights"), 1, 36 * MIB);
+    assert_non_null(strstr(gpu, "\"link_busy\": "));
+    assert_null(strstr(gpu, "\"link_busy\": null")); /* it had two samples */
+    read_all();                                      /* more than the budget */
+    assert_int_equal(ask_top((int)getpid(), later, sizeof later), 0);
+    const char *gpu_later = strstr(later, "\"GPU 0\"");
+    assert_non_null(gpu_later);
+    assert_true(number_in(gpu_later, "loads") > number_in(gpu, "loads"));
+    assert_true(number_in(gpu_later, "link_ns") > number_in(gpu, "link_ns"));
+    assert_true(number_in(gpu_later, "loads") <= stat_of("loads"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -109,6 +133,7 @@ int main(void)
         cmocka_unit_test(sleep_drops_the_weights),
         cmocka_unit_test(a_child_leaves_its_parent_alone),
         cmocka_unit_test(the_command_sees_and_changes_it),
+        cmocka_unit_test(top_sees_its_counters),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

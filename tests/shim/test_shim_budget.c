@@ -174,6 +174,22 @@ static void the_command_sees_and_changes_it(void **state)
     set_to("2M", 2 << 20);
 }
 
+static void top_sees_its_counters(void **state)
+{
+    (void)state;
+    static char later[32768], first[32768];
+    assert_memory_equal(view, plain, plain_bytes);
+    if (ask_top((int)getpid(), first, sizeof first) != 0 || !strstr(first, "\"device\": \"host\""))
+        fail_msg("%s", first);
+    assert_int_equal(number_in(first, "budget"), stat_of("budget_bytes"));
+    assert_int_equal(number_in(first, "weights_in_all"), stat_of("mapped_bytes"));
+    assert_true(number_in(first, "decoded_bytes") > 0);
+    assert_memory_equal(view, plain, plain_bytes);
+    assert_int_equal(ask_top((int)getpid(), later, sizeof later), 0);
+    if (!is_eager())
+        assert_true(number_in(later, "decoded_bytes") > number_in(first, "decoded_bytes"));
+}
+
 /* Waits until it is let end; has changed its mind about nothing. */
 static pid_t forked(int *hold)
 {
@@ -251,7 +267,10 @@ static int stranger(void)
     if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
         return 77;
     speak("set 1M\n", answer, sizeof answer);
-    return strncmp(answer, "error -13 only root and the user", 32) == 0 ? 0 : 1;
+    if (strncmp(answer, "error -13 only root and the user", 32) != 0)
+        return 1;
+    speak("stats\n", answer, sizeof answer);
+    return strncmp(answer, "error -13 only root and the user", 32) == 0 ? 0 : 2;
 }
 
 static int garbage(void)
@@ -329,6 +348,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(sleep_drops_all),
         cmocka_unit_test(a_child_has_its_own),
         cmocka_unit_test(the_command_sees_and_changes_it),
+        cmocka_unit_test(top_sees_its_counters),
         cmocka_unit_test(a_forked_child_does_not_answer),
         cmocka_unit_test(a_fork_meanwhile_holds_nobody_up),
         cmocka_unit_test(others_may_not_ask),
