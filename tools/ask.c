@@ -49,7 +49,7 @@ static int reach(int fd, int pid, unsigned seconds, struct cws_error *err)
     return 0;
 }
 
-/* All of the answer, terminated. */
+/* All of the answer, or of one that is too long its beginning, terminated. */
 static int receive(int fd, unsigned seconds, char *answer, struct cws_error *err)
 {
     double late_s = cws_now_s() + seconds;
@@ -60,7 +60,7 @@ static int receive(int fd, unsigned seconds, char *answer, struct cws_error *err
         got += (size_t)n;
     int why = n < 0 ? errno : 0;
     answer[got] = '\0';
-    if (got && answer[got - 1] == '\n')
+    if (got == CWS_CONTROL_ANSWER - 1 || (got && answer[got - 1] == '\n'))
         return 0;
     if (why == EAGAIN || why == EWOULDBLOCK || n > 0)
         return fail_late(seconds, err);

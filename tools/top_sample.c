@@ -118,6 +118,16 @@ static int by_number(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* Does the line of /proc/net/unix show a socket that listens? "ADDRESS: COUNT PROTOCOL FLAGS ...", in hexadecimal. */
+static bool listens(const char *line)
+{
+    for (unsigned field = 0; field < 3; field++) {
+        line += strcspn(line, " ");
+        line += strspn(line, " ");
+    }
+    return strtoul(line, NULL, 16) & 0x10000;
+}
+
 /* The processes whose name is taken by a socket that listens, in ascending order; the caller frees them. */
 static size_t list(int **out)
 {
@@ -128,11 +138,9 @@ static size_t list(int **out)
     int pid;
     *out = NULL;
     while (file && getline(&line, &room, file) > 0) {
-        unsigned flags = 0;
         char *at = strstr(line, name);
         line[strcspn(line, "\n")] = '\0';
-        if (!at || sscanf(line, "%*s %*s %*s %x", &flags) != 1 || !(flags & 0x10000) || /* it listens */
-            !cws_ask_pid(at + strlen(name), &pid) || !may_be_ours(pid))
+        if (!at || !listens(line) || !cws_ask_pid(at + strlen(name), &pid) || !may_be_ours(pid))
             continue;
         *out = more(*out, count + 1, sizeof **out);
         (*out)[count++] = pid;
@@ -170,8 +178,11 @@ void cws_top_sample_free(struct cws_top_sample *s)
 const char *cws_top_device(const struct cws_top_row *row, char text[32])
 {
     static const char *const names[] = {
-        [CWS_TOP_HOST] = "host", [CWS_TOP_GPU] = "GPU", [CWS_TOP_NOTHING] = "none", [CWS_TOP_SILENT] = "no answer"};
-    snprintf(text, 32, row->kind == CWS_TOP_GPU ? "%s %d" : "%s", names[row->kind], row->gpu);
+        [CWS_TOP_HOST] = "host", [CWS_TOP_NOTHING] = "none", [CWS_TOP_SILENT] = "no answer"};
+    if (row->kind == CWS_TOP_GPU)
+        snprintf(text, 32, "GPU %d", row->gpu);
+    else
+        snprintf(text, 32, "%s", names[row->kind]);
     return text;
 }
 
