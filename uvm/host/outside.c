@@ -60,7 +60,8 @@ static void warn(uint64_t copied, uint64_t read)
 {
     cws_say("the program has copied about %.1f MiB of the %.1f MiB of weights that it has read so far; its copies are "
             "not paged and not in the budget. Experts that transformers merges while loading: save the model once with "
-            "save_original_format=False, and pack that. Another dtype than the file's: pack with --dtype",
+            "save_original_format=False, and pack that. Quantised while loading: save it once, and pack that. Another "
+            "dtype than the file's: pack with --dtype",
             (double)copied / (1 << 20), (double)read / (1 << 20));
 }
 
