@@ -14,6 +14,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* For an answer: while it watches, it goes on without one, and Ctrl-C waits for it. */
+enum { FIRST_SECONDS = 5, WATCH_SECONDS = 2 };
+
 struct top {
     int pid; /* 0: all */
     double interval_s;
@@ -30,7 +33,7 @@ static int begin(struct top *t)
     struct cws_error err = {0};
     if (!t->pid)
         cws_top_sample_all(&t->now);
-    else if (cws_top_sample_one(&t->now, t->pid, &err))
+    else if (cws_top_sample_one(&t->now, t->pid, FIRST_SECONDS, &err))
         cws_say_line("%d: %s", t->pid, err.message);
     else
         return CWS_EXIT_FINE;
@@ -43,7 +46,7 @@ static int sample(struct top *t, struct cws_error *err)
     struct cws_top_sample next = {.rows = NULL};
     int code = 0;
     if (t->pid)
-        code = cws_top_sample_one(&next, t->pid, err);
+        code = cws_top_sample_one(&next, t->pid, t->once ? FIRST_SECONDS : WATCH_SECONDS, err);
     else
         cws_top_sample_all(&next);
     if (code)

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { ANSWER_SECONDS = 1 };
+enum { EACH_SECONDS = 2 }; /* for the answer of one of many */
 
 /* --- one process -------------------------------------------------------------------------------------------- */
 
@@ -86,19 +86,19 @@ static void add_answer(struct cws_top_sample *s, int pid, char *answer)
         add(s, row);
 }
 
-static int sample(struct cws_top_sample *s, int pid, struct cws_error *err)
+static int sample(struct cws_top_sample *s, int pid, unsigned seconds, struct cws_error *err)
 {
     char answer[CWS_CONTROL_ANSWER];
-    int code = cws_ask(pid, CWS_CONTROL_STATS, ANSWER_SECONDS, answer, err);
+    int code = cws_ask(pid, CWS_CONTROL_STATS, seconds, answer, err);
     if (!code)
         add_answer(s, pid, answer);
     return code;
 }
 
-int cws_top_sample_one(struct cws_top_sample *s, int pid, struct cws_error *err)
+int cws_top_sample_one(struct cws_top_sample *s, int pid, unsigned seconds, struct cws_error *err)
 {
     cws_top_sample_free(s);
-    return sample(s, pid, err);
+    return sample(s, pid, seconds, err);
 }
 
 /* --- all of them -------------------------------------------------------------------------------------------- */
@@ -160,7 +160,7 @@ void cws_top_sample_all(struct cws_top_sample *s)
     size_t count = list(&pids);
     cws_top_sample_free(s);
     for (size_t i = 0; i < count; i++)
-        if (sample(s, pids[i], &err) == -EAGAIN)
+        if (sample(s, pids[i], EACH_SECONDS, &err) == -EAGAIN)
             add(s, (struct cws_top_row){.pid = pids[i], .kind = CWS_TOP_SILENT});
     free(pids);
 }

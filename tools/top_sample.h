@@ -27,9 +27,10 @@ struct cws_top_sample {
     size_t count;
 };
 
-/* An empty sample is all zero; both empty `s` first. Of one process: 0 or a code of cws_ask. Of all that this user may
- * ask and that listen in this network namespace: one that does not answer in a second is CWS_TOP_SILENT. */
-CWS_MUST_CHECK int cws_top_sample_one(struct cws_top_sample *s, int pid, struct cws_error *err);
+/* An empty sample is all zero; both empty `s` first. Of one process: 0 or a code of cws_ask, after `seconds` at
+ * most. Of all that this user may ask and that listen in this network namespace: one that does not answer in 2 s is
+ * CWS_TOP_SILENT. */
+CWS_MUST_CHECK int cws_top_sample_one(struct cws_top_sample *s, int pid, unsigned seconds, struct cws_error *err);
 void cws_top_sample_all(struct cws_top_sample *s);
 void cws_top_sample_free(struct cws_top_sample *s);
 
