@@ -23,9 +23,9 @@ static struct cws_table *new_table(const struct replay_rounds *what)
     const char *const value = what->sweep->row.name, *const tier = "tier MB";
     const char *const heads[] = {"program", "budget",    value,    "ms",    "of plain",   "loads",   "link GB", "busy",
                                  "wait ms", "memory ms", "frames", "calls", "reserve MB", "evicted", tier};
-    char columns[] = "lrrrrrrrrrrrrrr"; /* one for each head */
-    columns[sizeof columns - 1 - !what->sweep->count - !what->tier] = 0;
-    struct cws_table *t = cws_table_create(columns);
+    /* one for each head; the table keeps the string */
+    static const char *const columns[] = {"lrrrrrrrrrrrr", "lrrrrrrrrrrrrr", "lrrrrrrrrrrrrrr"};
+    struct cws_table *t = cws_table_create(columns[(what->sweep->count != 0) + what->tier]);
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
         if ((heads[i] != value || what->sweep->count) && (heads[i] != tier || what->tier))
             cws_table_cell(t, "%s", heads[i]);
