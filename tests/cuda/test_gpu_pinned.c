@@ -2,6 +2,7 @@
  * one that is too small gets a line. Every allocation and release of the manager is counted. */
 #include "uvm/cuda/gpu.h"
 #include "gpu_fixture.h"
+#include "tests/support/sanitized.h"
 #include "store/base/memory_limit.h"
 
 #include <pthread.h>
@@ -82,7 +83,7 @@ enum { BUDGETS = sizeof budgets / sizeof *budgets };
 static void test_weights(void **state)
 {
     (void)state;
-    for (unsigned k = 0; k < 2 * BUDGETS; k++) {
+    for (unsigned k = 0; k < 2 * BUDGETS; k += 1 + 2 * SANITIZED) {
         struct fixture *f = open_counted(budgets[k / 2], 24 * MIB, k % 2);
         bind_all(f);
         for (unsigned i = 0; i < 4 * TENSORS; i++)
@@ -215,7 +216,7 @@ static void test_opened_twice(void **state)
 static void test_written_weights(void **state)
 {
     (void)state;
-    for (unsigned k = 0; k < BUDGETS; k++) {
+    for (unsigned k = 0; k < BUDGETS; k += 1 + 3 * SANITIZED) {
         struct fixture *f = open_counted(budgets[k], 24 * MIB, true);
         bind_all(f);
         for (unsigned i = 0; i < TENSORS; i += 4) {
@@ -232,7 +233,7 @@ static void test_written_weights(void **state)
 static void test_adopted(void **state)
 {
     (void)state;
-    for (unsigned k = 0; k < BUDGETS; k++) {
+    for (unsigned k = 0; k < BUDGETS; k += 1 + 3 * SANITIZED) {
         adopt = true;
         struct fixture *f = open_counted(budgets[k], 24 * MIB, true);
         adopt = false;
