@@ -12,7 +12,9 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "tools" / "gpu"))
 
 
-def run(tool, build, tmp_path, *options):
+def run(tool, build_dir, tmp_path, *options):
+    build = tmp_path / "build"
+    build.symlink_to(build_dir)  # a path without a space, which LD_PRELOAD cannot have
     command = [sys.executable, ROOT / "tools" / "gpu" / tool, tmp_path / "out", "--build", build]
     command += ["--work", tmp_path / "work", "--shape", "bard", "--device", "cpu", *options]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
