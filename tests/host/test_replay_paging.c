@@ -241,6 +241,22 @@ static void compressed_on_the_device_gains(void **state)
     }
 }
 
+/* What may stay decoded whatever is planned is all of the model, or nothing of it; or no round is known yet. */
+static void the_bounds_of_what_is_compressed_may_be_extreme(void **state)
+{
+    (void)state;
+    const struct replayed what = {"8b", 0, 31, 9 * GIB};
+    static const uint64_t shares[] = {1, 65536};
+    for (size_t i = 0; i < 2; i++) {
+        struct cws_tuning tuning = cws_tuning_default;
+        tuning.tier_small_share = shares[i];
+        struct replay_paged r = page_with(&what, &replay_costs_default, &tuning, true);
+        assert_true((i == 0) == (r.tier_bytes == 0));
+    }
+    char text[4096];
+    assert_int_equal(tool("--device --tier --program 8b --budget 9G --rounds 8", text, sizeof text), 0);
+}
+
 static void nothing_depends_on_chance(void **state)
 {
     (void)state;
@@ -432,6 +448,7 @@ int main(void)
         cmocka_unit_test(more_of_anything_never_costs_much),
         cmocka_unit_test(plans_by_time_gain),
         cmocka_unit_test(compressed_on_the_device_gains),
+        cmocka_unit_test(the_bounds_of_what_is_compressed_may_be_extreme),
         cmocka_unit_test(nothing_depends_on_chance),
         cmocka_unit_test(what_cannot_fit_is_an_error),
         cmocka_unit_test(kernels_wait_and_are_slowed),

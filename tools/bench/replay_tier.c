@@ -13,26 +13,36 @@ static bool may_stream(const struct sim *s, const struct sim_weight *w)
     return w->node.comes == 1 && w->node.bytes <= s->tier_most && w->node.bytes > s->tier_least;
 }
 
+/* The smallest size above `size` of what comes in a round; 0: there is none. */
+static uint64_t next_size(const struct sim *s, uint64_t size)
+{
+    uint64_t next = 0;
+    for (uint32_t i = 0; i < s->weight_count; i++) {
+        const struct cws_order_node *n = &s->weights[i].node;
+        next = n->comes && n->bytes > size && (!next || n->bytes < next) ? n->bytes : next;
+    }
+    return next;
+}
+
+/* Of what comes in a round and is no larger. */
+static uint64_t bytes_up_to(const struct sim *s, uint64_t size)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < s->weight_count; i++)
+        bytes += s->weights[i].node.comes && s->weights[i].node.bytes <= size ? s->weights[i].node.bytes : 0;
+    return bytes;
+}
+
 static void find_bounds(struct sim *s)
 {
-    uint64_t all = 0;
+    uint64_t little = bytes_up_to(s, UINT64_MAX) / s->tuning->tier_small_share;
     s->tier_most = s->tier_least = 0;
     for (uint32_t i = 0; i < s->weight_count; i++) {
         const struct cws_order_node *n = &s->weights[i].node;
         s->tier_most = n->comes && !n->keeper && n->bytes > s->tier_most ? n->bytes : s->tier_most;
-        all += n->comes ? n->bytes : 0;
     }
-    for (uint64_t size = 0, small = 0; small <= all / s->tuning->tier_small_share;) {
+    for (uint64_t size = 0; (size = next_size(s, size)) != 0 && bytes_up_to(s, size) <= little;)
         s->tier_least = size;
-        size = UINT64_MAX;
-        for (uint32_t i = 0; i < s->weight_count; i++) {
-            uint64_t bytes = s->weights[i].node.comes ? s->weights[i].node.bytes : 0;
-            size = bytes > s->tier_least && bytes < size ? bytes : size;
-        }
-        small = 0;
-        for (uint32_t i = 0; i < s->weight_count; i++)
-            small += s->weights[i].node.comes && s->weights[i].node.bytes <= size ? s->weights[i].node.bytes : 0;
-    }
 }
 
 /* That stream at a time where nothing but what may not stream stays; with what is on its way in and out. */
@@ -73,7 +83,7 @@ static struct cws_tier_round describe(struct sim *s, bool apart)
     return r;
 }
 
-/* What streams over the link and lies next in the order of multiples of the golden ratio: evenly over the round. */
+/* What streams over the link and has the lowest rank: evenly over the round. */
 static struct sim_weight *next_of(struct sim *s, uint64_t left)
 {
     struct sim_weight *best = NULL;
