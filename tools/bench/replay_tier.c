@@ -90,7 +90,7 @@ static struct sim_weight *next_of(struct sim *s, uint64_t left)
     for (uint32_t i = 0; i < s->weight_count; i++) {
         struct sim_weight *w = &s->weights[i];
         bool may = may_stream(s, w) && !w->node.keeper && !w->in_tier && w->stored <= left;
-        if (may && (!best || w->node.id * 2654435769u < best->node.id * 2654435769u))
+        if (may && (!best || cws_order_rank(&w->node) < cws_order_rank(&best->node)))
             best = w;
     }
     return best;

@@ -48,11 +48,6 @@ bool cws_order_is_spare(const struct cws_order *o, const struct cws_order_node *
 
 /* --- a plan in the making ------------------------------------------------------------------------------ */
 
-/* Multiples of the golden ratio, modulo one: the nodes with the lowest ranks, however many, lie evenly over the order
- * in which nodes were added, as a walk mostly goes. A rank belongs to the node alone, so a plan for a little more room,
- * or after a use that nobody expected, is the old one and a node more or less. */
-static uint32_t rank(const struct cws_order_node *n) { return n->id * 2654435769u; }
-
 /* Who stays first. */
 static int by_worth(const void *a, const void *b)
 {
@@ -63,7 +58,7 @@ static int by_worth(const void *a, const void *b)
         return one->near ? 1 : -1;
     if (one->bytes != other->bytes)
         return one->bytes < other->bytes ? -1 : 1;
-    return rank(one) < rank(other) ? -1 : rank(one) > rank(other);
+    return cws_order_rank(one) < cws_order_rank(other) ? -1 : cws_order_rank(one) > cws_order_rank(other);
 }
 
 /* Uses of a node that follow one another with few others in between: the kernels of a product name its weight again and

@@ -4,10 +4,9 @@
  * one made anew.
  *
  * Keepers: what comes most often in a period first; of what comes equally often nodes that the link has to bring, and
- * of those small nodes first, because each costs
- * its calls; of equally large ones as many as fit, evenly over the period. A model's few nodes of one or more of the
- * largest sizes all stay, where more can stay that way. Uses of a node with but few others in between count as one
- * (order_visit_uses).
+ * of those small nodes first, because each costs its calls; of equally large ones as many as fit, evenly over the
+ * period. A model's few nodes of one or more of the largest sizes all stay, where more can stay that way. Uses of a
+ * node with but few others in between count as one (order_visit_uses).
  * By time: what comes more than once in a period stays. What streams is spread over the time of the period, so that the
  * link has as much to do everywhere; what is larger than a bound stays, with the bound for which that is least, and as
  * many sizes of small nodes as make it but little more.
@@ -23,6 +22,11 @@
  * sizes with their quotas. Without memory for it nothing stays, and there are no quotas.
  * by_time: over the time of the round, where that can be done. Returns whether it was. */
 bool cws_order_plan(struct cws_order *o, uint64_t room, bool by_time);
+
+/* Multiples of the golden ratio, modulo one: the nodes with the lowest ranks, however many, lie evenly over the order
+ * in which nodes were added, as a walk mostly goes. A rank belongs to the node alone, so a plan for a little more room,
+ * or after a use that nobody expected, is the old one and a node more or less. */
+static inline uint32_t cws_order_rank(const struct cws_order_node *n) { return n->id * 2654435769u; }
 
 /* n has memory, or is getting it or giving it back, or not any more. */
 void cws_order_set_held(struct cws_order *o, struct cws_order_node *n, bool held);
