@@ -29,28 +29,9 @@ ALWAYS_INLINE void split2_pair(const uint8_t *lane0, const uint8_t *lane1, const
     _mm256_storeu_si256((__m256i *)dst, v);
 }
 
-/* The next tile's lines are fetched while this one is merged and the next one's lanes are decoded; without, a buffer
- * that is not in the cache costs an eighth. A prefetch past the buffer's end does not fault. */
-#define AHEAD (2u * 256u * CWS_TILE_LANES)
-
 static void split_avx2(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst)
 {
-    if (elem_bytes != 2) {
-        tile_split(tile, elem_bytes, dst);
-        return;
-    }
-    unsigned rows = tile->elems / CWS_TILE_ROW;
-    for (unsigned r = 0; r < rows; r++) {
-        const uint8_t *lane = tile->lanes + 8 * r, *plane = tile->plane[0] + r * CWS_TILE_ROW;
-        uint8_t *to = dst + 2 * (size_t)r * CWS_TILE_ROW;
-        UNROLL for (unsigned i = 0; i < 2 * CWS_TILE_ROW; i += 64) __builtin_prefetch(to + AHEAD + i, 0, 2);
-        UNROLL for (unsigned l = 0; l < CWS_TILE_LANES; l += 2)
-            split2_pair(lane + l * tile->stride, lane + (l + 1) * tile->stride, plane + 8 * l, to + 16 * l);
-    }
-    if (tile->elems % CWS_TILE_ROW != 0) {
-        tile_linear(tile);
-        split2(tile->linear, tile->plane[0], rows * CWS_TILE_ROW, tile->elems, dst);
-    }
+    tile_split_pairs(tile, elem_bytes, dst, split2_pair);
 }
 
 static void quant_avx2(const uint8_t *symbols, unsigned count, float scale, enum cws_dtype dtype, uint8_t *dst)

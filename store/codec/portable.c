@@ -28,21 +28,7 @@ ALWAYS_INLINE void split2_pair(const uint8_t *lane0, const uint8_t *lane1, const
 
 static void split_portable(const struct cws_tile *tile, unsigned elem_bytes, uint8_t *dst)
 {
-    if (elem_bytes != 2) {
-        tile_split(tile, elem_bytes, dst);
-        return;
-    }
-    unsigned rows = tile->elems / CWS_TILE_ROW;
-    for (unsigned r = 0; r < rows; r++) {
-        const uint8_t *lane = tile->lanes + 8 * r, *plane = tile->plane[0] + r * CWS_TILE_ROW;
-        uint8_t *to = dst + 2 * (size_t)r * CWS_TILE_ROW;
-        UNROLL for (unsigned l = 0; l < CWS_TILE_LANES; l += 2)
-            split2_pair(lane + l * tile->stride, lane + (l + 1) * tile->stride, plane + 8 * l, to + 16 * l);
-    }
-    if (tile->elems % CWS_TILE_ROW != 0) {
-        tile_linear(tile);
-        split2(tile->linear, tile->plane[0], rows * CWS_TILE_ROW, tile->elems, dst);
-    }
+    tile_split_pairs(tile, elem_bytes, dst, split2_pair);
 }
 
 const struct cws_decoder_ops cws_decoder_portable = {
