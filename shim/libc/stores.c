@@ -7,6 +7,7 @@
 #include "shim/say.h"
 #include "shim/state.h"
 #include "store/format/checksum.h"
+#include "store/base/file_version.h"
 #include "store/base/guard.h"
 #include "store/base/lock.h"
 #include "store/base/os.h"
@@ -48,18 +49,6 @@ static struct known known[KNOWN_COUNT];
 /* Beside each entry of a file that is no store, a hash of its identity: found without a lock, so that a program pays
  * nothing more to ask for the size of other files. */
 static _Atomic uint64_t plain_tags[KNOWN_COUNT];
-
-static bool same_file(const struct stat *a, const struct stat *b)
-{
-    return a->st_ino == b->st_ino && a->st_dev == b->st_dev;
-}
-
-static bool same_content(const struct stat *a, const struct stat *b)
-{
-    return same_file(a, b) && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
-           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
-           a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
-}
 
 bool cws_stores_plausible(const struct stat *st)
 {
@@ -156,7 +145,7 @@ uint64_t cws_stores_unbound_bytes(void)
 static struct cws_shared *find_locked(const struct stat *st)
 {
     for (struct cws_shared *s = open_stores; s; s = s->next)
-        if (same_content(&s->opened, st))
+        if (cws_is_same_version(&s->opened, st))
             return s;
     return NULL;
 }
@@ -303,7 +292,7 @@ static int64_t look_inside(int dir, const char *path, const struct stat *st, int
         return is_passing(errno) ? -errno : 0; /* not for this program to read: it stays what it is */
     int64_t bytes = 0;
     int code = CWS_REAL(fstat)(fd, &now) != 0 ? -errno : 0;
-    if (!code && same_content(&now, st))
+    if (!code && cws_is_same_version(&now, st))
         code = cws_stores_has_front(fd);
     if (code > 0) {
         code = open_store(fd, path, &store, NULL);
@@ -339,7 +328,7 @@ int64_t cws_stores_logical_bytes(int dir, const char *path, const struct stat *s
         return 0;
     struct cws_guard guard = take();
     struct cws_shared *s = find_locked(st);
-    bool found = s || same_content(&slot->st, st);
+    bool found = s || cws_is_same_version(&slot->st, st);
     if (found)
         bytes = (int64_t)(s ? cws_store_logical_bytes(s->store) : slot->logical_bytes);
     cws_lock_drop(&lock);
@@ -366,7 +355,7 @@ static bool is_in_use(const struct stat *st)
 {
     struct cws_guard guard = take();
     struct cws_shared *s = open_stores;
-    while (s && !same_file(&s->opened, st))
+    while (s && !cws_is_same_file(&s->opened, st))
         s = s->next;
     drop(&guard);
     return s != NULL;

@@ -1,6 +1,7 @@
 /* store.c - an open store: told by its trailer, opened, referenced, closed; lookups of tensors and chunks, counters,
  * and whether the file has changed since. */
 #include "store.h"
+#include "store/base/file_version.h"
 #include "store/base/os.h"
 #include "store/base/own_fd.h"
 #include "internal.h"
@@ -206,16 +207,11 @@ void cws_store_close(struct cws_store *s)
 
 /* --- the same file ----------------------------------------------------------------------------- */
 
-static bool is_time(struct timespec a, struct timespec b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
-
 bool cws_store_is_same(const struct cws_store *a, const struct cws_store *b)
 {
     if (a == b || a->fd < 0 || b->fd < 0)
         return a == b;
-    const struct stat *x = &a->opened, *y = &b->opened;
-    return x->st_ino == y->st_ino && x->st_dev == y->st_dev && x->st_size == y->st_size &&
-           is_time(x->st_mtim, y->st_mtim) && is_time(x->st_ctim, y->st_ctim) &&
-           memcmp(&a->trailer, &b->trailer, sizeof a->trailer) == 0;
+    return cws_is_same_version(&a->opened, &b->opened) && memcmp(&a->trailer, &b->trailer, sizeof a->trailer) == 0;
 }
 
 uint64_t cws_store_tensor_key(const struct cws_store *s, const struct cws_tensor_info *tensor)
@@ -302,8 +298,7 @@ int cws_store_changed(const struct cws_store *s, struct cws_error *err)
         return cws_fail(err, CWS_E_CHANGED, "%s: the file was %s while open (%" PRIu64 " bytes, now %" PRIu64 ")",
                         s->path, now.st_size < then->st_size ? "truncated" : "extended", (uint64_t)then->st_size,
                         (uint64_t)now.st_size);
-    if (now.st_mtim.tv_sec != then->st_mtim.tv_sec || now.st_mtim.tv_nsec != then->st_mtim.tv_nsec ||
-        now.st_ctim.tv_sec != then->st_ctim.tv_sec || now.st_ctim.tv_nsec != then->st_ctim.tv_nsec)
+    if (!cws_is_same_version(&now, then))
         return cws_fail(err, CWS_E_CHANGED, "%s: the file was rewritten while open", s->path);
     return 0;
 }
