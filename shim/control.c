@@ -12,6 +12,7 @@
 #include "store/base/os.h"
 #include "store/base/own_fd.h"
 #include "store/base/sys.h"
+#include "store/base/trace.h"
 #include "uvm/host/view.h"
 
 #include <inttypes.h>
@@ -70,9 +71,7 @@ static void put_json(struct answer *a, const char *name, size_t (*json)(char *bu
 
 static void put_stats(struct answer *a)
 {
-    struct timespec now;
-    CWS_SYSCALL(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
-    put(a, "clock %" PRIu64 "\n", (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec);
+    put(a, "clock %" PRIu64 "\n", cws_trace_now());
     if (cws_shim_pager_started())
         put_json(a, "host", codecllm_stats_json);
     cws_cuda_devices_hold(); /* none closes meanwhile */
