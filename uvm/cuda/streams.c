@@ -350,9 +350,9 @@ void cws_gpu_stream_launched(struct cws_gpu_streams *streams, CUstream handle)
 {
     struct cws_gpu_stream *s = find(streams, handle);
     unsigned place = 0;
-    const struct cws_gpu_stream *before = settle_latest(streams);
+    struct cws_gpu_stream *before = settle_latest(streams);
     if (before && before->owner && before != s) /* nothing more may come there */
-        mark_or_wait(streams, &streams->at[before - streams->at]);
+        mark_or_wait(streams, before);
     if (!s)
         return;
     for (unsigned i = 0; i < CWS_GPU_LAUNCHERS; i++) {
