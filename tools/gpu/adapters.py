@@ -205,14 +205,10 @@ def main():
     if sys.argv[1:] == ["--list"]:
         print("\n".join(f"{name:<17} {function.__doc__}" for name, function in lora.PROGRAMS.items()))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--only", default=",".join(lora.PROGRAMS), type=lambda text: text.split(","))
     parser.add_argument("--shape", default="tinyllama-1.1b", help="of tools/examples/make_model.py, or bard")
     parser.add_argument("--share", type=int, default=50, help="percent of the weights (%(default)s)")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--limit", type=float, default=300, help="seconds that a program may take (%(default)s)")
     parser.add_argument("--model", help=argparse.SUPPRESS)  # these in the processes that this one starts
     parser.add_argument("--adapters", help=argparse.SUPPRESS)
@@ -227,8 +223,7 @@ def main():
     if arguments.model:
         work(arguments)
         return
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     why_not = {name: missing(name) for name in arguments.only}
     bad, left_out = [], {name: words for name, words in why_not.items() if words}
     with workers.table(arguments) as say:

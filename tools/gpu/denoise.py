@@ -298,11 +298,8 @@ def pair(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
+    parser = workers.parser(__doc__)
     parser.add_argument("--beside", help="another build, whose paged programs are run, too")
-    parser.add_argument("--work", default="/tmp/codecllm-check")
     parser.add_argument("--budgets", default="12G,8G,6G")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--blocks", type=pair, default=(19, 38), help="with two streams, with one")
@@ -310,7 +307,6 @@ def main():
     parser.add_argument("--heads", type=int, help="default: one for 128 of --hidden")
     parser.add_argument("--tokens", type=pair, default=(4096, 512), help="latent, text")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
     arguments.heads = arguments.heads or arguments.hidden // 128
@@ -319,8 +315,7 @@ def main():
     if arguments.model:
         work(arguments)
         return
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     shape = [arguments.hidden, arguments.heads, *arguments.blocks] + [arguments.dtype] * (arguments.dtype != "bfloat16")
     plain_dir = os.path.join(arguments.work, "flux-" + "-".join(map(str, shape)))
     if not os.path.isdir(plain_dir):

@@ -33,17 +33,10 @@ import workers
 
 INFER = os.path.join(scenarios.ROOT, "tools", "examples", "infer.py")
 READ_BYTES, IN_FLIGHT, MEASURED_BYTES = 4 << 20, 8, 8 << 30
-UNITS = {"K": 10, "M": 20, "G": 30}
 COLUMNS = {
     "bits": 6, "tokens/s": 8, "load s": 7, "read GB": 8, "link GB": 8, "GB/s": 6, "of disk": 8, "pinned MiB": 10,
     "RSS MiB": 8,
 }  # fmt: skip
-
-
-def size_of(text):
-    """Bytes of a size as CODEC_HOST_BUDGET takes it."""
-    unit = UNITS.get(text[-1:].upper(), 0)
-    return int(float(text[:-1] if unit else text) * 2**unit)
 
 
 # --- the disk -------------------------------------------------------------------------------------------------
@@ -204,7 +197,7 @@ def judge(arguments, result, plain, speed):
     cells += [f"{result['load_s']:.1f}", f"{read / tokens / 1e9:.2f}", f"{link / tokens / 1e9:.2f}"]
     cells += [f"{rate:.2f}", f"{rate / speed:.2f}" if result is not plain else "-"]
     cells += [f"{result['pinned'] / 2**20:.0f}", f"{result['resident'] / 2**20:.0f}"]
-    if result["pinned"] > size_of(arguments.host_budget):
+    if result["pinned"] > workers.size_of(arguments.host_budget):
         wrong.append(f"MORE PINNED THAN {arguments.host_budget}")
     if result is not plain and arguments.least_share and rate / speed < arguments.least_share:
         wrong.append(f"LESS THAN {arguments.least_share:g} OF THE DISK")
@@ -263,10 +256,7 @@ def rows(arguments, say):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--shape", default="llama-3.1-8b", help="of tools/examples/make_model.py, or bard")
     parser.add_argument("--budget", default="4G")
     parser.add_argument("--host-budget", default="1G")
@@ -274,7 +264,6 @@ def main():
     parser.add_argument("--readers", default="uring,preadv", type=lambda text: text.split(","))
     parser.add_argument("--least-share", type=float, default=0, help="of the disk's speed; 0: any will do")
     parser.add_argument("--limit", type=float, default=240, help="seconds that a program may take (%(default)s)")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--marks", help=argparse.SUPPRESS)  # these two in the processes that this one starts
     parser.add_argument("--infer", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -283,8 +272,7 @@ def main():
     if arguments.marks:
         work(arguments)
         return
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     with workers.table(arguments) as say:
         bad = rows(arguments, say)
     sys.exit(bad)

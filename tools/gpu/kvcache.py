@@ -216,18 +216,16 @@ def row(arguments, name, model, plain):
 
 def size(text):
     """Bytes of 700M or 2G."""
-    factor = {"M": MIB, "G": 1024 * MIB}.get(text[-1:].upper())
     try:
-        return int(float(text[:-1]) * factor)
-    except (TypeError, ValueError):
+        if text[-1:].upper() in ("M", "G"):
+            return workers.size_of(text)
+        raise ValueError(text)
+    except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: use a size such as 700M or 1.5G") from None
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--only", default=",".join(RUNS), type=lambda text: text.split(","))
     parser.add_argument("--shape", default="tinyllama-1.1b", help="of tools/examples/make_model.py, or bard")
     parser.add_argument("--budget", default="1000M", type=size, help="less than the cache (%(default)s)")
@@ -235,7 +233,6 @@ def main():
     parser.add_argument("--length", default=2032, type=int, help="tokens of each (%(default)s)")
     parser.add_argument("--tokens", default=16, type=int, help="that are generated (%(default)s)")
     parser.add_argument("--chunk", default=64, type=int, help="tokens of a prompt at a time (%(default)s)")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--limit", type=float, default=300, help="seconds that a program may take (%(default)s)")
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
@@ -249,8 +246,7 @@ def main():
     except ImportError:
         print("kvcache.py: transformers is not installed: pip install transformers")
         sys.exit(77)
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     left_out = [name for name in arguments.only if arguments.device == "cpu" and name not in ON_CPU]
     names = [name for name in arguments.only if name not in left_out]
     model, plain, bad = scenarios.make_model(arguments, arguments.shape), {}, []

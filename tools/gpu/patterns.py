@@ -320,15 +320,11 @@ def main():
     if sys.argv[1:] == ["--list"]:
         print("\n".join(f"{name:<23} {function.__doc__}" for name, function in PATTERNS.items()))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--only", default=",".join(PATTERNS), type=lambda text: text.split(","))
     parser.add_argument("--mode", default="lossless", choices=workers.MODES)
     parser.add_argument("--share", type=percent, default=50, help="percent of the weights, or least")
     parser.add_argument("--scale", default="large", choices=SIZES)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--limit", type=float, default=180, help="seconds that a program may take (%(default)s)")
     parser.add_argument("--model", help=argparse.SUPPRESS)  # these two in the processes that this one starts
     parser.add_argument("--make", help=argparse.SUPPRESS)
@@ -338,8 +334,7 @@ def main():
     if arguments.make or arguments.model:
         make(arguments) if arguments.make else work(arguments)
         return
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     bad, left_out = [], missing(arguments.only)
     what = "MiB, least budgets" if arguments.share == "least" else f"MiB, {arguments.share} % of weights"
     with workers.table(arguments) as say:

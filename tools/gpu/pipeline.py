@@ -199,16 +199,12 @@ def compare(arguments, plain_dir, say):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--scale", default="large", choices=SIZES)
     parser.add_argument("--shares", default="60,40", help="of the weights, percent")
     parser.add_argument("--budgets", help="sizes, instead of shares")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
     if arguments.model:
@@ -219,8 +215,7 @@ def main():
     except ImportError:
         print("pipeline.py: diffusers is not installed: pip install diffusers")
         sys.exit(77)
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     plain_dir = os.path.join(arguments.work, f"pipeline-{arguments.scale}")
     if not os.path.isdir(plain_dir):
         make_pipeline(arguments, plain_dir)

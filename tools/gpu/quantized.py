@@ -12,7 +12,6 @@ less what it said before. Exit status 1 if bits differ, a program fails or is ov
 q8 at the smallest budget is more than --most-slowdown times slower than the plain program. --device cpu with a small
 shape tries it everywhere (there the budget bounds host memory, and no memory is measured)."""
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -23,13 +22,11 @@ import workers
 
 CONTEXT_MIB = 700  # of the peak seen from outside is the context's at most
 COLUMNS = {"bits": 8, "peak MiB": 9, "tokens/s": 9, "times slower": 13, "load s": 8, "stored GB": 10}
-UNITS = {"K": 10, "M": 20, "G": 30}
 
 
 def size_of(text):
     """MiB of a size as CODEC_VRAM_BUDGET takes it."""
-    unit = UNITS.get(text[-1:].upper(), 0)
-    return float(text[:-1] if unit else text) * 2.0 ** (unit - 20)
+    return workers.size_of(text) / 2**20
 
 
 def pack(arguments, plain, mode):
@@ -107,20 +104,15 @@ def names(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--shape", default="llama-2-13b", help="of tools/examples/make_model.py")
     parser.add_argument("--modes", default="lossless,q8,q6", type=names)
     parser.add_argument("--budgets", default="6G,4G", type=names, help="the smallest one last")
     parser.add_argument("--resident", default="60G", help="a budget in which all fits")
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--most-slowdown", type=float, default=5)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     plain = os.path.join(arguments.work, arguments.shape)
     if not os.path.isdir(plain):
         maker = os.path.join(scenarios.ROOT, "tools", "examples", "make_model.py")

@@ -427,14 +427,10 @@ def prepare(arguments, scale):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--only", default=",".join([*NAMES, "strict"]), type=lambda text: text.split(","))
     parser.add_argument("--shares", default="50", help="percent of the weights, one after the other")
     parser.add_argument("--scale", default="large", choices=SIZES)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - {*NAMES, "strict"}:
@@ -442,8 +438,7 @@ def main():
     if arguments.model:
         work(arguments)
         return
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     bad = False
     with workers.table(arguments) as say:
         say(line(["rounds", *COLUMNS]))

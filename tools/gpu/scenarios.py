@@ -12,7 +12,6 @@ With --device cpu the programs that need no GPU run through the paging of host m
 everywhere. Prints a line for each run and a table last; exit status 1 if one is not as it should be. The programs' own
 output is in OUTDIR/runs.log."""
 
-import argparse
 import concurrent.futures
 import functools
 import os
@@ -26,7 +25,7 @@ import time
 
 import workers
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = workers.ROOT
 PROGRAM = os.path.join(ROOT, "tools", "gpu", "program.py")
 MIB = 2**20
 LOG = threading.Lock()
@@ -347,11 +346,7 @@ def stress(arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser = workers.parser(__doc__)
     parser.add_argument("--shape", default="llama-90m", help="of tools/examples/make_model.py")
     parser.add_argument("--modes", default="lossless", type=workers.modes, help="how models are packed, by chance")
     parser.add_argument("--only", help="scenarios by name, comma-separated; 'errors' for the promised errors")
@@ -365,8 +360,7 @@ def main():
     )
     parser.add_argument("--limit", type=float, default=120, help="seconds for a run")
     arguments = parser.parse_args()
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     open(os.path.join(arguments.out, "runs.log"), "w").close()
     rows = stress(arguments) if arguments.stress else check(arguments)
     width = max((len(row[0]) for row in rows), default=4)

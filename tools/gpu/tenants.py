@@ -42,15 +42,8 @@ import workers
 
 MIB = 2**20
 CONTEXT_MIB = 700  # of device memory, for each process
-UNITS = {"K": 10, "M": 20, "G": 30}
 PROMPT = "ROMEO: what is it that you want?"
 COLUMNS = {"model": 5, "bits": 7, "rounds": 7, "alone": 7, "beside": 7, "after": 7, "Rss MiB": 8, "Pss MiB": 8}
-
-
-def size_of(text):
-    """Bytes of a size as CODEC_VRAM_BUDGET takes it."""
-    unit = UNITS.get(text[-1:].upper(), 0)
-    return int(float(text[:-1] if unit else text) * 2**unit)
 
 
 # --- in a process of its own --------------------------------------------------------------------------------
@@ -310,9 +303,10 @@ def case(arguments, name, whiches, digests, say):
             bad |= judge(tenant, digests, say, of_it)
         words = f"{name}: {cached:.0f} MiB of the packed files in the page cache, once"
         if device.cuda:
-            most = len(whiches) * (size_of(arguments.budget) / MIB + CONTEXT_MIB)
-            words += f"; device: peak {device.watch.peak} MiB, budgets {size_of(arguments.budget) // MIB} MiB each; "
+            each = workers.size_of(arguments.budget) // MIB
+            words += f"; device: peak {device.watch.peak} MiB, budgets {each} MiB each; "
             words += f"the killed one had {had:.0f} MiB and its context, {back:.0f} MiB came back"
+            most = len(whiches) * (workers.size_of(arguments.budget) / MIB + CONTEXT_MIB)
             wrong = ["OVER THE BUDGETS"] * (device.watch.peak > most) + ["NOT ALL CAME BACK"] * (back < 0.9 * had)
             words += "".join(f" {text}" for text in wrong)
             bad |= bool(wrong)
@@ -343,7 +337,7 @@ def auto_case(arguments, digests, say):
             tenant.some_rounds("beside")
         before = first.rounds[-1][1]["gpu"]["budget"]
         command = [os.path.join(arguments.build, "bin", "codecllm"), "budget", str(second.process.pid)]
-        grown = str(size_of(arguments.budget) + more)
+        grown = str(workers.size_of(arguments.budget) + more)
         done = subprocess.run([*command, grown], capture_output=True, text=True)
         if done.returncode:
             raise Failed(f"codecllm budget: {done.stderr.strip()}")
@@ -425,10 +419,7 @@ def rows(arguments, say):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    parser.add_argument("--build", default=os.path.join(scenarios.ROOT, "build"))
-    parser.add_argument("--work", default="/tmp/codecllm-check")
+    parser = workers.parser(__doc__)
     parser.add_argument("--shape", default="tinyllama-1.1b", help="of tools/examples/make_model.py, or bard")
     parser.add_argument("--processes", default="2,3", type=lambda text: [int(word) for word in text.split(",")])
     parser.add_argument("--models", default="same,different", type=lambda text: text.split(","))
@@ -436,7 +427,6 @@ def main():
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--auto", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--limit", type=float, default=180, help="seconds that a step may take (%(default)s)")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--model", help=argparse.SUPPRESS)  # in the processes that this one starts
     arguments = parser.parse_args()
     if arguments.model:
@@ -445,8 +435,7 @@ def main():
     if min(arguments.processes) < 2:
         parser.error("--processes: one is killed, so there have to be two")
     arguments.plain, arguments.packed = [], []
-    os.makedirs(arguments.out, exist_ok=True)
-    os.makedirs(arguments.work, exist_ok=True)
+    workers.make_directories(arguments)
     prepare(arguments)
     with workers.table(arguments) as say:
         bad = rows(arguments, say)

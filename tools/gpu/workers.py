@@ -8,7 +8,31 @@ import json
 import os
 import subprocess
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODES = ("lossless", "q8", "q6")
+UNITS = {"K": 10, "M": 20, "G": 30}
+
+
+def parser(document):
+    """Of a tool's command line: its help is the document, and it takes what all of them do."""
+    made = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("out")
+    made.add_argument("--build", default=os.path.join(ROOT, "build"))
+    made.add_argument("--work", default="/tmp/codecllm-check")
+    made.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    return made
+
+
+def make_directories(arguments):
+    """Where a tool writes, and where its models are."""
+    for directory in (arguments.out, arguments.work):
+        os.makedirs(directory, exist_ok=True)
+
+
+def size_of(text):
+    """Bytes of a size as CODEC_VRAM_BUDGET takes it. ValueError: it is none."""
+    unit = UNITS.get(text[-1:].upper(), 0)
+    return int(float(text[:-1] if unit else text) * 2**unit)
 
 
 def packed(arguments, directory):
