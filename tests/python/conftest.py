@@ -68,6 +68,14 @@ def build_dir():
 
 
 @pytest.fixture(scope="session")
+def build(build_dir, tmp_path_factory):
+    """The build by a path without a space, which LD_PRELOAD cannot have: for tools that run programs."""
+    link = tmp_path_factory.mktemp("build") / "build"
+    link.symlink_to(build_dir)
+    return link
+
+
+@pytest.fixture(scope="session")
 def command(build_dir):
     return build_dir / "bin" / "codecllm"
 

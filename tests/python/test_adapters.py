@@ -13,14 +13,6 @@ SMALL = "--device cpu --shape bard --share 30".split()
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def build(build_dir, tmp_path_factory):
-    """The build by a path without a space, which LD_PRELOAD cannot have."""
-    link = tmp_path_factory.mktemp("adapters") / "build"
-    link.symlink_to(build_dir)
-    return link
-
-
 @pytest.fixture
 def adapters(build, tmp_path):
     """Runs programs; gives what was said and the row of each."""

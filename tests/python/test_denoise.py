@@ -4,20 +4,11 @@ something else."""
 import json
 import sys
 
-import pytest
 from conftest import ROOT, run
 
 TOOL = ROOT / "tools" / "gpu" / "denoise.py"
 sys.path.insert(0, str(TOOL.parent))
 SMALL = "--device cpu --hidden 256 --blocks 1,2 --tokens 32,16 --steps 1 --budgets 6M".split()
-
-
-@pytest.fixture
-def build(build_dir, tmp_path):
-    """The build by a path without a space, which LD_PRELOAD cannot have."""
-    link = tmp_path / "build"
-    link.symlink_to(build_dir)
-    return link
 
 
 def test_a_paged_step_is_the_plain_one(build, tmp_path):

@@ -14,14 +14,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def build(build_dir, tmp_path_factory):
-    """The build by a path without a space, which LD_PRELOAD cannot have."""
-    link = tmp_path_factory.mktemp("patterns") / "build"
-    link.symlink_to(build_dir)
-    return link
-
-
-@pytest.fixture(scope="module")
 def work(build, tmp_path_factory):
     """Where the models are, which the first run makes."""
     return tmp_path_factory.mktemp("work")

@@ -12,14 +12,6 @@ sys.path.insert(0, str(TOOL.parent))
 TINY = "--device cpu --tiny --steps 1".split()
 
 
-@pytest.fixture
-def build(build_dir, tmp_path):
-    """The build by a path without a space, which LD_PRELOAD cannot have."""
-    link = tmp_path / "build"
-    link.symlink_to(build_dir)
-    return link
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Where the models are: made once."""

@@ -13,11 +13,10 @@ SMALL = "--device cpu --scale small --images 2 --steps 2 --shares 40".split()
 
 
 @pytest.fixture(scope="module")
-def arguments(build_dir, tmp_path_factory):
-    """The build, by a path without a space, which LD_PRELOAD cannot have, and where the pipeline is made."""
+def arguments(build, tmp_path_factory):
+    """The build, and where the pipeline is made."""
     work = tmp_path_factory.mktemp("work")
-    (work / "build").symlink_to(build_dir)
-    return ["--build", work / "build", "--work", work, *SMALL]
+    return ["--build", build, "--work", work, *SMALL]
 
 
 @pytest.fixture(scope="module")

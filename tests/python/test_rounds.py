@@ -13,14 +13,6 @@ SMALL = "--device cpu --scale small".split()
 MIB = 1 << 20
 
 
-@pytest.fixture
-def build(build_dir, tmp_path):
-    """The build by a path without a space, which LD_PRELOAD cannot have."""
-    link = tmp_path / "build"
-    link.symlink_to(build_dir)
-    return link
-
-
 def test_paged_rounds_are_the_plain_ones(build, tmp_path):
     """All programs, one after the other in one process: the strict case is that."""
     out, work = tmp_path / "out", tmp_path / "work"
